@@ -1,0 +1,62 @@
+"""Cryo-EM maps on disk, grids, masks and Fourier shell correlation.
+
+Arrays are ``(z, y, x)``; positions are (x, y, z); lengths are in Å and frequencies in 1/Å.
+"""
+
+from cryofm_io.atomic import atomic_write
+from cryofm_io.density_map import DensityMap, check_same_grid
+from cryofm_io.errors import (
+    CryoFMError,
+    GeometryError,
+    GridMismatchError,
+    HalfMapError,
+    InputFileError,
+    MapWarning,
+    MaskError,
+    MissingExtraError,
+    OutputExistsError,
+)
+from cryofm_io.fsc import FscCurve, fsc, write_fsc_csv
+from cryofm_io.grid import GridTransform, to_grid
+from cryofm_io.halves import check_half_maps
+from cryofm_io.intensity import Affine, normalise_clean
+from cryofm_io.masks import check_mask, read_mask, soft_mask, spherical_mask
+from cryofm_io.mrc_read import read_map
+from cryofm_io.mrc_write import VIEWING_NOTE, write_map
+from cryofm_io.plots import plot_fsc, plot_slices
+from cryofm_io.resample import fourier_resample
+from cryofm_io.simulate import simulate_density
+
+__all__ = [
+    "VIEWING_NOTE",
+    "Affine",
+    "CryoFMError",
+    "DensityMap",
+    "FscCurve",
+    "GeometryError",
+    "GridMismatchError",
+    "GridTransform",
+    "HalfMapError",
+    "InputFileError",
+    "MapWarning",
+    "MaskError",
+    "MissingExtraError",
+    "OutputExistsError",
+    "atomic_write",
+    "check_half_maps",
+    "check_mask",
+    "check_same_grid",
+    "fourier_resample",
+    "fsc",
+    "normalise_clean",
+    "plot_fsc",
+    "plot_slices",
+    "read_map",
+    "read_mask",
+    "simulate_density",
+    "soft_mask",
+    "spherical_mask",
+    "to_grid",
+    "write_fsc_csv",
+    "write_map",
+]

@@ -1,0 +1,109 @@
+"""A density map and where it lies in space."""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from cryofm_io.errors import GeometryError, GridMismatchError
+
+__all__ = ["DensityMap", "check_same_grid"]
+
+
+def _as_float32(data: Any) -> NDArray[np.float32]:
+    return np.ascontiguousarray(data, dtype=np.float32)
+
+
+def _three_floats(values: Sequence[float]) -> tuple[float, float, float]:
+    x, y, z = values
+    return float(x), float(y), float(z)
+
+
+def _three_ints(values: Sequence[int]) -> tuple[int, int, int]:
+    x, y, z = values
+    return int(x), int(y), int(z)
+
+
+def _strings(values: Iterable[str]) -> tuple[str, ...]:
+    return tuple(values)
+
+
+@attrs.frozen(eq=False)
+class DensityMap:
+    """A density map on a cubic lattice.
+
+    Args:
+        data: The density, float32 ``(z, y, x)``.
+        voxel_size: Edge of a voxel in Å, the same along all axes.
+        origin: Position (x, y, z) of voxel (0, 0, 0) in Å, as the header's ORIGIN states it.
+        nstart: Position (x, y, z) of voxel (0, 0, 0) in voxels, as the header's NSTART states it.
+        space_group: The header's ISPG; 1 for a volume (many programs write 0).
+        labels: The header's text lines; at most ten of 80 characters are written.
+
+    Raises:
+        GeometryError: The data are not three-dimensional, or the voxel size is not positive.
+
+    Example:
+        >>> DensityMap(np.zeros((4, 5, 6)), 1.5, nstart=(-3, -2, -2)).position
+        (-4.5, -3.0, -3.0)
+    """
+
+    data: NDArray[np.float32] = attrs.field(converter=_as_float32, repr=lambda d: f"float32 {d.shape}")
+    voxel_size: float = attrs.field(converter=float)
+    origin: tuple[float, float, float] = attrs.field(default=(0.0, 0.0, 0.0), converter=_three_floats)
+    nstart: tuple[int, int, int] = attrs.field(default=(0, 0, 0), converter=_three_ints)
+    space_group: int = 1
+    labels: tuple[str, ...] = attrs.field(default=(), converter=_strings)
+
+    def __attrs_post_init__(self) -> None:
+        if self.data.ndim != 3:
+            raise GeometryError(f"expected a 3-D map (z, y, x), got shape {self.data.shape}")
+        if not (math.isfinite(self.voxel_size) and self.voxel_size > 0):
+            raise GeometryError(f"voxel size {self.voxel_size} Å: it must be positive")
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Number of voxels (z, y, x)."""
+        z, y, x = self.data.shape
+        return z, y, x
+
+    @property
+    def position(self) -> tuple[float, float, float]:
+        """Position (x, y, z) of voxel (0, 0, 0) in Å: the origin, or nstart where the origin is zero."""
+        if any(self.origin):
+            return self.origin
+        return _three_floats([n * self.voxel_size for n in self.nstart])
+
+
+def check_same_grid(first: DensityMap, second: DensityMap, what: str = "the two maps") -> None:
+    """Refuse two maps that do not lie on one grid.
+
+    Voxel sizes may differ by 0.1 % and origins by a hundredth of a voxel, which is what rounding in
+    headers does.
+
+    Raises:
+        GridMismatchError: Naming the quantity and both values.
+
+    Example:
+        >>> check_same_grid(DensityMap(np.zeros((4, 4, 4)), 1.0), DensityMap(np.zeros((4, 4, 4)), 1.1))
+        Traceback (most recent call last):
+        cryofm_io.errors.GridMismatchError: the two maps differ in voxel size: 1.0 Å and 1.1 Å; ...
+    """
+    a, b = first.voxel_size, second.voxel_size
+    rows = [
+        ("shape (z, y, x)", first.shape == second.shape, first.shape, second.shape),
+        ("voxel size", abs(a - b) <= 1e-3 * a, f"{a} Å", f"{b} Å"),
+        (
+            "origin",
+            np.allclose(first.origin, second.origin, rtol=0, atol=0.01 * a),
+            first.origin,
+            second.origin,
+        ),
+        ("nstart", first.nstart == second.nstart, first.nstart, second.nstart),
+    ]
+    for name, same, mine, theirs in rows:
+        if not same:
+            raise GridMismatchError(f"{what} differ in {name}: {mine} and {theirs}; bring them to one grid first")

@@ -1,0 +1,156 @@
+"""Fourier shell correlation (Harauz and van Heel, Optik 73:146, 1986)."""
+
+import csv
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+
+from cryofm_io.atomic import atomic_write
+from cryofm_io.errors import GeometryError, GridMismatchError
+
+__all__ = ["FscCurve", "fsc", "write_fsc_csv"]
+
+
+@attrs.frozen(eq=False)
+class FscCurve:
+    """Fourier shell correlation over the shells 1..N//2, N the box's longest side.
+
+    Args:
+        frequency: Of each shell, 1/Å.
+        correlation: Of each shell; NaN where a map has no power.
+        n_voxels: Number of voxels of the full transform in each shell.  As half of them mirror the other
+            half, this is the number of independent real values; noise alone gives an FSC of 0 ± 1/√n_voxels.
+    """
+
+    frequency: NDArray[np.float64]
+    correlation: NDArray[np.float64]
+    n_voxels: NDArray[np.int64]
+
+    @property
+    def auc(self) -> float:
+        """Area under the curve: the mean over all shells, NaN counting as 0 (FSC_AUC; paper, section C.1)."""
+        return float(np.nan_to_num(self.correlation).mean())
+
+    def crosses(self, threshold: float) -> bool:
+        """Whether the curve falls from at least the threshold to below it anywhere before Nyquist."""
+        return self._crossing(threshold) is not None
+
+    def resolution(self, threshold: float = 0.143) -> float:
+        """Resolution in Å at the first downward crossing of the threshold, linear in frequency.
+
+        A curve that stays above gives the last shell's (Nyquist; `crosses` is then false), one that is never
+        as high gives infinity.
+        """
+        i = self._crossing(threshold)
+        if i is None:
+            reaches = bool((self.correlation >= threshold).any())
+            return float(1 / self.frequency[-1]) if reaches else math.inf
+        above, below = np.nan_to_num(self.correlation[i : i + 2])
+        step = (above - threshold) / (above - below)
+        return float(1 / (self.frequency[i] + step * (self.frequency[i + 1] - self.frequency[i])))
+
+    def _crossing(self, threshold: float) -> int | None:
+        above = np.nan_to_num(self.correlation) >= threshold
+        falls = np.flatnonzero(above[:-1] & ~above[1:])
+        return int(falls[0]) if falls.size else None
+
+
+def fsc(a: NDArray[Any], b: NDArray[Any], voxel_size: float, mask: NDArray[Any] | None = None) -> FscCurve:
+    """Correlate two maps shell by shell.
+
+    Shell s holds the voxels of the full transform with round(N · voxel_size · |k|) = s, for |k| in 1/Å and N
+    the longest side, so in a cube s = round(|k|) in units of the box; its frequency is s / (N · voxel_size).
+    FSC(s) = Re Σ A(k) B(k)* / √(Σ|A|² Σ|B|²).  The origin and the corners beyond shell N//2 are left out.
+
+    A restored map has learnt from other maps: its FSC against another restored map shows self-consistency,
+    and is no measure of resolution.  A mask raises the curve by itself.
+
+    Args:
+        a: ``(z, y, x)``.
+        b: ``(z, y, x)``.
+        voxel_size: Å.
+        mask: Multiplied with both maps if given, ``(z, y, x)``.
+
+    Raises:
+        GridMismatchError: The shapes differ.
+        GeometryError: The maps are not three-dimensional or the voxel size is not positive.
+
+    Example:
+        >>> a, noise = np.random.default_rng(0).normal(size=(2, 24, 24, 24))
+        >>> curve = fsc(a, a + noise, voxel_size=1.5)
+        >>> len(curve.frequency), round(curve.auc, 1), curve.crosses(0.143), round(curve.resolution(0.143), 2)
+        (12, 0.7, False, 3.0)
+    """
+    shapes = [x.shape for x in (a, b, mask) if x is not None]
+    if len(set(shapes)) > 1:
+        raise GridMismatchError(f"FSC of maps with different shapes: {', '.join(map(str, shapes))}")
+    if a.ndim != 3 or not voxel_size > 0:
+        raise GeometryError(f"FSC needs 3-D maps and a positive voxel size, got shape {a.shape}, {voxel_size} Å")
+    cross, power_a, power_b, count = _shell_sums(_transform(a, mask), _transform(b, mask), a.shape)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        correlation = cross / np.sqrt(power_a * power_b)
+    correlation[~np.isfinite(correlation)] = np.nan
+    frequency = np.arange(1, len(count) + 1) / (max(a.shape) * voxel_size)
+    return FscCurve(frequency, correlation, count.astype(np.int64))
+
+
+def write_fsc_csv(path: str | os.PathLike[str], curves: Mapping[str, FscCurve], overwrite: bool = False) -> None:
+    """Write curves as columns beside frequency (1/Å), resolution (Å) and the voxels per shell.
+
+    Args:
+        path: The .csv file; it appears only when complete.
+        curves: By label; all over the same shells.
+        overwrite: Whether an existing file may be replaced.
+
+    Raises:
+        GridMismatchError: The curves have different shells.
+        OutputExistsError: The file exists and ``overwrite`` is false.
+
+    Example:
+        >>> curve = FscCurve(np.array([0.1]), np.array([0.5]), np.array([18]))
+        >>> write_fsc_csv("fsc.csv", {"restored": curve})
+        >>> print(open("fsc.csv").read())
+        frequency_per_angstrom,resolution_angstrom,n_voxels,restored
+        0.1,10,18,0.5
+    """
+    first = next(iter(curves.values()))
+    for label, curve in curves.items():
+        if not np.array_equal(curve.frequency, first.frequency):
+            raise GridMismatchError(f"the curve '{label}' has other shells than the first; compute all on one grid")
+    with atomic_write(path, overwrite) as temporary, temporary.open("w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["frequency_per_angstrom", "resolution_angstrom", "n_voxels", *curves])
+        for i, (frequency, count) in enumerate(zip(first.frequency, first.n_voxels, strict=True)):
+            values = [f"{curve.correlation[i]:.6g}" for curve in curves.values()]
+            rows.writerow([f"{frequency:.7g}", f"{1 / frequency:.5g}", count, *values])
+
+
+def _transform(x: NDArray[Any], mask: NDArray[Any] | None) -> NDArray[Any]:
+    x = x if mask is None else x * mask
+    x = x.astype(np.float64 if x.dtype == np.float64 else np.float32, copy=False)
+    return np.asarray(scipy.fft.rfftn(x, norm="ortho"))
+
+
+def _shell_sums(a: NDArray[Any], b: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Rows: cross power, power of a, power of b, number of voxels; columns: shells 1..N//2."""
+    z, y, x = shape
+    longest = max(shape)
+    ky, kx = np.fft.fftfreq(y)[:, None], np.fft.rfftfreq(x)
+    friedel = np.full(len(kx), 2.0)  # the half transform stands for k and -k ...
+    friedel[0] = 1  # ... except on the planes that are their own mirror image
+    if x % 2 == 0:
+        friedel[-1] = 1
+    friedel = np.broadcast_to(friedel, (y, len(kx)))
+    sums = np.zeros((4, longest + 2))
+    for kz, plane_a, plane_b in zip(np.fft.fftfreq(z), a, b, strict=True):  # by planes, to spare memory
+        shell = np.rint(longest * np.sqrt(kz**2 + ky**2 + kx**2)).astype(np.intp).ravel()
+        values = (plane_a * plane_b.conj()).real, np.abs(plane_a) ** 2, np.abs(plane_b) ** 2, 1.0
+        for row, value in zip(sums, values, strict=True):
+            row += np.bincount(shell, (friedel * value).ravel(), minlength=len(row))
+    return sums[:, 1 : longest // 2 + 1]

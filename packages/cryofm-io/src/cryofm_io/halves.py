@@ -1,0 +1,87 @@
+"""Whether two half maps can tell their noise."""
+
+import warnings
+from typing import Any
+
+import numpy as np
+import scipy.fft
+from numpy.typing import NDArray
+from scipy.stats import skew
+
+from cryofm_io.density_map import DensityMap, check_same_grid
+from cryofm_io.errors import HalfMapError, MapWarning
+from cryofm_io.fsc import fsc
+from cryofm_io.resample import fourier_resample
+
+__all__ = ["check_half_maps"]
+
+# An unmasked half map has noise in every voxel and every shell.  On half maps with the noise of 3.2 to 15 Å
+# reconstructions the FSC near Nyquist stays under 0.1 and the power there above 1e-3 of the largest shell's.
+_MAX_CONSTANT = 0.05  # share of voxels with one and the same value
+_MAX_FSC = 0.9  # mean over the last tenth of the shells
+_MIN_POWER = 1e-7  # of the last shells, relative to the strongest
+_MAX_SCALE = 0.05
+_MIN_SKEW = -0.5
+
+
+def check_half_maps(half1: DensityMap, half2: DensityMap, *, allow_masked: bool = False) -> None:
+    """Check that two maps are the unmasked, unfiltered halves of one data set.
+
+    Args:
+        half1: One half map.
+        half2: The other.
+        allow_masked: Accept masked or filtered halves: the noise estimated from them is too small.
+
+    Raises:
+        GridMismatchError: The halves differ in shape, voxel size or position.
+        HalfMapError: They are equal up to scale; or masked (more than 5 % of the voxels have one value) or
+            filtered (FSC over 0.9 or no power near Nyquist), unless allowed.
+
+    Warns:
+        MapWarning: Their scales differ by more than 5 %, or the contrast seems to be inverted.
+
+    Example:
+        >>> half = DensityMap(np.random.default_rng(0).normal(size=(16, 16, 16)), voxel_size=1.5)
+        >>> check_half_maps(half, half)
+        Traceback (most recent call last):
+        cryofm_io.errors.HalfMapError: the two half maps are equal; ...
+    """
+    check_same_grid(half1, half2, what="the half maps")
+    curve = fsc(half1.data, half2.data, half1.voxel_size)
+    if np.array_equal(half1.data, half2.data) or np.nanmin(curve.correlation) > 1 - 1e-5:
+        raise HalfMapError("the two half maps are equal; noise cannot be estimated, give two independent halves")
+    if not allow_masked:
+        tail = max(1, len(curve.correlation) // 10)
+        at_nyquist = float(np.nan_to_num(curve.correlation[-tail:]).mean())
+        if at_nyquist > _MAX_FSC:
+            _refuse(f"have an FSC of {at_nyquist:.2f} at Nyquist")
+        for name, half in (("first", half1), ("second", half2)):
+            constant = max(np.mean(half.data == value) for value in (0, half.data[0, 0, 0]))
+            if constant > _MAX_CONSTANT:
+                _refuse(f"are constant in {constant:.0%} of the voxels ({name} half)")
+            if _relative_power_at_nyquist(half.data) < _MIN_POWER:
+                _refuse(f"have no power at Nyquist ({name} half)")
+    ratio = float(half2.data.std() / half1.data.std())
+    if abs(ratio - 1) > _MAX_SCALE:
+        message = f"the second half map's scale is {ratio:.3g} times the first's; are they from one reconstruction?"
+        warnings.warn(message, MapWarning, stacklevel=2)
+    # Molecules are few bright voxels.  On a coarse grid the noise no longer hides the sign of the tail.
+    coarse = [fourier_resample(half.data, [max(4, n // 4) for n in half.shape]) for half in (half1, half2)]
+    if skew((coarse[0] + coarse[1]).ravel()) < _MIN_SKEW:
+        message = "the density has its tail on the negative side: inverted contrast? Protein must be positive"
+        warnings.warn(message, MapWarning, stacklevel=2)
+
+
+def _refuse(found: str) -> None:
+    raise HalfMapError(
+        f"the half maps {found}: masked or filtered, noise would be underestimated; give the raw halves "
+        "(unfil, half_A/half_B) or allow masked ones explicitly"
+    )
+
+
+def _relative_power_at_nyquist(data: NDArray[Any]) -> float:
+    """Mean power of the planes kx ≈ Nyquist relative to the strongest plane's, without DC."""
+    power = np.abs(np.asarray(scipy.fft.rfft(data, axis=-1))) ** 2
+    profile = power.mean(axis=(0, 1), dtype=np.float64)
+    tail = max(1, (len(profile) - 1) // 10)
+    return float(profile[-tail:].mean() / profile[1:].max())

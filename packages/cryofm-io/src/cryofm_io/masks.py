@@ -1,0 +1,134 @@
+"""Masks with soft edges: 1 inside, a raised cosine at the edge, 0 outside."""
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.ndimage import distance_transform_edt
+
+from cryofm_io.density_map import DensityMap, check_same_grid
+from cryofm_io.errors import GeometryError, GridMismatchError, MaskError
+from cryofm_io.mrc_read import read_values
+
+__all__ = ["check_mask", "read_mask", "soft_mask", "spherical_mask"]
+
+
+def spherical_mask(
+    shape: tuple[int, int, int], radius: float, soft_edge: float, voxel_size: float
+) -> NDArray[np.float32]:
+    """A ball about the centre voxel n // 2.
+
+    Args:
+        shape: (z, y, x).
+        radius: Å; the mask is 1 up to here.
+        soft_edge: Å; width over which it falls to 0 beyond the radius.
+        voxel_size: Å.
+
+    Raises:
+        GeometryError: A negative length, or a voxel size that is not positive.
+
+    Example:
+        >>> mask = spherical_mask((9, 9, 9), radius=3.0, soft_edge=3.0, voxel_size=1.5)
+        >>> [round(float(m), 2) for m in mask[4, 4, 4:]]
+        [1.0, 1.0, 1.0, 0.5, 0.0]
+    """
+    z, y, x = (voxel_size * (np.arange(n, dtype=np.float32) - n // 2) for n in shape)
+    distance = np.sqrt(z[:, None, None] ** 2 + y[:, None] ** 2 + x**2)
+    return _raised_cosine(distance, radius, soft_edge, voxel_size)
+
+
+def soft_mask(
+    data: NDArray[Any], threshold: float, dilate: float, soft_edge: float, voxel_size: float
+) -> NDArray[np.float32]:
+    """A mask about all voxels at or above a threshold.
+
+    Args:
+        data: Density ``(z, y, x)``; low-pass it first if it is noisy.
+        threshold: Density level.
+        dilate: Å by which the mask is wider than the thresholded region.
+        soft_edge: Å; width over which it then falls to 0.
+        voxel_size: Å.
+
+    Raises:
+        MaskError: No voxel reaches the threshold.
+        GeometryError: A negative length, or a voxel size that is not positive.
+
+    Example:
+        >>> data = np.zeros((9, 9, 9))
+        >>> data[4, 4, 4] = 1
+        >>> bool((soft_mask(data, 0.5, 3.0, 3.0, 1.5) == spherical_mask((9, 9, 9), 3.0, 3.0, 1.5)).all())
+        True
+    """
+    outside = data < threshold
+    if outside.all():
+        raise MaskError(f"no voxel reaches the threshold {threshold:g} (largest {data.max():g}); choose a lower one")
+    distance = np.asarray(distance_transform_edt(outside, sampling=voxel_size), dtype=np.float32)
+    return _raised_cosine(distance, dilate, soft_edge, voxel_size)
+
+
+def read_mask(path: str | os.PathLike[str], like: DensityMap) -> NDArray[np.float32]:
+    """Read a mask that belongs to a map.
+
+    Args:
+        path: An MRC or CCP4 file.
+        like: The map on whose grid it must lie.
+
+    Returns:
+        The mask ``(z, y, x)``, within [0, 1].
+
+    Raises:
+        MaskError: As `check_mask`.
+        InputFileError: As `cryofm_io.read_map`.
+
+    Example:
+        >>> from cryofm_io import write_map
+        >>> write_map("mask.mrc", DensityMap(np.ones((4, 5, 6)), 1.5))
+        >>> read_mask("mask.mrc", like=DensityMap(np.zeros((4, 5, 6)), 1.5)).shape
+        (4, 5, 6)
+    """
+    try:
+        return check_mask(read_values(path), like)
+    except MaskError as error:
+        raise MaskError(f"{path}: {error}") from None
+
+
+def check_mask(mask: DensityMap, like: DensityMap) -> NDArray[np.float32]:
+    """Check a mask against the map it belongs to.
+
+    Args:
+        mask: The mask with its grid.
+        like: The map.
+
+    Returns:
+        The mask's values ``(z, y, x)``, clipped to [0, 1] (rounding may exceed it by 1e-3).
+
+    Raises:
+        MaskError: The mask lies on another grid, leaves [0, 1], or is empty.
+
+    Example:
+        >>> check_mask(DensityMap(np.zeros((4, 5, 6)), 1.5), DensityMap(np.ones((4, 5, 6)), 1.5))
+        Traceback (most recent call last):
+        cryofm_io.errors.MaskError: the mask is empty (all 0); ...
+    """
+    try:
+        check_same_grid(mask, like, what="the mask and the map")
+    except GridMismatchError as error:
+        raise MaskError(str(error)) from None
+    low, high = float(mask.data.min()), float(mask.data.max())
+    if low < -1e-3 or high > 1 + 1e-3:
+        raise MaskError(f"mask values from {low:g} to {high:g}; a mask lies within [0, 1]")
+    if high <= 1e-3:
+        raise MaskError("the mask is empty (all 0); it must be 1 where the molecule is")
+    return np.clip(mask.data, 0, 1)
+
+
+def _raised_cosine(
+    distance: NDArray[np.float32], inner: float, soft_edge: float, voxel_size: float
+) -> NDArray[np.float32]:
+    if inner < 0 or soft_edge < 0 or not voxel_size > 0:
+        raise GeometryError(f"mask of {inner} Å, edge {soft_edge} Å, voxel {voxel_size} Å: lengths must be positive")
+    if soft_edge == 0:
+        return (distance <= inner).astype(np.float32)
+    fraction = np.clip((distance - inner) / soft_edge, 0, 1)
+    return np.asarray((1 + np.cos(np.pi * fraction)) / 2, dtype=np.float32)

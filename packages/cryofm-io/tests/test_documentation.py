@@ -1,0 +1,47 @@
+"""The examples in docstrings and in the README run."""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+
+import cryofm_io
+
+MODULES = [f"cryofm_io.{info.name}" for info in pkgutil.iter_modules(cryofm_io.__path__)]
+README = Path(__file__).parents[1] / "README.md"
+EXTRAS = {"cryofm_io.plots": "matplotlib", "cryofm_io.simulate": "gemmi"}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings(name, tmp_path, monkeypatch):
+    if name in EXTRAS:
+        pytest.importorskip(EXTRAS[name])
+    monkeypatch.chdir(tmp_path)  # examples write files
+    flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+    assert doctest.testmod(importlib.import_module(name), optionflags=flags).failed == 0
+
+
+def test_every_public_function_has_an_example():
+    functions = [f for name in cryofm_io.__all__ if inspect.isfunction(f := getattr(cryofm_io, name))]
+    # a simulated map needs a file with an atomic model
+    without = [f.__name__ for f in functions if ">>>" not in (f.__doc__ or "")]
+    assert without in ([], ["simulate_density"])
+
+
+def test_readme(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    assert blocks
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(block, names)
+
+
+def test_readme_names_everything_public():
+    text = README.read_text()
+    assert [name for name in cryofm_io.__all__ if f"`{name}" not in text] == []

@@ -1,0 +1,91 @@
+"""Half maps from which noise cannot be estimated are refused; suspicious ones get a warning."""
+
+import warnings
+
+import attrs
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from cryofm_io import DensityMap, GridMismatchError, HalfMapError, MapWarning, check_half_maps, spherical_mask
+
+SHAPE = (36, 40, 37)
+
+
+@pytest.fixture(scope="module")
+def halves():
+    """Blobs of positive density, under noise that hides them voxel by voxel."""
+    rng = np.random.default_rng(0)
+    points = np.zeros(SHAPE)
+    points[tuple(rng.integers(14, 24, size=(3, 40)))] = 1
+    signal = gaussian_filter(points, 1.5)
+    signal /= signal.max()
+    return [DensityMap(signal + rng.normal(size=SHAPE), 1.5) for _ in range(2)]
+
+
+def changed(halves, function):
+    return [attrs.evolve(half, data=function(half.data)) for half in halves]
+
+
+def test_good_halves_pass_without_a_warning(halves):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_half_maps(*halves)
+
+
+def test_different_grids(halves):
+    first, second = halves
+    with pytest.raises(GridMismatchError, match=r"half maps differ in voxel size: 1\.5 Å and 1\.6 Å"):
+        check_half_maps(first, attrs.evolve(second, voxel_size=1.6))
+    with pytest.raises(GridMismatchError, match="shape"):
+        check_half_maps(first, attrs.evolve(second, data=second.data[1:]))
+    with pytest.raises(GridMismatchError, match="origin"):
+        check_half_maps(first, attrs.evolve(second, origin=(1.5, 0, 0)))
+
+
+@pytest.mark.parametrize("allow_masked", [False, True])
+@pytest.mark.parametrize("factor", [1.0, 1.7])
+def test_equal_halves(halves, allow_masked, factor):
+    same = attrs.evolve(halves[0], data=halves[0].data * np.float32(factor))
+    with pytest.raises(HalfMapError, match="are equal; noise cannot be estimated"):
+        check_half_maps(halves[0], same, allow_masked=allow_masked)
+
+
+def low_pass(data, cutoff=0.3):
+    k = [np.fft.fftfreq(n) for n in data.shape]
+    radius = np.sqrt(k[0][:, None, None] ** 2 + k[1][:, None] ** 2 + k[2] ** 2)
+    return np.fft.ifftn(np.fft.fftn(data) * (radius < cutoff)).real
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: x * spherical_mask(SHAPE, 20, 6, 1.5), "constant in .* of the voxels"),
+        (lambda x: (x - 2) * spherical_mask(SHAPE, 20, 6, 1.5) + 2, "constant in .* of the voxels"),
+        (low_pass, "no power at Nyquist"),
+        (lambda x: gaussian_filter(x, 3, mode="wrap"), "no power at Nyquist"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::cryofm_io.MapWarning")
+def test_masked_and_filtered_halves(halves, function, message):
+    masked = changed(halves, function)
+    with pytest.raises(HalfMapError, match=message):
+        check_half_maps(*masked)
+    check_half_maps(*masked, allow_masked=True)
+
+
+def test_noise_that_the_halves_share(halves):
+    shared = np.random.default_rng(1).normal(size=SHAPE) * 20
+    with pytest.raises(HalfMapError, match=r"FSC of 1\.00 at Nyquist"):
+        check_half_maps(*changed(halves, lambda x: x + shared))
+
+
+def test_scales(halves):
+    first, second = halves
+    with pytest.warns(MapWarning, match=r"scale is 1\.[12]\d* times the first's"):
+        check_half_maps(first, attrs.evolve(second, data=second.data * np.float32(1.2)))
+
+
+def test_inverted_contrast(halves):
+    with pytest.warns(MapWarning, match="inverted contrast"):
+        check_half_maps(*changed(halves, np.negative))

@@ -1,0 +1,85 @@
+"""Masks fall as a raised cosine of the distance in Å, and a wrong mask is refused."""
+
+import numpy as np
+import pytest
+
+from cryofm_io import (
+    DensityMap,
+    GeometryError,
+    InputFileError,
+    MaskError,
+    check_mask,
+    read_mask,
+    soft_mask,
+    spherical_mask,
+    write_map,
+)
+
+
+def profile(distance, inner, edge):
+    if distance <= inner:
+        return 1.0
+    return 0.0 if distance >= inner + edge else 0.5 + 0.5 * np.cos(np.pi * (distance - inner) / edge)
+
+
+def test_sphere_voxel_by_voxel():
+    shape = (9, 12, 11)
+    mask = spherical_mask(shape, radius=4.0, soft_edge=3.0, voxel_size=1.3)
+    assert mask.dtype == np.float32
+    for index in np.ndindex(shape):
+        distance = 1.3 * np.linalg.norm([i - n // 2 for i, n in zip(index, shape, strict=True)])
+        assert mask[index] == pytest.approx(profile(distance, 4.0, 3.0), abs=1e-6)
+
+
+def test_soft_mask_voxel_by_voxel():
+    data = np.zeros((8, 9, 10))
+    inside = np.array([[2, 3, 4], [2, 3, 5], [6, 6, 2]])
+    data[tuple(inside.T)] = 1.0
+    mask = soft_mask(data, threshold=1.0, dilate=2.0, soft_edge=4.0, voxel_size=1.5)
+    for index in np.ndindex(data.shape):
+        distance = 1.5 * min(np.linalg.norm(np.array(index) - p) for p in inside)
+        assert mask[index] == pytest.approx(profile(distance, 2.0, 4.0), abs=1e-6)
+
+
+def test_hard_edge():
+    assert set(np.unique(spherical_mask((8, 8, 8), 3.0, 0.0, 1.0))) == {0.0, 1.0}
+
+
+def test_impossible_masks():
+    with pytest.raises(MaskError, match=r"no voxel reaches the threshold 2 \(largest 1\)"):
+        soft_mask(np.ones((4, 4, 4)), 2.0, 1.0, 1.0, 1.5)
+    for lengths in [(-1.0, 1.0, 1.5), (1.0, -1.0, 1.5), (1.0, 1.0, 0.0)]:
+        with pytest.raises(GeometryError, match="must be positive"):
+            spherical_mask((4, 4, 4), *lengths)
+
+
+LIKE = DensityMap(np.zeros((5, 6, 7)), 1.5, origin=(1.0, 2.0, 3.0))
+
+
+@pytest.mark.parametrize(
+    ("mask", "message"),
+    [
+        (DensityMap(np.ones((5, 6, 8)), 1.5, origin=(1, 2, 3)), "the mask and the map differ in shape"),
+        (DensityMap(np.ones((5, 6, 7)), 1.6, origin=(1, 2, 3)), r"voxel size: 1\.6 Å and 1\.5 Å"),
+        (DensityMap(np.ones((5, 6, 7)), 1.5), "differ in origin"),
+        (DensityMap(np.full((5, 6, 7), 1.2), 1.5, origin=(1, 2, 3)), r"1\.2; a mask lies within"),
+        (DensityMap(np.full((5, 6, 7), -0.1), 1.5, origin=(1, 2, 3)), "a mask lies within"),
+        (DensityMap(np.zeros((5, 6, 7)), 1.5, origin=(1, 2, 3)), "the mask is empty"),
+    ],
+)
+def test_wrong_masks_are_refused(tmp_path, mask, message):
+    with pytest.raises(MaskError, match=message):
+        check_mask(mask, LIKE)
+    write_map(tmp_path / "mask.mrc", mask)
+    with pytest.raises(MaskError, match=rf"mask\.mrc: .*{message}"):
+        read_mask(tmp_path / "mask.mrc", LIKE)
+
+
+def test_good_masks_are_clipped(tmp_path):
+    values = np.full(LIKE.shape, 1.0002)
+    values[0, 0, 0] = -0.0002
+    write_map(tmp_path / "mask.mrc", DensityMap(values, 1.5, origin=LIKE.origin))
+    mask = read_mask(tmp_path / "mask.mrc", LIKE)
+    assert (mask.min(), mask.max()) == (0, 1)
+    with pytest.raises(InputFileError, match="no such file"):
+        read_mask(tmp_path / "missing.mrc", LIKE)
