@@ -12,7 +12,7 @@ import scipy.fft
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from cryofm_io.errors import MissingExtraError
+from cryofm_io.errors import InputFileError, MissingExtraError
 
 if TYPE_CHECKING:
     import gemmi
@@ -55,6 +55,7 @@ def simulate_density(
         Density ``(z, y, x)``, electron scattering per volume, Å⁻².
 
     Raises:
+        InputFileError: the file is no atomic model, or holds no atoms.
         MissingExtraError: gemmi is missing (``pip install cryofm-io[atomic]``).
     """
     try:
@@ -62,11 +63,16 @@ def simulate_density(
     except ImportError as error:
         raise MissingExtraError("simulating maps needs gemmi: pip install 'cryofm-io[atomic]'") from error
 
-    structure = gemmi.read_structure(str(path))
+    try:
+        structure = gemmi.read_structure(str(path))
+    except (RuntimeError, ValueError, OSError) as error:
+        raise InputFileError(f"{path} is no readable atomic model ({error}); give PDB or mmCIF") from None
     structure.remove_alternative_conformations()
     structure.remove_hydrogens()
     structure.remove_waters()
-    model = _assembly(structure, max_atoms)
+    model = _assembly(structure, max_atoms) if len(structure) else gemmi.Model(1)
+    if not model.count_atom_sites():
+        raise InputFileError(f"{path} holds no atoms")
 
     atoms = [site.atom for site in model.all()]
     position = np.array([atom.pos.tolist() for atom in atoms])

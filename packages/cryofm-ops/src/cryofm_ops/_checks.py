@@ -1,0 +1,50 @@
+"""Checks that several likelihoods share."""
+
+import math
+from typing import Any
+
+from torch import Tensor
+
+from cryofm_ops.errors import GridMismatchError, NoiseError, ObservationError
+from cryofm_ops.spectral import half_shape
+
+
+def check_observation(_: Any, __: Any, y: Tensor) -> None:
+    """An observation is a real, finite tensor (an attrs validator)."""
+    if not y.is_floating_point():
+        raise ObservationError(f"the observation must be real floating point, got {y.dtype}")
+    wrong = ~y.isfinite()
+    if wrong.any():
+        first = tuple(wrong.nonzero()[0].tolist())
+        raise ObservationError(
+            f"the observation has {int(wrong.sum())} values that are not finite, "
+            f"the first ({y[first].item()}) at index {first}"
+        )
+
+
+def check_variance(variance: Tensor | float, mean: Tensor) -> None:
+    """A variance is finite, not negative, and white or on the half grid of the mean."""
+    if isinstance(variance, Tensor):
+        z, y, x = mean.shape[-3:]
+        half = half_shape((z, y, x))
+        if variance.ndim and (
+            variance.ndim < 3 or any(v not in (1, h) for v, h in zip(variance.shape[-3:], half, strict=True))
+        ):
+            raise GridMismatchError(
+                f"variance of shape {tuple(variance.shape)} is not on the half grid {half} "
+                f"of a mean of shape {tuple(mean.shape)}"
+            )
+        fine = bool((variance.isfinite() & (variance >= 0)).all())
+    else:
+        fine = math.isfinite(variance) and variance >= 0
+    if not fine:
+        raise NoiseError(f"variance must be finite and not negative, got {variance}")
+
+
+def check_precision(_: Any, __: Any, w: Tensor) -> None:
+    """A spectral precision is real and not negative; infinite is allowed (an attrs validator)."""
+    if not w.is_floating_point():
+        raise NoiseError(f"spectral precision must be real floating point, got {w.dtype}")
+    wrong = ~(w >= 0)
+    if wrong.any():
+        raise NoiseError(f"spectral precision must not be negative or NaN, got {w[wrong][0]}")

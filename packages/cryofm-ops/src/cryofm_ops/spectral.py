@@ -1,0 +1,166 @@
+"""The half grid of `torch.fft.rfftn(norm="ortho")` over the last three axes, and radial tables.
+
+A radial table is a 1-D tensor sampled evenly from frequency 0 to Nyquist inclusive: entry i of n stands
+at i / (2 (n − 1)) cycles/voxel. It is interpolated linearly, and its last value holds beyond Nyquist (the
+corners of the box). So it belongs to no box, and serves every box of the same voxel size.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from cryofm_ops.errors import CryoFMError, GridMismatchError
+
+__all__ = [
+    "fourier_filter",
+    "frequencies",
+    "friedel_weights",
+    "half_shape",
+    "irfft",
+    "radial",
+    "radial_mean",
+    "rfft",
+    "shell_sizes",
+    "standard_normal",
+]
+
+Shape = tuple[int, int, int]
+_AXES = (-3, -2, -1)
+
+
+def half_shape(shape: Shape) -> Shape:
+    """Shape of the half grid of a box.
+
+    >>> half_shape((3, 4, 5))
+    (3, 4, 3)
+    """
+    z, y, x = shape
+    return z, y, x // 2 + 1
+
+
+def rfft(x: Tensor) -> Tensor:
+    """Orthonormal FFT of `(..., z, y, x)`, on the half grid."""
+    spectrum: Tensor = torch.fft.rfftn(x, dim=_AXES, norm="ortho")
+    return spectrum
+
+
+def irfft(spectrum: Tensor, shape: Shape) -> Tensor:
+    """Inverse of `rfft`; the box `shape` is needed because odd and even widths share a half grid."""
+    x: Tensor = torch.fft.irfftn(spectrum, s=shape, dim=_AXES, norm="ortho")
+    return x
+
+
+def fourier_filter(x: Tensor, transfer: Tensor) -> Tensor:
+    """Multiply the Fourier coefficients of x `(..., z, y, x)` by `transfer` `(..., z, y, x // 2 + 1)`.
+
+    >>> x = torch.arange(8.0).reshape(2, 2, 2)
+    >>> torch.allclose(fourier_filter(x, 2 * torch.ones(2, 2, 2)), 2 * x, atol=1e-5)
+    True
+    """
+    z, y, width = x.shape[-3:]
+    return irfft(transfer * rfft(x), (z, y, width))
+
+
+def frequencies(
+    shape: Shape, *, device: torch.device | str | None = None, dtype: torch.dtype = torch.float64
+) -> Tensor:
+    """Length of the frequency vector, in cycles/voxel, on the half grid.
+
+    >>> frequencies((4, 4, 4))[0, 0]
+    tensor([0.0000, 0.2500, 0.5000], dtype=torch.float64)
+    """
+    z, y, x = shape
+    kz = torch.fft.fftfreq(z, device=device, dtype=dtype)[:, None, None]
+    ky = torch.fft.fftfreq(y, device=device, dtype=dtype)[:, None]
+    kx = torch.fft.rfftfreq(x, device=device, dtype=dtype)
+    squared: Tensor = kz**2 + ky**2 + kx**2
+    return squared.sqrt()
+
+
+def friedel_weights(shape: Shape, *, device: torch.device | str | None = None) -> Tensor:
+    """Coefficients of the full transform that a column of the half grid stands for, `(x // 2 + 1,)`.
+
+    >>> friedel_weights((4, 4, 4)), friedel_weights((5, 5, 5))
+    (tensor([1., 2., 1.]), tensor([1., 2., 2.]))
+    """
+    x = shape[2]
+    weights = torch.full((x // 2 + 1,), 2.0, device=device)
+    weights[0] = 1
+    if x % 2 == 0:
+        weights[-1] = 1
+    return weights
+
+
+def radial(table: Tensor, shape: Shape) -> Tensor:
+    """Evaluate a radial table `(n,)`, n ≥ 2, on the half grid of `shape`.
+
+    >>> radial(torch.tensor([0.0, 1.0]), (4, 4, 4))[0, 0]
+    tensor([0.0000, 0.5000, 1.0000])
+    """
+    if table.ndim != 1 or len(table) < 2:
+        raise CryoFMError(f"a radial table is 1-D with at least 2 entries, got shape {tuple(table.shape)}")
+    last = len(table) - 1
+    position = (frequencies(shape, device=table.device) * (2 * last)).clamp(max=last)
+    lower = position.floor().clamp(max=last - 1)
+    fraction = (position - lower).to(table.dtype)
+    below = lower.long()
+    return torch.lerp(table[below], table[below + 1], fraction)
+
+
+def radial_mean(spectrum: Tensor, shape: Shape, n: int | None = None) -> Tensor:
+    """Shell means of a real spectrum `(..., z, y, x // 2 + 1)`, as radial tables `(..., n)`.
+
+    Each coefficient of the full transform counts once and belongs to the nearest table entry; the corners
+    beyond the last shell belong to none. `n` is `max(shape) // 2 + 1` unless given, and at most that, so that
+    no shell is empty.
+
+    >>> radial_mean(torch.ones(4, 4, 3), (4, 4, 4))
+    tensor([1., 1., 1.])
+    """
+    if tuple(spectrum.shape[-3:]) != half_shape(shape):
+        raise GridMismatchError(
+            f"spectrum of shape {tuple(spectrum.shape)} is not on the half grid {half_shape(shape)} of a box {shape}"
+        )
+    n, shell, weight = _shells(shape, n, spectrum.device)
+    sums = spectrum.new_zeros(*spectrum.shape[:-3], n + 1)
+    sums = sums.index_add(-1, shell, spectrum.flatten(-3) * weight.to(spectrum.dtype))
+    return sums[..., :n] / shell_sizes(shape, n, device=spectrum.device).to(spectrum.dtype)
+
+
+def shell_sizes(shape: Shape, n: int | None = None, *, device: torch.device | str | None = None) -> Tensor:
+    """How many coefficients of the full transform each shell of `radial_mean` holds, `(n,)`, float64.
+
+    >>> shell_sizes((4, 4, 4))
+    tensor([ 1., 18., 35.], dtype=torch.float64)
+    """
+    n, shell, weight = _shells(shape, n, device)
+    return weight.new_zeros(n + 1).index_add(0, shell, weight)[:n]
+
+
+def _shells(shape: Shape, n: int | None, device: torch.device | str | None) -> tuple[int, Tensor, Tensor]:
+    """Number of shells; shell (n for the corners) and Friedel weight of every half-grid coefficient, flat."""
+    full = max(shape) // 2 + 1
+    n = full if n is None else n
+    if not 2 <= n <= full:
+        raise CryoFMError(f"a box of {shape} has between 2 and {full} shells, asked for {n}")
+    shell = (frequencies(shape, device=device) * (2 * (n - 1))).round().long().clamp(max=n)
+    weight = friedel_weights(shape, device=device).double().expand(shell.shape)
+    return n, shell.flatten(), weight.flatten()
+
+
+def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """White noise of unit variance, shaped as `like` `(*batch, z, y, x)`, one batch element after another.
+
+    So the i-th element is the i-th draw whatever the batch size; one large `torch.randn` would not do that.
+
+    >>> a = standard_normal(torch.zeros(2, 3, 3, 3), torch.Generator().manual_seed(1))
+    >>> b = standard_normal(torch.zeros(3, 3, 3), torch.Generator().manual_seed(1))
+    >>> bool(torch.equal(a[0], b))
+    True
+    """
+    draws = [
+        torch.randn(like.shape[-3:], generator=generator, dtype=like.dtype, device=generator.device)
+        for _ in range(math.prod(like.shape[:-3]))
+    ]
+    return torch.stack(draws).reshape(like.shape).to(like.device) if draws else torch.zeros_like(like)
