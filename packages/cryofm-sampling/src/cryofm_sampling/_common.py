@@ -1,0 +1,128 @@
+"""What the samplers share: shapes, random streams, and the size of a denoiser's error per frequency."""
+
+import math
+from collections.abc import Sequence
+from typing import Self
+
+import attrs
+import torch
+from torch import Tensor
+
+from cryofm_ops import FourierDiagonal, GridMismatchError, friedel_weights, half_shape, radial
+from cryofm_sampling.errors import CapabilityError, SettingError
+from cryofm_sampling.protocols import Calibrated
+
+Box = tuple[int, int, int]
+
+
+def split_shape(shape: Sequence[int]) -> tuple[tuple[int, ...], Box]:
+    """`(*batch, z, y, x)` -> batch, box."""
+    if len(shape) < 3 or min(shape) < 1:
+        raise SettingError(f"shape must be (*batch, z, y, x) with positive sides, got {tuple(shape)}")
+    z, y, x = shape[-3:]
+    return tuple(shape[:-3]), (z, y, x)
+
+
+def missing(thing: object, *names: str) -> str:
+    """Which of `names` an object lacks, for an error message."""
+    lacking = " and no ".join(name for name in names if not hasattr(thing, name))
+    return f"{type(thing).__name__} has no {lacking}"
+
+
+def calibrated(velocity: object, needed_by: str) -> Calibrated:
+    """The velocity field as `Calibrated`, or an error that names what it lacks."""
+    if not isinstance(velocity, Calibrated):
+        lacking = missing(velocity, "signal_power", "denoising_error")
+        raise CapabilityError(f"{needed_by} needs a Calibrated velocity field; {lacking}. `calibrate` measures both.")
+    return velocity
+
+
+def spectral(likelihood: FourierDiagonal, batch: tuple[int, ...], box: Box) -> tuple[Tensor, Tensor]:
+    """W and ỹ of a Fourier-diagonal likelihood, `(*batch, z, y, x // 2 + 1)`; ỹ is 0 where nothing was
+    measured."""
+    W, y = likelihood.spectral_precision(), likelihood.spectral_data()
+    half = half_shape(box)
+    try:
+        W, y = W.expand(*batch, *half), y.expand(*batch, *half)
+    except RuntimeError:
+        raise GridMismatchError(
+            f"{type(likelihood).__name__} has a spectral precision of shape {tuple(W.shape)} and data of shape "
+            f"{tuple(y.shape)}; the volumes asked for, {(*batch, *box)}, need {(*batch, *half)}"
+        ) from None
+    return W, torch.where(W > 0, y, 0)
+
+
+def streams(generator: torch.Generator, batch: tuple[int, ...]) -> list[torch.Generator]:
+    """One generator per volume, so that a volume's noise does not depend on how many are drawn together.
+
+    The seeds are drawn one after another: two batches of 2 from one generator are one batch of 4.
+    """
+    seeds = [
+        int(torch.randint(2**62, (), generator=generator, device=generator.device)) for _ in range(math.prod(batch))
+    ]
+    return [torch.Generator(generator.device).manual_seed(seed) for seed in seeds]
+
+
+def white_noise(box: Box, stream: torch.Generator, like: Tensor) -> Tensor:
+    """Unit white noise `(z, y, x)`, drawn on the stream's device, with the real dtype and the device of
+    `like`."""
+    noise = torch.randn(box, generator=stream, device=stream.device, dtype=like.real.dtype)
+    return noise.to(like.device)
+
+
+def time_like(t: float, x: Tensor) -> Tensor:
+    """A flow time as the tensor that a velocity field takes, in the precision of x."""
+    return torch.tensor(t, dtype=x.dtype, device=x.device)
+
+
+def gaussian_error(power: Tensor, t: float) -> Tensor:
+    """r²(ν, t) = P t² / ((1 − t)² P + t²): the posterior variance of x_0 given x_t if the prior were
+    Gaussian."""
+    return power * t**2 / ((1 - t) ** 2 * power + t**2) if t else torch.zeros_like(power)
+
+
+@attrs.frozen(eq=False)
+class DenoisingError:
+    """e(ν, t): the expected error of x̂_0 per Fourier coefficient.
+
+    A Gaussian prior of the same power has r²(ν, t). A flow prior knows more, and its measured error per voxel
+    says by what factor κ(t): e = min(κ r², P) has the measured mean, and is exact for a Gaussian prior.
+    """
+
+    power: Tensor  # P on the half grid
+    times: Tensor
+    kappa: Tensor
+
+    @classmethod
+    def of(cls, velocity: object, box: Box, like: Tensor) -> Self:
+        """From a velocity field's statistics; of white data of unit power where it carries none."""
+        real = torch.empty((), dtype=like.real.dtype, device=like.device)
+        if not isinstance(velocity, Calibrated):
+            return cls(real.new_ones(half_shape(box)), real.new_zeros(1), real.new_ones(1))
+        # P = 0 would make a frequency where nothing can be learnt; the floor keeps quotients finite.
+        table = velocity.signal_power.to(real)
+        power = radial(table.clamp(min=1e-12 * float(table.max())), box)
+        times, measured = velocity.denoising_error.to(real).T.contiguous()
+        weights = friedel_weights(box).to(real) / math.prod(box)
+        linear = torch.stack([(weights * gaussian_error(power, float(t))).sum() for t in times])
+        return cls(power, times, torch.where(linear > 0, measured / linear, 1))
+
+    def __call__(self, t: float) -> Tensor:
+        """e(ν, t) on the half grid."""
+        at = int(torch.searchsorted(self.times, t).clamp(1, max(len(self.times) - 1, 1)))
+        kappa = self.kappa[0]
+        if len(self.times) > 1:
+            t_0, t_1 = self.times[at - 1], self.times[at]
+            kappa = torch.lerp(self.kappa[at - 1], self.kappa[at], ((t - t_0) / (t_1 - t_0)).clamp(0, 1))
+        return torch.minimum(kappa * gaussian_error(self.power, t), self.power)
+
+
+def forward(source: object, target: object, *names: str) -> None:
+    """Give a wrapper the named attributes that the wrapped object has.
+
+    As attributes of the instance, since `isinstance` with a Protocol sees neither `__getattr__` nor a
+    property that raises.
+    """
+    for name in names:
+        if hasattr(source, name):
+            object.__setattr__(target, name, getattr(source, name))

@@ -1,0 +1,65 @@
+"""The gradient of a likelihood whose argument is known only up to a normal distribution."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from cryofm_ops import Likelihood, fourier_filter
+
+__all__ = ["smoothed_gradient"]
+
+_ITERATIONS = 20  # each is a few gradients of the likelihood, none of the network
+_ENOUGH = 1e-4  # of the first gradient
+_PROBE = 0.1  # standard deviations of the prior over which curvature is felt
+_BACKTRACKS = 8
+_VOLUME = (-3, -2, -1)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).sum(_VOLUME, keepdim=True)
+
+
+def smoothed_gradient(likelihood: Likelihood, mean: Tensor, variance: Tensor) -> Tensor:
+    """∇_m log E[p(y | x)] over x ~ N(m, R), by Laplace's method, for a stationary R (> 0) on the half grid.
+
+    E[p(y | x)] is dominated by the mode x* of p(y | x) N(x; m, R), and the gradient is R⁻¹ (x* − m). For linear
+    Gaussian data that is exact: Aᵀ (Σ + A R Aᵀ)⁻¹ (y − A m). With x = m + √R w, the mode is the minimum of
+    φ(w) = −log p(y | m + √R w) + |w|²/2, found by non-linear conjugate gradients (Polak and Ribière) that never
+    increase φ; for linear Gaussian data they are the linear ones. So `log_prob` is all that is asked for, and each
+    volume of a batch goes its own way.
+    """
+    root = variance.sqrt()
+
+    def value_and_gradient(w: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.enable_grad():
+            w = w.detach().requires_grad_()
+            value = -likelihood.log_prob(mean + fourier_filter(w, root))
+            (gradient,) = torch.autograd.grad(value.sum(), w)
+        return value.detach()[..., None, None, None] + _dot(w, w).detach() / 2, gradient + w.detach()
+
+    w = torch.zeros_like(mean)
+    phi, g = value_and_gradient(w)
+    p, first = -g, _dot(g, g)
+    tiny = torch.finfo(p.dtype).tiny
+    for _ in range(_ITERATIONS):
+        slope = _dot(g, p)
+        p = torch.where(slope < 0, p, -g)  # no descent any more: begin anew
+        slope = _dot(g, p)
+        probe = _PROBE * math.sqrt(math.prod(mean.shape[-3:])) / _dot(p, p).sqrt().clamp(min=tiny)
+        curvature = (_dot(value_and_gradient(w + probe * p)[1], p) - slope) / probe
+        alpha = torch.where(curvature > 0, -slope / curvature.clamp(min=tiny), probe)
+        for _ in range(_BACKTRACKS):
+            phi_new, g_new = value_and_gradient(w + alpha * p)
+            worse = ~(phi_new <= phi + 1e-4 * alpha * slope)
+            if not worse.any():
+                break
+            alpha = torch.where(worse, alpha / 4, alpha)
+        still = worse | (_dot(g, g) <= _ENOUGH**2 * first)  # so that no volume waits for another by moving on
+        w = torch.where(still, w, w + alpha * p)
+        g_new = torch.where(still, g, g_new)
+        beta = (_dot(g_new, g_new - g) / _dot(g, g).clamp(min=tiny)).clamp(min=0)
+        phi, g, p = torch.where(still, phi, phi_new), g_new, beta * p - g_new
+        if still.all():
+            break
+    return fourier_filter(w, 1 / root)

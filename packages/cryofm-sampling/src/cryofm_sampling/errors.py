@@ -1,0 +1,13 @@
+"""The errors of this package; the root is the one of cryofm-ops."""
+
+from cryofm_ops import CryoFMError, GridMismatchError
+
+__all__ = ["CapabilityError", "CryoFMError", "GridMismatchError", "SettingError"]
+
+
+class CapabilityError(CryoFMError):
+    """A likelihood or a velocity field lacks what an algorithm needs."""
+
+
+class SettingError(CryoFMError):
+    """An algorithm was given a setting outside its range."""

@@ -1,0 +1,150 @@
+"""Flow posterior sampling: a prior's flow, guided by the gradient of a likelihood (CryoFM, section 4.3, Alg.
+1).
+
+At every step of the flow from t = 1 to 0 the clean volume is estimated, x̂_0 = x_t − t v(x_t, t), compared
+with the data, and the comparison is carried back to x_t through the network. Two rules for doing so:
+
+- `"paper"`, Alg. 1. With l = −log p(y | x̂_0) and g = ∇_{x_t} l / ‖∇_{x_t} l‖ per volume,
+  x_{t−Δ} = x_t − Δ v − min(λ_max, t/(1−t)) g · 1000/N; no push at t = 1. As a push of fixed length it ignores
+  how strong the noise is, and carries no Δ; the factor 1000/N keeps the total push of the published N = 1000.
+  Its samples are NOT calibrated: their spread is no uncertainty.
+- `"gaussian"`, exact conditioning. v_y = v − t/(1−t) ∇_{x_t} log p(y | x_t), where x_0 given x_t is taken as
+  a normal of mean x̂_0 and variance e(ν, t), so that the data's noise variance N grows to N + e. For a
+  Gaussian prior and linear Gaussian data this is exact.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Literal
+
+import attrs
+import torch
+from torch import Tensor
+
+from cryofm_ops import FourierDiagonal, Likelihood, fourier_filter, irfft, rfft
+from cryofm_sampling._common import DenoisingError, missing, spectral, split_shape, streams, time_like, white_noise
+from cryofm_sampling._smoothed import smoothed_gradient
+from cryofm_sampling.errors import CapabilityError
+from cryofm_sampling.protocols import Callback, Draw, VelocityField
+
+__all__ = ["Guided"]
+
+
+def _paper_step(
+    velocity: VelocityField, likelihood: Likelihood, x_t: Tensor, t: float, s: float, push: float
+) -> tuple[Tensor, Tensor]:
+    """Alg. 1, one step from t to s: x_s and x̂_0."""
+    if t == 1:  # x̂_0 does not depend on pure noise: the gradient is 0, or as good as random, and 0/0 when normalised
+        v = velocity(x_t, time_like(t, x_t))
+        return x_t - (t - s) * v, x_t - v
+    with torch.enable_grad():
+        x_t = x_t.detach().requires_grad_()
+        v = velocity(x_t, time_like(t, x_t))
+        x_0 = x_t - t * v
+        (g,) = torch.autograd.grad(-likelihood.log_prob(x_0).sum(), x_t)
+    norm = g.square().sum((-3, -2, -1), keepdim=True).sqrt()
+    g = torch.where(norm > 0, g / norm, 0)
+    return (x_t - (t - s) * v - push * g).detach(), x_0.detach()
+
+
+Gradient = Callable[[Tensor, Tensor], Tensor]  # (x̂_0, e) -> ∇ log p(y | x̂_0), the noise inflated by e
+
+
+def _conditioned(velocity: VelocityField, gradient: Gradient, x_t: Tensor, t: float, e: Tensor) -> Tensor:
+    """E[x_0 | x_t, y] = x̂_0 + t²/(1−t) ∇_{x_t} log p(y | x_t): the clean end of v_y."""
+    if t == 1:  # t²/(1−t) ∂x̂_0/∂x_t = Cov[x_0 | x_t] lives on, its factors ∞ and 0 do not
+        x_0 = x_t - velocity(x_t, time_like(t, x_t))
+        return x_0 + fourier_filter(gradient(x_0, e), e)
+    with torch.enable_grad():
+        x_t = x_t.detach().requires_grad_()
+        x_0 = x_t - t * velocity(x_t, time_like(t, x_t))
+    (g,) = torch.autograd.grad(x_0, x_t, gradient(x_0.detach(), e))
+    return x_0.detach() + t**2 / (1 - t) * g
+
+
+def _spectral_gradient(W: Tensor, y: Tensor) -> Gradient:
+    """In closed form: W / (1 + W e) (ỹ − x̃), at W = 0 and W = ∞ too."""
+    return lambda x_0, e: irfft((y - rfft(x_0)) / (1 / W + e), split_shape(x_0.shape)[1])
+
+
+@attrs.frozen
+class Guided:
+    """Alg. 1: samples by guidance; 2 network evaluations a step.
+
+    Attributes:
+        steps: N. With `"paper"` the times are equidistant; with `"gaussian"` they fall as (1 − i/N)², which
+            keeps the spread of well measured, narrow coefficients; what Euler steps lose of the spread is about
+            1.7/N of it.
+        guidance: `"gaussian"` or `"paper"`, see the module.
+        max_push: λ_max of `"paper"` in a box of 64³; other boxes scale it by √(voxels / 64³), as ‖x‖ grows.
+
+    Needs a `Likelihood`. `"gaussian"` has a closed form where that is also `FourierDiagonal`; for any other it
+    solves for the inflated gradient with gradients of `log_prob` alone. A `Calibrated`
+    velocity field says how large e(ν, t) is; without statistics the prior is taken as white of unit power,
+    e = t²/((1−t)² + t²). Samples have the dtype and the device of a `FourierDiagonal` likelihood's data,
+    otherwise the default dtype and the generator's device.
+
+    The noise of a volume does not depend on the batch that it is drawn in; the network's and the likelihood's
+    rounding may. To be sure of every bit draw volumes one by one, as `restore` does.
+
+    Raises `CapabilityError` if the likelihood has no `log_prob`, `GridMismatchError` if it is on another
+    grid.
+
+    >>> from cryofm_sampling.testing import GaussianPrior
+    >>> class Measured:  # y = 1 + noise of variance 1/3 in every voxel
+    ...     def log_prob(self, x):
+    ...         return -1.5 * (x - 1).square().sum((-3, -2, -1))
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> draw = Guided(steps=50)(GaussianPrior(1.0), Measured(), shape=(12, 12, 12), generator=generator)
+    >>> print(f"{draw.x.mean():.2f} ± {draw.x.std():.2f}, {draw.nfe} evaluations")  # exact: 0.75 ± 0.50
+    0.74 ± 0.48, 99 evaluations
+    """
+
+    steps: int = attrs.field(default=100, validator=attrs.validators.ge(1))
+    guidance: Literal["paper", "gaussian"] = attrs.field(
+        default="gaussian", validator=attrs.validators.in_(("paper", "gaussian"))
+    )
+    max_push: float = attrs.field(default=5.0, validator=attrs.validators.gt(0))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        velocity: VelocityField,
+        likelihood: Likelihood,
+        /,
+        *,
+        shape: tuple[int, ...],
+        generator: torch.Generator,
+        callback: Callback | None = None,
+    ) -> Draw:
+        """Draw one posterior sample for every element of the batch of `shape`; in model units."""
+        if not hasattr(likelihood, "log_prob"):
+            raise CapabilityError(f"Guided needs a Likelihood; {missing(likelihood, 'log_prob')}")
+        batch, box = split_shape(shape)
+        like = torch.empty((), device=generator.device)
+        gradient: Gradient = partial(smoothed_gradient, likelihood)
+        if isinstance(likelihood, FourierDiagonal):
+            W, like = spectral(likelihood, batch, box)
+            gradient = _spectral_gradient(W, like)
+        noise = [white_noise(box, stream, like) for stream in streams(generator, batch)]
+        x = torch.stack(noise).reshape(shape)
+        error = DenoisingError.of(velocity, box, x)
+        λ_max = self.max_push * (math.prod(box) / 64**3) ** 0.5
+        nfe = 0
+        for step, (t, s) in enumerate(pairwise(self._times()), 1):
+            if self.guidance == "paper":
+                push = min(λ_max, t / max(1 - t, 1e-9)) * 1000 / self.steps
+                x, x_0 = _paper_step(velocity, likelihood, x, t, s, push)
+            else:
+                x_0 = _conditioned(velocity, gradient, x, t, error(t))
+                x = s / t * x + (1 - s / t) * x_0  # = x_t − (t − s) v_y, as v_y = (x_t − x_0) / t
+            nfe += 1 if t == 1 else 2  # pure noise needs no backward pass
+            if callback is not None:
+                callback(step, self.steps, x_0)
+        return Draw(x, nfe, {"sampler": "Guided", **attrs.asdict(self)})
+
+    def _times(self) -> list[float]:
+        power = 1 if self.guidance == "paper" else 2
+        return [((self.steps - i) / self.steps) ** power for i in range(self.steps + 1)]

@@ -1,0 +1,202 @@
+"""Self-noised plug-and-play: the posterior mean in a few network evaluations.
+
+Proximal gradient descent whose proximal step is the flow prior's denoiser D(u) = x̂_0 at x_t = (1 − t) u,
+which takes u for the truth plus white noise of variance τ = (t / (1 − t))². The precision W = 1/N of the data
+is split in two:
+
+- min(W, 1/τ) enters BEFORE the denoiser, r = x + g (y − x) with g = min(τ W, 1): the noise of the observation
+  itself is (part of) the noise that the denoiser expects. Some of what is missing may be added, the dither.
+- W' = max(W − 1/τ, 0), what the denoiser has not used, enters AFTER it: x = x̂ + e W' / (1 + e W') (y − x̂),
+  with e(ν, t) the denoiser's own error.
+
+For a Gaussian prior D(u) = P / (P + τ) u and e = P τ / (P + τ); the fixed point is then exactly the Wiener
+estimate P / (P + N) y at every frequency, whatever τ, and where N ≤ τ a single pass is.
+
+Where nothing was measured (W = 0) only the prior acts. Its level then falls from t = 0.8 to its last value,
+so that large gaps are filled before small ones, and no dither is added there: the error of the estimate is
+the noise.
+
+Reference for plug-and-play as a proximal splitting: Venkatakrishnan, Bouman and Wohlberg, GlobalSIP 2013.
+"""
+
+import math
+from itertools import permutations, product
+
+import attrs
+import torch
+from torch import Tensor
+
+from cryofm_ops import FourierDiagonal, Likelihood, fourier_filter, friedel_weights, irfft, rfft
+from cryofm_sampling._common import (
+    Box,
+    DenoisingError,
+    calibrated,
+    missing,
+    spectral,
+    split_shape,
+    streams,
+    time_like,
+    white_noise,
+)
+from cryofm_sampling.errors import CapabilityError
+from cryofm_sampling.protocols import Callback, Draw, VelocityField
+
+__all__ = ["PlugAndPlay"]
+
+_FIRST = 0.8  # t at which gaps begin to be filled
+_NOISELESS = 0.05  # last t where no noise sets the level
+
+
+def _even(permutation: tuple[int, ...]) -> bool:
+    return sum(a > b for i, a in enumerate(permutation) for b in permutation[i + 1 :]) % 2 == 0
+
+
+# The 24 proper rotations of the cube: permute the axes, then flip some; determinant +1.
+_ROTATIONS = [
+    (p, tuple(axis - 3 for axis in range(3) if flip[axis]))
+    for p in permutations(range(3))
+    for flip in product((False, True), repeat=3)
+    if _even(p) == (sum(flip) % 2 == 0)
+]
+
+
+def _rotate(x: Tensor, rotation: int) -> Tensor:
+    """R x, for x `(n, z, y, x)`; a box that is no cube changes its shape."""
+    p, flips = _ROTATIONS[rotation]
+    return x.permute(0, *(axis + 1 for axis in p)).flip(flips)
+
+
+def _rotate_back(x: Tensor, rotation: int) -> Tensor:
+    p, flips = _ROTATIONS[rotation]
+    return x.flip(flips).permute(0, *(p.index(axis) + 1 for axis in range(3)))
+
+
+def _automatic_level(W: Tensor, power: Tensor, box: Box) -> float:
+    """τ = exp(Σ G ln N / Σ G) with gain G = P / (P + N), over what was measured with noise, DC left out."""
+    weights = friedel_weights(box).to(W) * (W > 0) * W.isfinite()
+    weights[..., 0, 0, 0] = 0
+    N = torch.where(weights > 0, 1 / W, 1)
+    gain = weights * power / (power + N)
+    if not gain.any():
+        return (_NOISELESS / (1 - _NOISELESS)) ** 2
+    return math.exp(float((gain * N.log()).sum() / gain.sum()))
+
+
+@attrs.frozen
+class PlugAndPlay:
+    """The posterior mean by self-noised plug-and-play. Its spread is no uncertainty.
+
+    Network evaluations: `iterations × max(1, 2 pairs)`. Plans that were found good:
+
+    | evaluations | 2 | 8 | 20 | 48 |
+    |---|---|---|---|---|
+    | iterations | 2 | 2 | 2 | 3 |
+    | pairs | 0 | 2 | 5 | 8 |
+    | dither | 0 | 0.6 | 0.6 | 0.6 |
+
+    Without dither stop after 2 or 3 iterations.
+
+    Attributes:
+        iterations: passes of denoiser and data.
+        pairs: antithetic pairs of dither (r + n and r − n) averaged in a pass; 0: one evaluation, with + n
+            alone.
+        dither: added noise, as a fraction of the standard deviation that the observation's own noise leaves
+            to √τ.
+        relaxation: ω; coefficients that were not measured move by ω times the denoiser's step.
+        time: t of the denoiser at the last pass (and at all of them where everything was measured). None: set
+            by the noise, τ = exp(mean of ln N), weighted by the Wiener gain; for white noise τ = N.
+
+    Needs a `FourierDiagonal` likelihood and a `Calibrated` velocity field, and raises `CapabilityError`
+    naming what is missing; `GridMismatchError` if the likelihood is on another grid. Every evaluation sees
+    the volume in one of the 24 orientations of the cube, drawn at random; a box that is no cube is shown with
+    its axes permuted.
+
+    >>> from cryofm_sampling.testing import GaussianPrior
+    >>> class Measured:  # y, with noise of variance 1/3
+    ...     def spectral_precision(self):
+    ...         return torch.full((8, 8, 5), 3.0)
+    ...     def spectral_data(self):
+    ...         return torch.fft.rfftn(torch.ones(8, 8, 8), norm="ortho")
+    >>> draw = PlugAndPlay()(GaussianPrior(1.0), Measured(), shape=(8, 8, 8), generator=torch.Generator())
+    >>> round(float(draw.x.mean()), 3), draw.nfe  # exact: 0.75
+    (0.75, 8)
+    """
+
+    iterations: int = attrs.field(default=2, validator=attrs.validators.ge(1))
+    pairs: int = attrs.field(default=2, validator=attrs.validators.ge(0))
+    dither: float = attrs.field(default=0.6, validator=attrs.validators.ge(0))
+    relaxation: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
+    time: float | None = attrs.field(
+        default=None,
+        validator=attrs.validators.optional([attrs.validators.gt(0), attrs.validators.lt(1)]),
+    )
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        velocity: VelocityField,
+        likelihood: FourierDiagonal | Likelihood,
+        /,
+        *,
+        shape: tuple[int, ...],
+        generator: torch.Generator,
+        callback: Callback | None = None,
+    ) -> Draw:
+        """The posterior mean for every element of the batch of `shape`; in model units."""
+        if not isinstance(likelihood, FourierDiagonal):
+            lacking = missing(likelihood, "spectral_precision", "spectral_data")
+            raise CapabilityError(f"PlugAndPlay needs a FourierDiagonal likelihood; {lacking}")
+        batch, box = split_shape(shape)
+        Ws, ys = (part.reshape(-1, *part.shape[-3:]) for part in spectral(likelihood, batch, box))
+        error = DenoisingError.of(calibrated(velocity, "PlugAndPlay"), box, ys)
+        noises = streams(generator, batch)
+        times = [self._times(W, error.power, box) for W in Ws]
+        xs = list(error.power / (error.power + 1 / Ws) * ys)  # the Wiener estimate, 0 where W = 0
+        for step in range(self.iterations):
+            for i, noise in enumerate(noises):  # one by one: what is drawn together never changes a bit
+                t = times[i][step]
+                xs[i] = self._pass(velocity, xs[i], ys[i], Ws[i], error(t), t, box, noise)
+            if callback is not None:
+                callback(step + 1, self.iterations, irfft(torch.stack(xs), box).reshape(shape))
+        x = irfft(torch.stack(xs), box).reshape(shape)
+        nfe = self.iterations * max(1, 2 * self.pairs)
+        settings = {"sampler": "PlugAndPlay", **attrs.asdict(self), "time": [ts[-1] for ts in times]}
+        return Draw(x, nfe, settings)
+
+    def _times(self, W: Tensor, power: Tensor, box: Box) -> list[float]:
+        last = self.time
+        if last is None:
+            root = _automatic_level(W, power, box) ** 0.5
+            last = root / (1 + root)
+        first = last if bool((W > 0).all()) else max(_FIRST, last)
+        return torch.linspace(first, last, self.iterations, dtype=torch.float64).tolist()
+
+    def _pass(
+        self,
+        velocity: VelocityField,
+        x: Tensor,
+        y: Tensor,
+        W: Tensor,
+        e: Tensor,
+        t: float,
+        box: Box,
+        stream: torch.Generator,
+    ) -> Tensor:
+        """One pass at level t; x, y, W and e on the half grid."""
+        tau = (t / (1 - t)) ** 2
+        g = (tau * W).clamp(max=1)
+        r = irfft(x + g * (y - x), box)
+        room = torch.where(W > 0, (tau - g**2 / W).clamp(min=0), 0)
+        x_hat = torch.zeros_like(r)
+        calls = max(1, self.pairs)
+        for _ in range(calls):
+            n = self.dither * fourier_filter(white_noise(box, stream, r), room.sqrt())
+            rotation = int(torch.randint(len(_ROTATIONS), (), generator=stream, device=stream.device))
+            u = _rotate(torch.stack([r + n, r - n] if self.pairs else [r + n]), rotation)
+            x_t = (1 - t) * u
+            x_0 = x_t - t * velocity(x_t, time_like(t, x_t))
+            x_hat += _rotate_back(x_0, rotation).mean(0) / calls
+        x_hat = rfft(x_hat)
+        unused = (W - 1 / tau).clamp(min=0)
+        h = e / (e + 1 / unused)
+        return torch.where(W > 0, x_hat + h * (y - x_hat), x + self.relaxation * (x_hat - x))

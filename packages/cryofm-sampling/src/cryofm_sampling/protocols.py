@@ -1,0 +1,82 @@
+"""What the algorithms need of a prior, and what they are and return.
+
+Any class with the methods has the capability; it need not import anything from here. Volumes are
+`(*batch, z, y, x)`. Flow times run from 1 (noise) to 0 (data): x_t = (1 − t) x_0 + t x_1, v = x_1 − x_0.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+import attrs
+import torch
+from torch import Tensor
+
+from cryofm_ops import Likelihood
+
+__all__ = ["Calibrated", "Callback", "Draw", "Sampler", "VelocityField"]
+
+
+@runtime_checkable
+class VelocityField(Protocol):
+    """A flow prior: the velocity E[x_1 − x_0 | x_t], in model units."""
+
+    def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
+        """dx/dt at x `(*batch, z, y, x)` and t in [0, 1], a scalar or `(batch,)`; shaped as x."""
+        ...
+
+
+@runtime_checkable
+class Calibrated(Protocol):
+    """Statistics that a prior may carry, in model units; `calibrate` measures them."""
+
+    @property
+    def signal_power(self) -> Tensor:
+        """P(ν): radial table of the data's mean power per coefficient of the orthonormal FFT."""
+        ...
+
+    @property
+    def denoising_error(self) -> Tensor:
+        """`(k, 2)`: flow time t, increasing, and E|x̂_0 − x_0|² per voxel."""
+        ...
+
+
+@runtime_checkable
+class Callback(Protocol):
+    """Is told of every step; for progress bars and for watching a run."""
+
+    def __call__(self, step: int, total: int, x_0: Tensor, /) -> object:
+        """After step `step` of `total` (from 1), with the current estimate of x_0, in model units."""
+        ...
+
+
+@attrs.frozen(eq=False)
+class Draw:
+    """What a run returns.
+
+    Attributes:
+        x: the volumes, `(*batch, z, y, x)`.
+        nfe: network evaluations spent on each volume; a backward pass through the network counts as one more.
+        settings: the algorithm and every setting of it, as plain values.
+    """
+
+    x: Tensor
+    nfe: int
+    settings: Mapping[str, object]
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """An algorithm that brings a prior and a likelihood together. Everything is in model units."""
+
+    def __call__(
+        self,
+        velocity: VelocityField,
+        likelihood: Likelihood,
+        /,
+        *,
+        shape: tuple[int, ...],
+        generator: torch.Generator,
+        callback: Callback | None = None,
+    ) -> Draw:
+        """Volumes of `shape` `(*batch, z, y, x)`, conditioned on the data that the likelihood holds."""
+        ...

@@ -1,0 +1,47 @@
+"""Measured statistics are those of the prior."""
+
+import pytest
+import torch
+
+from cryofm_ops import fourier_filter, radial
+from cryofm_sampling import Calibrated, PlugAndPlay, SettingError, calibrate
+from cryofm_sampling.testing import GaussianPrior
+
+BOX = (12, 12, 12)
+TABLE = torch.tensor([6.0, 5.0, 4.0, 3.0, 2.0, 1.0, 0.5], dtype=torch.float64)
+TIMES = [0.1, 0.3, 0.6, 1.0]
+
+
+@pytest.fixture
+def measured():
+    generator = torch.Generator().manual_seed(0)
+    data = fourier_filter(torch.randn(60, *BOX, generator=generator), radial(TABLE, BOX).sqrt())
+    prior = GaussianPrior(TABLE, BOX)
+    return calibrate(lambda x, t: prior(x, t), data, generator=generator, times=TIMES)
+
+
+def test_tables_are_those_of_a_gaussian_prior(measured):
+    assert isinstance(measured, Calibrated)
+    # A shell of width one gathers frequencies around its own, and the first but one has few: 10 %.
+    torch.testing.assert_close(measured.signal_power[1:], TABLE[1:], rtol=0.1, atol=0.05)
+    t, error = measured.denoising_error.T
+    assert t.tolist() == TIMES
+    exact = GaussianPrior(TABLE, BOX).denoising_error
+    at = [int((exact[:, 0] - time).abs().argmin()) for time in TIMES]
+    torch.testing.assert_close(error, exact[at, 1], rtol=0.03, atol=0)
+
+
+def test_it_is_still_the_field_and_serves_plug_and_play(measured, kit):
+    x = torch.randn(BOX)
+    t = torch.tensor(0.3)
+    assert torch.equal(measured(x, t), GaussianPrior(TABLE)(x, t))
+    likelihood = kit.Spectral(x, torch.ones(12, 12, 7))
+    assert PlugAndPlay()(measured, likelihood, shape=BOX, generator=torch.Generator()).x.isfinite().all()
+
+
+def test_bad_input_is_refused():
+    prior, generator = GaussianPrior(1.0), torch.Generator()
+    with pytest.raises(SettingError, match=r"examples must be \(n, z, y, x\).*\(4, 4, 4\)"):
+        calibrate(prior, torch.zeros(4, 4, 4), generator=generator)
+    with pytest.raises(SettingError, match=r"times must increase within \(0, 1\], got \[0.5, 0.2\]"):
+        calibrate(prior, torch.zeros(1, 4, 4, 4), generator=generator, times=[0.5, 0.2])

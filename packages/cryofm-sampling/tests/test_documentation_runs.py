@@ -1,0 +1,41 @@
+"""Every example in a docstring and in the README runs and prints what it says."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+import cryofm_sampling
+
+README = Path(__file__).parents[1] / "README.md"
+MODULES = ["cryofm_sampling", *(m.name for m in pkgutil.iter_modules(cryofm_sampling.__path__, "cryofm_sampling."))]
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    """Examples are shown in torch's default precision."""
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_docstrings(name):
+    # `restore` the function hides `restore` the module as an attribute, not from importlib.
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
+
+
+@pytest.mark.skipif(not README.exists(), reason="the README is not beside these tests")
+def test_readme():
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    assert blocks
+    for block in blocks:
+        exec(block, {})
+
+
+def test_public_names_are_deliberate():
+    assert sorted(cryofm_sampling.__all__) == cryofm_sampling.__all__
+    for name in cryofm_sampling.__all__:
+        assert getattr(cryofm_sampling, name).__doc__

@@ -1,0 +1,193 @@
+"""With a Gaussian prior the fixed point is the Wiener estimate, and what is passed through it cannot tell."""
+
+import attrs
+import pytest
+import torch
+
+from cryofm_sampling import CapabilityError, GridMismatchError, PlugAndPlay
+from cryofm_sampling.plug_and_play import _ROTATIONS, _rotate, _rotate_back
+from cryofm_sampling.testing import GaussianPrior
+
+BOX = (6, 5, 7)
+TABLE = [4.0, 2.0, 0.5, 0.05]
+HALF = BOX[2] // 2 + 1
+
+
+def wiener(kit, y, noise):
+    """P / (P + N) y on the full grid of frequencies, with numpy's interpolation for P."""
+    P = kit.on_full_grid(TABLE, y.shape)
+    return torch.fft.ifftn(P / (P + noise) * torch.fft.fftn(y)).real
+
+
+def observed(seed=0):
+    return torch.randn(BOX, generator=torch.Generator().manual_seed(seed))
+
+
+@attrs.frozen
+class Misinformed:
+    """The exact flow of one Gaussian prior with the statistics of another: it starts away from the fixed point."""
+
+    true: GaussianPrior
+    told: GaussianPrior
+
+    def __call__(self, x, t):
+        return self.true(x, t)
+
+    @property
+    def signal_power(self):
+        return self.told.signal_power
+
+    @property
+    def denoising_error(self):
+        return self.told.denoising_error
+
+
+PRIOR = GaussianPrior(torch.tensor(TABLE, dtype=torch.float64), BOX)
+
+
+@pytest.mark.parametrize("time", [None, 0.2, 0.5, 0.6])
+@pytest.mark.parametrize("pairs", [0, 2])
+def test_wiener_estimate_is_a_fixed_point(kit, time, pairs):
+    y, noise = observed(), kit.on_full_grid([0.02, 0.3, 1.0, 3.0], BOX)
+    sampler = PlugAndPlay(iterations=5, pairs=pairs, dither=0.6 if pairs else 0, time=time)
+    likelihood = kit.Spectral(y, 1 / noise[..., :HALF])
+    draw = sampler(PRIOR, likelihood, shape=BOX, generator=torch.Generator())
+    torch.testing.assert_close(draw.x, wiener(kit, y, noise), rtol=0, atol=2e-4 if time is None else 1e-10)
+
+
+def test_wiener_estimate_attracts(kit):
+    y, noise = observed(), kit.on_full_grid([0.5, 0.7, 1.0, 3.0], BOX)
+    prior = Misinformed(PRIOR, GaussianPrior(1.0, BOX))
+    likelihood = kit.Spectral(y, 1 / noise[..., :HALF])
+    error = [
+        float(
+            (
+                PlugAndPlay(n, 0, 0.0, time=0.4)(prior, likelihood, shape=BOX, generator=torch.Generator()).x
+                - wiener(kit, y, noise)
+            )
+            .abs()
+            .max()
+        )
+        for n in (1, 10, 200)
+    ]
+    assert error[0] > 0.1
+    assert error[1] < 0.5 * error[0]
+    assert error[2] < 1e-10
+
+
+def test_one_pass_is_exact_where_the_denoiser_expects_the_noise(kit):
+    """White noise with τ = N: the denoiser's answer to y is the posterior mean, whatever the start."""
+    y = observed()
+    prior = Misinformed(PRIOR, GaussianPrior(9.0, BOX))
+    likelihood = kit.Spectral(y, torch.full((*BOX[:2], HALF), 4.0))  # N = 1/4, so t = 1/3
+    draw = PlugAndPlay(1, 0, 0.0, time=1 / 3)(prior, likelihood, shape=BOX, generator=torch.Generator())
+    torch.testing.assert_close(draw.x, wiener(kit, y, torch.tensor(0.25)))
+
+
+def test_level_is_the_gain_weighted_geometric_mean_of_the_noise(kit):
+    noise = kit.on_full_grid([0.02, 0.3, 1.0, 3.0], BOX).clone()
+    gain = kit.on_full_grid(TABLE, BOX) / (kit.on_full_grid(TABLE, BOX) + noise)
+    gain[0, 0, 0] = 0
+    tau = torch.exp((gain * noise.log()).sum() / gain.sum())
+    noise[0, 0, 0] = 1e6  # DC does not count
+    likelihood = kit.Spectral(observed(), 1 / noise[..., :HALF])
+    draw = PlugAndPlay()(PRIOR, likelihood, shape=BOX, generator=torch.Generator())
+    (t,) = draw.settings["time"]
+    assert (t / (1 - t)) ** 2 == pytest.approx(float(tau))
+
+
+def test_gaps_are_filled_and_noiseless_data_kept(kit):
+    """A signal confined to a ball, so that its coefficients are correlated; half of them measured without noise."""
+    n = 8
+    axis = torch.arange(n) - (n - 1) / 2
+    profile = torch.exp(-(axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2) / 6) + 1e-4
+
+    class Ball:  # x_0 ~ N(0, profile²) in every voxel: the exact flow, and its power spectrum
+        signal_power = profile.square().mean().expand(2)
+        denoising_error = torch.tensor(
+            [
+                [t, float((profile**2 * t**2 / ((1 - t) ** 2 * profile**2 + t**2)).mean())]
+                for t in torch.linspace(0.02, 1, 50).tolist()
+            ]
+        )
+
+        def __call__(self, x, t):
+            return (t - (1 - t) * profile**2) / ((1 - t) ** 2 * profile**2 + t**2) * x
+
+    truth = profile * torch.randn(n, n, n, generator=torch.Generator().manual_seed(5))
+    kz, ky, kx = torch.meshgrid(*(torch.fft.fftfreq(n),) * 3, indexing="ij")
+    missing = ky.abs() + kx.abs() < kz.abs()  # a double cone about z
+    W = torch.where(missing, 0.0, torch.inf)[..., : n // 2 + 1]
+    y = torch.fft.ifftn(torch.fft.fftn(truth) * ~missing).real
+    sampler = PlugAndPlay(iterations=40, pairs=0, dither=0.0, time=0.05)
+    draw = sampler(Ball(), kit.Spectral(y, W), shape=(n, n, n), generator=torch.Generator())
+    found, true = torch.fft.fftn(draw.x), torch.fft.fftn(truth)
+    torch.testing.assert_close(found[~missing], true[~missing])
+    # The best estimate of all, for comparison: the conditional mean, with dense matrices.
+    F = torch.fft.fftn(torch.eye(n**3).reshape(-1, n, n, n), dim=(1, 2, 3), norm="ortho").reshape(n**3, -1).T
+    A = F[~missing.flatten()]
+    C = torch.diag(profile.flatten() ** 2).to(A)
+    best = (C @ A.mH @ torch.linalg.pinv(A @ C @ A.mH, hermitian=True) @ (A @ y.flatten().to(A))).real.reshape(n, n, n)
+    gained = ((y - truth).square().sum() - (draw.x - truth).square().sum()) / (
+        (y - truth).square().sum() - (best - truth).square().sum()
+    )
+    assert gained > 0.8
+
+
+def test_rotations_are_the_24_of_the_cube():
+    corner = torch.arange(27).reshape(1, 3, 3, 3)
+    seen = {tuple(_rotate(corner, i).flatten().tolist()) for i in range(len(_ROTATIONS))}
+    assert len(_ROTATIONS) == len(seen) == 24
+    x = torch.randn(2, 3, 4, 5)
+    for i in range(24):
+        assert torch.equal(_rotate_back(_rotate(x, i), i), x)
+    # Proper: as matrices on the vector of axes their determinant is 1.
+    axes = torch.eye(3)
+    for p, flips in _ROTATIONS:
+        matrix = axes[list(p)] * torch.tensor([-1.0 if axis - 3 in flips else 1.0 for axis in range(3)])[:, None]
+        assert torch.linalg.det(matrix) == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("iterations", "pairs", "dither", "nfe"), [(2, 0, 0, 2), (2, 2, 0.6, 8), (2, 5, 0.6, 20), (3, 8, 0.6, 48)]
+)
+def test_plans_spend_what_they_say(kit, iterations, pairs, dither, nfe):
+    class Counted(GaussianPrior):
+        spent = 0
+
+        def __call__(self, x, t):
+            Counted.spent += len(x)
+            return super().__call__(x, t)
+
+    likelihood = kit.Spectral(observed(), torch.ones(*BOX[:2], HALF))
+    seen = []
+    draw = PlugAndPlay(iterations, pairs, dither)(
+        Counted(1.0), likelihood, shape=BOX, generator=torch.Generator(), callback=lambda *step: seen.append(step[:2])
+    )
+    assert draw.nfe == Counted.spent == nfe
+    assert seen == [(i, iterations) for i in range(1, iterations + 1)]
+
+
+def test_default_plan_is_8_evaluations(kit):
+    likelihood = kit.Spectral(observed(), torch.ones(*BOX[:2], HALF))
+    assert PlugAndPlay()(PRIOR, likelihood, shape=BOX, generator=torch.Generator()).nfe == 8
+
+
+def test_what_is_missing_is_named(kit):
+    class MyLikelihood:
+        def log_prob(self, x):
+            return x.sum((-3, -2, -1))
+
+        def spectral_data(self):
+            return torch.ones(1)
+
+    run = {"shape": BOX, "generator": torch.Generator()}
+    with pytest.raises(
+        CapabilityError, match="needs a FourierDiagonal likelihood; MyLikelihood has no spectral_precision"
+    ):
+        PlugAndPlay()(PRIOR, MyLikelihood(), **run)
+    likelihood = kit.Spectral(observed(), torch.ones(*BOX[:2], HALF))
+    with pytest.raises(CapabilityError, match="function has no signal_power and no denoising_error"):
+        PlugAndPlay()(lambda x, t: x, likelihood, **run)
+    with pytest.raises(GridMismatchError, match=r"Spectral has .* \(6, 5, 4\) .* \(8, 8, 8\), need \(8, 8, 5\)"):
+        PlugAndPlay()(PRIOR, likelihood, shape=(8, 8, 8), generator=torch.Generator())

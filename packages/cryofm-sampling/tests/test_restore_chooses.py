@@ -1,0 +1,111 @@
+"""The front door picks the algorithm from capabilities, and works in the units of the data."""
+
+import attrs
+import pytest
+import torch
+
+from cryofm_ops import Identity, WhiteNoise, gaussian_likelihood
+from cryofm_sampling import CapabilityError, Guided, PlugAndPlay, SettingError, restore
+from cryofm_sampling.testing import GaussianPrior
+
+BOX = (6, 5, 8)
+
+
+@attrs.frozen
+class Units:
+    mean: float = 0.04
+    std: float = 0.09
+
+
+@attrs.frozen(slots=False)
+class Prior(GaussianPrior):
+    """White Gaussian data of mean 0.04 and standard deviation 0.09."""
+
+    normalization: Units = Units()
+
+
+def run(prior, likelihood, **options):
+    generator = torch.Generator().manual_seed(0)
+    return restore(prior, likelihood, shape=BOX, generator=generator, **options)
+
+
+@pytest.fixture
+def y():
+    return 0.04 + 0.09 * torch.randn(BOX, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture
+def likelihood(y):
+    return gaussian_likelihood(Identity(), WhiteNoise(0.09), y)
+
+
+class LogProb:
+    def __init__(self, y):
+        self.y = y
+
+    def log_prob(self, x):
+        return -0.5 * ((x - self.y) / 0.09).square().sum((-3, -2, -1))
+
+
+def test_plug_and_play_for_the_mean(y, likelihood):
+    draw = run(Prior(1.0), likelihood)
+    # Prior and noise are equally wide: the mean is halfway between 0.04 and the data.
+    torch.testing.assert_close(draw.x, 0.04 + (y - 0.04) / 2)
+    assert draw.settings["algorithm"] == "PlugAndPlay"
+    assert "FourierDiagonal" in draw.settings["because"]
+    assert draw.nfe == 8
+
+
+def test_guidance_averaged_where_the_likelihood_only_has_log_prob(y):
+    draw = run(Prior(1.0), LogProb(y), samples=2)
+    assert draw.settings["algorithm"] == "Guided"
+    assert draw.settings["because"].startswith("the likelihood is not FourierDiagonal")
+    assert draw.nfe == 2 * 199
+    deviation = (draw.x - 0.04 - (y - 0.04) / 2) / (0.09 * 0.5)
+    assert deviation.square().mean() == pytest.approx(1, abs=0.3)  # the error of a mean of two
+
+
+def test_guidance_where_the_prior_has_no_statistics(likelihood):
+    prior = Prior(1.0)
+
+    class Bare:
+        normalization = Units()
+
+        def __call__(self, x, t):
+            return prior(x, t)
+
+    draw = run(Bare(), likelihood, samples=2)
+    assert draw.settings["algorithm"] == "Guided"
+    assert "Bare has no signal_power" in draw.settings["because"]
+
+
+def test_samples_spread_as_the_posterior(y, likelihood):
+    draw = run(Prior(1.0), likelihood, estimate="samples", samples=10)
+    assert draw.x.shape == (10, *BOX)
+    assert draw.settings["algorithm"] == "Guided"
+    assert draw.nfe == 199
+    assert draw.x.var(0).mean() == pytest.approx(0.09**2 / 2, rel=0.15)
+    fewer = run(Prior(1.0), likelihood, estimate="samples", samples=2)
+    assert torch.equal(fewer.x, draw.x[:2])
+
+
+def test_a_sampler_of_the_callers(likelihood):
+    draw = run(Prior(1.0), likelihood, sampler=Guided(steps=3), samples=1)
+    assert draw.settings["because"] == "the caller chose it"
+    assert draw.nfe == 5
+
+
+def test_a_prior_without_normalisation_works_in_data_units(y, likelihood):
+    narrow = GaussianPrior(0.09**2)  # centred on 0
+    torch.testing.assert_close(run(narrow, likelihood).x, y / 2)
+
+
+def test_what_cannot_be_is_refused(likelihood):
+    with pytest.raises(CapabilityError, match="posterior mean only"):
+        run(Prior(1.0), likelihood, estimate="samples", sampler=PlugAndPlay())
+    with pytest.raises(SettingError, match="estimate must be"):
+        run(Prior(1.0), likelihood, estimate="mode")
+    with pytest.raises(SettingError, match="samples must be at least 1, got 0"):
+        run(Prior(1.0), likelihood, samples=0)
+    with pytest.raises(SettingError, match=r"shape must be \(\*batch, z, y, x\)"):
+        restore(GaussianPrior(1.0), likelihood, shape=(5, 8), generator=torch.Generator())

@@ -1,0 +1,56 @@
+"""The same seed gives the same volumes, however many are drawn together."""
+
+import pytest
+import torch
+
+from cryofm_sampling import Guided, PlugAndPlay
+from cryofm_sampling.testing import GaussianPrior
+
+BOX = (5, 6, 4)
+SAMPLERS = [
+    Guided(steps=6),
+    Guided(steps=6, guidance="paper", max_push=0.01),  # longer pushes overshoot, and amplify rounding
+    PlugAndPlay(pairs=1),
+]
+
+
+@pytest.fixture
+def likelihood(kit):
+    y = torch.randn(BOX, generator=torch.Generator().manual_seed(0))
+    return kit.Spectral(y, torch.linspace(0.1, 3, 5 * 6 * 3).reshape(5, 6, 3))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_four_are_two_and_two(sampler, likelihood):
+    prior = GaussianPrior(torch.tensor([3.0, 1.0, 0.2]))
+    four = sampler(prior, likelihood, shape=(4, *BOX), generator=torch.Generator().manual_seed(7)).x
+    generator = torch.Generator().manual_seed(7)
+    pairs = [sampler(prior, likelihood, shape=(2, *BOX), generator=generator).x for _ in range(2)]
+    # Plug-and-play goes volume by volume; sums over a batch may round differently in guidance.
+    tolerance = {"rtol": 0, "atol": 0 if isinstance(sampler, PlugAndPlay) else 1e-12}
+    torch.testing.assert_close(four, torch.cat(pairs), **tolerance)
+    alone = sampler(prior, likelihood, shape=BOX, generator=torch.Generator().manual_seed(7)).x
+    torch.testing.assert_close(four[0], alone, **tolerance)
+    nested = sampler(prior, likelihood, shape=(2, 2, *BOX), generator=torch.Generator().manual_seed(7)).x
+    assert torch.equal(four, nested.reshape(four.shape))
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS[:2])
+def test_seeds_differ_and_global_randomness_is_not_used(sampler, likelihood):
+    prior = GaussianPrior(1.0)
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    a, b, again = (
+        sampler(prior, likelihood, shape=BOX, generator=torch.Generator().manual_seed(seed)).x for seed in (1, 2, 1)
+    )
+    assert torch.equal(a, again)
+    assert not torch.equal(a, b)
+    assert torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_dtype_is_that_of_the_data(sampler, kit):
+    likelihood = kit.Spectral(torch.zeros(BOX, dtype=torch.float32), torch.ones(5, 6, 3, dtype=torch.float32))
+    draw = sampler(GaussianPrior(torch.tensor([3.0, 1.0])), likelihood, shape=BOX, generator=torch.Generator())
+    assert draw.x.dtype == torch.float32
+    assert not draw.x.requires_grad
