@@ -51,6 +51,7 @@ def types(session: nox.Session) -> None:
         name = package.replace("-", "_")
         session.run("mypy", "--strict", f"packages/{package}/src/{name}")
     session.run("mypy", "--strict", "examples", "tests/stranger.py", "tests/typed_stranger.py")
+    session.run("mypy", "--strict", "benchmarks")
     session.run("basedpyright", *sources, "examples", "tests/stranger.py", "tests/typed_stranger.py")
 
 

@@ -163,7 +163,7 @@ def _read(path: Path) -> Prior:
         raise WeightsError(f"{path} is not a readable safetensors file ({error})") from None
     if metadata.get("format") != _FORMAT:
         raise WeightsError(
-            f"{path} says format {metadata.get('format')!r} in its metadata, expected {_FORMAT!r}; save it with save_prior"
+            f"{path} says format {metadata.get('format')!r}, expected {_FORMAT!r}; write it with save_prior"
         )
     own = (
         "format",

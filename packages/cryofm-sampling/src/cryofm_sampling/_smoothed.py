@@ -49,12 +49,14 @@ def smoothed_gradient(likelihood: Likelihood, mean: Tensor, variance: Tensor) ->
         probe = _PROBE * math.sqrt(math.prod(mean.shape[-3:])) / _dot(p, p).sqrt().clamp(min=tiny)
         curvature = (_dot(value_and_gradient(w + probe * p)[1], p) - slope) / probe
         alpha = torch.where(curvature > 0, -slope / curvature.clamp(min=tiny), probe)
+        phi_new, g_new = value_and_gradient(w + alpha * p)
         for _ in range(_BACKTRACKS):
-            phi_new, g_new = value_and_gradient(w + alpha * p)
             worse = ~(phi_new <= phi + 1e-4 * alpha * slope)
             if not worse.any():
                 break
             alpha = torch.where(worse, alpha / 4, alpha)
+            phi_new, g_new = value_and_gradient(w + alpha * p)
+        worse = ~(phi_new <= phi + 1e-4 * alpha * slope)
         still = worse | (_dot(g, g) <= _ENOUGH**2 * first)  # so that no volume waits for another by moving on
         w = torch.where(still, w, w + alpha * p)
         g_new = torch.where(still, g, g_new)

@@ -1,0 +1,135 @@
+"""What the bundled prior gains on maps it was not trained on: ``python benchmarks/denoising.py MAPS... --out CSV``.
+
+The paper's protocol (section 5.1): a 64³ crop at the prior's voxel size, clipped and scaled to 0..1, is the truth; two
+halves get the spectral noise of one of the five half-map FSC curves. Everything else is estimated as ``denoise.py``
+does: noise power from the halves, scale by cross-validation. A row is a map at one level; the last rows are means.
+"""
+
+import argparse
+import csv
+import time
+from pathlib import Path
+
+import attrs
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cryofm_io import atomic_write, fsc, normalise_clean, read_map, to_grid
+from cryofm_model import Normalization, Prior, load_prior
+from cryofm_ops import (
+    FourierGaussian,
+    Identity,
+    SpectralNoise,
+    estimate_noise_power,
+    fourier_filter,
+    gaussian_likelihood,
+    radial,
+    radial_mean,
+    rfft,
+)
+from cryofm_sampling import PlugAndPlay, fit_scale, restore
+
+CURVES = Path(__file__).parents[1] / "examples" / "data" / "fsc_curves.csv"
+BOX = (64, 64, 64)
+TWO, EIGHT = PlugAndPlay(pairs=0, dither=0.0), PlugAndPlay()
+
+
+def crop(density: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The 64³ box around the centre of mass of the density, padded with zeros where the map is smaller."""
+    density = np.pad(density, [(max(0, (64 - n + 1) // 2),) * 2 for n in density.shape])
+    centre = np.argwhere(density > 0.13).mean(0).round().astype(int)
+    start = [int(np.clip(c - 32, 0, n - 64)) for c, n in zip(centre, density.shape, strict=True)]
+    z, y, x = (slice(s, s + 64) for s in start)
+    return np.ascontiguousarray(density[z, y, x])
+
+
+def halves_of(truth: Tensor, level: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Two half maps with the noise of a level: noise power = signal power (1 − F) / F, shell by shell."""
+    with CURVES.open(newline="") as file:
+        f = torch.tensor([1.0] + [float(row[level]) for row in csv.DictReader(file)]).clamp(1e-4, 1 - 1e-6)
+    signal = radial_mean(rfft(truth).abs() ** 2, BOX)
+    noise = SpectralNoise(signal * (1 - f) / f)
+    return noise.sample(truth, generator=generator), noise.sample(truth, generator=generator)
+
+
+def row_of(path: Path, level: str, seed: int, prior_name: str) -> dict[str, object]:
+    """Degrade one map and restore it in every way."""
+    prior = load_prior(prior_name)
+    density, _ = normalise_clean(to_grid(read_map(path), prior.voxel_size)[0])
+    truth = torch.from_numpy(crop(density))
+    halves = halves_of(truth, level, torch.Generator().manual_seed(seed))
+    noise = estimate_noise_power(*halves)
+    mean = (halves[0] + halves[1]) / 2
+
+    def likelihood(x: Tensor, power: Tensor) -> FourierGaussian:
+        return gaussian_likelihood(Identity(), SpectralNoise(power), x)
+
+    gain = noise.signal_power / (noise.signal_power + noise.noise_power / 2)
+    linear = fourier_filter(mean, radial(gain, BOX))
+    results: dict[str, Tensor] = {"input": mean, "wiener": linear}
+    seconds: dict[str, float] = {}
+
+    def timed(name: str, units: Prior, data: Tensor, power: Tensor, sampler: PlugAndPlay) -> Tensor:
+        start = time.perf_counter()
+        x = restore(
+            units, likelihood(data, power), shape=BOX, generator=torch.Generator().manual_seed(seed), sampler=sampler
+        ).x
+        seconds[name] = time.perf_counter() - start
+        return x
+
+    start = time.perf_counter()
+    fit = fit_scale(
+        prior,
+        likelihood(halves[0], noise.noise_power),
+        halves[1],
+        noise.fsc,
+        generator=torch.Generator().manual_seed(seed),
+        guess=1 / float(np.percentile(linear, 99.999)),
+    )
+    seconds["scale"] = time.perf_counter() - start
+    fitted = attrs.evolve(prior, normalization=Normalization(fit.normalization.mean, fit.normalization.std))
+    results["true_scale_8"] = timed("true_scale_8", prior, mean, noise.noise_power / 2, EIGHT)
+    results["mean_2"] = timed("mean_2", fitted, mean, noise.noise_power / 2, TWO)
+    results["mean_8"] = timed("mean_8", fitted, mean, noise.noise_power / 2, EIGHT)
+    both = [timed("halves_8", fitted, half, noise.noise_power, EIGHT) for half in halves]
+    results["halves_8"] = (both[0] + both[1]) / 2
+
+    row: dict[str, object] = {"map": path.name, "level": level, "scale": round(fit.normalization.scale, 3)}
+    for name, x in results.items():
+        curve = fsc(x.numpy(), truth.numpy(), prior.voxel_size)
+        row[f"auc_{name}"] = round(curve.auc, 4)
+        row[f"fsc05_{name}"] = round(curve.resolution(0.5), 2)
+        row[f"error_{name}"] = round(float((x - truth).square().sum() / truth.square().sum()), 4)
+    return row | {f"seconds_{name}": round(value, 2) for name, value in seconds.items()}
+
+
+def main() -> None:
+    """Parse the command line, measure, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("maps", type=Path, nargs="+", help="maps that the prior was not trained on")
+    parser.add_argument("--levels", nargs="+", default=["4.3A"], help="columns of fsc_curves.csv")
+    parser.add_argument("--prior", default="cryofm-tiny")
+    parser.add_argument("--out", type=Path, required=True, help=".csv file")
+    args = parser.parse_args()
+    rows: list[dict[str, object]] = []
+    for level in args.levels:
+        of_level = []
+        for seed, path in enumerate(args.maps):
+            of_level.append(row_of(path, level, seed, args.prior))
+            print({k: v for k, v in of_level[-1].items() if k.startswith(("map", "level", "scale", "auc"))}, flush=True)
+        mean: dict[str, object] = {"map": f"mean of {len(of_level)}", "level": level}
+        for key in of_level[0]:
+            if key not in ("map", "level"):
+                mean[key] = round(float(np.mean([float(str(row[key])) for row in of_level])), 4)
+        print(mean, flush=True)
+        rows += [*of_level, mean]
+    with atomic_write(args.out, overwrite=True) as temporary, temporary.open("w", newline="") as file:
+        table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""What the example scripts share: outputs that appear together or not at all, progress, and the exit status."""
+
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+import cryofm_io
+import cryofm_model
+import cryofm_ops
+from cryofm_ops import Normalization
+from cryofm_sampling import Calibrated, VelocityField
+
+# Bytes of peak memory: fixed, per voxel of the grid, per voxel of a tile without and with a backward pass.
+BYTES_FIXED, BYTES_GRID, BYTES_NETWORK, BYTES_GRADIENT = 300 * 2**20, 200, 400, 3000
+
+ERRORS = (cryofm_io.CryoFMError, cryofm_ops.CryoFMError, cryofm_model.CryoFMError)
+
+
+def exit_code(main: Callable[[], None]) -> int:
+    """Run ``main``; a mistake of the user's is one line and status 2, Ctrl-C is status 130."""
+    try:
+        main()
+    except ERRORS as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        return 130
+    return 0
+
+
+@contextmanager
+def output_folder(folder: Path, names: list[str], overwrite: bool) -> Iterator[Path]:
+    """A temporary folder beside ``folder``, whose files are moved there at the end, and dropped on any exception.
+
+    Raises:
+        OutputExistsError: before anything is computed, if a file of ``names`` exists and may not be replaced.
+    """
+    existing = [name for name in names if (folder / name).exists()]
+    if existing and not overwrite:
+        raise cryofm_io.OutputExistsError(f"{folder} has {', '.join(existing)} already; give --overwrite to replace")
+    if folder.exists() and not folder.is_dir():
+        raise cryofm_io.OutputExistsError(f"{folder} is a file; give a folder")
+    partial = folder.with_name(f".partial-{os.getpid()}-{folder.name}")
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        folder.mkdir(exist_ok=True)
+        for path in sorted(partial.iterdir()):
+            os.replace(path, folder / path.name)
+    finally:
+        shutil.rmtree(partial)
+
+
+class WithProgress:
+    """A prior in the units of ``normalization`` that moves a progress bar at every evaluation of a volume."""
+
+    def __init__(
+        self,
+        velocity: VelocityField,
+        statistics: Calibrated,
+        normalization: Normalization,
+        bar: "tqdm[NoReturn]",
+    ) -> None:
+        self.velocity, self.normalization, self.bar = velocity, normalization, bar
+        self.signal_power, self.denoising_error = statistics.signal_power, statistics.denoising_error
+
+    def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
+        """The velocity."""
+        velocity = self.velocity(x, t)
+        self.bar.update(math.prod(x.shape[:-3]))
+        return velocity
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name, or an error that says what there is."""
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        reason = str(error).splitlines()[0]
+        raise cryofm_io.CryoFMError(f"no device {name!r} here ({reason}); there is {', '.join(there)}") from None
+
+
+def check_memory(shape: tuple[int, int, int], tile: int, device: torch.device, *, gradients: bool) -> None:
+    """Refuse a job that cannot fit, before it starts.
+
+    The constants were measured with the bundled prior (peak resident memory, boxes of 64³ to 144³).
+    """
+    network = math.prod(min(side, tile) for side in shape) * (BYTES_GRADIENT if gradients else BYTES_NETWORK)
+    needed = BYTES_FIXED + math.prod(shape) * BYTES_GRID + network
+    available = _available_memory(device)
+    if available is not None and needed > available:
+        raise cryofm_io.CryoFMError(
+            f"a grid of {shape[2]} x {shape[1]} x {shape[0]} voxels needs about {needed / 2**30:.1f} GiB on {device}, "
+            f"{available / 2**30:.1f} GiB are free; crop the maps, {'leave out --samples, ' if gradients else ''}"
+            "or use a machine with more memory"
+        )
+
+
+def _available_memory(device: torch.device) -> int | None:
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    if device.type == "cpu" and hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        # MemAvailable counts what caches would give back, which SC_AVPHYS_PAGES does not.
+        meminfo = Path("/proc/meminfo")
+        if meminfo.exists():
+            lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+            return int(lines["MemAvailable"].split()[0]) * 1024
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 sum of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_run(path: Path, inputs: dict[str, str], content: dict[str, Any]) -> None:
+    """``run.json``: what is needed to get the same result again."""
+    packages = ("cryofm-io", "cryofm-ops", "cryofm-sampling", "cryofm-model", "torch", "numpy")
+    run = {
+        "program": Path(sys.argv[0]).name,
+        "inputs_sha256": inputs,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        **content,
+    }
+    with cryofm_io.atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(run, indent=2) + "\n")

@@ -1,0 +1,38 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cryofm_io import DensityMap, write_map
+from cryofm_model import Normalization, Prior, UNet, UNetConfig, save_prior
+from cryofm_sampling import calibrate
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # where the scripts find _script.py
+
+
+@pytest.fixture(scope="session")
+def small_prior(tmp_path_factory):
+    """A file with an untrained prior: for what does not depend on how good a prior is."""
+    torch.manual_seed(0)
+    network = UNet(UNetConfig(widths=(8, 16), depths=(1, 1), up_depths=(1,), conditioning=8)).eval()
+    generator = torch.Generator().manual_seed(0)
+    examples = torch.randn(2, 16, 16, 16, generator=generator)
+    measured = calibrate(lambda x, t: network(x, t), examples, generator=generator, times=(0.1, 0.5, 0.9))
+    path = tmp_path_factory.mktemp("prior") / "small.safetensors"
+    save_prior(Prior(network, Normalization(), 1.5, 32, measured.signal_power, measured.denoising_error), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def half_maps(tmp_path_factory):
+    """Two half maps on an odd, non-cubic grid with an origin and a start of their own."""
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*map(np.arange, (25, 28, 31)), indexing="ij"), -1)
+    density = sum(np.exp(-((grid - c) ** 2).sum(-1) / 6) for c in rng.uniform(7, 19, (12, 3)))
+    folder = tmp_path_factory.mktemp("halves")
+    for name in ("half1", "half2"):
+        noisy = 3 * density + rng.normal(0, 0.3, density.shape)
+        write_map(folder / f"{name}.mrc", DensityMap(noisy, 1.3, origin=(1.3, -2.6, 3.9), nstart=(1, -2, 3)))
+    return folder / "half1.mrc", folder / "half2.mrc"

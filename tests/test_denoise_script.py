@@ -1,0 +1,263 @@
+"""examples/denoise.py as its user runs it: what it leaves, what it refuses, and that it gains."""
+
+import json
+import re
+
+import mrcfile
+import numpy as np
+import pytest
+import torch
+
+from cryofm_io import DensityMap, fsc, read_map, write_map
+
+denoise = pytest.importorskip("denoise")
+script = pytest.importorskip("_script")
+
+RESULTS = {"restored.mrc", "fsc.csv", "fsc.png", "slices.png", "run.json"}
+
+
+@pytest.fixture
+def run(monkeypatch, small_prior):
+    def run(*arguments, prior=small_prior):
+        monkeypatch.setattr("sys.argv", ["denoise.py", *map(str, arguments), "--prior", str(prior)])
+        return script.exit_code(denoise.main)
+
+    return run
+
+
+def test_results_lie_on_the_input_grid(run, half_maps, tmp_path, capsys):
+    assert run(*half_maps, "--out", tmp_path / "out", "--samples", 0) == 0
+    assert {path.name for path in (tmp_path / "out").iterdir()} == RESULTS
+    before, after = read_map(half_maps[0]), read_map(tmp_path / "out" / "restored.mrc")
+    assert after.shape == before.shape
+    assert (after.voxel_size, after.origin, after.nstart) == (before.voxel_size, before.origin, before.nstart)
+    # The scale is kept: the restored map explains the data about as well as the halves explain each other.
+    mean = (before.data + read_map(half_maps[1]).data) / 2
+    assert np.corrcoef(mean.ravel(), after.data.ravel())[0, 1] > 0.8
+    assert 0.7 < after.data.std() / mean.std() < 1.1
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert len(record["inputs_sha256"]) == 2
+    assert record["settings"]["seed"] == 0
+    assert record["algorithm"]["algorithm"] == "PlugAndPlay"
+    assert set(record["versions"]) >= {"cryofm-io", "cryofm-ops", "cryofm-sampling", "cryofm-model", "torch"}
+    for picture in ("fsc.png", "slices.png"):
+        assert (tmp_path / "out" / picture).read_bytes()[:4] == b"\x89PNG"
+    assert "self-consistency, not resolution" in (tmp_path / "out" / "fsc.csv").read_text()
+    with mrcfile.open(tmp_path / "out" / "restored.mrc") as file:
+        assert b"never for resolution claims" in file.header.label[0]
+    assert "restored by PlugAndPlay" in capsys.readouterr().out
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(run, half_maps, tmp_path):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
+        assert run(*half_maps, "--out", tmp_path / name, "--seed", seed) == 0
+    a, b, c = (read_map(tmp_path / name / "restored.mrc").data for name in "abc")
+    assert np.array_equal(a, b)
+    assert not np.array_equal(a, c)
+
+
+def test_samples_and_mask(run, half_maps, tmp_path, monkeypatch):
+    monkeypatch.setattr(denoise, "SAMPLE_STEPS", 3)
+    half = read_map(half_maps[0])
+    mask = np.zeros(half.shape, np.float32)
+    mask[6:20, 6:20, 6:20] = 1
+    write_map(tmp_path / "mask.mrc", DensityMap(mask, half.voxel_size, half.origin, half.nstart))
+    assert run(*half_maps, "--out", tmp_path / "out", "--samples", 2, "--mask", tmp_path / "mask.mrc") == 0
+    one, two = (read_map(tmp_path / "out" / f"sample_0{i}.mrc").data for i in (1, 2))
+    assert not np.array_equal(one, two)
+    restored = read_map(tmp_path / "out" / "restored.mrc").data
+    for data in (one, two, restored):
+        assert not data[mask == 0].any()
+        assert data[mask == 1].any()
+
+
+def broken(tmp_path, half_maps, what):
+    """The files of a user who makes one mistake, and what the message must say."""
+    half = read_map(half_maps[0])
+    path = tmp_path / f"{what}.mrc"
+
+    def save(data, voxel_size=half.voxel_size, origin=half.origin):
+        with mrcfile.new(path, overwrite=True) as file:
+            file.set_data(np.asarray(data, np.float32))
+            file.voxel_size = voxel_size
+            file.header.origin = origin
+            file.header.nxstart, file.header.nystart, file.header.nzstart = half.nstart
+        return path
+
+    if what == "missing":
+        return tmp_path / "none.mrc", "none.mrc"
+    if what == "truncated":
+        path.write_bytes(half_maps[0].read_bytes()[:5000])
+        return path, "truncated"
+    if what == "text":
+        path.write_text("not a map" * 1000)
+        return path, "text.mrc"
+    if what == "nan":
+        data = half.data.copy()
+        data[2, 3, 4] = np.nan
+        return save(data), r"\(2, 3, 4\)"
+    if what == "constant":
+        return save(np.ones(half.shape)), "constant|equal"
+    if what == "no voxel size":
+        return save(half.data, 0), "--voxel-size"
+    if what == "other shape":
+        return save(half.data[:, :, 1:]), r"shape.*\(25, 28, 31\).*\(25, 28, 30\)|\(25, 28, 30\)"
+    if what == "other voxel size":
+        return save(half.data, 1.4), r"voxel size.*1\.3.*1\.4"
+    if what == "other origin":
+        return save(half.data, origin=(9, 9, 9)), "origin"
+    if what == "twice":
+        return half_maps[0], "noise cannot be estimated"
+    if what == "masked":
+        data = read_map(half_maps[1]).data.copy()
+        data[:12] = 0
+        return save(data), "masked"
+    if what == "anisotropic":
+        with mrcfile.new(path) as file:
+            file.set_data(half.data)
+            file.voxel_size = (1.3, 1.3, 1.5)
+        return path, "1.5"
+    if what == "image":
+        with mrcfile.new(path) as file:
+            file.set_data(half.data[0])
+            file.voxel_size = 1.3
+        return path, "expected a 3-D map"
+    raise AssertionError(what)
+
+
+MISTAKES = [
+    "missing",
+    "truncated",
+    "text",
+    "nan",
+    "constant",
+    "no voxel size",
+    "other shape",
+    "other voxel size",
+    "other origin",
+    "twice",
+    "masked",
+    "anisotropic",
+    "image",
+]
+
+
+@pytest.mark.parametrize("what", MISTAKES)
+def test_bad_input_is_one_line_and_leaves_nothing(run, half_maps, tmp_path, capsys, what):
+    path, message = broken(tmp_path, half_maps, what)
+    before = set(tmp_path.iterdir())
+    assert run(half_maps[0], path, "--out", tmp_path / "out") == 2
+    captured = capsys.readouterr().err.strip().splitlines()
+    assert captured[-1].startswith("error: ")
+    assert re.search(message, captured[-1]), captured
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_a_wrong_voxel_size_can_be_put_right(run, half_maps, tmp_path):
+    path, _ = broken(tmp_path, half_maps, "no voxel size")
+    path2 = tmp_path / "second.mrc"
+    path2.write_bytes(path.read_bytes())
+    with mrcfile.open(path2, "r+") as file:
+        file.set_data(read_map(half_maps[1]).data)
+        file.voxel_size = 0
+    assert run(path, path2, "--voxel-size", 1.3, "--out", tmp_path / "out", "--steps", 2) == 0
+    assert read_map(tmp_path / "out" / "restored.mrc").voxel_size == pytest.approx(1.3)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"), [("shift", "origin"), ("negative", r"\[0, 1\]"), ("empty", "empty|zero"), ("crop", "shape")]
+)
+def test_a_mask_that_does_not_fit(run, half_maps, tmp_path, capsys, change, message):
+    half = read_map(half_maps[0])
+    mask, origin = np.zeros(half.shape, np.float32), half.origin
+    mask[6:20, 6:20, 6:20] = 1
+    if change == "shift":
+        origin = (50, 0, 0)
+    elif change == "negative":
+        mask -= 0.5
+    elif change == "empty":
+        mask *= 0
+    elif change == "crop":
+        mask = mask[1:]
+    with mrcfile.new(tmp_path / "mask.mrc") as file:
+        file.set_data(mask)
+        file.voxel_size = half.voxel_size
+        file.header.origin = origin
+        file.header.nxstart, file.header.nystart, file.header.nzstart = half.nstart
+    assert run(*half_maps, "--mask", tmp_path / "mask.mrc", "--out", tmp_path / "out") == 2
+    assert re.search(message, capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_results_are_not_overwritten_unasked(run, half_maps, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "restored.mrc").write_text("precious")
+    (out / "notes.txt").write_text("mine")
+    assert run(*half_maps, "--out", out, "--steps", 2) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (out / "restored.mrc").read_text() == "precious"
+    assert run(*half_maps, "--out", out, "--steps", 2, "--overwrite") == 0
+    assert (out / "notes.txt").read_text() == "mine"
+    assert {path.name for path in out.iterdir()} == RESULTS | {"notes.txt"}
+
+
+@pytest.mark.parametrize("where", ["restore", "plot_slices", "write_run"])
+def test_ctrl_c_leaves_nothing_half_written(run, half_maps, tmp_path, capsys, monkeypatch, where):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(denoise, where, interrupt)
+    assert run(*half_maps, "--out", tmp_path / "out", "--steps", 2) == 130
+    assert "nothing was written" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_little_memory_is_said_before_the_start(run, half_maps, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(script, "_available_memory", lambda _: 10 * 2**20)
+    monkeypatch.setattr(denoise, "restore", None)
+    assert run(*half_maps, "--out", tmp_path / "out") == 2
+    assert re.search(r"needs about .* GiB on cpu, 0.0 GiB are free", capsys.readouterr().err)
+
+
+def test_a_device_that_is_not_there_is_an_error_not_a_change(run, half_maps, tmp_path, capsys):
+    missing = "cuda:7" if torch.cuda.device_count() < 8 else "xpu:7"
+    assert run(*half_maps, "--out", tmp_path / "out", "--device", missing) == 2
+    assert missing in capsys.readouterr().err
+
+
+def test_weights_that_are_none(run, half_maps, tmp_path, capsys):
+    torch.save({}, tmp_path / "weights.pt")
+    assert run(*half_maps, "--out", tmp_path / "out", prior=tmp_path / "weights.pt") == 2
+    assert "pickle" in capsys.readouterr().err
+
+
+def test_help_states_units(run, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run("--help")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--mask", "--seed", "--steps", "--samples", "--device", "--overwrite", "--voxel-size"):
+        assert option in text
+    assert "Å" in text
+
+
+def test_the_example_has_the_noise_that_it_says():
+    given = denoise.demo_input(seed=0)
+    curve = fsc(given.half1.data, given.half2.data, given.half1.voxel_size)
+    wanted = np.genfromtxt(denoise.DEMO_CURVES, delimiter=",", names=True)
+    expected = np.interp(curve.frequency, wanted["freq"], wanted["43A"])
+    inside = curve.frequency < wanted["freq"][-1]
+    spread = 4 / np.sqrt(curve.n_voxels)
+    assert (np.abs(curve.correlation - expected)[inside] < spread[inside]).mean() > 0.95
+
+
+def test_the_example_gains_on_the_best_linear_filter(run, tmp_path, capsys):
+    """The promise of the README, with the bundled prior and a quarter of the default's evaluations."""
+    assert run("--out", tmp_path / "out", "--steps", 2, prior="cryofm-tiny") == 0
+    results = json.loads((tmp_path / "out" / "run.json").read_text())["against_the_truth"]
+    degraded, linear, restored = (results[name] for name in (denoise.INPUT, denoise.WIENER, denoise.RESTORED))
+    assert restored["fsc_auc"] > linear["fsc_auc"] + 0.05
+    assert restored["fsc_auc"] > degraded["fsc_auc"] + 0.05
+    assert restored["relative_error"] < linear["relative_error"]
+    assert "best linear filter" in capsys.readouterr().out

@@ -1,0 +1,51 @@
+"""A stranger's operator, noise and prior meet our Protocols under the type checkers, and run in Alg. 1."""
+
+import importlib.util
+from pathlib import Path
+
+import torch
+
+from cryofm_ops import FourierDiagonal, Likelihood, LinearOperator, Noise, Operator, gaussian_likelihood
+from cryofm_sampling import Guided, VelocityField
+
+spec = importlib.util.spec_from_file_location("stranger", Path(__file__).with_name("stranger.py"))
+assert spec is not None
+assert spec.loader is not None
+stranger = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(stranger)
+
+
+def test_it_imports_nothing_of_ours() -> None:
+    assert "cryofm" not in Path(__file__).with_name("stranger.py").read_text()
+
+
+def test_capabilities_are_seen() -> None:
+    operator = stranger.Saturation(2.0)
+    noise = stranger.UnevenNoise(torch.ones(4, 4, 4))
+    assert isinstance(operator, Operator)
+    assert not isinstance(operator, LinearOperator)
+    assert isinstance(noise, Noise)
+    assert isinstance(stranger.Counted(), VelocityField)
+    likelihood = gaussian_likelihood(operator, noise, torch.zeros(4, 4, 4))
+    assert isinstance(likelihood, Likelihood)
+    assert not isinstance(likelihood, FourierDiagonal)
+
+
+def test_alg_1_inverts_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    std = torch.linspace(0.02, 0.2, 8)[:, None, None].expand(8, 8, 8)
+    truth = torch.randn(8, 8, 8, generator=generator)
+    operator, noise = stranger.Saturation(1.5), stranger.UnevenNoise(std)
+    data = noise.sample(operator(truth), generator=generator)
+    velocity = stranger.Counted()
+    likelihood = gaussian_likelihood(operator, noise, data)
+    for guidance, least, most in (("gaussian", 0.8, 1.25), ("paper", 0.0, 3.0)):
+        draw = Guided(steps=100, guidance=guidance)(
+            velocity, likelihood, shape=(8, 8, 8), generator=torch.Generator().manual_seed(1)
+        )
+        # A posterior sample explains the data: the residual is as large as the noise. Alg. 1 as published only says
+        # that it is small.
+        chi_2 = ((operator(draw.x) - data) / std).square().mean()
+        assert least < chi_2 < most
+        assert (draw.x - truth).square().mean() < 0.6 * truth.square().mean()
+    assert velocity.calls == 200
