@@ -21,10 +21,10 @@ import cryofm_io
 import cryofm_model
 import cryofm_ops
 from cryofm_ops import Normalization
-from cryofm_sampling import Calibrated, VelocityField
+from cryofm_sampling import Calibrated, Tiled, VelocityField
 
-# Bytes of peak memory: fixed, per voxel of the grid, per voxel of a tile without and with a backward pass.
-BYTES_FIXED, BYTES_GRID, BYTES_NETWORK, BYTES_GRADIENT = 300 * 2**20, 200, 400, 3000
+# Bytes of peak memory: fixed, per voxel of the grid, and per voxel of a tile without and with a backward pass.
+BYTES_FIXED, BYTES_GRID, BYTES_NETWORK, BYTES_GRADIENT = 300 * 2**20, 200, 250, 1000
 
 ERRORS = (cryofm_io.CryoFMError, cryofm_ops.CryoFMError, cryofm_model.CryoFMError)
 
@@ -95,12 +95,15 @@ def choose_device(name: str) -> torch.device:
         raise cryofm_io.CryoFMError(f"no device {name!r} here ({reason}); there is {', '.join(there)}") from None
 
 
-def check_memory(shape: tuple[int, int, int], tile: int, device: torch.device, *, gradients: bool) -> None:
+def check_memory(shape: tuple[int, int, int], tiled: Tiled, device: torch.device, *, gradients: bool) -> None:
     """Refuse a job that cannot fit, before it starts.
 
-    The constants were measured with the bundled prior (peak resident memory, boxes of 64³ to 144³).
+    The constants were measured with the bundled prior (peak resident memory, boxes of 64³ to 144³). A backward pass
+    keeps what every tile needs; otherwise one tile is held at a time.
     """
-    network = math.prod(min(side, tile) for side in shape) * (BYTES_GRADIENT if gradients else BYTES_NETWORK)
+    stride = tiled.tile - tiled.overlap
+    tiles = math.prod(max(1, math.ceil((side - tiled.overlap) / stride)) for side in shape)
+    network = tiled.tile**3 * (tiles * BYTES_GRADIENT if gradients else BYTES_NETWORK)
     needed = BYTES_FIXED + math.prod(shape) * BYTES_GRID + network
     available = _available_memory(device)
     if available is not None and needed > available:

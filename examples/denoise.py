@@ -54,7 +54,6 @@ from cryofm_sampling import Guided, PlugAndPlay, Tiled, fit_scale, restore
 
 DATA = Path(__file__).parent / "data"
 DEMO_MAP, DEMO_CURVES, DEMO_LEVEL = DATA / "EMD-3488.mrc.gz", DATA / "fsc_curves.csv", "4.3A"
-OVERLAP = 24  # voxels shared by neighbouring tiles of a map that is larger than one tile
 SAMPLE_STEPS = 50  # of the flow, for a posterior sample
 INPUT, WIENER, RESTORED = "input (mean of the halves)", "best linear filter (Wiener)", "restored"
 HALVES, SELF = "half maps", "restored halves: self-consistency, not resolution"
@@ -82,21 +81,22 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     shape = grid.target
     print(
         f"map {by(half1.shape)} voxels of {half1.voxel_size:.4g} Å, restored on {by(shape)} voxels of "
-        f"{grid.voxel_size:.4g} Å: nothing finer than {2 * grid.voxel_size:.2f} Å; prior {args.prior} on {device}"
+        f"{grid.voxel_size:.4g} Å: nothing finer than {2 * max(grid.voxel_size, half1.voxel_size):.2f} Å; prior {args.prior} on {device}"
     )
     tile = min(prior.box, math.ceil(max(shape) / prior.multiple) * prior.multiple)
-    check_memory(shape, tile, device, gradients=args.samples > 0)
+    # A box that is no multiple of what the network takes is mirrored to one.
+    velocity = Tiled(prior, tile, tile // 4 if tile < max(shape) else 0)
+    check_memory(shape, velocity, device, gradients=args.samples > 0)
 
-    # How the data came about: nothing but noise, whose power the halves show. Their mean has half of it.
+    # How the data came about: the map plus noise, whose power the halves show. Their mean has half of it.
     halves = [torch.from_numpy(h).to(device) for h in (first, grid.forward(half2.data))]
-    noise = estimate_noise_power(*(half.cpu() for half in halves), allow_masked=args.allow_masked)
+    noise = noise_of(halves[0].cpu(), halves[1].cpu(), grid.voxel_size / half1.voxel_size)
     mean = (halves[0] + halves[1]) / 2
     solvent = mean.median()  # the prior knows solvent as 0
     likelihoods = [observed(half - solvent, noise.noise_power) for half in halves]
     likelihood = observed(mean - solvent, noise.noise_power / 2)
     linear_filtered = fourier_filter(mean - solvent, radial(wiener_gain(noise).to(device), shape))
 
-    velocity = Tiled(prior, tile, OVERLAP if tile < max(shape) else 0)  # a box that is no multiple is mirrored to one
     sampler = plan(args.steps)
 
     def generator() -> torch.Generator:  # every restoration has the same random numbers
@@ -186,6 +186,22 @@ def report(curves: dict[str, FscCurve], results: dict[str, dict[str, float]], vo
         )
         for name, row in results.items():
             print(f"{name:42}{row['fsc_auc']:9.3f}{row['fsc_0.5_angstrom']:13.2f}{row['relative_error']:8.3f}")
+
+
+def noise_of(half1: Tensor, half2: Tensor, finer: float) -> NoiseEstimate:
+    """Noise of half maps on a grid whose voxels are ``finer`` times the measured ones.
+
+    Whether they are raw has been judged on their own grid. Beyond the Nyquist frequency of that grid nothing was
+    measured, which is noise without end.
+    """
+    noise = estimate_noise_power(half1, half2, allow_masked=True)
+    measured = torch.linspace(0, 1, len(noise.noise_power)) <= finer
+    endless = 1e6 * noise.noise_power.max()
+    return attrs.evolve(
+        noise,
+        noise_power=torch.where(measured, noise.noise_power, endless),
+        signal_power=torch.where(measured, noise.signal_power, 0),
+    )
 
 
 def observed(x: Tensor, noise_power: Tensor) -> FourierGaussian:

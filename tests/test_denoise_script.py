@@ -3,6 +3,7 @@
 import json
 import re
 
+import attrs
 import mrcfile
 import numpy as np
 import pytest
@@ -162,6 +163,23 @@ def test_a_wrong_voxel_size_can_be_put_right(run, half_maps, tmp_path):
         file.voxel_size = 0
     assert run(path, path2, "--voxel-size", 1.3, "--out", tmp_path / "out", "--steps", 2) == 0
     assert read_map(tmp_path / "out" / "restored.mrc").voxel_size == pytest.approx(1.3)
+
+
+def test_voxels_coarser_than_the_prior_s(run, half_maps, tmp_path):
+    for i, path in enumerate(half_maps):
+        write_map(tmp_path / f"{i}.mrc", attrs.evolve(read_map(path), voxel_size=2.4))
+    assert run(tmp_path / "0.mrc", tmp_path / "1.mrc", "--out", tmp_path / "out") == 0
+    before, after = read_map(tmp_path / "0.mrc"), read_map(tmp_path / "out" / "restored.mrc")
+    assert after.shape == before.shape
+    assert after.voxel_size == before.voxel_size
+    assert np.corrcoef(before.data.ravel(), after.data.ravel())[0, 1] > 0.7
+
+
+def test_noise_beyond_what_was_measured_is_endless():
+    halves = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    noise = denoise.noise_of(*halves, finer=0.5)
+    assert (noise.noise_power[5:] > 1e5).all()
+    assert (noise.noise_power[:5] < 10).all()
 
 
 @pytest.mark.parametrize(

@@ -89,3 +89,19 @@ def test_scales(halves):
 def test_inverted_contrast(halves):
     with pytest.warns(MapWarning, match="inverted contrast"):
         check_half_maps(*changed(halves, np.negative))
+
+
+def test_sharpened_halves_are_told():
+    rng = np.random.default_rng(0)
+    k2 = sum(f**2 for f in np.meshgrid(*(np.fft.fftfreq(32, 1.5),) * 3, indexing="ij"))
+
+    def halves(b):
+        for _ in range(2):
+            noise = np.fft.fftn(rng.normal(size=(32, 32, 32)))
+            yield DensityMap(np.fft.ifftn(noise * np.exp(b * k2 / 4)).real, 1.5)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        check_half_maps(*halves(0.0))
+    with pytest.warns(MapWarning, match="sharpened half maps"):
+        check_half_maps(*halves(150.0))

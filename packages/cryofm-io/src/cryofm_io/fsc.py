@@ -92,7 +92,7 @@ def fsc(a: NDArray[Any], b: NDArray[Any], voxel_size: float, mask: NDArray[Any] 
         raise GridMismatchError(f"FSC of maps with different shapes: {', '.join(map(str, shapes))}")
     if a.ndim != 3 or not voxel_size > 0:
         raise GeometryError(f"FSC needs 3-D maps and a positive voxel size, got shape {a.shape}, {voxel_size} Å")
-    cross, power_a, power_b, count = _shell_sums(_transform(a, mask), _transform(b, mask), a.shape)
+    cross, power_a, power_b, count = shell_sums(transform(a, mask), transform(b, mask), a.shape)
     with np.errstate(divide="ignore", invalid="ignore"):
         correlation = cross / np.sqrt(power_a * power_b)
     correlation[~np.isfinite(correlation)] = np.nan
@@ -131,13 +131,14 @@ def write_fsc_csv(path: str | os.PathLike[str], curves: Mapping[str, FscCurve], 
             rows.writerow([f"{frequency:.7g}", f"{1 / frequency:.5g}", count, *values])
 
 
-def _transform(x: NDArray[Any], mask: NDArray[Any] | None) -> NDArray[Any]:
+def transform(x: NDArray[Any], mask: NDArray[Any] | None = None) -> NDArray[Any]:
+    """The half transform of a map, under a mask if given."""
     x = x if mask is None else x * mask
     x = x.astype(np.float64 if x.dtype == np.float64 else np.float32, copy=False)
     return np.asarray(scipy.fft.rfftn(x, norm="ortho"))
 
 
-def _shell_sums(a: NDArray[Any], b: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
+def shell_sums(a: NDArray[Any], b: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Rows: cross power, power of a, power of b, number of voxels; columns: shells 1..N//2."""
     z, y, x = shape
     longest = max(shape)
