@@ -45,14 +45,17 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Types, under mypy --strict and under pyright, a stranger's operator included."""
-    install_all(session, "mypy", "basedpyright", "pytest", "hypothesis")
+    install_all(session, "mypy", "basedpyright")
     sources = [f"packages/{package}/src" for package in PACKAGES]
     for package in PACKAGES:
         name = package.replace("-", "_")
         session.run("mypy", "--strict", f"packages/{package}/src/{name}")
-    session.run("mypy", "--strict", "examples", "tests/stranger.py", "tests/typed_stranger.py")
+    typed = ("examples", "tests/stranger.py", "tests/typed_stranger.py")
+    session.run("mypy", "--strict", *typed)
     session.run("mypy", "--strict", "benchmarks")
-    session.run("basedpyright", *sources, "examples", "tests/stranger.py", "tests/typed_stranger.py")
+    # Pyright would take the .venv that the README has nox in.
+    python = str(Path(session.bin, "python"))
+    session.run("basedpyright", "--pythonpath", python, *sources, *typed)
 
 
 @nox.session
