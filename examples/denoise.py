@@ -79,10 +79,9 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     # The prior's voxel size and not a voxel more: padding would break the noise's independent Fourier coefficients.
     first, grid = to_grid(half1, prior.voxel_size)
     shape = grid.target
-    print(
-        f"map {by(half1.shape)} voxels of {half1.voxel_size:.4g} Å, restored on {by(shape)} voxels of "
-        f"{grid.voxel_size:.4g} Å: nothing finer than {2 * max(grid.voxel_size, half1.voxel_size):.2f} Å; prior {args.prior} on {device}"
-    )
+    finest = 2 * max(grid.voxel_size, half1.voxel_size)
+    print(f"map {by(half1.shape)} voxels of {half1.voxel_size:.4g} Å; prior {args.prior} on {device}")
+    print(f"grid {by(shape)} voxels of {grid.voxel_size:.4g} Å: nothing finer than {finest:.2f} Å is restored")
     tile = min(prior.box, math.ceil(max(shape) / prior.multiple) * prior.multiple)
     # A box that is no multiple of what the network takes is mirrored to one.
     velocity = Tiled(prior, tile, tile // 4 if tile < max(shape) else 0)

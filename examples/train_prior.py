@@ -41,7 +41,7 @@ def main() -> int:
     parser.add_argument("--maps", type=Path, nargs="+", required=True, help="folders of maps to train on")
     parser.add_argument("--validation", type=Path, nargs="+", required=True, help="folders of maps kept back")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--crops", type=int, default=20_000, help="length of the run in crops of 32³ (default 20000)")
+    parser.add_argument("--crops", type=int, default=14_000, help="length of the run in crops of 32³ (default 14000)")
     parser.add_argument("--network", choices=NETWORKS, default="unet", help="kind of network (default unet)")
     parser.add_argument("--voxel-size", type=float, default=1.5, help="of the prior, Å (default 1.5)")
     parser.add_argument("--seed", type=int, default=0)

@@ -46,12 +46,12 @@ class TrainConfig:
         seed: of weights, crops, times and noise.
     """
 
-    crops: int = 20_000
-    stages: tuple[tuple[float, int, int], ...] = ((0.15, 32, 4), (0.45, 32, 8), (0.75, 48, 4), (1.0, 64, 2))
+    crops: int = 14_000
+    stages: tuple[tuple[float, int, int], ...] = ((0.4, 32, 4), (0.75, 48, 2), (1.0, 64, 2))
     lr: float = 2e-3
     weight_decay: float = 0.01
     clip: float = 1.0
-    ema: float = 0.998
+    ema: float = 0.99
     warmup: int = 60
     seed: int = 0
 
