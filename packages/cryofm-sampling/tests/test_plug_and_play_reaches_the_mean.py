@@ -84,11 +84,11 @@ def test_one_pass_is_exact_where_the_denoiser_expects_the_noise(kit):
     torch.testing.assert_close(draw.x, wiener(kit, y, torch.tensor(0.25)))
 
 
-def test_level_is_the_gain_weighted_geometric_mean_of_the_noise(kit):
+def test_level_is_the_gain_weighted_mean_amplitude_of_the_noise(kit):
     noise = kit.on_full_grid([0.02, 0.3, 1.0, 3.0], BOX).clone()
     gain = kit.on_full_grid(TABLE, BOX) / (kit.on_full_grid(TABLE, BOX) + noise)
     gain[0, 0, 0] = 0
-    tau = torch.exp((gain * noise.log()).sum() / gain.sum())
+    tau = ((gain * noise.sqrt()).sum() / gain.sum()) ** 2
     noise[0, 0, 0] = 1e6  # DC does not count
     likelihood = kit.Spectral(observed(), 1 / noise[..., :HALF])
     draw = PlugAndPlay()(PRIOR, likelihood, shape=BOX, generator=torch.Generator())

@@ -19,7 +19,6 @@ the noise.
 Reference for plug-and-play as a proximal splitting: Venkatakrishnan, Bouman and Wohlberg, GlobalSIP 2013.
 """
 
-import math
 from itertools import permutations, product
 
 import attrs
@@ -72,14 +71,18 @@ def _rotate_back(x: Tensor, rotation: int) -> Tensor:
 
 
 def _automatic_level(W: Tensor, power: Tensor, box: Box) -> float:
-    """τ = exp(Σ G ln N / Σ G) with gain G = P / (P + N), over what was measured with noise, DC left out."""
+    """√τ = Σ G √N / Σ G with gain G = P / (P + N), over what was measured with noise, DC left out.
+
+    Of the power means of N (all are N where the noise is white) this one restored training maps best on the whole: the
+    geometric one is too low where noise rises steeply (4.3 Å: 0.02 less FSC_AUC), the arithmetic one too high (8.5 Å).
+    """
     weights = friedel_weights(box).to(W) * (W > 0) * W.isfinite()
     weights[..., 0, 0, 0] = 0
     N = torch.where(weights > 0, 1 / W, 1)
     gain = weights * power / (power + N)
     if not gain.any():
         return (_NOISELESS / (1 - _NOISELESS)) ** 2
-    return math.exp(float((gain * N.log()).sum() / gain.sum()))
+    return float((gain * N.sqrt()).sum() / gain.sum()) ** 2
 
 
 @attrs.frozen
@@ -104,7 +107,7 @@ class PlugAndPlay:
             to √τ.
         relaxation: ω; coefficients that were not measured move by ω times the denoiser's step.
         time: t of the denoiser at the last pass (and at all of them where everything was measured). None: set
-            by the noise, τ = exp(mean of ln N), weighted by the Wiener gain; for white noise τ = N.
+            by the noise, √τ = mean of √N, weighted by the Wiener gain; for white noise τ = N.
 
     Needs a `FourierDiagonal` likelihood and a `Calibrated` velocity field, and raises `CapabilityError`
     naming what is missing; `GridMismatchError` if the likelihood is on another grid. Every evaluation sees
