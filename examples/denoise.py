@@ -152,11 +152,9 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         pictures["truth"] = truth.data
         results = {name: score(x, truth.data, curves[name]) for name, x in candidates.items()}
     write_fsc_csv(folder / "fsc.csv", curves)
-    plot_fsc(
-        curves,
-        folder / "fsc.png",
-        title="against the truth, and between halves" if truth else "between halves",
-    )
+    where = "" if mask is None else ", inside the mask"
+    title = "between halves" if truth is None else "against the truth, and between halves"
+    plot_fsc(curves, folder / "fsc.png", title=title + where)
     plot_slices(pictures, folder / "slices.png", half1.voxel_size)
     record = {
         "settings": {k: str(v) if isinstance(v, Path) else v for k, v in vars(args).items()},
@@ -172,13 +170,13 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         "note": label,
     }
     write_run(folder / "run.json", files, record)
-    report(curves, results, grid.voxel_size)
+    report(curves, results, grid.voxel_size, where)
 
 
-def report(curves: dict[str, FscCurve], results: dict[str, dict[str, float]], voxel_size: float) -> None:
+def report(curves: dict[str, FscCurve], results: dict[str, dict[str, float]], voxel_size: float, where: str) -> None:
     """What was gained, in the last lines on screen."""
     resolution = curves[HALVES].resolution(0.143)
-    print(f"half maps: FSC_0.143 at {resolution:.2f} Å; a restored map has no resolution of its own")
+    print(f"half maps: FSC_0.143 at {resolution:.2f} Å{where}; a restored map has no resolution of its own")
     if results:
         print(
             f"{f'against the truth, shells to {2 * voxel_size:.1f} Å':42}{'FSC_AUC':>9}{'FSC_0.5 (Å)':>13}{'error':>8}"
@@ -299,7 +297,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help="of all random numbers; the same seed gives the same files (default 0)",
     )
     add("--prior", default="cryofm-tiny", help="name, file or folder of a prior (default cryofm-tiny)")
-    add("--device", default="cpu", help="torch device: cpu, cuda, cuda:1, mps (default cpu)")
+    add("--device", default="cpu", help="torch device: cpu, cuda or cuda:1, … (default cpu)")
     add("--overwrite", action="store_true", help="replace results that exist")
     args = parser.parse_args(arguments)
     if (args.half1 is None) != (args.half2 is None):
