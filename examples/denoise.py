@@ -8,6 +8,7 @@ The result is for looking at and for building models, never a target of refineme
 
 import argparse
 import csv
+import logging
 import math
 import sys
 import warnings
@@ -310,6 +311,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Parse the command line and run; nothing appears in the output folder unless everything went well."""
     args = parse()
+    logging.basicConfig(format="note: %(message)s")
+    logging.getLogger("cryofm_io").setLevel(logging.INFO)
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     names = ["restored.mrc", "fsc.csv", "fsc.png", "slices.png", "run.json", *sample_names(args.samples)]
     with output_folder(args.out, names, args.overwrite) as folder:

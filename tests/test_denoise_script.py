@@ -182,6 +182,23 @@ def test_noise_beyond_what_was_measured_is_endless():
     assert (noise.noise_power[:5] < 10).all()
 
 
+def test_another_axis_order_is_noted_and_put_right(run, half_maps, tmp_path, caplog):
+    for i, path in enumerate(half_maps):
+        half = read_map(path)
+        with mrcfile.new(tmp_path / f"{i}.mrc") as file:
+            file.set_data(np.ascontiguousarray(half.data.transpose(2, 1, 0)))  # sections along x
+            file.voxel_size = half.voxel_size
+            file.header.mapc, file.header.mapr, file.header.maps = 3, 2, 1
+            file.header.nxstart, file.header.nystart, file.header.nzstart = half.nstart[::-1]
+            file.header.origin = half.origin
+    assert run(tmp_path / "0.mrc", tmp_path / "1.mrc", "--out", tmp_path / "swapped") == 0
+    assert "axis" in caplog.text
+    assert run(*half_maps, "--out", tmp_path / "plain") == 0
+    swapped, plain = (read_map(tmp_path / name / "restored.mrc") for name in ("swapped", "plain"))
+    assert (swapped.origin, swapped.nstart) == (plain.origin, plain.nstart)
+    np.testing.assert_array_equal(swapped.data, plain.data)
+
+
 @pytest.mark.parametrize(
     ("change", "message"), [("shift", "origin"), ("negative", r"\[0, 1\]"), ("empty", "empty|zero"), ("crop", "shape")]
 )
