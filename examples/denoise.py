@@ -180,10 +180,10 @@ def report(curves: dict[str, FscCurve], results: dict[str, dict[str, float]], vo
     print(f"half maps: FSC_0.143 at {resolution:.2f} Å{where}; a restored map has no resolution of its own")
     if results:
         print(
-            f"{f'against the truth, shells to {2 * voxel_size:.1f} Å':42}{'FSC_AUC':>9}{'FSC_0.5 (Å)':>13}{'error':>8}"
+            f"{f'against the truth, shells to {2 * voxel_size:.1f} Å':42}{'FSC_AUC':>9}{'FSC_0.5 (Å)':>13}{'error':>10}"
         )
         for name, row in results.items():
-            print(f"{name:42}{row['fsc_auc']:9.3f}{row['fsc_0.5_angstrom']:13.2f}{row['relative_error']:8.3f}")
+            print(f"{name:42}{row['fsc_auc']:9.3f}{row['fsc_0.5_angstrom']:13.2f}{row['relative_error']:10.3f}")
 
 
 def noise_of(half1: Tensor, half2: Tensor, finer: float) -> NoiseEstimate:
