@@ -289,7 +289,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--samples",
         type=int,
         default=0,
-        help=f"posterior samples to draw as well, about {3 * SAMPLE_STEPS} evaluations each (default 0)",
+        help=f"posterior samples to draw as well, {2 * SAMPLE_STEPS - 1} evaluations each (default 0)",
     )
     add(
         "--seed",
