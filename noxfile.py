@@ -9,7 +9,7 @@ nox.options.sessions = ["tests", "lint", "types", "build"]
 nox.options.reuse_existing_virtualenvs = True
 
 PACKAGES = ("cryofm-io", "cryofm-ops", "cryofm-sampling", "cryofm-model")
-EXTRAS = {"cryofm-io": "[atomic,plot]", "cryofm-model": "[train]"}
+EXTRAS = {"cryofm-io": "[atomic,plot]", "cryofm-ops": "[testing]", "cryofm-model": "[train]"}
 CODE = ("packages", "examples", "benchmarks", "tests", "noxfile.py")
 
 
@@ -29,7 +29,7 @@ def demo(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Every test of every package, and the examples on tiny input."""
-    install_all(session, "pytest", "hypothesis")
+    install_all(session)
     suites = [f"packages/{package}/tests" for package in PACKAGES]
     session.run("python", "-m", "pytest", "-q", *suites, "tests", *session.posargs)
 

@@ -8,7 +8,7 @@ import pytest
 
 import cryofm_ops
 
-MODULES = ["cryofm_ops", *(m.name for m in pkgutil.iter_modules(cryofm_ops.__path__, "cryofm_ops."))]
+MODULES = ["cryofm_ops", *(m.name for m in pkgutil.walk_packages(cryofm_ops.__path__, "cryofm_ops."))]
 README = Path(__file__).parent.parent / "README.md"
 
 

@@ -158,3 +158,15 @@ def test_float32_and_batched_observations(generator):
     torch.testing.assert_close(likelihood.log_prob(x)[1], one.log_prob(x[1]))
     wiener = fourier_filter(y, 1 / (1 + NOISE.power((4, 5, 6)).float()))
     torch.testing.assert_close(posterior.mean, wiener)
+
+
+def test_rounding_in_a_transfer_is_no_noiseless_data():
+    class AlmostNothing:
+        def transfer(self, shape):
+            m = torch.ones(shape[0], shape[1], shape[2] // 2 + 1, dtype=torch.float64)
+            m[..., -1] = 1e-17
+            return m
+
+    likelihood = gaussian_likelihood(AlmostNothing(), WhiteNoise(0), torch.ones(4, 4, 4, dtype=torch.float64))
+    assert (likelihood.spectral_precision()[..., -1] == 0).all()
+    assert likelihood.spectral_precision()[..., :-1].isinf().all()

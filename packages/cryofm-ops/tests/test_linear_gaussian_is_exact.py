@@ -81,14 +81,49 @@ def test_condition_against_a_dense_solve(problem, oracle, generator, variance):
     torch.testing.assert_close(posterior.mean.flatten(1), mu + (y.flatten() - mu @ m.T) @ gain.T, atol=1e-7, rtol=1e-7)
 
 
-def test_posterior_draws_have_the_posterior_covariance(generator):
+@pytest.mark.parametrize("std", ["silent", "half silent"])
+@pytest.mark.parametrize("variance", [0.8, "radial"])
+def test_data_without_noise_are_the_limit(oracle, generator, std, variance):
+    m = torch.randn(oracle.size, oracle.size, generator=generator, dtype=torch.float64)[: oracle.size // 3]
+    operator, noise, n = Dense(m, oracle.shape), WhiteNoise(0), torch.zeros(len(m), len(m), dtype=torch.float64)
+    y = torch.randn(len(m), generator=generator, dtype=torch.float64)
+    if std == "half silent":
+        mask = (torch.rand(oracle.shape, generator=generator) > 0.4).double()
+        operator, noise = Crop(mask), SpectralNoise(torch.tensor([2.0, 0.5, 0.0], dtype=torch.float64))
+        m, n = mask.flatten().diag(), oracle.filter(noise.power(oracle.shape))
+        y = mask * torch.randn(oracle.shape, generator=generator, dtype=torch.float64)
+    per_coefficient = radial(torch.tensor([4.0, 0.5], dtype=torch.float64), oracle.shape)
+    v = 0.8 * torch.eye(oracle.size, dtype=torch.float64) if variance == 0.8 else oracle.filter(per_coefficient)
+    mean = torch.randn(2, *oracle.shape, generator=generator, dtype=torch.float64)
+    posterior = LinearGaussian(operator, noise, y, tolerance=1e-11).condition(
+        mean, variance if variance == 0.8 else per_coefficient
+    )
+    gain = v @ m.T @ torch.linalg.pinv(n + m @ v @ m.T)
+    mu = mean.flatten(1)
+    torch.testing.assert_close(posterior.mean.flatten(1), mu + (y.flatten() - mu @ m.T) @ gain.T, atol=1e-6, rtol=1e-6)
+    if std == "silent":
+        draw = posterior.sample(generator).flatten(1)
+        torch.testing.assert_close(draw @ m.T, y.expand(2, -1), atol=1e-6, rtol=1e-6)
+        assert not torch.allclose(draw, posterior.mean.flatten(1), atol=0.1)
+
+
+def test_noiseless_data_that_contradict_one_another_are_an_error(generator):
+    m = torch.ones(2, 27, dtype=torch.float64)
+    likelihood = gaussian_likelihood(Dense(m, (3, 3, 3)), WhiteNoise(0), torch.tensor([0.0, 1.0]).double())
+    with pytest.raises((ConvergenceError, OperatorError)):
+        likelihood.condition(torch.zeros(3, 3, 3, dtype=torch.float64), 1.0)
+
+
+@pytest.mark.parametrize("std", [0.5, 0.0])
+def test_posterior_draws_have_the_posterior_covariance(generator, std):
     # 6 standard errors for each of 12² entries: a false alarm in 3e-7 of all seeds; the seed is fixed.
     draws, shape = 4000, (2, 2, 3)
     m = torch.randn(7, 12, generator=generator, dtype=torch.float64)
-    likelihood = gaussian_likelihood(Dense(m, shape), WhiteNoise(0.5), torch.zeros(7, dtype=torch.float64))
+    likelihood = gaussian_likelihood(Dense(m, shape), WhiteNoise(std), torch.zeros(7, dtype=torch.float64))
     posterior = likelihood.condition(torch.zeros(draws, *shape, dtype=torch.float64), 0.8)
     x = (posterior.sample(generator) - posterior.mean).flatten(1)
-    expected = torch.linalg.inv(torch.eye(12, dtype=torch.float64) / 0.8 + m.T @ m / 0.25)
+    eye = torch.eye(12, dtype=torch.float64)
+    expected = 0.8 * eye - 0.64 * m.T @ torch.linalg.inv(0.8 * m @ m.T + std**2 * eye[:7, :7]) @ m
     spread = (expected.diagonal().outer(expected.diagonal()) + expected**2) / draws
     assert ((x.T @ x / draws - expected).abs() < 6 * spread.sqrt()).all()
 

@@ -1,22 +1,36 @@
 """Degradation operators, noise models and likelihoods for cryo-EM, and the Protocols in which they meet."""
 
+from cryofm_ops.anisotropic import AnisotropicNoise, cone_alpha, wedge_alpha
+from cryofm_ops.blind import BlindGaussian, BlindProjections, PoseLikelihood
+from cryofm_ops.compose import add, compose, stack
+from cryofm_ops.conical import AlphaEstimate, estimate_alpha
+from cryofm_ops.ctf import CTF
+from cryofm_ops.directions import DirectionTable, directional, hemisphere
 from cryofm_ops.errors import (
     ConvergenceError,
     CryoFMError,
+    GeometryError,
     GridMismatchError,
     HalfMapError,
     NoiseError,
     ObservationError,
     OperatorError,
 )
+from cryofm_ops.filters import FourierMask, LowPass, RadialFilter
 from cryofm_ops.fourier_gaussian import FourierGaussian
+from cryofm_ops.fourier_operator import FourierOperator
+from cryofm_ops.fourier_projector import FourierProjector
 from cryofm_ops.gaussian import Gaussian, LinearGaussian
 from cryofm_ops.half_maps import NoiseEstimate, estimate_noise_power
 from cryofm_ops.likelihood import gaussian_likelihood
 from cryofm_ops.model_units import in_model_units
-from cryofm_ops.noise import SpectralNoise, WhiteNoise
+from cryofm_ops.noise import SpectralNoise, StationaryNoise, WhiteNoise
+from cryofm_ops.noise_sum import NoiseSum
 from cryofm_ops.normal import Normal
 from cryofm_ops.operators import Identity
+from cryofm_ops.pose_losses import psi_bg, psi_cor, psi_sg
+from cryofm_ops.pose_search import PoseEstimate, search_poses
+from cryofm_ops.projector import Projector
 from cryofm_ops.protocols import (
     Blind,
     Conjugate,
@@ -30,6 +44,18 @@ from cryofm_ops.protocols import (
     PseudoInvertible,
     SpectralPower,
 )
+from cryofm_ops.rotations import (
+    angular_distance_deg,
+    quaternion_from_rotation,
+    random_rotations,
+    relion_from_rotation,
+    rotation_from_quaternion,
+    rotation_from_relion,
+    rotation_from_vector,
+    vector_from_rotation,
+)
+from cryofm_ops.sampling_density import SliceDensity, alpha_from_poses
+from cryofm_ops.so3_grid import so3_grid, subdivide
 from cryofm_ops.spectral import (
     fourier_filter,
     frequencies,
@@ -42,45 +68,89 @@ from cryofm_ops.spectral import (
     shell_sizes,
     standard_normal,
 )
+from cryofm_ops.wedge import DoubleTilt, MissingWedge
 
 __all__ = [
+    "CTF",
+    "AlphaEstimate",
+    "AnisotropicNoise",
     "Blind",
+    "BlindGaussian",
+    "BlindProjections",
     "Conjugate",
     "ConvergenceError",
     "CryoFMError",
+    "DirectionTable",
+    "DoubleTilt",
     "FourierDiagonal",
     "FourierGaussian",
+    "FourierMask",
     "FourierMultiplier",
+    "FourierOperator",
+    "FourierProjector",
     "Gaussian",
+    "GeometryError",
     "GridMismatchError",
     "HalfMapError",
     "Identity",
     "Likelihood",
     "LinearGaussian",
     "LinearOperator",
+    "LowPass",
+    "MissingWedge",
     "Noise",
     "NoiseError",
     "NoiseEstimate",
+    "NoiseSum",
     "Normal",
     "Normalization",
     "ObservationError",
     "Operator",
     "OperatorError",
+    "PoseEstimate",
+    "PoseLikelihood",
+    "Projector",
     "PseudoInvertible",
+    "RadialFilter",
+    "SliceDensity",
     "SpectralNoise",
     "SpectralPower",
+    "StationaryNoise",
     "WhiteNoise",
+    "add",
+    "alpha_from_poses",
+    "angular_distance_deg",
+    "compose",
+    "cone_alpha",
+    "directional",
+    "estimate_alpha",
     "estimate_noise_power",
     "fourier_filter",
     "frequencies",
     "friedel_weights",
     "gaussian_likelihood",
     "half_shape",
+    "hemisphere",
     "in_model_units",
     "irfft",
+    "psi_bg",
+    "psi_cor",
+    "psi_sg",
+    "quaternion_from_rotation",
     "radial",
     "radial_mean",
+    "random_rotations",
+    "relion_from_rotation",
     "rfft",
+    "rotation_from_quaternion",
+    "rotation_from_relion",
+    "rotation_from_vector",
+    "search_poses",
     "shell_sizes",
+    "so3_grid",
+    "stack",
     "standard_normal",
+    "subdivide",
+    "vector_from_rotation",
+    "wedge_alpha",
 ]

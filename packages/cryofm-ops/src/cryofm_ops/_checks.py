@@ -34,10 +34,10 @@ def check_variance(variance: Tensor | float, mean: Tensor) -> None:
                 f"variance of shape {tuple(variance.shape)} is not on the half grid {half} "
                 f"of a mean of shape {tuple(mean.shape)}"
             )
-        fine = bool((variance.isfinite() & (variance >= 0)).all())
+        low, high = (float(v) for v in variance.aminmax())
     else:
-        fine = math.isfinite(variance) and variance >= 0
-    if not fine:
+        low = high = float(variance)
+    if not 0 <= low <= high < math.inf:  # NaN fails
         raise NoiseError(f"variance must be finite and not negative, got {variance}")
 
 

@@ -3,6 +3,7 @@
 __all__ = [
     "ConvergenceError",
     "CryoFMError",
+    "GeometryError",
     "GridMismatchError",
     "HalfMapError",
     "NoiseError",
@@ -13,6 +14,10 @@ __all__ = [
 
 class CryoFMError(ValueError):
     """Root of all errors: the message says what was found, where, and what to do."""
+
+
+class GeometryError(CryoFMError):
+    """Angles, rotations or sizes that no measurement can have."""
 
 
 class GridMismatchError(CryoFMError):
@@ -28,7 +33,7 @@ class ObservationError(CryoFMError):
 
 
 class OperatorError(CryoFMError):
-    """An operator, or a likelihood, that lacks a method or returns what it must not."""
+    """An operator or a likelihood with impossible parameters, without a method, or that returns what it must not."""
 
 
 class NoiseError(CryoFMError):

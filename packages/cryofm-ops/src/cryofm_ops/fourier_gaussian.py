@@ -8,6 +8,7 @@ from torch import Tensor
 
 from cryofm_ops._checks import check_observation, check_precision, check_variance
 from cryofm_ops.errors import GridMismatchError, NoiseError, OperatorError
+from cryofm_ops.fourier_operator import significant
 from cryofm_ops.normal import Normal
 from cryofm_ops.protocols import FourierMultiplier, SpectralPower
 from cryofm_ops.spectral import friedel_weights, half_shape, irfft, rfft
@@ -68,7 +69,8 @@ class FourierGaussian:
         if not (n >= 0).all():
             raise NoiseError("power gave negative or NaN values")
         gain = m.abs() ** 2
-        measured = gain > 0
+        # Without noise even rounding in m would be data, divided by it.
+        measured = (gain > 0) & ((n > 0) | significant(m.abs(), max(shape)))
         w = torch.where(measured, gain / n, 0)
         return cls(w, torch.where(measured, spectrum / torch.where(measured, m, 1), 0), shape)
 
@@ -101,12 +103,26 @@ class FourierGaussian:
         """
         self._check_box(mean)
         check_variance(variance, mean)
-        v, w = torch.as_tensor(variance, dtype=mean.dtype, device=mean.device), self.precision
-        vw = torch.where(w.isinf(), w, v * w)  # 0 · ∞ = ∞: noiseless data hold
-        gain = 1 / (1 + 1 / vw)  # V W / (1 + V W), also at 0 and ∞
-        step = gain * (self.data - rfft(mean))
-        return Normal(mean + irfft(step, self.shape), v / (1 + vw))
+        v = torch.as_tensor(variance, dtype=mean.dtype, device=mean.device)
+        prior = rfft(mean)
+        slabs = (q.split(_slab(self.shape), -3) for q in torch.broadcast_tensors(prior, self.data, self.precision, v))  # type: ignore[no-untyped-call]
+        posterior = torch.cat([_mix(*parts) for parts in zip(*slabs, strict=True)], -3)
+        return Normal(irfft(posterior, self.shape), (self.precision + v.reciprocal()).reciprocal_())
 
     def _check_box(self, x: Tensor) -> None:
         if tuple(x.shape[-3:]) != self.shape:
             raise GridMismatchError(f"the data have box {self.shape}, got a volume of shape {tuple(x.shape)}")
+
+
+def _mix(prior: Tensor, data: Tensor, w: Tensor, v: Tensor) -> Tensor:
+    """The posterior mean's coefficients, prior + V W / (1 + V W) · (data − prior).
+
+    The gain as 1 / (1 + (1/W)/V) is right at W = 0 and ∞. V = 0 counts as tiny: noiseless data hold against it.
+    """
+    gain = (w.reciprocal() / v.clamp(min=torch.finfo(v.dtype).tiny)).add_(1).reciprocal_()
+    return prior + gain * (data - prior)
+
+
+def _slab(shape: Shape) -> int:
+    """Planes of a half grid to be worked on at a time: all of their temporaries stay in the cache."""
+    return max(1, 2**18 // (shape[1] * (shape[2] // 2 + 1)))

@@ -2,19 +2,22 @@
 
 Posterior of x ~ N(μ, V) given y = A x + n (the linear-Gaussian model), whitened by x = μ + V^½ u:
 (I + V^½ Aᵀ Σ⁻¹ A V^½) u = V^½ Aᵀ Σ⁻¹ (y − A μ), whose matrix has no eigenvalue below 1 and needs no V⁻¹.
+Data without noise have no Σ⁻¹: then A V Aᵀ + Σ is solved instead, in the space of the data.
 A draw solves the same system for perturbed data (perturb-and-solve: Papandreou & Yuille, NeurIPS 2010).
 """
 
 from collections.abc import Callable
+from functools import partial
 
 import attrs
 import torch
 from torch import Tensor
 
 from cryofm_ops._checks import check_observation, check_variance
-from cryofm_ops.errors import ConvergenceError, GridMismatchError, OperatorError
+from cryofm_ops._conjugate_gradients import conjugate_gradients
+from cryofm_ops.errors import GridMismatchError
 from cryofm_ops.normal import Normal
-from cryofm_ops.protocols import LinearOperator, Noise, Operator
+from cryofm_ops.protocols import LinearOperator, Noise, Operator, SpectralPower
 from cryofm_ops.spectral import fourier_filter, standard_normal
 
 __all__ = ["Gaussian", "LinearGaussian"]
@@ -54,7 +57,7 @@ class LinearGaussian(Gaussian):
 
     Attributes:
         operator: A, with its exact adjoint.
-        noise: its `precision` must be finite.
+        noise: a stationary one may be silent in some or all coefficients; that of others needs a `precision`.
         observation: y.
         tolerance: conjugate gradients stop at this residual, relative to the right-hand side.
         max_iterations: a system that needs more raises `ConvergenceError`.
@@ -76,6 +79,7 @@ class LinearGaussian(Gaussian):
         """
         check_variance(variance, mean)
         spread = torch.as_tensor(variance, dtype=mean.dtype, device=mean.device).sqrt()
+        data = -self._residual(mean)  # (*batch, *shape of y)
 
         def colour(u: Tensor) -> Tensor:  # V^½ u
             return spread * u if spread.ndim == 0 else fourier_filter(u, spread)
@@ -83,53 +87,37 @@ class LinearGaussian(Gaussian):
         def back(r: Tensor) -> Tensor:  # V^½ Aᵀ Σ⁻¹ r
             return colour(self.operator.adjoint(self.noise.precision(r)))
 
-        def matrix(u: Tensor) -> Tensor:
-            return u + back(self.operator(colour(u)))
+        def solve(r: Tensor, u: Tensor) -> Tensor:  # V^½ (I + V^½ Aᵀ Σ⁻¹ A V^½)⁻¹ (u + V^½ Aᵀ Σ⁻¹ r)
+            return colour(cg(lambda p: p + back(self.operator(colour(p))), u + back(r)))
 
-        def solve(b: Tensor) -> Tensor:
-            return colour(_conjugate_gradients(matrix, b, self.tolerance, self.max_iterations))
+        def solve_hard(covariance: Callable[[Tensor], Tensor], r: Tensor, u: Tensor) -> Tensor:
+            # the same without Σ⁻¹: x + V Aᵀ (A V Aᵀ + Σ)⁻¹ (r − A x) with x = V^½ u
+            def v_adjoint(p: Tensor) -> Tensor:
+                return colour(colour(self.operator.adjoint(p)))
+
+            x = colour(u)
+            return x + v_adjoint(cg(lambda p: self.operator(v_adjoint(p)) + covariance(p), r - self.operator(x)))
+
+        def cg(matrix: Callable[[Tensor], Tensor], b: Tensor) -> Tensor:
+            return conjugate_gradients(matrix, b, mean.ndim - 3, self.tolerance, self.max_iterations)
+
+        sigma = self._covariance_of_silent_noise()
+        update = solve if sigma is None else partial(solve_hard, sigma)
 
         def deviation(generator: torch.Generator) -> Tensor:
             epsilon = standard_normal(posterior_mean, generator)
             n = self.noise.sample(torch.zeros_like(data), generator=generator)
-            return solve(epsilon + back(n))
+            return update(n, epsilon)
 
-        data = -self._residual(mean)  # (*batch, *shape of y)
-        posterior_mean = mean + solve(back(data))
+        posterior_mean = mean + update(data, torch.zeros_like(mean))
         return Normal(posterior_mean, deviation)
 
-
-def _conjugate_gradients(
-    matrix: Callable[[Tensor], Tensor], b: Tensor, tolerance: float, max_iterations: int
-) -> Tensor:
-    """Solve matrix(u) = b, `(*batch, z, y, x)`; every batch element stops by itself when it is done."""
-    u, r, p = torch.zeros_like(b), b, b
-    rho = _dot(r, r)
-    target = tolerance**2 * rho
-    for _ in range(max_iterations):
-        open_ = rho > target
-        if not open_.any():
-            return u
-        q = matrix(p)
-        curvature = _dot(p, q)
-        if not (curvature > 0)[open_].all():
-            raise OperatorError(
-                "the system is not positive definite: "
-                "is `adjoint` the exact transpose of the operator, and `precision` positive?"
-            )
-        alpha = torch.where(open_, rho / curvature, 0)
-        u, r = u + alpha * p, r - alpha * q
-        new = _dot(r, r)
-        p = r + torch.where(open_, new / rho, 0) * p
-        rho = new
-    if (rho <= target).all():
-        return u
-    worst = (rho / target).max().sqrt().item() * tolerance
-    raise ConvergenceError(
-        f"conjugate gradients stopped after {max_iterations} iterations "
-        f"at a relative residual of {worst:.2e}, wanted {tolerance:.2e}; raise max_iterations or tolerance"
-    )
-
-
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    return (a * b).sum(dim=(-3, -2, -1), keepdim=True)
+    def _covariance_of_silent_noise(self) -> Callable[[Tensor], Tensor] | None:
+        """Σ, where the noise has no power in some coefficient of the observation, and thus no Σ⁻¹."""
+        if not isinstance(self.noise, SpectralPower):
+            return None
+        z, y, x = (1, 1, 1, *self.observation.shape)[-3:]
+        power = self.noise.power((z, y, x)).to(self.observation)
+        if bool((power > 0).all()):
+            return None
+        return lambda r: fourier_filter(r.reshape(-1, z, y, x), power).reshape(r.shape)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cryofm_ops.errors import OperatorError
 from cryofm_ops.normal import Normal
-from cryofm_ops.protocols import Conjugate, FourierDiagonal, Likelihood, Normalization
+from cryofm_ops.protocols import Blind, Conjugate, FourierDiagonal, Likelihood, Normalization
 from cryofm_ops.spectral import Shape, irfft, rfft
 
 __all__ = ["in_model_units"]
@@ -92,6 +92,19 @@ class FullModelUnits(FourierModelUnits, ConjugateModelUnits):
     normalization: Normalization
 
 
+@attrs.frozen(eq=False)
+class BlindModelUnits:
+    """A `Blind` of z."""
+
+    likelihood: Blind
+    normalization: Normalization
+
+    def refine(self, z: Tensor, /) -> ModelUnits:
+        """The likelihood refined at std · z + mean, in model units too."""
+        x = self.normalization.std * z + self.normalization.mean
+        return in_model_units(self.likelihood.refine(x), self.normalization)
+
+
 @overload
 def in_model_units(likelihood: _FullLikelihood, normalization: Normalization) -> FullModelUnits: ...
 @overload
@@ -100,12 +113,15 @@ def in_model_units(likelihood: _FourierLikelihood, normalization: Normalization)
 def in_model_units(likelihood: _ConjugateLikelihood, normalization: Normalization) -> ConjugateModelUnits: ...
 @overload
 def in_model_units(likelihood: Likelihood, normalization: Normalization) -> ModelUnits: ...
-def in_model_units(likelihood: Likelihood, normalization: Normalization) -> ModelUnits:
+@overload
+def in_model_units(likelihood: Blind, normalization: Normalization) -> BlindModelUnits: ...
+def in_model_units(likelihood: Likelihood | Blind, normalization: Normalization) -> ModelUnits | BlindModelUnits:
     """See a likelihood of x, in data units, as one of z, in model units: x = std · z + mean.
 
     Args:
         likelihood: anything with `log_prob`; the result has `condition`, and `spectral_precision` with
-            `spectral_data`, where this has them.
+            `spectral_data`, where this has them. Or a `Blind`: then the result has `refine`, which gives
+            likelihoods in model units.
         normalization: anything with `.mean` and a positive `.std`, both in data units.
 
     >>> import attrs, torch
@@ -118,10 +134,14 @@ def in_model_units(likelihood: Likelihood, normalization: Normalization) -> Mode
     >>> model.condition(torch.zeros(4, 4, 4), 1.0).mean[0, 0]
     tensor([0.5000, 0.5000, 0.5000, 0.5000])
     """
-    if not isinstance(likelihood, Likelihood):
-        raise OperatorError(f"{type(likelihood).__name__} has no log_prob, and is thus no Likelihood")
+    if not isinstance(likelihood, Likelihood | Blind):
+        raise OperatorError(
+            f"{type(likelihood).__name__} has no log_prob, and is thus no Likelihood; nor has it refine, as a Blind has"
+        )
     if not normalization.std > 0:
         raise OperatorError(f"the std of a normalization must be positive, got {normalization.std}")
+    if not isinstance(likelihood, Likelihood):
+        return BlindModelUnits(likelihood, normalization)
     if isinstance(likelihood, FourierDiagonal):
         if isinstance(likelihood, Conjugate):
             return FullModelUnits(likelihood, normalization)

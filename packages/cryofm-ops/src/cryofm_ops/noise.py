@@ -1,5 +1,6 @@
 """Stationary Gaussian noise: white, or with a radial power spectrum (paper 5.1, one draw per coefficient)."""
 
+import abc
 import math
 from typing import Self
 
@@ -11,12 +12,9 @@ from cryofm_ops.errors import NoiseError
 from cryofm_ops.half_maps import estimate_noise_power
 from cryofm_ops.spectral import Shape, fourier_filter, half_shape, radial, standard_normal
 
-__all__ = ["SpectralNoise", "WhiteNoise"]
+__all__ = ["SpectralNoise", "StationaryNoise", "WhiteNoise"]
 
-_NO_PRECISION = (
-    "noise of zero power has no precision; "
-    "with an operator that is diagonal in Fourier space, condition on the data instead"
-)
+_NO_PRECISION = "noise of zero power has no precision; `condition` takes data without noise, `log_prob` cannot"
 
 
 def _check_std(_: object, __: object, std: float) -> None:
@@ -24,7 +22,8 @@ def _check_std(_: object, __: object, std: float) -> None:
         raise NoiseError(f"std of white noise must be finite and not negative, got {std}")
 
 
-def _check_table(_: object, __: object, table: Tensor) -> None:
+def check_table(_: object, __: object, table: Tensor) -> None:
+    """A radial power is a 1-D table, finite and not negative (an attrs validator)."""
     if table.ndim != 1 or len(table) < 2 or not table.is_floating_point():
         raise NoiseError(
             f"radial_power must be a 1-D floating-point table of at least 2 entries, "
@@ -61,8 +60,40 @@ class WhiteNoise:
         return torch.full(half_shape(shape), self.std**2, dtype=torch.float64)
 
 
+class StationaryNoise(abc.ABC):
+    """Noise with independent Fourier coefficients; a subclass says `power` and is a `Noise` and `SpectralPower`.
+
+    >>> class Blue(StationaryNoise):
+    ...     def power(self, shape):
+    ...         return 0.1 + radial(torch.tensor([0.0, 1.0]), shape)
+    >>> Blue().precision(torch.ones(4, 4, 4))[0, 0]
+    tensor([10., 10., 10., 10.])
+    """
+
+    __slots__ = ()
+
+    @abc.abstractmethod
+    def power(self, shape: Shape, /) -> Tensor:
+        """N(k) on the half grid of `shape`, real and not negative, with N(−k) = N(k)."""
+
+    def sample(self, y: Tensor, /, *, generator: torch.Generator) -> Tensor:
+        """Noisy y: y + n for y `(*batch, z, y, x)`, drawn in order over the batch (see `standard_normal`)."""
+        return y + fourier_filter(standard_normal(y, generator), self._power_for(y).sqrt())
+
+    def precision(self, r: Tensor, /) -> Tensor:
+        """Σ⁻¹ r for r `(*batch, z, y, x)`; `NoiseError` where some coefficient has no noise."""
+        power = self._power_for(r)
+        if (power == 0).any():
+            raise NoiseError(_NO_PRECISION)
+        return fourier_filter(r, 1 / power)
+
+    def _power_for(self, volume: Tensor) -> Tensor:
+        z, y, x = volume.shape[-3:]
+        return self.power((z, y, x)).to(volume)
+
+
 @attrs.frozen(eq=False)
-class SpectralNoise:
+class SpectralNoise(StationaryNoise):
     """Noise whose power depends on the length of the frequency only. A `Noise` and `SpectralPower`.
 
     Every coefficient is an independent complex Gaussian (real where it is its own Friedel mate) of
@@ -77,7 +108,7 @@ class SpectralNoise:
     tensor([1., 4.])
     """
 
-    radial_power: Tensor = attrs.field(validator=_check_table)
+    radial_power: Tensor = attrs.field(validator=check_table)
 
     @classmethod
     def from_half_maps(cls, half1: Tensor, half2: Tensor) -> Self:
@@ -90,21 +121,6 @@ class SpectralNoise:
         """
         return cls(estimate_noise_power(half1, half2).noise_power)
 
-    def sample(self, y: Tensor, /, *, generator: torch.Generator) -> Tensor:
-        """Noisy y: y + n for y `(*batch, z, y, x)`, drawn in order over the batch (see `standard_normal`)."""
-        return y + fourier_filter(standard_normal(y, generator), self._power_for(y).sqrt())
-
-    def precision(self, r: Tensor, /) -> Tensor:
-        """Σ⁻¹ r for r `(*batch, z, y, x)`; `NoiseError` where some shell has no noise."""
-        power = self._power_for(r)
-        if (power == 0).any():
-            raise NoiseError(_NO_PRECISION)
-        return fourier_filter(r, 1 / power)
-
     def power(self, shape: Shape, /) -> Tensor:
         """σ²(|k|) on the half grid of `shape`."""
         return radial(self.radial_power, shape)
-
-    def _power_for(self, volume: Tensor) -> Tensor:
-        z, y, x = volume.shape[-3:]
-        return self.power((z, y, x)).to(volume)

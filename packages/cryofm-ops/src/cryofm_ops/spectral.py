@@ -92,6 +92,13 @@ def friedel_weights(shape: Shape, *, device: torch.device | str | None = None) -
     return weights
 
 
+def hermitian(spectrum: Tensor, shape: Shape) -> Tensor:
+    """Replace m(k) by (m(k) + m(−k)*) / 2 in the columns of the half grid that hold both k and −k."""
+    mate = spectrum.flip(-3, -2).roll((1, 1), (-3, -2)).conj()
+    both = friedel_weights(shape, device=spectrum.device) == 1
+    return torch.where(both, (spectrum + mate) / 2, spectrum)
+
+
 def radial(table: Tensor, shape: Shape) -> Tensor:
     """Evaluate a radial table `(n,)`, n ≥ 2, on the half grid of `shape`.
 

@@ -1,0 +1,161 @@
+"""The contract kit: correct objects pass every check; every mutant fails the check that is meant for it."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from cryofm_ops import Identity, OperatorError, SpectralNoise, WhiteNoise
+from cryofm_ops.testing import (
+    LEVELS,
+    Case,
+    ContractError,
+    check_likelihood,
+    check_noise,
+    check_operator,
+    likelihood_checks,
+    noise_checks,
+    operator_checks,
+    parametrize_with_checks,
+)
+
+sys.path.insert(0, str(Path(__file__).parent))
+import mutants
+
+SHAPES = {mutants.MissingFriedelWeight: [(4, 4, 4)]}
+
+
+def caught(checks, name):
+    """The message of the failing check, found without a case and again with the case that it names."""
+    (check,) = [check for check in checks if check.name == name]
+    with pytest.raises(ContractError) as caught:
+        check()
+    message = str(caught.value)
+    assert f"fails {name}: expected " in message
+    assert "; came " in message
+    case = eval(re.search(r"reproduce with (Case\(.*\))", message)[1], {"Case": Case})
+    with pytest.raises(ContractError, match=re.escape(name)):
+        check(case)
+    return message
+
+
+def test_there_are_enough_mutants():
+    assert len(mutants.OPERATORS) >= 20
+    assert len(mutants.NOISES) + len(mutants.LIKELIHOODS) >= 20
+
+
+@pytest.mark.parametrize(("kind", "name"), mutants.OPERATORS, ids=lambda v: getattr(v, "__name__", None))
+def test_operators(kind, name):
+    shapes = SHAPES.get(kind, [(4, 4, 4), (5, 5, 5), (3, 4, 5)])
+    caught(operator_checks(kind(), shapes=shapes), name)
+
+
+@pytest.mark.parametrize(("kind", "name"), mutants.NOISES, ids=lambda v: getattr(v, "__name__", None))
+def test_noises(kind, name):
+    caught(noise_checks(kind()), name)
+
+
+@pytest.mark.parametrize(("kind", "name"), mutants.LIKELIHOODS, ids=lambda v: getattr(v, "__name__", None))
+def test_likelihoods(kind, name):
+    caught(likelihood_checks(mutants.likelihood(kind)), name)
+
+
+def test_correct_models_of_the_mutants_pass():
+    for operator in mutants.GOOD_OPERATORS:
+        assert "gradient" in check_operator(operator)
+    assert "dense_matrix" in check_operator(mutants.HalfSpectrum((4, 5, 3)), shapes=[(4, 5, 3)])
+    assert "covariance" in check_noise(mutants.Steep())
+    assert "spectral_condition" in check_likelihood(mutants.Fourier())
+    assert "spectral_condition" in check_likelihood(mutants.Noiseless())
+    assert "condition_is_dense_solve" in check_likelihood(mutants.likelihood(mutants.Linear))
+
+
+def test_every_check_has_a_mutant():
+    meant = {name for _, name in mutants.OPERATORS + mutants.NOISES + mutants.LIKELIHOODS}
+    objects = [*operator_checks(Identity()), *noise_checks(WhiteNoise(1)), *noise_checks(WhiteNoise(0))]
+    for kind in (mutants.Fourier, mutants.Noiseless, mutants.Linear):
+        objects += likelihood_checks(mutants.likelihood(kind))
+    assert {check.name for check in objects} <= meant
+
+
+def test_levels_are_frozen():
+    """A change here breaks the continuous integration of strangers: add a level instead."""
+    assert LEVELS == ("0.1",)
+    assert [check.name for check in operator_checks(Identity(), level="0.1")] == [
+        "shape_and_batch",
+        "dtype_and_device",
+        "input_unchanged",
+        "deterministic",
+        "global_random_state",
+        "gradient",
+        "linearity",
+        "dot_test",
+        "adjoint_contract",
+        "adjoint_is_autograd",
+        "dense_matrix",
+        "composition",
+        "moore_penrose",
+        "transfer_grid",
+        "transfer_hermitian",
+        "transfer_is_operator",
+    ]
+    assert [check.name for check in noise_checks(SpectralNoise(torch.ones(2)), level="0.1")] == [
+        "sample_contract",
+        "sample_uses_its_generator",
+        "sample_adds",
+        "batch_draws",
+        "precision_symmetric",
+        "covariance",
+        "power_grid",
+        "power_is_precision",
+        "power_is_variance",
+    ]
+    with pytest.raises(OperatorError, match=r"level '9' of the checks is unknown; there are 0\.1"):
+        operator_checks(Identity(), level="9")
+
+
+def test_every_failure_is_in_one_message():
+    with pytest.raises(ContractError, match=r"\d+ of \d+ checks failed") as caught:
+        check_operator(mutants.UnnormalisedAdjoint())
+    message = str(caught.value)
+    for name in ("dot_test", "adjoint_is_autograd", "dense_matrix"):
+        assert f"UnnormalisedAdjoint fails {name}" in message
+    assert "linearity" not in message
+
+
+def test_an_operator_that_raises_is_told_apart():
+    class Cubic(mutants.Masked):
+        def __call__(self, x):
+            if x.shape[-1] != 4:
+                raise RuntimeError("made for boxes of 4")
+            return super().__call__(x)
+
+    assert "dot_test" in check_operator(Cubic(), shapes=[(4, 4, 4)])
+    with pytest.raises(ContractError, match=r"RuntimeError: made for boxes of 4[^$]*shapes=\[\(z, y, x\), \.\.\.\]"):
+        check_operator(Cubic())
+
+
+def test_nothing_to_check():
+    with pytest.raises(OperatorError, match="object has nothing to check: it needs __call__"):
+        operator_checks(object())
+    with pytest.raises(OperatorError, match="does not tell its box"):
+        likelihood_checks(mutants.RefinesInPlace.refine)
+
+
+@parametrize_with_checks([mutants.Masked(), mutants.Steep(), mutants.Fourier()], level="0.1")
+def test_as_a_stranger_would(check):
+    check()
+
+
+@parametrize_with_checks(
+    [mutants.PinvIsTheAdjoint()], level="0.1", expected_failures={"moore_penrose": "a transpose is no inverse"}
+)
+def test_expected_failures(check):
+    check()
+
+
+def test_expected_failures_that_name_no_check():
+    with pytest.raises(OperatorError, match="names no check of these objects: moore_penrse"):
+        parametrize_with_checks([Identity()], level="0.1", expected_failures={"moore_penrse": "a typing error"})
