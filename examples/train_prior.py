@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
         "training": f"{len(maps.maps)} maps, {args.crops} crops of 32³, seed {args.seed}",
         "validation_v_mse": ", ".join(f"{s:.3f} at t={t}" for t, s in zip(VALIDATION_TIMES, losses, strict=True)),
     }
-    prior = Prior(averaged, normalization, args.voxel_size, 96, measured.signal_power, measured.denoising_error, about)
+    prior = Prior(averaged, normalization, args.voxel_size, 96, about=about).with_statistics(measured)
     save_prior(prior, args.out / "model.safetensors", dtype=torch.bfloat16, overwrite=True)
     print(f"saved {args.out / 'model.safetensors'}; v-MSE {about['validation_v_mse']}")
 

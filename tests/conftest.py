@@ -21,7 +21,7 @@ def small_prior(tmp_path_factory):
     examples = torch.randn(2, 16, 16, 16, generator=generator)
     measured = calibrate(lambda x, t: network(x, t), examples, generator=generator, times=(0.1, 0.5, 0.9))
     path = tmp_path_factory.mktemp("prior") / "small.safetensors"
-    save_prior(Prior(network, Normalization(), 1.5, 32, measured.signal_power, measured.denoising_error), path)
+    save_prior(Prior(network, Normalization(), 1.5, 32).with_statistics(measured), path)
     return path
 
 

@@ -42,6 +42,7 @@ def by_loops(q: Tensor, k: Tensor, v: Tensor, kernel: int) -> Tensor:
         ((2, 4, 5, 3, 3, 2), 2),
         ((2, 2, 3, 1, 2, 3), 1),
         ((1, 6, 5, 5, 1, 2), 5),
+        ((1, 13, 3, 7, 1, 2), 3),
     ],
     ids=str,
 )
@@ -95,3 +96,75 @@ def test_shapes_that_differ_are_refused() -> None:
         neighborhood_attention_3d(q, k, v[..., :1, :], 3)
     with pytest.raises(CryoFMError, match=r"\(3, 3, 3, 2, 4\)"):
         neighborhood_attention_3d(q[0], k[0], v[0], 3)
+
+
+def test_dtypes_that_differ_are_refused() -> None:
+    q, k, v = draw(1, 3, 3, 3, 2, 4)
+    with pytest.raises(CryoFMError, match=r"one dtype .*torch.float64 on cpu, torch.float64 on cpu, torch.float32"):
+        neighborhood_attention_3d(q, k, v.float(), 3)
+
+
+@pytest.mark.parametrize(("shape", "kernel"), [((2, 5, 4, 7, 2, 3), 3), ((1, 3, 3, 3, 1, 4), 3)], ids=str)
+def test_second_derivatives_are_those_of_finite_differences(shape: tuple[int, ...], kernel: int) -> None:
+    q, k, v = (a.detach() / 2 for a in draw(*shape))
+    directions = [draw(*shape, seed=seed)[0].detach() for seed in range(1, 5)]
+    cotangents = draw(*shape, seed=5)
+
+    def gradients(step: float, cotangent: Tensor) -> tuple[Tensor, ...]:
+        inputs = [(a + step * d).requires_grad_() for a, d in zip((q, k, v), directions, strict=False)]
+        return torch.autograd.grad(neighborhood_attention_3d(*inputs, kernel), inputs, cotangent)
+
+    cotangent = draw(*shape, seed=6)[0].detach()
+    h = 1e-4
+    pair = [gradients(step, cotangent + step * directions[3]) for step in (h, -h)]
+    expected = sum(((a - b) / (2 * h) * c).sum() for a, b, c in zip(*pair, cotangents, strict=True))
+
+    inputs = [a.clone().requires_grad_() for a in (q, k, v, cotangent)]
+    first = torch.autograd.grad(
+        neighborhood_attention_3d(*inputs[:3], kernel), inputs[:3], inputs[3], create_graph=True
+    )
+    second = torch.autograd.grad(first, inputs, [c.detach() for c in cotangents])
+    found = sum((a * b).sum() for a, b in zip(second, directions, strict=True))
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-6, atol=1e-8)
+
+
+def test_a_third_derivative_is_refused() -> None:
+    q, k, v = draw(1, 3, 3, 3, 1, 2)
+    (first,) = torch.autograd.grad(neighborhood_attention_3d(q, k, v, 3).square().sum(), q, create_graph=True)
+    with pytest.raises(CryoFMError, match="third derivative"):
+        torch.autograd.grad(first.square().sum(), q, create_graph=True)
+
+
+def test_many_heads_and_batches_are_computed_in_blocks_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    inputs = draw(3, 6, 5, 9, 5, 4)
+    whole = neighborhood_attention_3d(*inputs, 3)
+    gradients = torch.autograd.grad(whole.square().sum(), inputs)
+    monkeypatch.setattr("cryofm_model.attention.tiles._SCORES", 2 * 4**3 * 6**3)  # two heads at a time
+    blocks = neighborhood_attention_3d(*inputs, 3)
+    torch.testing.assert_close(blocks, whole, rtol=0, atol=1e-12)
+    for a, b in zip(torch.autograd.grad(blocks.square().sum(), inputs), gradients, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_loses_only_the_rounding_of_its_output(dtype: torch.dtype) -> None:
+    q, k, v = inputs = [a.detach().requires_grad_() for a in draw(1, 8, 9, 7, 2, 16, dtype=dtype)]
+    exact = [a.detach().float().requires_grad_() for a in inputs]
+    cotangent = draw(1, 8, 9, 7, 2, 16, dtype=dtype, seed=1)[0].detach()
+    with torch.autocast("cpu", dtype):
+        found = neighborhood_attention_3d(q, k, v, 7)
+    expected = neighborhood_attention_3d(exact[0], exact[1], exact[2], 7)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected.to(dtype), rtol=0, atol=0)
+    gradients = torch.autograd.grad(expected, exact, cotangent.float())
+    eps = torch.finfo(dtype).eps
+    for a, b in zip(torch.autograd.grad(found, inputs, cotangent), gradients, strict=True):
+        # O is kept in half precision, which delta = rowsum(dO ∘ O) feels.
+        torch.testing.assert_close(a.float(), b, rtol=2 * eps, atol=4 * eps * float(b.abs().max()))
+
+
+def test_scores_of_any_size_do_not_overflow() -> None:
+    q, k, v = draw(1, 4, 3, 5, 1, 2, dtype=torch.float32)
+    out = neighborhood_attention_3d(1e4 * q, k, v, 3)
+    assert torch.isfinite(out).all()
+    assert all(torch.isfinite(g).all() for g in torch.autograd.grad(out.sum(), (q, k, v)))

@@ -2,7 +2,6 @@
 
 import itertools
 import math
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import attrs
@@ -10,10 +9,12 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
+from cryofm_model.blocks import FeedForward, Projection, RMSNorm, SelfAttention, Split
 from cryofm_model.errors import CryoFMError
-from cryofm_model.hourglass import CRYOFM_L, CRYOFM_S, Hourglass, HourglassConfig, TimeCode
+from cryofm_model.hourglass import Hourglass
+from cryofm_model.hourglass_config import HourglassConfig
 
 Array = NDArray[np.float64]
 
@@ -162,8 +163,13 @@ def window(i: int, n: int, kernel: int) -> tuple[int, int]:
 
 @pytest.mark.parametrize(
     ("config", "shape"),
-    [(SMALL, (16, 16, 24)), (attrs.evolve(SMALL, widths=(48, 24), depths=(1, 1), channels=2), (8, 12, 8, 2))],
-    ids=["three levels", "two channels"],
+    [
+        (SMALL, (16, 16, 24)),
+        (attrs.evolve(SMALL, widths=(24, 48), depths=(2, 1), kernel=4), (16, 16, 16)),
+        (attrs.evolve(SMALL, widths=(48, 24), depths=(1, 1), channels=2), (8, 12, 8, 2)),
+        (attrs.evolve(SMALL, widths=(48,), depths=(2,), patch=3), (3, 9, 12)),
+    ],
+    ids=["three levels", "even kernel in a cube", "two channels", "global only"],
 )
 def test_every_stage_follows_the_formulas(config: HourglassConfig, shape: tuple[int, ...]) -> None:
     network = filled(config)
@@ -181,11 +187,33 @@ def test_every_stage_follows_the_formulas(config: HourglassConfig, shape: tuple[
     for i, code in enumerate(found["time_emb"].double().numpy()):
         reference = Reference(network)
         expected = reference.forward(x[i].numpy().reshape(*shape[:3], -1), code)
-        assert len(reference.trace) >= 10
+        assert len(reference.trace) >= 7
         for name, value in reference.trace.items():
             np.testing.assert_allclose(found[name][i].numpy(), value, rtol=1e-9, atol=1e-9, err_msg=name)
         np.testing.assert_allclose(velocity[i].numpy(), expected.reshape(shape), rtol=1e-9, atol=1e-9)
         assert 0.1 < expected.std() < 10
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [(SMALL, (16, 16, 24)), (attrs.evolve(SMALL, widths=(24, 48), depths=(1, 1)), (8, 8, 8))],
+    ids=["three levels", "cube"],
+)
+def test_input_gradient_is_that_of_the_reference(config: HourglassConfig, shape: tuple[int, ...]) -> None:
+    network = filled(config).requires_grad_(False)
+    x, direction, cotangent = torch.randn(3, *shape, generator=generator(1), dtype=torch.float64)
+    x.requires_grad_()
+    t = torch.tensor([0.237])
+    (gradient,) = torch.autograd.grad(network(x[None], t)[0], x, cotangent)
+    code, reference = network.time_emb(t)[0].double().numpy(), Reference(network)
+
+    def along(step: float) -> float:
+        moved = (x.detach() + step * direction).numpy()[..., None]
+        return float((reference.forward(moved, code)[..., 0] * cotangent.numpy()).sum())
+
+    step = 1e-4  # Richardson: the error is of the order step⁴
+    slope = (8 * (along(step) - along(-step)) - (along(2 * step) - along(-2 * step))) / (12 * step)
+    assert (gradient * direction).sum().item() == pytest.approx(slope, rel=1e-6)
 
 
 def test_rotary_frequencies_run_from_pi_to_ten_pi_interleaved_over_the_heads() -> None:
@@ -194,60 +222,6 @@ def test_rotary_frequencies_run_from_pi_to_ten_pi_interleaved_over_the_heads() -
     ratio = 10 ** (1 / 4)  # 2 heads × 2 frequencies
     expected = math.pi * torch.tensor([[1, ratio**2], [ratio, ratio**3]])
     torch.testing.assert_close(freqs, expected)
-
-
-def to_bf16(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    bits = x.astype(np.float32).view(np.uint32).astype(np.uint64)
-    rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16 << 16  # to nearest, ties to even
-    return rounded.astype(np.uint32).view(np.float32)
-
-
-ROUNDING: dict[str, Callable[[NDArray[np.float32]], NDArray[np.float32]]] = {
-    "fp32": lambda x: x.astype(np.float32),
-    "bf16": to_bf16,
-    "fp16": lambda x: x.astype(np.float16).astype(np.float32),
-}
-
-
-@pytest.mark.parametrize("time_code", ["fp32", "bf16", "fp16"])
-def test_time_code_rounds_as_its_precision_does(time_code: TimeCode) -> None:
-    network = Hourglass(attrs.evolve(TINY, conditioning=512, time_code=time_code), generator=generator())
-    r = ROUNDING[time_code]
-    tau = np.array([0, 1, 50, 237, 1000], np.float32)
-    weight = network.time_emb.weight.numpy()
-    f = r(r(np.float32(2 * np.pi) * tau)[:, None] * r(weight[:, 0]))
-    expected = np.concatenate([r(np.cos(f)), r(np.sin(f))], -1)
-    found = network.time_emb(torch.from_numpy(tau / 1000))
-    assert found.dtype == {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[time_code]
-    # one unit in the last place for the cosines themselves
-    ulp = {"fp32": 1e-7, "bf16": 2**-8, "fp16": 2**-11}[time_code]
-    np.testing.assert_allclose(found.float().numpy(), expected, rtol=0, atol=1.01 * ulp)
-    assert np.mean(found.float().numpy() != expected) < (0.2 if time_code == "fp32" else 0.01)
-
-
-def test_low_precision_makes_another_time_code() -> None:
-    """The precision trap: similarity of the bf16 code to the fp32 code at τ = 50, 250, 1000."""
-    tau = torch.tensor([50.0, 250.0, 1000.0])
-    codes = [
-        Hourglass(attrs.evolve(TINY, conditioning=4096, time_code=code), generator=generator()).time_emb(tau / 1000)
-        for code in ("fp32", "bf16")
-    ]
-    similarity = torch.cosine_similarity(codes[0], codes[1].float())
-    torch.testing.assert_close(similarity, torch.tensor([0.82, 0.19, 0.02]), rtol=0, atol=0.06)
-
-
-def test_time_is_rounded_to_a_thousandth() -> None:
-    network, x = filled(TINY), torch.randn(1, 4, 4, 4, generator=generator(1), dtype=torch.float64)
-    at = {t: network(x, torch.tensor(t)) for t in (0.3, 0.3004, 0.3006)}
-    assert torch.equal(at[0.3], at[0.3004])
-    assert not torch.allclose(at[0.3], at[0.3006])
-
-
-def test_input_gradient_is_exact() -> None:
-    network = filled(TINY).requires_grad_(False)
-    x = torch.randn(2, 4, 8, 4, generator=generator(1), dtype=torch.float64, requires_grad=True)
-    t = torch.tensor([0.1, 1.0])
-    assert torch.autograd.gradcheck(lambda x: network(x, t), (x,), atol=1e-7)
 
 
 @pytest.mark.parametrize("t", [0.0, 0.5, 1.0])
@@ -268,75 +242,49 @@ def test_volumes_of_a_batch_do_not_mix_and_a_scalar_time_is_everybody_s() -> Non
     torch.testing.assert_close(network(x, t[0]), network(x, t[0].expand(2)))
 
 
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.bfloat16, 0.15), (torch.float16, 0.02)], ids=str)
-def test_autocast_stays_as_near_as_its_precision(dtype: torch.dtype, tolerance: float) -> None:
-    network, x = filled(SMALL, torch.float32), torch.randn(1, 16, 16, 16, generator=generator(1))
+# dtype, bound for one stage, bound for the network of 21 stages; measured: 0.9 and 9 %, 0.13 and 1.2 %
+LOW = pytest.mark.parametrize(
+    ("dtype", "stage", "whole"), [(torch.bfloat16, 0.015, 0.15), (torch.float16, 0.002, 0.02)], ids=["bf16", "fp16"]
+)
+
+
+@LOW
+def test_autocast_stays_as_near_as_its_precision(dtype: torch.dtype, stage: float, whole: float) -> None:
+    network, x = filled(SMALL, torch.float32), torch.randn(1, 16, 16, 24, generator=generator(1))
+    calls: list[tuple[nn.Module, Any, Tensor]] = []
+
+    def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
+        calls.append((module, inputs, output))
+
+    stages = [m for m in network.modules() if isinstance(m, SelfAttention | FeedForward | Split | Projection)]
+    hooks = [module.register_forward_hook(keep) for module in stages]
     exact = network(x, torch.tensor(0.4))
+    for hook in hooks:
+        hook.remove()
     with torch.autocast("cpu", dtype):
         low = network(x, torch.tensor(0.4))
-    error = (low.float() - exact).norm() / exact.norm()
-    assert low.dtype == dtype
-    assert error < tolerance
+        assert low.dtype == dtype
+        assert (low - exact).norm() < whole * exact.norm()
+        assert len(calls) == len(stages) == 20
+        for module, inputs, output in calls:
+            change = output - inputs[0] if output.shape == inputs[0].shape else output  # what a residual block adds
+            assert (module(*inputs) - output).norm() < stage * change.norm(), type(module).__name__
+
+
+def test_statistics_are_in_fp32_whatever_the_tokens_are_in() -> None:
+    large, small = torch.full((8,), 300.0), torch.full((8,), 1e-2)  # squares beyond fp16, squares that vanish in it
+    for x in (large, small):
+        torch.testing.assert_close(RMSNorm(8)(x.half()).float(), RMSNorm(8)(x), rtol=2e-3, atol=0)
+    attention = filled(SMALL, torch.float32).mid_level[0].self_attn
+    attention.qkv_proj.weight.data *= 300
+    x, condition = torch.randn(1, 2, 3, 2, 72, generator=generator(1)), torch.randn(1, 10, generator=generator(2))
+    exact = attention(x, condition)
+    with torch.autocast("cpu", torch.float16):
+        low = attention(x, condition)
+    assert (low - exact).norm() < 0.002 * (exact - x).norm()
 
 
 # --- weights ---
-
-
-def published(config: HourglassConfig) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the published state dicts."""
-    w = config.widths
-    shapes: dict[str, tuple[int, ...]] = {
-        "patch_in.proj.weight": (w[0], 64),
-        "time_emb.weight": (128, 1),
-        "time_in_proj.weight": (256, 256),
-        "out_norm.scale": (w[0],),
-        "patch_out.proj.weight": (64, w[0]),
-    }
-
-    def blocks() -> Iterator[tuple[str, int]]:
-        for level, (width, depth) in enumerate(zip(w, config.depths, strict=True)):
-            last = level == len(w) - 1
-            for stage in ("mid_level",) if last else (f"down_levels.{level}", f"up_levels.{level}"):
-                yield from ((f"{stage}.{i}", width) for i in range(depth))
-
-    for block, c in blocks():
-        shapes |= {
-            f"{block}.self_attn.scale": (c // 64,),
-            f"{block}.self_attn.norm.linear.weight": (c, 256),
-            f"{block}.self_attn.qkv_proj.weight": (3 * c, c),
-            f"{block}.self_attn.pos_emb.freqs": (c // 64, 5),
-            f"{block}.self_attn.out_proj.weight": (c, c),
-            f"{block}.ff.norm.linear.weight": (c, 256),
-            f"{block}.ff.up_proj.weight": (6 * c, c),
-            f"{block}.ff.down_proj.weight": (c, 3 * c),
-        }
-    for level, (fine, coarse) in enumerate(itertools.pairwise(w)):
-        shapes |= {
-            f"merges.{level}.proj.weight": (coarse, 8 * fine),
-            f"splits.{level}.proj.weight": (8 * fine, coarse),
-            f"splits.{level}.fac": (1,),
-        }
-    return shapes
-
-
-@pytest.mark.parametrize(
-    ("config", "parameters", "entries"), [(CRYOFM_S, 335_184_929, 136), (CRYOFM_L, 308_535_918, 171)]
-)
-def test_the_published_networks_are_reproduced(config: HourglassConfig, parameters: int, entries: int) -> None:
-    with torch.device("meta"):
-        network = Hourglass(config)
-    assert sum(p.numel() for p in network.parameters()) == parameters
-    found = {name: tuple(a.shape) for name, a in network.state_dict().items()}
-    assert len(found) == entries
-    assert found == published(config)
-
-
-def test_a_network_built_on_the_meta_device_takes_a_file_s_weights() -> None:
-    network, x = filled(TINY), torch.randn(1, 4, 4, 4, generator=generator(1), dtype=torch.float64)
-    with torch.device("meta"):
-        empty = Hourglass(TINY)
-    empty.load_state_dict(network.state_dict(), strict=True, assign=True)
-    assert torch.equal(empty(x, torch.tensor(0.5)), network(x, torch.tensor(0.5)))
 
 
 def test_initial_weights_come_from_the_generator_alone() -> None:
@@ -350,6 +298,12 @@ def test_initial_weights_come_from_the_generator_alone() -> None:
             or a.ndim == 1
             or name.endswith("freqs")
         )
+        if a.ndim == 2 and a.any() and not name.endswith(("freqs", "time_emb.weight")):  # uniform in ± fan-in^−½
+            bound = a.shape[1] ** -0.5
+            assert 0.9 * bound < a.abs().max() <= bound
+            assert a.std().item() == pytest.approx(bound / 3**0.5, rel=0.2)
+    scales = [a.unique().tolist() for name, a in first.state_dict().items() if a.ndim == 1]
+    assert {tuple(s) for s in scales} == {(10.0,), (0.5,), (1.0,)}
     x = torch.randn(1, 16, 16, 16, generator=generator(1))
     assert not first(x, torch.tensor(0.5)).any()  # it starts as v = 0
 
@@ -386,18 +340,14 @@ def test_channels_are_the_last_axis() -> None:
         Hourglass(attrs.evolve(TINY, channels=2))(torch.zeros(1, 8, 8, 8), torch.tensor(0.5))
 
 
-@pytest.mark.parametrize(
-    ("sizes", "message"),
-    [
-        ({"widths": (24,)}, "one width and one depth per level"),
-        ({"widths": (), "depths": ()}, "one width and one depth per level"),
-        ({"widths": (24, 50, 72)}, "not multiples of head_width 24"),
-        ({"kernel": 0}, "must be positive"),
-        ({"head_width": 8}, "head_width at least 12"),
-        ({"conditioning": 9}, "conditioning even"),
-        ({"time_code": "fp8"}, "'fp8' is not one of fp32, bf16, fp16"),
-    ],
-)
-def test_sizes_that_do_not_fit_each_other_are_refused(sizes: dict[str, Any], message: str) -> None:
-    with pytest.raises(CryoFMError, match=message):
-        HourglassConfig(**(attrs.asdict(SMALL) | sizes))
+def test_recomputing_changes_no_gradient() -> None:
+    network = filled(SMALL, torch.float32)
+    x = torch.randn(1, 16, 16, 16, generator=generator(1))
+    gradients = []
+    for recompute in (False, True):
+        network.recompute = recompute
+        leaf = x.clone().requires_grad_()
+        (g,) = torch.autograd.grad((network(leaf, torch.tensor(0.3)) * x).sum(), leaf)
+        gradients.append(g)
+    assert torch.equal(*gradients)
+    assert gradients[0].any()

@@ -1,11 +1,14 @@
 """A prior survives its file, and a file that is no prior is refused by name."""
 
+from typing import Protocol, runtime_checkable
+
 import attrs
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
 from cryofm_model import (
+    CalibratedPrior,
     Hourglass,
     HourglassConfig,
     Normalization,
@@ -30,15 +33,26 @@ def randomised(network):
 
 
 def make_prior(network):
-    return Prior(
+    return CalibratedPrior(
         network=network,
         normalization=Normalization(0.05, 0.1),
         voxel_size=2.0,
         box=32,
-        signal_power=torch.tensor([4.0, 1.0, 0.25]),
+        signal_power=torch.tensor([4.0, 1 / 3, 1e-7 / 3]),
         denoising_error=torch.tensor([[0.1, 0.01], [0.9, 0.5]]),
         about={"license": "Apache-2.0"},
     )
+
+
+@runtime_checkable
+class Calibrated(Protocol):
+    """As cryofm_sampling has it."""
+
+    @property
+    def signal_power(self) -> torch.Tensor: ...
+
+    @property
+    def denoising_error(self) -> torch.Tensor: ...
 
 
 @pytest.mark.parametrize("network", [UNet(SMALL_UNET), Hourglass(SMALL_HOURGLASS)], ids=["unet", "hourglass"])
@@ -49,6 +63,7 @@ def test_round_trip_is_bit_exact(tmp_path, network):
         again = load_prior(source)
         for name, tensor in prior.network.state_dict().items():
             assert torch.equal(tensor, again.network.state_dict()[name]), name
+            assert tensor.stride() == again.network.state_dict()[name].stride(), name  # channels last stays so
         assert (again.normalization, again.voxel_size, again.box) == (prior.normalization, 2.0, 32)
         assert torch.equal(again.signal_power, prior.signal_power)
         assert torch.equal(again.denoising_error, prior.denoising_error)
@@ -57,6 +72,56 @@ def test_round_trip_is_bit_exact(tmp_path, network):
         x = torch.randn(2, 32, 32, 24, generator=torch.Generator().manual_seed(1))
         assert torch.equal(again(x, torch.tensor(0.3)), prior(x, torch.tensor(0.3)))
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+
+
+def test_a_prior_without_statistics_is_not_calibrated(tmp_path):
+    calibrated = make_prior(randomised(UNet(SMALL_UNET)))
+    fields = {field.name: getattr(calibrated, field.name) for field in attrs.fields(Prior)}
+    save_prior(Prior(**fields), tmp_path / "plain.safetensors")
+    plain = load_prior(tmp_path / "plain.safetensors")
+    assert type(plain) is Prior
+    assert not isinstance(plain, Calibrated)
+    assert not isinstance(plain.to("cpu"), Calibrated)
+    measured = plain.with_statistics(calibrated)
+    for prior in (measured, measured.to("cpu")):
+        assert isinstance(prior, Calibrated)
+        assert torch.equal(prior.signal_power, calibrated.signal_power)
+        assert torch.equal(prior.denoising_error, calibrated.denoising_error)
+        assert (prior.voxel_size, prior.about) == (2.0, {"license": "Apache-2.0"})
+
+
+@pytest.mark.parametrize("network", [UNet(SMALL_UNET), Hourglass(SMALL_HOURGLASS)], ids=["unet", "hourglass"])
+def test_half_the_bytes_round_the_weights_alone(tmp_path, network):
+    prior = make_prior(randomised(network))
+    save_prior(prior, tmp_path / "model.safetensors", dtype=torch.bfloat16)
+    again = load_prior(tmp_path).network.state_dict()
+    learnt = {name for name, _ in network.named_parameters()}
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(again[name], tensor.bfloat16().float() if name in learnt else tensor), name
+
+
+def test_loading_leaves_the_random_state_alone(saved):
+    state = torch.random.get_rng_state()
+    load_prior(saved)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_times_are_not_rounded_to_the_precision_of_the_weights():
+    seen = []
+
+    class Network(torch.nn.Linear):
+        def forward(self, x, t):
+            seen.append(t)
+            return x
+
+    prior = make_prior(Network(1, 1).bfloat16())
+    prior(torch.zeros(2, 2, 2), torch.tensor(0.3))
+    assert torch.equal(seen[0], torch.tensor([0.3]))
+
+
+def test_a_file_of_ours_says_everything_itself(saved):
+    with pytest.raises(WeightsError, match="says its own time_code, voxel_size"):
+        load_prior(saved, time_code="fp32", voxel_size=2.0)
 
 
 def test_bundled_prior_denoises():
@@ -103,6 +168,11 @@ def test_no_file_is_overwritten_unasked(tmp_path):
     with pytest.raises(WeightsError, match="exists; pass overwrite=True"):
         save_prior(prior, tmp_path / "a.safetensors")
     save_prior(prior, tmp_path / "a.safetensors", overwrite=True)
+
+
+def test_a_file_is_as_readable_as_any_other(tmp_path, saved):
+    (tmp_path / "other").touch()
+    assert saved.stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_a_strangers_network_cannot_be_saved(tmp_path):

@@ -5,16 +5,22 @@
 >>> velocity = prior(x_t, t)
 """
 
-from .attention import neighborhood_attention_3d
+from .attention import attention_backend, neighborhood_attention_3d
 from .errors import CryoFMError, WeightsError
+from .flops import forward_gflop
 from .flow import flow_matching_loss
-from .hourglass import CRYOFM_L, CRYOFM_S, Hourglass, HourglassConfig
-from .prior import Normalization, Prior, load_prior, save_prior
+from .hourglass import Hourglass
+from .hourglass_config import CRYOFM_L, CRYOFM_S, CRYOFM_VARIANTS, HourglassConfig
+from .prior import CalibratedPrior, Normalization, Prior
+from .prior_file import load_prior, save_prior
+from .published import export_published
 from .unet import UNet, UNetConfig
 
 __all__ = [
     "CRYOFM_L",
     "CRYOFM_S",
+    "CRYOFM_VARIANTS",
+    "CalibratedPrior",
     "CryoFMError",
     "Hourglass",
     "HourglassConfig",
@@ -23,7 +29,10 @@ __all__ = [
     "UNet",
     "UNetConfig",
     "WeightsError",
+    "attention_backend",
+    "export_published",
     "flow_matching_loss",
+    "forward_gflop",
     "load_prior",
     "neighborhood_attention_3d",
     "save_prior",

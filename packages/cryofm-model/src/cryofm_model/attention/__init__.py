@@ -1,0 +1,5 @@
+"""Neighbourhood attention in three dimensions, and the backends that compute it."""
+
+from .neighborhood import AttentionBackend, attention_backend, neighborhood_attention_3d
+
+__all__ = ["AttentionBackend", "attention_backend", "neighborhood_attention_3d"]
