@@ -38,7 +38,7 @@ from cryofm_io import (
     write_fsc_csv,
     write_map,
 )
-from cryofm_model import load_prior
+from cryofm_model import CalibratedPrior, WeightsError, load_prior
 from cryofm_ops import (
     FourierGaussian,
     Identity,
@@ -73,6 +73,11 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
     device = choose_device(args.device)
     prior = load_prior(args.prior).to(device)
+    if not isinstance(prior, CalibratedPrior):
+        raise WeightsError(
+            f"the prior {args.prior} has no measured statistics, which its noise level is chosen by: add them with "
+            f"prior.with_statistics(cryofm_sampling.calibrate(prior, examples, generator=...)) and save it, once"
+        )
     half1, half2, truth, files = read_input(args)
     mask = None if args.mask is None else read_mask(args.mask, half1)
     if args.mask is not None:

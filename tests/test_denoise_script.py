@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from cryofm_io import DensityMap, fsc, read_map, write_map
+from cryofm_model import Prior, load_prior, save_prior
 
 denoise = pytest.importorskip("denoise")
 script = pytest.importorskip("_script")
@@ -152,6 +153,13 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, half_maps, tmp_path, caps
     assert captured[-1].startswith("error: ")
     assert re.search(message, captured[-1]), captured
     assert set(tmp_path.iterdir()) == before
+
+
+def test_a_prior_without_statistics_is_told_how_to_get_them(run, small_prior, half_maps, tmp_path, capsys):
+    known = load_prior(small_prior)
+    save_prior(Prior(known.network, known.normalization, known.voxel_size, known.box), tmp_path / "bare.safetensors")
+    assert run(*half_maps, "--out", tmp_path / "out", prior=tmp_path / "bare.safetensors") == 2
+    assert "has no measured statistics" in capsys.readouterr().err
 
 
 def test_a_wrong_voxel_size_can_be_put_right(run, half_maps, tmp_path):

@@ -79,9 +79,7 @@ def test_operators_of_any_box(check):
 @parametrize_with_checks(
     [
         FourierMask(OPTICS.transfer(BOX), BOX),
-        Projector(ROTATIONS, SHIFTS, BOX),
         Projector(ROTATIONS, SHIFTS, BOX, ctf=OPTICS),
-        FourierProjector(ROTATIONS, SHIFTS, BOX),
         FourierProjector(ROTATIONS, SHIFTS, BOX, ctf=OPTICS),
     ],
     shapes=[BOX],
