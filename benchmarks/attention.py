@@ -20,11 +20,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from _table import write_csv
 from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from cryofm_io import atomic_write
 from cryofm_model import neighborhood_attention_3d
 
 KERNEL, WIDTH = 7, 64
@@ -169,10 +169,7 @@ def main() -> None:
             with args.out.open(newline="") as file:
                 measured = {(row["shape"], row["dtype"]) for row in rows}
                 kept = [dict(row) for row in csv.DictReader(file) if (row["shape"], row["dtype"]) not in measured]
-        with atomic_write(args.out, overwrite=True) as temporary, temporary.open("w", newline="") as file:
-            table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            table.writeheader()
-            table.writerows(kept + rows)
+        write_csv(args.out, kept + rows)
 
 
 if __name__ == "__main__":

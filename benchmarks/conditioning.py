@@ -4,15 +4,14 @@ One run, alternating, medians. `condition` of a 256³ likelihood, with a white a
 """
 
 import argparse
-import csv
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from _table import write_csv
 
-from cryofm_io import atomic_write
 from cryofm_ops import Identity, SpectralNoise, gaussian_likelihood, irfft, rfft
 
 RESULTS = Path(__file__).parent / "results" / "conditioning.csv"
@@ -50,10 +49,7 @@ def main() -> None:
     ]
     for row in rows:
         print(f"{row['task']:30}{row['ms']:8} ms{row['per FFT pair']:>8}")
-    with atomic_write(options.out, overwrite=True) as path, path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0].keys())
-        writer.writeheader()
-        writer.writerows(rows)
+    write_csv(options.out, rows)
 
 
 if __name__ == "__main__":

@@ -13,10 +13,11 @@ from pathlib import Path
 import attrs
 import numpy as np
 import torch
+from _table import write_csv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cryofm_io import atomic_write, fsc, normalise_clean, read_map, to_grid
+from cryofm_io import fsc, normalise_clean, read_map, to_grid
 from cryofm_model import Normalization, Prior, load_prior
 from cryofm_ops import (
     FourierGaussian,
@@ -125,10 +126,7 @@ def main() -> None:
                 mean[key] = round(float(np.mean([float(str(row[key])) for row in of_level])), 4)
         print(mean, flush=True)
         rows += [*of_level, mean]
-    with atomic_write(args.out, overwrite=True) as temporary, temporary.open("w", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
+    write_csv(args.out, rows)
 
 
 if __name__ == "__main__":

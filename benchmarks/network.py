@@ -9,16 +9,15 @@ Peak memory is the high-water mark of the process (Linux), weights included.
 """
 
 import argparse
-import csv
 import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from _table import write_csv
 from torch import nn
 
-from cryofm_io import atomic_write
 from cryofm_model import CRYOFM_L, CRYOFM_S, Hourglass, HourglassConfig
 
 CASES = {"S": (CRYOFM_S, 64), "L": (CRYOFM_L, 128)}
@@ -127,10 +126,7 @@ def main() -> None:
             )
             print(rows[-1], flush=True)
     if args.out:
-        with atomic_write(args.out, overwrite=True) as temporary, temporary.open("w", newline="") as file:
-            table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-            table.writeheader()
-            table.writerows(rows)
+        write_csv(args.out, rows)
 
 
 if __name__ == "__main__":

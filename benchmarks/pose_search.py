@@ -15,7 +15,6 @@ stops after ``--seconds``, and ``seconds_for_4608`` is what the whole grid would
 """
 
 import argparse
-import csv
 import math
 import time
 from collections.abc import Callable
@@ -23,10 +22,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from _table import write_csv
 from torch import Tensor
 from torch_fourier_slice import project_3d_to_2d
 
-from cryofm_io import atomic_write
 from cryofm_ops import angular_distance_deg, random_rotations, search_poses, so3_grid
 
 N, ATOMS, SIGMA, RADIUS, SHIFT, GRID = 64, 400, 1.5, 20.0, 4, 4608
@@ -154,10 +153,7 @@ def main() -> None:
                 {"snr": snr} | row | (errors(found, rotations, shifts) if row["rotations_scored"] == GRID else {})
             )
             print(rows[-1], flush=True)
-    with atomic_write(args.out, overwrite=True) as temporary, temporary.open("w", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
+    write_csv(args.out, rows)
 
 
 if __name__ == "__main__":

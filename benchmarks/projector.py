@@ -9,7 +9,6 @@ The peer (``pip install torch-fourier-slice``) takes matrices from view to objec
 """
 
 import argparse
-import csv
 import importlib
 import math
 import statistics
@@ -19,9 +18,9 @@ from pathlib import Path
 
 import attrs
 import torch
+from _table import write_csv
 from torch import Tensor
 
-from cryofm_io import atomic_write
 from cryofm_ops import FourierProjector, Projector, random_rotations
 
 SIGMA = 1.5
@@ -151,10 +150,7 @@ def main() -> None:
                 }
             )
             print(rows[-1], flush=True)
-    with atomic_write(args.out, overwrite=True) as temporary, temporary.open("w", newline="") as file:
-        table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
-        table.writeheader()
-        table.writerows(rows)
+    write_csv(args.out, rows)
 
 
 if __name__ == "__main__":
