@@ -22,9 +22,9 @@ from cryofm_ops.testing import (
 )
 
 sys.path.insert(0, str(Path(__file__).parent))
-import mutants
+from mutants import likelihoods, noises, operators
 
-SHAPES = {mutants.MissingFriedelWeight: [(4, 4, 4)]}
+SHAPES = {operators.MissingFriedelWeight: [(4, 4, 4)]}
 
 
 def caught(checks, name):
@@ -42,41 +42,41 @@ def caught(checks, name):
 
 
 def test_there_are_enough_mutants():
-    assert len(mutants.OPERATORS) >= 20
-    assert len(mutants.NOISES) + len(mutants.LIKELIHOODS) >= 20
+    assert len(operators.OPERATORS) >= 20
+    assert len(noises.NOISES) + len(likelihoods.LIKELIHOODS) >= 20
 
 
-@pytest.mark.parametrize(("kind", "name"), mutants.OPERATORS, ids=lambda v: getattr(v, "__name__", None))
+@pytest.mark.parametrize(("kind", "name"), operators.OPERATORS, ids=lambda v: getattr(v, "__name__", None))
 def test_operators(kind, name):
     shapes = SHAPES.get(kind, [(4, 4, 4), (5, 5, 5), (3, 4, 5)])
     caught(operator_checks(kind(), shapes=shapes), name)
 
 
-@pytest.mark.parametrize(("kind", "name"), mutants.NOISES, ids=lambda v: getattr(v, "__name__", None))
+@pytest.mark.parametrize(("kind", "name"), noises.NOISES, ids=lambda v: getattr(v, "__name__", None))
 def test_noises(kind, name):
     caught(noise_checks(kind()), name)
 
 
-@pytest.mark.parametrize(("kind", "name"), mutants.LIKELIHOODS, ids=lambda v: getattr(v, "__name__", None))
+@pytest.mark.parametrize(("kind", "name"), likelihoods.LIKELIHOODS, ids=lambda v: getattr(v, "__name__", None))
 def test_likelihoods(kind, name):
-    caught(likelihood_checks(mutants.likelihood(kind)), name)
+    caught(likelihood_checks(likelihoods.likelihood(kind)), name)
 
 
 def test_correct_models_of_the_mutants_pass():
-    for operator in mutants.GOOD_OPERATORS:
+    for operator in operators.GOOD_OPERATORS:
         assert "gradient" in check_operator(operator)
-    assert "dense_matrix" in check_operator(mutants.HalfSpectrum((4, 5, 3)), shapes=[(4, 5, 3)])
-    assert "covariance" in check_noise(mutants.Steep())
-    assert "spectral_condition" in check_likelihood(mutants.Fourier())
-    assert "spectral_condition" in check_likelihood(mutants.Noiseless())
-    assert "condition_is_dense_solve" in check_likelihood(mutants.likelihood(mutants.Linear))
+    assert "dense_matrix" in check_operator(operators.HalfSpectrum((4, 5, 3)), shapes=[(4, 5, 3)])
+    assert "covariance" in check_noise(noises.Steep())
+    assert "spectral_condition" in check_likelihood(likelihoods.Fourier())
+    assert "spectral_condition" in check_likelihood(likelihoods.Noiseless())
+    assert "condition_is_dense_solve" in check_likelihood(likelihoods.likelihood(likelihoods.Linear))
 
 
 def test_every_check_has_a_mutant():
-    meant = {name for _, name in mutants.OPERATORS + mutants.NOISES + mutants.LIKELIHOODS}
+    meant = {name for _, name in operators.OPERATORS + noises.NOISES + likelihoods.LIKELIHOODS}
     objects = [*operator_checks(Identity()), *noise_checks(WhiteNoise(1)), *noise_checks(WhiteNoise(0))]
-    for kind in (mutants.Fourier, mutants.Noiseless, mutants.Linear):
-        objects += likelihood_checks(mutants.likelihood(kind))
+    for kind in (likelihoods.Fourier, likelihoods.Noiseless, likelihoods.Linear):
+        objects += likelihood_checks(likelihoods.likelihood(kind))
     assert {check.name for check in objects} <= meant
 
 
@@ -118,7 +118,7 @@ def test_levels_are_frozen():
 
 def test_every_failure_is_in_one_message():
     with pytest.raises(ContractError, match=r"\d+ of \d+ checks failed") as caught:
-        check_operator(mutants.UnnormalisedAdjoint())
+        check_operator(operators.UnnormalisedAdjoint())
     message = str(caught.value)
     for name in ("dot_test", "adjoint_is_autograd", "dense_matrix"):
         assert f"UnnormalisedAdjoint fails {name}" in message
@@ -126,7 +126,7 @@ def test_every_failure_is_in_one_message():
 
 
 def test_an_operator_that_raises_is_told_apart():
-    class Cubic(mutants.Masked):
+    class Cubic(operators.Masked):
         def __call__(self, x):
             if x.shape[-1] != 4:
                 raise RuntimeError("made for boxes of 4")
@@ -141,16 +141,16 @@ def test_nothing_to_check():
     with pytest.raises(OperatorError, match="object has nothing to check: it needs __call__"):
         operator_checks(object())
     with pytest.raises(OperatorError, match="does not tell its box"):
-        likelihood_checks(mutants.RefinesInPlace.refine)
+        likelihood_checks(likelihoods.RefinesInPlace.refine)
 
 
-@parametrize_with_checks([mutants.Masked(), mutants.Steep(), mutants.Fourier()], level="0.1")
+@parametrize_with_checks([operators.Masked(), noises.Steep(), likelihoods.Fourier()], level="0.1")
 def test_as_a_stranger_would(check):
     check()
 
 
 @parametrize_with_checks(
-    [mutants.PinvIsTheAdjoint()], level="0.1", expected_failures={"moore_penrose": "a transpose is no inverse"}
+    [operators.PinvIsTheAdjoint()], level="0.1", expected_failures={"moore_penrose": "a transpose is no inverse"}
 )
 def test_expected_failures(check):
     check()

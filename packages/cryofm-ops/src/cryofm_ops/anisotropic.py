@@ -135,11 +135,7 @@ def _check_amplitude(alpha_amplitude: float) -> None:
 
 # Module-level, so that a noise can be pickled.
 def _wedge(d: Tensor, *, wedge: MissingWedge, factor: float) -> Tensor:
-    x, y, z = d.unbind(-1)
-    across, along = (x, z) if wedge.tilt_axis == "y" else (y, -z)
-    centre, half_range = (wedge.tilt_min + wedge.tilt_max) / 2, (wedge.tilt_max - wedge.tilt_min) / 2
-    beyond_centre = torch.remainder(torch.rad2deg(torch.atan2(along, across)) - centre + 90, 180) - 90
-    good = (beyond_centre.abs() <= half_range + 1e-6) | ((across == 0) & (along == 0))  # whatever the rounding
+    good = wedge.weight(*d.double().unbind(-1)) > 0
     return torch.where(good, d.new_ones(()), factor)
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from cryofm_ops.directions import DirectionTable, directions, hemisphere
 from cryofm_ops.errors import GeometryError
 from cryofm_ops.half_maps import estimate_noise_power
-from cryofm_ops.spectral import Shape, _shells, rfft
+from cryofm_ops.spectral import Shape, rfft, shells
 
 __all__ = ["AlphaEstimate", "estimate_alpha"]
 
@@ -117,7 +117,7 @@ def estimate_alpha(half1: Tensor, half2: Tensor, *, half_angle_deg: float = 20.0
 
 def _cone_sums(half1: Tensor, half2: Tensor, shape: Shape, u: Tensor, angle: float) -> Tensor:
     """Sums over (cone, shell) of 1, |a y₁|², |y₂ / a|², Re a y₁ (y₂ / a)*, x and x²; powers over the shell's noise."""
-    n, shell, weight = _shells(shape, None, half1.device)
+    n, shell, weight = shells(shape, None, half1.device)
     size = weight.new_zeros(n + 1).index_add(0, shell, weight)
 
     def shell_mean(q: Tensor) -> Tensor:

@@ -129,7 +129,7 @@ def radial_mean(spectrum: Tensor, shape: Shape, n: int | None = None) -> Tensor:
         raise GridMismatchError(
             f"spectrum of shape {tuple(spectrum.shape)} is not on the half grid {half_shape(shape)} of a box {shape}"
         )
-    n, shell, weight = _shells(shape, n, spectrum.device)
+    n, shell, weight = shells(shape, n, spectrum.device)
     sums = spectrum.new_zeros(*spectrum.shape[:-3], n + 1)
     sums = sums.index_add(-1, shell, spectrum.flatten(-3) * weight.to(spectrum.dtype))
     return sums[..., :n] / shell_sizes(shape, n, device=spectrum.device).to(spectrum.dtype)
@@ -141,11 +141,11 @@ def shell_sizes(shape: Shape, n: int | None = None, *, device: torch.device | st
     >>> shell_sizes((4, 4, 4))
     tensor([ 1., 18., 35.], dtype=torch.float64)
     """
-    n, shell, weight = _shells(shape, n, device)
+    n, shell, weight = shells(shape, n, device)
     return weight.new_zeros(n + 1).index_add(0, shell, weight)[:n]
 
 
-def _shells(shape: Shape, n: int | None, device: torch.device | str | None) -> tuple[int, Tensor, Tensor]:
+def shells(shape: Shape, n: int | None, device: torch.device | str | None) -> tuple[int, Tensor, Tensor]:
     """Number of shells; shell (n for the corners) and Friedel weight of every half-grid coefficient, flat."""
     full = max(shape) // 2 + 1
     n = full if n is None else n

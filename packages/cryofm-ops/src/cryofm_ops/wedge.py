@@ -68,14 +68,17 @@ class MissingWedge(FourierOperator):
         kz = torch.fft.fftfreq(depth, dtype=torch.float64)[:, None, None]
         ky = torch.fft.fftfreq(height, dtype=torch.float64)[:, None]
         kx = torch.fft.rfftfreq(width, dtype=torch.float64)
-        across, along = (kx, kz) if self.tilt_axis == "y" else (ky, -kz)
-        angle = torch.rad2deg(torch.atan2(along, across))
         nyquist = 0.5 - 1e-9  # of an even axis, but for rounding
-        both_signs = (across.abs() >= nyquist) | (along.abs() >= nyquist)
-        kept = self._kept(angle)
-        kept = torch.where(both_signs, torch.maximum(kept, self._kept(-angle)), kept)
-        kept = torch.where((across == 0) & (along == 0), 1, kept)
+        both_signs = ((kx if self.tilt_axis == "y" else ky).abs() >= nyquist) | (kz.abs() >= nyquist)
+        kept = self.weight(kx, ky, kz)
+        kept = torch.where(both_signs, torch.maximum(kept, self.weight(kx, ky, -kz)), kept)
         return kept.expand(depth, height, width // 2 + 1)
+
+    def weight(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        """From 0 to 1, for frequencies in the directions (x, y, z), of any length; the three broadcast."""
+        across, along = (x, z) if self.tilt_axis == "y" else (y, -z)
+        kept = self._kept(torch.rad2deg(torch.atan2(along, across)))
+        return torch.where((across == 0) & (along == 0), 1, kept)
 
     def _kept(self, angle: Tensor) -> Tensor:
         """Weight of the directions at `angle`, in degrees modulo 180."""
