@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cryofm_model.blocks import FeedForward, Projection, RMSNorm, SelfAttention, Split
 from cryofm_model.errors import CryoFMError
@@ -351,3 +352,25 @@ def test_recomputing_changes_no_gradient() -> None:
         gradients.append(g)
     assert torch.equal(*gradients)
     assert gradients[0].any()
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+@sdpa_kernel(SDPBackend.MATH)  # on a CPU, PyTorch's fused global attention differentiates once
+def test_second_derivatives_are_those_of_finite_differences(recompute: bool) -> None:
+    network = filled(attrs.evolve(SMALL, widths=(24, 48), depths=(1, 1))).requires_grad_(False)
+    network.recompute = recompute
+    x, direction, cotangent = torch.randn(3, 1, 8, 8, 8, generator=generator(1), dtype=torch.float64)
+
+    def gradient(at: Tensor) -> Tensor:
+        at = at.detach().requires_grad_()
+        (g,) = torch.autograd.grad((network(at, torch.tensor(0.3)) * cotangent).sum(), at)
+        return g
+
+    step = 1e-4  # Richardson: the error is of the order step⁴
+    difference = 8 * (gradient(x + step * direction) - gradient(x - step * direction))
+    difference -= gradient(x + 2 * step * direction) - gradient(x - 2 * step * direction)
+    x.requires_grad_()
+    (first,) = torch.autograd.grad((network(x, torch.tensor(0.3)) * cotangent).sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad((first * direction).sum(), x)
+    torch.testing.assert_close(second, difference / (12 * step), rtol=1e-5, atol=1e-5 * float(second.abs().max()))
+    assert second.any()

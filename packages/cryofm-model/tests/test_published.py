@@ -164,6 +164,21 @@ def test_a_stranger_s_network_must_say_what_it_was_trained_on(folder: Path) -> N
             load_prior(folder, **told)
 
 
+def test_another_kernel_is_told_since_no_tensor_tells_it(folder: Path) -> None:
+    x, t = torch.randn(1, 16, 16, 16, generator=torch.Generator().manual_seed(1)), torch.tensor([0.3])
+    velocities = []
+    for kernel in (None, 7, 5):
+        prior = load_prior(folder, kernel=kernel, **TOLD)
+        assert prior.network.config.kernel == (kernel or 7)
+        velocities.append(prior(x, t))
+    assert torch.equal(velocities[0], velocities[1])
+    assert not torch.allclose(velocities[0], velocities[2])
+    with pytest.raises(WeightsError, match="sizes must be positive"):
+        load_prior(folder, kernel=0, **TOLD)
+    with pytest.raises(WeightsError, match="says its own kernel"):
+        load_prior(kernel=5)
+
+
 def test_tensors_that_do_not_fit_are_named(folder: Path) -> None:
     def attempt(message: str, **changes: Tensor | None) -> None:
         tensors = {key: value for key, value in (state() | changes).items() if value is not None}

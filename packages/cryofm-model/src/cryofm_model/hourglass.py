@@ -25,7 +25,8 @@ class Hourglass(nn.Module):
     Patches become tokens; each level transforms them, keeps a copy and merges 2³ of them into one token of
     the next; the last level sees the whole volume; the way back splits the tokens, mixes in the copies and
     transforms again. For speed run it under autocast: `.to(torch.bfloat16)` would round the frequencies
-    of the time code.
+    of the time code. Second derivatives exist on a CPU; PyTorch's fused global attention has none there, so ask
+    for them under `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
 
     Args:
         config: the sizes.

@@ -38,6 +38,7 @@ def load_prior(
     time_code: TimeCode | None = None,
     voxel_size: float | None = None,
     box: int | None = None,
+    kernel: int | None = None,
 ) -> Prior:
     """Load a prior: the name of a bundled one, a safetensors file, or a folder with ``model.safetensors``.
 
@@ -51,6 +52,7 @@ def load_prior(
             ``config.yaml`` beside the weights says, and "bf16" where it is not true or not there.
         voxel_size: at which the network was trained, in Å; known for CryoFM-S (1.5) and CryoFM-L (3.0).
         box: side that it was trained on, in voxels; known likewise (64 and 128).
+        kernel: side of the attention's neighbourhood, in tokens, which no tensor tells; 7 by default.
 
     Returns:
         A `CalibratedPrior` where the file holds statistics; the published checkpoints do not
@@ -59,7 +61,7 @@ def load_prior(
     Raises:
         WeightsError: no such file, a pickle, a foreign or damaged file, tensors that do not fit their network.
     """
-    told = {"time_code": time_code, "voxel_size": voxel_size, "box": box}
+    told = {"time_code": time_code, "voxel_size": voxel_size, "box": box, "kernel": kernel}
     if source in _BUNDLED:
         with as_file(files("cryofm_model") / "weights" / f"{source}.safetensors") as path:
             return _load(path, **told)

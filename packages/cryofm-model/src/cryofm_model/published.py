@@ -37,6 +37,7 @@ def published_prior(
     time_code: TimeCode | None,
     voxel_size: float | None,
     box: int | None,
+    kernel: int | None = None,
 ) -> Prior:
     """The prior of a published checkpoint; the arguments are those of `load_prior`.
 
@@ -45,6 +46,7 @@ def published_prior(
     """
     try:
         config = infer_config({key: tuple(value.shape) for key, value in tensors.items()})
+        config = attrs.evolve(config, kernel=config.kernel if kernel is None else kernel)
     except CryoFMError as error:
         raise WeightsError(f"{path} is no prior of this package and no CryoFM checkpoint: {error}") from None
     name, known_voxel_size, known_box = _RELEASED.get(config, (None, None, None))
