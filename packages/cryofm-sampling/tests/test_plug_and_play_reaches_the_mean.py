@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cryofm_sampling import CapabilityError, GridMismatchError, PlugAndPlay
-from cryofm_sampling.plug_and_play import _ROTATIONS, _rotate, _rotate_back
+from cryofm_sampling._rotations import ROTATIONS, rotate, rotate_back
 from cryofm_sampling.testing import GaussianPrior
 
 BOX = (6, 5, 7)
@@ -136,14 +136,14 @@ def test_gaps_are_filled_and_noiseless_data_kept(kit):
 
 def test_rotations_are_the_24_of_the_cube():
     corner = torch.arange(27).reshape(1, 3, 3, 3)
-    seen = {tuple(_rotate(corner, i).flatten().tolist()) for i in range(len(_ROTATIONS))}
-    assert len(_ROTATIONS) == len(seen) == 24
+    seen = {tuple(rotate(corner, i).flatten().tolist()) for i in range(len(ROTATIONS))}
+    assert len(ROTATIONS) == len(seen) == 24
     x = torch.randn(2, 3, 4, 5)
     for i in range(24):
-        assert torch.equal(_rotate_back(_rotate(x, i), i), x)
+        assert torch.equal(rotate_back(rotate(x, i), i), x)
     # Proper: as matrices on the vector of axes their determinant is 1.
     axes = torch.eye(3)
-    for p, flips in _ROTATIONS:
+    for p, flips in ROTATIONS:
         matrix = axes[list(p)] * torch.tensor([-1.0 if axis - 3 in flips else 1.0 for axis in range(3)])[:, None]
         assert torch.linalg.det(matrix) == pytest.approx(1)
 

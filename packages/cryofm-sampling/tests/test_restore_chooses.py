@@ -4,8 +4,8 @@ import attrs
 import pytest
 import torch
 
-from cryofm_ops import Identity, WhiteNoise, gaussian_likelihood
-from cryofm_sampling import CapabilityError, Guided, PlugAndPlay, SettingError, restore
+from cryofm_ops import Identity, MissingWedge, WhiteNoise, gaussian_likelihood
+from cryofm_sampling import CapabilityError, Guided, PlugAndPlay, Renoising, SettingError, restore
 from cryofm_sampling.testing import GaussianPrior
 
 BOX = (6, 5, 8)
@@ -54,6 +54,30 @@ def test_plug_and_play_for_the_mean(y, likelihood):
     assert draw.settings["algorithm"] == "PlugAndPlay"
     assert "FourierDiagonal" in draw.settings["because"]
     assert draw.nfe == 8
+
+
+def test_many_passes_where_something_was_not_measured(y):
+    wedge = MissingWedge(-60, 60)
+    draw = run(Prior(1.0), gaussian_likelihood(wedge, WhiteNoise(0.0), wedge(y)))
+    assert draw.settings["algorithm"] == "PlugAndPlay"
+    assert "not measured" in draw.settings["because"]
+    assert draw.nfe == 20
+
+
+def test_poses_are_searched_where_the_likelihood_is_blind(y):
+    class Offset:  # y or its negative
+        def refine(self, x):
+            return LogProb(y if (x * y).sum() > 0 else -y)
+
+    draw = run(GaussianPrior(1.0), Offset(), samples=1)
+    assert draw.settings["algorithm"] == "BlindGuided"
+    assert "Blind" in draw.settings["because"]
+
+
+def test_an_average_of_chains_is_no_sample(y, likelihood):
+    with pytest.raises(CapabilityError, match="Renoising gives the posterior mean only"):
+        run(Prior(1.0), likelihood, sampler=Renoising(chains=2), estimate="samples")
+    assert run(Prior(1.0), likelihood, sampler=Renoising(), estimate="samples", samples=2).x.shape == (2, *BOX)
 
 
 def test_guidance_averaged_where_the_likelihood_only_has_log_prob(y):

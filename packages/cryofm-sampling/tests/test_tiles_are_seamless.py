@@ -94,11 +94,127 @@ def test_no_seams():
     assert step.max() < 0.25 * jump
 
 
+def in_its_own_place(x, t):
+    """A field that is wrong by up to half a unit, with opposite signs at opposite edges of its box."""
+    z, y, x_axis = (torch.linspace(-0.5, 0.5, n, dtype=x.dtype) for n in x.shape[-3:])
+    return x + z[:, None, None] + y[:, None] + x_axis
+
+
+def step_at_borders(v, tile, stride):
+    """Mean |difference| of neighbours of which a tile holds one, over that of the others, along all axes."""
+    n = v.shape[0]
+    edges = {start + shift for start in range(0, n - tile + 1, stride) for shift in (0, tile)} - {0, n}
+    at = torch.tensor([i + 1 in edges for i in range(n - 1)])
+    steps = sum(v.diff(dim=axis).abs().transpose(0, axis).mean((1, 2)) for axis in range(3))
+    return float(steps[at].mean() / steps[~at].mean())
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("field", [in_its_own_place, Convolutions().double()])
+def test_borders_do_not_show(field):
+    x = torch.randn(56, 56, 56, generator=torch.Generator().manual_seed(0))
+    assert step_at_borders(Tiled(field, 20, 8)(x, T), 20, 12) == pytest.approx(1, abs=0.05)
+
+
+@torch.no_grad()
+def test_borders_would_show_without_overlap():
+    x = torch.randn(60, 60, 60, generator=torch.Generator().manual_seed(0))
+    assert step_at_borders(Tiled(in_its_own_place, 20, 0)(x, T), 20, 20) > 1.15
+
+
+class Logged(torch.autograd.Function):
+    """x²; writes down when it goes forward and backward."""
+
+    @staticmethod
+    def forward(ctx, x, log):
+        log.append("forward")
+        ctx.save_for_backward(x)
+        ctx.log = log
+        return x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        ctx.log.append("backward")
+        return 2 * ctx.saved_tensors[0] * g, None
+
+
+@pytest.mark.parametrize("box", [(5, 9, 14), (5, 6, 6)])
+def test_one_graph_at_a_time(box):
+    log = []
+    x = torch.randn(box, requires_grad=True)
+    v = Tiled(lambda x, t: Logged.apply(x, log), 6, 2)(x, T)
+    tiles = {(5, 9, 14): 6, (5, 6, 6): 1}[box]
+    assert log == ["forward"] * tiles
+    (g,) = torch.autograd.grad(v.sum(), x)
+    torch.testing.assert_close(g, 2 * x.detach())
+    # With several tiles a graph is made again when backward asks for what it keeps; with one it was there.
+    assert log[tiles:] == (["backward", "forward"] * tiles if tiles > 1 else ["backward"])
+
+
+def test_gradient_is_that_of_all_graphs_together():
+    network = Convolutions().double()
+    x = torch.randn(2, 9, 13, 14, requires_grad=True, generator=torch.Generator().manual_seed(0))
+    t = torch.tensor([0.3, 0.6])
+    (g,) = torch.autograd.grad(Tiled(network, 8, 4)(x, t).square().sum(), x)
+    d = torch.randn(x.shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():  # finite differences along a random direction
+        ends = [Tiled(network, 8, 4)(x + h * d, t).square().sum() for h in (-1e-5, 1e-5)]
+    torch.testing.assert_close((ends[1] - ends[0]) / 2e-5, (g * d).sum(), rtol=1e-6, atol=1e-6)
+
+
 def test_gradients_flow_through():
     x = torch.randn(5, 9, 12, requires_grad=True)
     tiled = Tiled(lambda x, t: x**3, 6, 2)
     (g,) = torch.autograd.grad(tiled(x, T).sum(), x)
     torch.testing.assert_close(g, 3 * x.detach() ** 2)
+
+
+class OnCuda(torch.Tensor):
+    """A tensor that says that it is elsewhere."""
+
+    device = property(lambda self: torch.device("cuda:0"))
+
+
+@pytest.fixture
+def cuda(monkeypatch):
+    """A device of 1000 bytes, of which the caller has 100 and the allocator keeps 50; a tile takes `cuda.tile`."""
+
+    class Device:
+        tile = 200
+
+    for name, value in {
+        "reset_peak_memory_stats": lambda device: None,
+        "memory_allocated": lambda device: 100,
+        "memory_reserved": lambda device: 150,
+        "mem_get_info": lambda device: (850, 1000),
+        "max_memory_allocated": lambda device: 100 + Device.tile,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    return Device
+
+
+@pytest.mark.parametrize(("tile", "tile_batch", "together"), [(200, 8, 3), (200, 2, 2), (10, 100, 8), (890, 8, 1)])
+def test_as_many_tiles_go_together_as_fit(cuda, tile, tile_batch, together):
+    cuda.tile = tile  # of the 900 bytes that are free 720 are used
+    seen = []
+    tiled = Tiled(lambda x, t: seen.append(len(x)) or x, 4, 0, tile_batch=tile_batch)
+    x = torch.randn(8, 8, 8).as_subclass(OnCuda)
+    torch.testing.assert_close(tiled(x, T).as_subclass(torch.Tensor), x.as_subclass(torch.Tensor))
+    batches = [together] * (8 // together) + [8 % together] * (8 % together > 0)
+    assert seen == [1, *batches]  # one to measure
+    tiled(x, T)
+    assert seen == [1, *batches, *batches]  # once
+
+
+def test_not_one_tile_fits(cuda):
+    def field(x, t):
+        raise torch.OutOfMemoryError
+
+    x = torch.randn(8, 8, 8).as_subclass(OnCuda)
+    with pytest.raises(
+        SettingError, match=r"not one tile of 4³ voxels fits in the .* GiB that are free on cuda:0; take"
+    ):
+        Tiled(field, 4, 0)(x, T)
 
 
 def test_calibrated_exactly_if_the_field_is():

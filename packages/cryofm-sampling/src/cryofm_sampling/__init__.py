@@ -1,24 +1,38 @@
 """Posterior sampling of density maps: algorithms that bring a flow prior and a likelihood together."""
 
+from cryofm_sampling.blind_guided import BlindGuided
 from cryofm_sampling.calibrate import CalibratedVelocity, calibrate
-from cryofm_sampling.errors import CapabilityError, CryoFMError, GridMismatchError, SettingError
+from cryofm_sampling.checkpoint import Checkpoint
+from cryofm_sampling.errors import CapabilityError, CheckpointError, CryoFMError, GridMismatchError, SettingError
+from cryofm_sampling.flow import Flow
 from cryofm_sampling.guided import Guided
+from cryofm_sampling.inpainting import Inpainting
+from cryofm_sampling.log_likelihood import LogLikelihood, log_likelihood
 from cryofm_sampling.plug_and_play import PlugAndPlay
 from cryofm_sampling.protocols import Calibrated, Callback, Draw, Sampler, VelocityField
+from cryofm_sampling.renoising import Renoising
 from cryofm_sampling.restore import restore
 from cryofm_sampling.scale import ScaledNormalization, ScaleFit, fit_scale
+from cryofm_sampling.spread import spread
 from cryofm_sampling.tiled import Tiled
 
 __all__ = [
+    "BlindGuided",
     "Calibrated",
     "CalibratedVelocity",
     "Callback",
     "CapabilityError",
+    "Checkpoint",
+    "CheckpointError",
     "CryoFMError",
     "Draw",
+    "Flow",
     "GridMismatchError",
     "Guided",
+    "Inpainting",
+    "LogLikelihood",
     "PlugAndPlay",
+    "Renoising",
     "Sampler",
     "ScaleFit",
     "ScaledNormalization",
@@ -27,5 +41,7 @@ __all__ = [
     "VelocityField",
     "calibrate",
     "fit_scale",
+    "log_likelihood",
     "restore",
+    "spread",
 ]

@@ -2,11 +2,15 @@
 
 from cryofm_ops import CryoFMError, GridMismatchError
 
-__all__ = ["CapabilityError", "CryoFMError", "GridMismatchError", "SettingError"]
+__all__ = ["CapabilityError", "CheckpointError", "CryoFMError", "GridMismatchError", "SettingError"]
 
 
 class CapabilityError(CryoFMError):
     """A likelihood or a velocity field lacks what an algorithm needs."""
+
+
+class CheckpointError(CryoFMError):
+    """A checkpoint cannot be gone on from."""
 
 
 class SettingError(CryoFMError):

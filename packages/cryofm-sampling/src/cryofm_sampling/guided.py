@@ -16,7 +16,6 @@ with the data, and the comparison is carried back to x_t through the network. Tw
 import math
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from typing import Literal
 
 import attrs
@@ -26,6 +25,7 @@ from torch import Tensor
 from cryofm_ops import FourierDiagonal, Likelihood, fourier_filter, irfft, rfft
 from cryofm_sampling._common import DenoisingError, missing, spectral, split_shape, streams, time_like, white_noise
 from cryofm_sampling._smoothed import smoothed_gradient
+from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.errors import CapabilityError
 from cryofm_sampling.protocols import Callback, Draw, VelocityField
 
@@ -118,6 +118,7 @@ class Guided:
         shape: tuple[int, ...],
         generator: torch.Generator,
         callback: Callback | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> Draw:
         """Draw one posterior sample for every element of the batch of `shape`; in model units."""
         if not hasattr(likelihood, "log_prob"):
@@ -128,21 +129,23 @@ class Guided:
         if isinstance(likelihood, FourierDiagonal):
             W, like = spectral(likelihood, batch, box)
             gradient = _spectral_gradient(W, like)
-        noise = [white_noise(box, stream, like) for stream in streams(generator, batch)]
-        x = torch.stack(noise).reshape(shape)
-        error = DenoisingError.of(velocity, box, x)
+        noises = streams(generator, batch)
+        x_1 = torch.stack([white_noise(box, noise, like) for noise in noises]).reshape(shape)
+        error = DenoisingError.of(velocity, box, x_1)
         λ_max = self.max_push * (math.prod(box) / 64**3) ** 0.5
-        nfe = 0
-        for step, (t, s) in enumerate(pairwise(self._times()), 1):
+        times = self._times()
+
+        def step(i: int, x_t: Tensor) -> tuple[Tensor, Tensor]:
+            t, s = times[i], times[i + 1]
             if self.guidance == "paper":
                 push = min(λ_max, t / max(1 - t, 1e-9)) * 1000 / self.steps
-                x, x_0 = _paper_step(velocity, likelihood, x, t, s, push)
-            else:
-                x_0 = _conditioned(velocity, gradient, x, t, error(t))
-                x = s / t * x + (1 - s / t) * x_0  # = x_t − (t − s) v_y, as v_y = (x_t − x_0) / t
-            nfe += 1 if t == 1 else 2  # pure noise needs no backward pass
-            if callback is not None:
-                callback(step, self.steps, x_0)
+                return _paper_step(velocity, likelihood, x_t, t, s, push)
+            x_0 = _conditioned(velocity, gradient, x_t, t, error(t))
+            return s / t * x_t + (1 - s / t) * x_0, x_0  # = x_t − (t − s) v_y, as v_y = (x_t − x_0) / t
+
+        run = Run(self, velocity, likelihood, shape)
+        x = iterate(step, x_1, self.steps, run=run, streams=noises, callback=callback, checkpoint=checkpoint)
+        nfe = 2 * self.steps - 1  # pure noise needs no backward pass
         return Draw(x, nfe, {"sampler": "Guided", **attrs.asdict(self)})
 
     def _times(self) -> list[float]:

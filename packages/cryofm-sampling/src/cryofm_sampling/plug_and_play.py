@@ -19,8 +19,6 @@ the noise.
 Reference for plug-and-play as a proximal splitting: Venkatakrishnan, Bouman and Wohlberg, GlobalSIP 2013.
 """
 
-from itertools import permutations, product
-
 import attrs
 import torch
 from torch import Tensor
@@ -37,6 +35,8 @@ from cryofm_sampling._common import (
     time_like,
     white_noise,
 )
+from cryofm_sampling._rotations import ROTATIONS, rotate, rotate_back
+from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.errors import CapabilityError
 from cryofm_sampling.protocols import Callback, Draw, VelocityField
 
@@ -44,30 +44,6 @@ __all__ = ["PlugAndPlay"]
 
 _FIRST = 0.8  # t at which gaps begin to be filled
 _NOISELESS = 0.05  # last t where no noise sets the level
-
-
-def _even(permutation: tuple[int, ...]) -> bool:
-    return sum(a > b for i, a in enumerate(permutation) for b in permutation[i + 1 :]) % 2 == 0
-
-
-# The 24 proper rotations of the cube: permute the axes, then flip some; determinant +1.
-_ROTATIONS = [
-    (p, tuple(axis - 3 for axis in range(3) if flip[axis]))
-    for p in permutations(range(3))
-    for flip in product((False, True), repeat=3)
-    if _even(p) == (sum(flip) % 2 == 0)
-]
-
-
-def _rotate(x: Tensor, rotation: int) -> Tensor:
-    """R x, for x `(n, z, y, x)`; a box that is no cube changes its shape."""
-    p, flips = _ROTATIONS[rotation]
-    return x.permute(0, *(axis + 1 for axis in p)).flip(flips)
-
-
-def _rotate_back(x: Tensor, rotation: int) -> Tensor:
-    p, flips = _ROTATIONS[rotation]
-    return x.flip(flips).permute(0, *(p.index(axis) + 1 for axis in range(3)))
 
 
 def _automatic_level(W: Tensor, power: Tensor, box: Box) -> float:
@@ -145,6 +121,7 @@ class PlugAndPlay:
         shape: tuple[int, ...],
         generator: torch.Generator,
         callback: Callback | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> Draw:
         """The posterior mean for every element of the batch of `shape`; in model units."""
         if not isinstance(likelihood, FourierDiagonal):
@@ -155,14 +132,17 @@ class PlugAndPlay:
         error = DenoisingError.of(calibrated(velocity, "PlugAndPlay"), box, ys)
         noises = streams(generator, batch)
         times = [self._times(W, error.power, box) for W in Ws]
-        xs = list(error.power / (error.power + 1 / Ws) * ys)  # the Wiener estimate, 0 where W = 0
-        for step in range(self.iterations):
-            for i, noise in enumerate(noises):  # one by one: what is drawn together never changes a bit
-                t = times[i][step]
-                xs[i] = self._pass(velocity, xs[i], ys[i], Ws[i], error(t), t, box, noise)
-            if callback is not None:
-                callback(step + 1, self.iterations, irfft(torch.stack(xs), box).reshape(shape))
-        x = irfft(torch.stack(xs), box).reshape(shape)
+        wiener = error.power / (error.power + 1 / Ws) * ys  # 0 where W = 0
+
+        def step(i: int, xs: Tensor) -> tuple[Tensor, Tensor]:
+            # Volume by volume: what is drawn together never changes a bit.
+            volumes = zip(xs, ys, Ws, [ts[i] for ts in times], noises, strict=True)
+            xs = torch.stack([self._pass(velocity, x, y, W, error(t), t, box, noise) for x, y, W, t, noise in volumes])
+            return xs, irfft(xs, box).reshape(shape)
+
+        run = Run(self, velocity, likelihood, shape)
+        xs = iterate(step, wiener, self.iterations, run=run, streams=noises, callback=callback, checkpoint=checkpoint)
+        x = irfft(xs, box).reshape(shape)
         nfe = self.iterations * max(1, 2 * self.pairs)
         settings = {"sampler": "PlugAndPlay", **attrs.asdict(self), "time": [ts[-1] for ts in times]}
         return Draw(x, nfe, settings)
@@ -195,11 +175,11 @@ class PlugAndPlay:
         calls = max(1, self.pairs)
         for _ in range(calls):
             n = self.dither * fourier_filter(white_noise(box, stream, r), room.sqrt())
-            rotation = int(torch.randint(len(_ROTATIONS), (), generator=stream, device=stream.device))
-            u = _rotate(torch.stack([r + n, r - n] if self.pairs else [r + n]), rotation)
+            rotation = int(torch.randint(len(ROTATIONS), (), generator=stream, device=stream.device))
+            u = rotate(torch.stack([r + n, r - n] if self.pairs else [r + n]), rotation)
             x_t = (1 - t) * u
             x_0 = x_t - t * velocity(x_t, time_like(t, x_t))
-            x_hat += _rotate_back(x_0, rotation).mean(0) / calls
+            x_hat += rotate_back(x_0, rotation).mean(0) / calls
         x_hat = rfft(x_hat)
         unused = (W - 1 / tau).clamp(min=0)
         h = e / (e + 1 / unused)

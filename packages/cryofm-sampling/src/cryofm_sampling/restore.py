@@ -1,22 +1,32 @@
 """The front door: from a prior and a likelihood in data units to restored volumes in data units."""
 
-from typing import Literal
+import inspect
+from functools import partial
+from typing import Any, Literal, cast
 
 import torch
+import torch.distributed as dist
 
-from cryofm_ops import FourierDiagonal, Likelihood, in_model_units
-from cryofm_sampling._common import missing
+from cryofm_ops import Blind, FourierDiagonal, Likelihood, in_model_units
+from cryofm_sampling._common import missing, streams
+from cryofm_sampling.blind_guided import BlindGuided
+from cryofm_sampling.checkpoint import Checkpoint
 from cryofm_sampling.errors import CapabilityError, SettingError
 from cryofm_sampling.guided import Guided
 from cryofm_sampling.plug_and_play import PlugAndPlay
 from cryofm_sampling.protocols import Calibrated, Callback, Draw, Sampler, VelocityField
+from cryofm_sampling.renoising import Renoising
+from cryofm_sampling.spread import spread
 
 __all__ = ["restore"]
+
+# On five training maps with a noiseless wedge of ±60°: FSC_AUC in the gap .918, without dither .906.
+FILLING = PlugAndPlay(iterations=20, pairs=0, dither=1.0, relaxation=1.5)
 
 
 def restore(
     prior: VelocityField,
-    likelihood: Likelihood,
+    likelihood: Likelihood | Blind,
     /,
     *,
     shape: tuple[int, ...],
@@ -25,6 +35,8 @@ def restore(
     samples: int = 8,
     sampler: Sampler | None = None,
     callback: Callback | None = None,
+    checkpoint: Checkpoint | None = None,
+    group: "dist.ProcessGroup | None" = None,
 ) -> Draw:
     """Restore volumes with the algorithm that the prior's and the likelihood's capabilities allow.
 
@@ -38,16 +50,24 @@ def restore(
         shape: of the volumes, `(*batch, z, y, x)`.
         generator: all randomness; the same seed gives the same volumes.
         estimate: `"mean"`: the posterior mean, by `PlugAndPlay` where the likelihood is `FourierDiagonal` and
-            the prior `Calibrated`, otherwise averaged over `samples` runs of `Guided`. `"samples"`: the runs
-            themselves.
+            the prior `Calibrated` (with more passes where something was not measured at all), otherwise averaged
+            over `samples` runs of `Guided`, or of `BlindGuided` where the likelihood is `Blind`. `"samples"`: the
+            runs themselves.
         samples: number of runs of a sampler that draws samples; the first k do not depend on how many follow.
         sampler: another algorithm than these.
         callback: is told of every step; of one run after the other where there are several.
+        checkpoint: a file from which the same call goes on after it was killed, to the same bits; one for every
+            sample, named after it, where there are several.
+        group: `torch.distributed` processes that share the samples, such as `torch.distributed.group.WORLD` under
+            torchrun: sample k is drawn by rank k modulo their number, and all ranks return the same. A single run is
+            done by every rank. (To share a volume instead, give `Tiled` the group.)
 
     Returns: the volumes in data units, shaped `shape`, or `(samples, *shape)` for samples. `settings` has the
     sampler's settings, `algorithm`, and `because`: why it was chosen.
 
-    Raises `CapabilityError` where `PlugAndPlay`, whose spread is no uncertainty, is asked for samples.
+    Raises `CapabilityError` where `PlugAndPlay`, whose spread is no uncertainty, or the average of `Renoising` chains
+    is asked for samples, or where a checkpoint is asked for and the sampler takes none; `CheckpointError` if the
+    checkpoint belongs to another call; `SettingError` for settings out of range.
 
     >>> from cryofm_ops import Identity, WhiteNoise, gaussian_likelihood
     >>> from cryofm_sampling.testing import GaussianPrior
@@ -66,14 +86,25 @@ def restore(
     because = "the caller chose it"
     if sampler is None:
         sampler, because = _choose(prior, inner, estimate)
-    mean_only = isinstance(sampler, PlugAndPlay)
+    mean_only = isinstance(sampler, PlugAndPlay) or (isinstance(sampler, Renoising) and sampler.chains > 1)
     if mean_only and estimate == "samples":
-        raise CapabilityError("PlugAndPlay gives the posterior mean only; for samples use Guided")
+        raise CapabilityError(f"{type(sampler).__name__} gives the posterior mean only here; for samples use Guided")
 
-    draws = [
-        sampler(prior, inner, shape=shape, generator=generator, callback=callback)
-        for _ in range(1 if mean_only else samples)
+    if checkpoint is not None and "checkpoint" not in inspect.signature(sampler).parameters:
+        raise CapabilityError(f"a checkpoint was asked for, but {type(sampler).__name__} takes no checkpoint=")
+    if group is not None and getattr(prior, "group", None) is not None:
+        raise SettingError("the ranks share either samples (restore) or tiles (Tiled): give one of them the group")
+    data = cast(Likelihood, inner)  # a sampler of the caller's choice may take a Blind one
+    # Every sample has a generator of its own, so that none depends on who draws the others, and on how many.
+    generators = [generator] if mean_only else streams(generator, (samples,))
+    jobs = [
+        partial(sampler, prior, data, shape=shape, generator=own, callback=callback, **_at(checkpoint, k, mean_only))
+        for k, own in enumerate(generators)
     ]
+    draws = [jobs[0]()] if mean_only else spread(jobs, group)
+    if checkpoint is not None and not mean_only:
+        for k in range(samples):
+            checkpoint.part(k).remove()
     x = torch.stack([draw.x for draw in draws])
     if estimate == "mean":
         x = x.mean(0)
@@ -90,7 +121,14 @@ def restore(
     return Draw(x, nfe, settings)
 
 
-def _choose(prior: VelocityField, likelihood: Likelihood, estimate: str) -> tuple[Sampler, str]:
+def _at(checkpoint: Checkpoint | None, k: int, alone: bool) -> dict[str, Any]:
+    """The argument for run k, for a sampler that has it."""
+    return {} if checkpoint is None else {"checkpoint": checkpoint if alone else checkpoint.part(k)}
+
+
+def _choose(prior: VelocityField, likelihood: Likelihood | Blind, estimate: str) -> tuple[Sampler, str]:
+    if isinstance(likelihood, Blind) and not hasattr(likelihood, "log_prob"):
+        return BlindGuided(), "the likelihood is Blind: its poses are searched at every step"
     if estimate == "samples":
         return Guided(), "samples were asked for, and this sampler's spread is an uncertainty"
     if not isinstance(likelihood, FourierDiagonal):
@@ -99,7 +137,7 @@ def _choose(prior: VelocityField, likelihood: Likelihood, estimate: str) -> tupl
     if not isinstance(prior, Calibrated):
         lacking = missing(prior, "signal_power", "denoising_error")
         return Guided(), f"the prior is not Calibrated: {lacking}; its samples are averaged"
-    return (
-        PlugAndPlay(),
-        "the likelihood is FourierDiagonal and the prior Calibrated: the mean in fewest evaluations",
-    )
+    because = "the likelihood is FourierDiagonal and the prior Calibrated: the mean in fewest evaluations"
+    if (likelihood.spectral_precision() == 0).any():
+        return FILLING, f"{because}, in many passes to fill what was not measured"
+    return PlugAndPlay(), because

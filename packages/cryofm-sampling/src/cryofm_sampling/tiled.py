@@ -6,9 +6,13 @@ from itertools import product
 
 import attrs
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from cryofm_sampling._common import forward, split_shape
+from cryofm_sampling._memory import tiles_that_fit
+from cryofm_sampling._ranks import check_same, gathered, rank_and_size, replicated
 from cryofm_sampling.errors import SettingError
 from cryofm_sampling.protocols import VelocityField
 
@@ -44,17 +48,27 @@ class Tiled:
     """A velocity field on any box, evaluated in overlapping cubic tiles; itself a `VelocityField`.
 
     Tiles are blended by a raised-cosine window that vanishes towards their edges, where a network sees least,
-    so there are no seams; gradients flow through. Axes shorter than a tile are extended by reflection, which
-    keeps the statistics of signal and noise (a constant would be noiseless), and cropped back. `Calibrated`
-    exactly if the wrapped field is, and with its normalisation if it has one.
+    so there are no seams. Axes shorter than a tile are extended by reflection, which keeps the statistics of
+    signal and noise (a constant would be noiseless), and cropped back. `Calibrated` exactly if the wrapped field
+    is, and with its normalisation if it has one.
+
+    Gradients flow through. Where there are several tiles each is evaluated again on the way back, a third
+    evaluation's work beside the two that are counted, so that one tile's graph is in memory at a time.
 
     Attributes:
         velocity: the field on tiles.
         tile: side of a tile, in voxels, such as the box that the prior was trained on.
         overlap: voxels shared by neighbours, at most half a tile.
-        tile_batch: tiles evaluated together on an accelerator. On a CPU they always go one by one:
-            convolutions round differently in another batch size, and there a batch gains nothing. So on a CPU
-            the result does not depend on `tile_batch` by a bit; on an accelerator it does by rounding.
+        tile_batch: the most tiles to evaluate together on an accelerator. On a CUDA device a first tile shows how
+            much memory one takes, and fewer go together where fewer fit; `SettingError` if not one does. On a CPU
+            they always go one by one: convolutions round differently in another batch size, and there a batch
+            gains nothing. So on a CPU the result does not depend on `tile_batch` by a bit; on an accelerator it
+            does by rounding.
+        group: `torch.distributed` processes that share the tiles, such as `torch.distributed.group.WORLD` under
+            torchrun; None: this process does them all. Every one must make the same calls with the same volumes,
+            that is run the same program with the same seed, and gets the whole result; `SettingError` if volumes
+            differ. Tiles are added in the same order however many ranks there are: on a CPU the velocity is that
+            of one process to the bit, and gradients to rounding.
 
     >>> tiled = Tiled(lambda x, t: 2 * x, tile=8, overlap=2)
     >>> x = torch.rand(5, 9, 20)
@@ -66,6 +80,8 @@ class Tiled:
     tile: int = attrs.field(validator=attrs.validators.ge(1))
     overlap: int = attrs.field(validator=attrs.validators.ge(0))
     tile_batch: int = attrs.field(default=1, validator=attrs.validators.ge(1), kw_only=True)
+    group: "dist.ProcessGroup | None" = attrs.field(default=None, kw_only=True)
+    _fit: dict[bool, int] = attrs.field(factory=dict, init=False, repr=False)  # found once, with gradients or without
 
     def __attrs_post_init__(self) -> None:
         if 2 * self.overlap > self.tile:
@@ -75,6 +91,8 @@ class Tiled:
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
         """The velocity at x `(*batch, z, y, x)` and t, a scalar or `(batch,)`."""
         batch, box = split_shape(x.shape)
+        check_same(x, self.group)
+        x = replicated(x, self.group)
         for axis, size in zip((-3, -2, -1), box, strict=True):
             if size < self.tile:
                 x = x.index_select(axis, _mirrored(size, self.tile).to(x.device))
@@ -97,17 +115,41 @@ class Tiled:
             for z, y, w in product(*starts)
             for i in range(len(x))
         ]
-        together = 1 if x.device.type == "cpu" else self.tile_batch
+        rank, size = rank_and_size(self.group)
+        together = self._together(x[places[0]][None], t[:1] if t.ndim else t)
+        recompute = torch.is_grad_enabled() and x.requires_grad and len(places) > together
         v = torch.zeros_like(x)
-        for first in range(0, len(places), together):
-            chunk = places[first : first + together]
-            at = t[[i for i, *_ in chunk]] if t.ndim else t
-            tiles = self.velocity(torch.stack([x[place] for place in chunk]), at)
-            for place, tile in zip(chunk, tiles, strict=True):  # always in this order: sums round the same
+        for first in range(0, len(places), together * size):
+            shared = places[first : first + together * size]
+            each = math.ceil(len(shared) / size)  # the last rank repeats a tile where the shares are not even
+            own = [shared[min(rank * each + i, len(shared) - 1)] for i in range(each)]
+            at = t[[i for i, *_ in own]] if t.ndim else t
+            chunk = torch.stack([x[place] for place in own])
+            tiles = (
+                checkpoint(self.velocity, chunk, at, use_reentrant=False, preserve_rng_state=False)
+                if recompute
+                else self.velocity(chunk, at)
+            )
+            # Always in this order, so that sums round the same.
+            for place, tile in zip(shared, gathered(tiles, self.group), strict=False):
                 v[place] += cube * tile
         v = v / _outer(weights).to(x)
         z, y, w = (slice((p - n) // 2, (p - n) // 2 + n) for p, n in zip(padded, box, strict=True))
         return v[:, z, y, w].reshape(*batch, *box)
+
+    def _together(self, tile: Tensor, t: Tensor) -> int:
+        """How many tiles are evaluated at a time."""
+        if tile.device.type == "cpu":
+            return 1
+        gradients = torch.is_grad_enabled() and tile.requires_grad
+        if gradients not in self._fit:
+            fit = tiles_that_fit(self.velocity, tile, t, gradients=gradients) or self.tile_batch
+            self._fit[gradients] = min(fit, self.tile_batch)
+            if self.group is not None:  # ranks keep step
+                least = torch.tensor(self._fit[gradients], device=tile.device)
+                dist.all_reduce(least, dist.ReduceOp.MIN, group=self.group)
+                self._fit[gradients] = int(least)
+        return self._fit[gradients]
 
 
 def _outer(axes: list[Tensor]) -> Tensor:

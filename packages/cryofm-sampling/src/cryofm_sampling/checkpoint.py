@@ -1,0 +1,150 @@
+"""Long runs that go on where they were killed, and end with the same bits."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import attrs
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from cryofm_sampling._run import Run, differences
+from cryofm_sampling.errors import CheckpointError
+from cryofm_sampling.protocols import Callback
+
+__all__ = ["Checkpoint", "Run", "iterate"]
+
+_HEADER = "run"  # the tensor that holds, as bytes, what the file belongs to
+
+Step = Callable[[int, Tensor], tuple[Tensor, Tensor]]  # (i, state) -> next state, estimate of x_0
+
+
+@attrs.frozen
+class Checkpoint:
+    """Where a run leaves its state; the same call finds it there and goes on.
+
+    The file is written beside and renamed, so it is whole whenever the run dies, and removed when the run has ended.
+    Settings, seeds, data and prior are compared with those of the run that left it; to recognise the prior takes one
+    network evaluation, which no `nfe` counts.
+
+    Attributes:
+        path: of the file.
+        every_seconds: between two checkpoints; 0: after every step.
+        group: of processes that all do this run, such as those that share the tiles of `Tiled`: the first alone
+            writes and reads, and tells the others. Their machines need no common disk.
+        keep: leave the file after the last step, with the result: for a part of something longer.
+
+    >>> Checkpoint("run.safetensors", every_seconds=300.0).path.name
+    'run.safetensors'
+    """
+
+    path: Path = attrs.field(converter=Path)
+    every_seconds: float = attrs.field(default=60.0, validator=attrs.validators.ge(0))
+    group: "dist.ProcessGroup | None" = attrs.field(default=None, kw_only=True)
+    keep: bool = attrs.field(default=False, kw_only=True)
+
+    def part(self, number: int) -> "Checkpoint":
+        """That of part `number` of this run, in a file of its own that stays until `remove`."""
+        return attrs.evolve(self, path=self.path.with_stem(f"{self.path.stem}-{number}"), keep=True)
+
+    def remove(self) -> None:
+        """Delete the file, if there is one."""
+        if self._is_first():
+            self.path.unlink(missing_ok=True)
+            self._partial().unlink(missing_ok=True)  # of a run that was killed while it wrote
+
+    def _partial(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.partial")
+
+    def _is_first(self) -> bool:
+        return self.group is None or dist.get_rank(self.group) == 0
+
+    def _write(self, tensors: dict[str, Tensor]) -> None:
+        if self._is_first():
+            with self._partial().open("wb") as file:
+                file.write(save(tensors))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(self._partial(), self.path)
+
+    def _read(self) -> bytes | None:
+        content = [self.path.read_bytes() if self._is_first() and self.path.exists() else None]
+        if self.group is not None:
+            dist.broadcast_object_list(content, src=dist.get_global_rank(self.group, 0), group=self.group)
+        return content[0]
+
+
+def iterate(
+    step: Step,
+    state: Tensor,
+    total: int,
+    /,
+    *,
+    run: Run,
+    streams: Sequence[torch.Generator],
+    callback: Callback | None,
+    checkpoint: Checkpoint | None,
+) -> Tensor:
+    """The loop of a sampler: `total` steps from `state`, or what is left of them after the checkpoint.
+
+    Args:
+        step: (i, state) -> next state, estimate of x_0; a pure function but for the `streams`.
+        state: at the start; one tensor, real or complex.
+        total: number of steps.
+        run: what the steps compute.
+        streams: all generators that the steps draw from; their states are part of the checkpoint.
+        callback: is told of every step.
+        checkpoint: where to, or None.
+
+    Raises `CheckpointError` if the file there is none, or belongs to another run; the differences are listed.
+    """
+    first = 0
+    identity: dict[str, object] = {}
+    if checkpoint is not None:
+        identity = run.identity(state, streams)
+        content = checkpoint._read()
+        if content is not None:
+            first, state = _restored(checkpoint.path, content, identity, state, streams)
+    saved = time.monotonic()
+    for i in range(first, total):
+        state, x_0 = step(i, state)
+        if checkpoint is not None:
+            over = i + 1 == total
+            if checkpoint.keep if over else time.monotonic() - saved >= checkpoint.every_seconds:
+                checkpoint._write(_tensors(i + 1, state, streams, identity))
+                saved = time.monotonic()
+        if callback is not None:
+            callback(i + 1, total, x_0)
+    if checkpoint is not None and not checkpoint.keep:
+        checkpoint.remove()
+    return state
+
+
+def _tensors(
+    step: int, state: Tensor, streams: Sequence[torch.Generator], identity: dict[str, object]
+) -> dict[str, Tensor]:
+    header = json.dumps({"step": step, "identity": identity}).encode()
+    real = torch.view_as_real(state) if state.is_complex() else state
+    numbers = {f"stream.{i}": stream.get_state() for i, stream in enumerate(streams)}
+    return {"state": real.contiguous(), **numbers, _HEADER: torch.frombuffer(bytearray(header), dtype=torch.uint8)}
+
+
+def _restored(
+    path: Path, content: bytes, identity: dict[str, object], state: Tensor, streams: Sequence[torch.Generator]
+) -> tuple[int, Tensor]:
+    try:
+        tensors = load(content)
+        header = json.loads(tensors[_HEADER].numpy().tobytes())
+    except (SafetensorError, KeyError, ValueError):
+        raise CheckpointError(f"{path} is no checkpoint of a sampler; choose another path or remove it") from None
+    if found := differences(header["identity"], identity):
+        raise CheckpointError(f"{path} belongs to another run ({'; '.join(found)}); remove it to start anew")
+    for i, stream in enumerate(streams):
+        stream.set_state(tensors[f"stream.{i}"])
+    real = tensors["state"].to(state.device)
+    return int(header["step"]), torch.view_as_complex(real) if state.is_complex() else real

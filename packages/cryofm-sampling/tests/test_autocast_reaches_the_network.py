@@ -1,0 +1,53 @@
+"""`torch.autocast` around a run: the network computes in bf16, volumes and data stay in single precision."""
+
+import pytest
+import torch
+from torch import nn
+
+from cryofm_ops import Identity, WhiteNoise, gaussian_likelihood
+from cryofm_sampling import Guided, PlugAndPlay, Tiled, calibrate, restore
+
+BOX = (10, 8, 12)
+
+
+class Denoiser(nn.Module):
+    """The flow of white data, and a little of a convolution."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.convolution = nn.Conv3d(1, 1, 3, padding=1).float()
+        self.seen = set()
+
+    def forward(self, x, t):
+        correction = self.convolution(x.unsqueeze(-4)).squeeze(-4)
+        self.seen.add(correction.dtype)
+        return (2 * t - 1) / (t**2 + (1 - t) ** 2) * x + 0.1 * correction
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    """In single precision, as networks are."""
+    assert torch.get_default_dtype() == torch.float32
+
+
+@pytest.mark.parametrize("sampler", [PlugAndPlay(), Guided(steps=8), Guided(steps=8, guidance="paper", max_push=0.1)])
+def test_close_to_single_precision(sampler):
+    network, generator = Denoiser(), torch.Generator().manual_seed(0)
+    examples = torch.randn(2, 8, 8, 8, generator=generator)
+    prior = Tiled(calibrate(network, examples, generator=generator), 8, 4)  # its gradients recompute
+    y = torch.randn(BOX, generator=generator)
+    likelihood = gaussian_likelihood(Identity(), WhiteNoise(0.5), y)
+
+    def run():
+        network.seen.clear()
+        return restore(prior, likelihood, shape=BOX, generator=torch.Generator().manual_seed(1), sampler=sampler).x
+
+    single = run()
+    assert network.seen == {torch.float32}
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = run()
+    assert network.seen == {torch.bfloat16}
+    assert mixed.dtype == torch.float32
+    difference = (mixed - single).square().mean() / single.square().mean()
+    assert 0 < difference < 1e-3

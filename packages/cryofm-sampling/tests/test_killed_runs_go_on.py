@@ -1,0 +1,219 @@
+"""A run that was killed goes on from its checkpoint and ends with the bits of one that was not."""
+
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import attrs
+import pytest
+import torch
+
+from cryofm_ops import Identity, SpectralNoise, WhiteNoise, gaussian_likelihood
+from cryofm_sampling import CapabilityError, Checkpoint, CheckpointError, Guided, PlugAndPlay, restore
+from cryofm_sampling.testing import GaussianPrior
+
+BOX = (5, 6, 4)
+PRIOR = GaussianPrior(torch.tensor([3.0, 1.0, 0.2], dtype=torch.float64))
+SAMPLERS = [Guided(steps=6), Guided(steps=6, guidance="paper", max_push=0.1), PlugAndPlay(iterations=6, pairs=1)]
+
+
+class Killed(Exception):
+    pass
+
+
+def killer(after):
+    def callback(step, total, x_0):
+        if step == after:
+            raise Killed
+
+    return callback
+
+
+def data(shape=BOX, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def likelihood(seed=0):
+    return gaussian_likelihood(Identity(), SpectralNoise(torch.tensor([0.2, 0.5, 2.0])), data(seed=seed))
+
+
+class OnlyLogProb:
+    def __init__(self, y):
+        self.y = y
+
+    def log_prob(self, x):
+        return -0.5 * (x - self.y).square().sum((-3, -2, -1))
+
+
+def run(sampler, data, shape=(2, *BOX), seed=3, prior=PRIOR, **options):
+    return sampler(prior, data, shape=shape, generator=torch.Generator().manual_seed(seed), **options).x
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("after", [1, 5, 6])
+def test_resumed_is_uninterrupted(sampler, after, tmp_path):
+    checkpoint = Checkpoint(tmp_path / "run", every_seconds=0)
+    with pytest.raises(Killed):
+        run(sampler, likelihood(), checkpoint=checkpoint, callback=killer(after))
+    seen = []
+    x = run(sampler, likelihood(), checkpoint=checkpoint, callback=lambda step, total, x_0: seen.append(step))
+    assert torch.equal(x, run(sampler, likelihood()))
+    assert seen[-1] == 6
+    assert len(seen) == 6 - min(after, 5)  # nothing is saved after the last step
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_single_precision_and_data_without_a_spectrum(tmp_path):
+    sampler, checkpoint = Guided(steps=3), Checkpoint(tmp_path / "run", 0)
+    prior = GaussianPrior(torch.tensor([3.0, 1.0], dtype=torch.float32))
+    y = OnlyLogProb(data().float())
+    torch.set_default_dtype(torch.float32)
+    with pytest.raises(Killed):
+        run(sampler, y, prior=prior, checkpoint=checkpoint, callback=killer(2))
+    x = run(sampler, y, prior=prior, checkpoint=checkpoint)
+    assert x.dtype == torch.float32
+    assert torch.equal(x, run(sampler, y, prior=prior))
+
+
+def test_nothing_is_written_before_its_time(tmp_path):
+    checkpoint = Checkpoint(tmp_path / "run", every_seconds=3600)
+    with pytest.raises(Killed):
+        run(Guided(steps=3), likelihood(), checkpoint=checkpoint, callback=killer(2))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda: {"sampler": Guided(steps=7)}, "steps: 6 there, 7 here"),
+        (lambda: {"sampler": Guided(steps=6, guidance="paper")}, "guidance: gaussian there, paper here"),
+        (lambda: {"sampler": PlugAndPlay()}, "sampler: Guided there, PlugAndPlay here"),
+        (lambda: {"seed": 4}, "seed: [0-9a-f]{8} there, [0-9a-f]{8} here"),
+        (lambda: {"shape": BOX}, r"shape: \[2, 5, 6, 4\] there, \[5, 6, 4\] here"),
+        (lambda: {"data": likelihood(seed=1)}, "another likelihood"),
+        (lambda: {"data": OnlyLogProb(data())}, "another likelihood"),
+        (
+            lambda: {"prior": GaussianPrior(torch.tensor([3.0, 1.0, 0.21], dtype=torch.float64))},
+            "another velocity field",
+        ),
+    ],
+)
+def test_another_run_is_refused(change, said, tmp_path):
+    checkpoint = Checkpoint(tmp_path / "run", 0)
+    asked = {"sampler": Guided(steps=6), "data": likelihood()}
+    with pytest.raises(Killed):
+        run(**asked, checkpoint=checkpoint, callback=killer(2))
+    with pytest.raises(CheckpointError, match=f"run belongs to another run .*{said}.*remove it to start anew"):
+        run(**(asked | change()), checkpoint=checkpoint)
+    run(**asked, checkpoint=checkpoint)  # the refusal left it as it was
+
+
+def test_one_voxel_of_the_data_is_enough_to_be_refused(tmp_path):
+    for make in (OnlyLogProb, lambda y: gaussian_likelihood(Identity(), WhiteNoise(1.0), y)):
+        checkpoint = Checkpoint(tmp_path / "run", 0)
+        with pytest.raises(Killed):
+            run(Guided(steps=6), make(data()), checkpoint=checkpoint, callback=killer(2))
+        other = data()
+        other[2, 3, 1] += 0.5
+        with pytest.raises(CheckpointError, match=r"\(another likelihood\)"):
+            run(Guided(steps=6), make(other), checkpoint=checkpoint)
+        checkpoint.remove()
+
+
+@pytest.mark.parametrize("content", [b"", b"no safetensors", None])
+def test_another_file_is_refused(content, tmp_path):
+    path = tmp_path / "run"
+    if content is None:
+        from safetensors.torch import save_file
+
+        save_file({"weight": torch.zeros(3)}, path)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(CheckpointError, match="is no checkpoint of a sampler"):
+        run(Guided(steps=6), likelihood(), checkpoint=Checkpoint(path))
+    assert path.exists()
+
+
+@pytest.mark.parametrize("estimate", ["samples", "mean"])
+def test_finished_samples_are_not_drawn_again(estimate, tmp_path):
+    def samples(**options):
+        generator = torch.Generator().manual_seed(0)
+        sampler = Guided(steps=4)
+        asked = {"estimate": estimate, "samples": 3, "sampler": sampler, "generator": generator, "shape": BOX}
+        return restore(PRIOR, likelihood(), **asked, **options).x
+
+    checkpoint = Checkpoint(tmp_path / "run.safetensors", 0)
+    steps = 0
+
+    def killer_in_the_second(step, total, x_0):
+        nonlocal steps
+        steps += 1
+        if steps == 6:
+            raise Killed
+
+    with pytest.raises(Killed):
+        samples(checkpoint=checkpoint, callback=killer_in_the_second)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run-0.safetensors", "run-1.safetensors"]
+    seen = []
+    x = samples(checkpoint=checkpoint, callback=lambda step, total, x_0: seen.append(step))
+    assert seen == [3, 4, 1, 2, 3, 4]
+    assert torch.equal(x, samples())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_mean_in_one_run(tmp_path):
+    def mean(**options):
+        generator = torch.Generator().manual_seed(0)
+        return restore(PRIOR, likelihood(), shape=BOX, generator=generator, **options).x
+
+    checkpoint = Checkpoint(tmp_path / "run", 0)
+    with pytest.raises(Killed):
+        mean(checkpoint=checkpoint, callback=killer(1))
+    assert checkpoint.path.exists()
+    assert torch.equal(mean(checkpoint=checkpoint), mean())
+    assert list(tmp_path.iterdir()) == []
+
+
+@attrs.frozen
+class StrangersSampler:
+    def __call__(self, velocity, likelihood, /, *, shape, generator, callback=None):
+        return Guided(steps=2)(velocity, likelihood, shape=shape, generator=generator)
+
+
+def test_a_sampler_that_takes_no_checkpoint_is_named(tmp_path):
+    asked = {"shape": BOX, "generator": torch.Generator(), "sampler": StrangersSampler(), "samples": 1}
+    restore(PRIOR, likelihood(), **asked)
+    with pytest.raises(CapabilityError, match="StrangersSampler takes no checkpoint="):
+        restore(PRIOR, likelihood(), checkpoint=Checkpoint(tmp_path / "run"), **asked)
+
+
+def long_run(checkpoint, callback=None):
+    torch.set_num_threads(1)
+    return run(PlugAndPlay(iterations=200, pairs=1), likelihood(), checkpoint=checkpoint, callback=callback)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+def test_a_process_that_was_killed(tmp_path):
+    checkpoint = Checkpoint(tmp_path / "run", 0)
+    process = subprocess.Popen([sys.executable, __file__, str(checkpoint.path)])
+    try:
+        deadline = time.monotonic() + 120
+        while not checkpoint.path.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.05)
+        time.sleep(0.2)  # into some step, or some write
+        assert process.poll() is None
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    threads, seen = torch.get_num_threads(), []
+    x = long_run(checkpoint, lambda step, total, x_0: seen.append(step))
+    assert seen[0] > 1
+    assert torch.equal(x, long_run(None))
+    torch.set_num_threads(threads)
+
+
+if __name__ == "__main__":
+    torch.set_default_dtype(torch.float64)
+    long_run(Checkpoint(Path(sys.argv[1]), 0), lambda step, total, x_0: time.sleep(0.05))
