@@ -1,4 +1,4 @@
-"""Everything one does with this repository: ``nox -s demo | tests | lint | types | build``."""
+"""Everything one does with this repository: ``nox -s demo | train-smoke | tests | lint | types | build``."""
 
 from pathlib import Path
 
@@ -9,7 +9,12 @@ nox.options.sessions = ["tests", "lint", "types", "build"]
 nox.options.reuse_existing_virtualenvs = True
 
 PACKAGES = ("cryofm-io", "cryofm-ops", "cryofm-sampling", "cryofm-model")
-EXTRAS = {"cryofm-io": "[atomic,plot]", "cryofm-ops": "[testing]", "cryofm-model": "[train]"}
+EXTRAS = {
+    "cryofm-io": "[atomic,plot]",
+    "cryofm-ops": "[testing]",
+    "cryofm-sampling": "[likelihood]",
+    "cryofm-model": "[train]",
+}
 CODE = ("packages", "examples", "benchmarks", "tests", "noxfile.py")
 
 
@@ -24,6 +29,19 @@ def demo(session: nox.Session) -> None:
     """Restore the shipped map from two noisy halves; the results are in demo-output/."""
     install_all(session)
     session.run("python", "examples/denoise.py", "--out", "demo-output", "--overwrite", *session.posargs)
+
+
+@nox.session(name="train-smoke")
+def train_smoke(session: nox.Session) -> None:
+    """Train a small prior on made-up helices for two minutes, and restore the shipped map with it (badly)."""
+    install_all(session)
+    made = Path(session.create_tmp())
+    for folder, first, last in (("maps", "0", "11"), ("kept-back", "12", "15")):
+        session.run("python", "tests/helix_bundles.py", str(made / folder), first, last)
+    recipe, out = "examples/recipes/smoke.toml", "train-smoke-output"
+    data = ("--maps", str(made / "maps"), "--validation", str(made / "kept-back"))
+    session.run("python", "examples/train_prior.py", recipe, *data, "--out", out)
+    session.run("python", "examples/denoise.py", "--prior", out, "--out", f"{out}/restored", "--overwrite")
 
 
 @nox.session

@@ -5,16 +5,14 @@ Each model becomes ``--variants`` maps with its own random orientation, resoluti
 
 import argparse
 import sys
-import zlib
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-from scipy.spatial.transform import Rotation
 from tqdm import tqdm
 
-from cryofm_io import CryoFMError, DensityMap, simulate_density, write_map
+from cryofm_io import CryoFMError, DensityMap, write_map
+from cryofm_model.simulated import simulate_variant
 
 
 def simulate(job: tuple[Path, int], voxel_size: float, out: Path) -> str:
@@ -24,17 +22,8 @@ def simulate(job: tuple[Path, int], voxel_size: float, out: Path) -> str:
     path = out / f"{name}.mrc"
     if path.exists():
         return ""
-    rng = np.random.default_rng(zlib.crc32(name.encode()))  # the same map whatever the order
     try:
-        density = simulate_density(
-            model,
-            voxel_size,
-            resolution=rng.uniform(2.0, 2.2) * voxel_size,
-            b_base=rng.uniform(-15, 55),
-            b_scale=rng.uniform(0.6, 1.2),
-            ice=rng.uniform(0.5, 1.0),
-            rotation=Rotation.random(rng=rng).as_matrix(),
-        )
+        density = simulate_variant(model, variant, voxel_size)
     except CryoFMError as error:
         return str(error)
     write_map(path, DensityMap(density, voxel_size))

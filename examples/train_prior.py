@@ -1,85 +1,175 @@
-"""Train a prior on folders of maps: ``python examples/train_prior.py --maps FOLDER --validation FOLDER --out RUN``.
+"""Train a prior: ``python examples/train_prior.py RECIPE --maps FOLDER --validation FOLDER --out RUN``.
 
-A killed run goes on where it stopped when the same line is given again. The result is RUN/model.safetensors,
-which ``load_prior("RUN")`` and ``denoise.py --prior RUN`` take.
+On several GPUs, ``torchrun --nproc-per-node 8`` takes the place of ``python``; TRAINING.md of cryofm-model has the
+lines for every machine. A run that was killed goes on where it stopped when the same line is given again.
+
+RUN gets log.csv, samples/ (pictures: a kept-back map, then maps drawn from the prior), the last checkpoint, run.json
+(recipe, data, versions, machine), and in the end model.safetensors, which ``load_prior("RUN")`` and
+``denoise.py --prior RUN`` take.
 """
 
 import argparse
+import json
+import platform
+import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import attrs
 import numpy as np
 import torch
+from _script import ERRORS, sha256, write_run
 from torch import nn
 
-import cryofm_io
-from cryofm_model import (
-    CryoFMError,
-    Hourglass,
-    HourglassConfig,
-    Normalization,
-    Prior,
-    UNet,
-    UNetConfig,
-    save_prior,
-)
+from cryofm_model import CryoFMError, Prior, load_prior, save_prior
+from cryofm_model.curation import curated
 from cryofm_model.data import MapSet
-from cryofm_model.train import VALIDATION_TIMES, TrainConfig, train, validation_loss
+from cryofm_model.simulated import is_atomic_model
+from cryofm_model.train import VALIDATION_TIMES, Recipe, read_recipe, train, validation_loss
+from cryofm_model.train.checkpoint import differences
+from cryofm_model.train.distributed import processes, rank_and_world
 from cryofm_sampling import calibrate
 
-EXAMPLES = 24  # crops of 64³ on which the samplers' statistics are measured
-NETWORKS: dict[str, Callable[[], nn.Module]] = {
-    "unet": lambda: UNet(UNetConfig()),
-    "hourglass": lambda: Hourglass(HourglassConfig(widths=(192, 384), depths=(2, 4), head_width=32)),
-}
+VALIDATION, EXAMPLES = 8, 24  # crops: for the losses, and to measure the statistics that the samplers need
+MAPS = (".mrc", ".map", ".ccp4")
 
 
 def main() -> int:
-    """Parse the command line, train, measure the statistics that the samplers need, save."""
+    """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--maps", type=Path, nargs="+", required=True, help="folders of maps to train on")
+    parser.add_argument("recipe", type=Path, help="TOML file; examples/recipes has some")
+    parser.add_argument("--maps", type=Path, nargs="+", required=True, help="folders of maps or atomic models")
+    parser.add_argument("--list", type=Path, help="CSV: take only the maps in it that pass the paper's limits")
+    parser.add_argument("--measured", type=Path, nargs="+", default=[], help="folders of measured maps to mix in")
     parser.add_argument("--validation", type=Path, nargs="+", required=True, help="folders of maps kept back")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--crops", type=int, default=14_000, help="length of the run in crops of 32³ (default 14000)")
-    parser.add_argument("--network", choices=NETWORKS, default="unet", help="kind of network (default unet)")
-    parser.add_argument("--voxel-size", type=float, default=1.5, help="of the prior, Å (default 1.5)")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cpu", help="torch device (default cpu)")
+    parser.add_argument("--cache", type=Path, help="folder for prepared maps (default: cache in the folder of the run)")
+    parser.add_argument("--init", help="prior to start from: a name, a file or a folder (default: from scratch)")
+    parser.add_argument("--device", help="torch device (default: a GPU for each process, or the CPU)")
     args = parser.parse_args()
     try:
-        run(args)
-    except (CryoFMError, cryofm_io.CryoFMError) as error:
+        with processes(args.device) as device:
+            run(args, read_recipe(args.recipe), device)
+    except ERRORS as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same line goes on from the last checkpoint", file=sys.stderr)
+        return 130
     return 0
 
 
-def run(args: argparse.Namespace) -> None:
-    """Train and save."""
-    normalization = Normalization()
-    maps, kept_back = (
-        MapSet.from_files(sorted(p for f in folders for p in f.glob("*.mrc")), normalization, args.voxel_size)
-        for folders in (args.maps, args.validation)
-    )
-    print(f"{len(maps.maps)} maps to train on, {len(kept_back.maps)} kept back")
-    torch.manual_seed(args.seed)
-    network = NETWORKS[args.network]().to(args.device)
-    print(f"{args.network} with {sum(p.numel() for p in network.parameters()) / 1e6:.2f} million parameters")
-    validation = kept_back.crops(min(EXAMPLES, 8), 64, np.random.default_rng(0))
-    averaged = train(network, maps, validation, TrainConfig(crops=args.crops, seed=args.seed), args.out).eval()
+def run(args: argparse.Namespace, recipe: Recipe, device: torch.device) -> None:
+    """Train and save; one of several processes where there are several."""
+    rank, world = rank_and_world()
+    files = {kind: files_in(getattr(args, kind)) for kind in ("maps", "measured", "validation")}
+    if args.list:
+        files["maps"] = curated(args.list).choose(files["maps"])
+    maps, measured, kept_back = (map_set(paths, recipe, args) if paths else None for paths in files.values())
+    if maps is None or kept_back is None:
+        raise CryoFMError(f"no maps or atomic models in {', '.join(map(str, [*args.maps, *args.validation]))}")
+    source = recipe.data.source(maps, measured, recipe.normalization, recipe.voxel_size)
 
-    examples = maps.crops(EXAMPLES, 64, np.random.default_rng([args.seed, 1]))
-    measured = calibrate(averaged, examples.to(args.device), generator=torch.Generator().manual_seed(args.seed))
+    network = start_network(recipe, args.init).to(device)
+    if rank == 0:
+        describe(args, recipe, files, device, world)
+        parameters = sum(p.numel() for p in network.parameters()) / 1e6
+        print(
+            f"{len(maps.maps)} maps to train on, {len(kept_back.maps)} kept back; {parameters:.2f} million parameters"
+        )
+    side = recipe.training.stages[-1][1]
+    validation = kept_back.crops(VALIDATION, side, np.random.default_rng(0))
+    averaged = train(network, source, validation, recipe.training, args.out, machine=recipe.machine).eval()
+    if rank > 0:
+        return
+
+    # Kept-back maps are there to report on, and for nothing else.
+    examples = source.crops(EXAMPLES, side, np.random.default_rng(1)).to(device)
+    measured_statistics = calibrate(averaged, examples, generator=torch.Generator().manual_seed(recipe.training.seed))
     losses = validation_loss(averaged, validation)
     about = {
         "license": "Apache-2.0",
-        "training": f"{len(maps.maps)} maps, {args.crops} crops of 32³, seed {args.seed}",
+        "training": f"{args.recipe.name}, {recipe.training.crops} crops of 32³, seed {recipe.training.seed}"
+        + (f", from {args.init}" if args.init else ""),
+        "training_data": ", ".join(path.name for kind in ("maps", "measured") for path in files[kind]),
         "validation_v_mse": ", ".join(f"{s:.3f} at t={t}" for t, s in zip(VALIDATION_TIMES, losses, strict=True)),
+        "commit": commit(),
     }
-    prior = Prior(averaged, normalization, args.voxel_size, 96, about=about).with_statistics(measured)
-    save_prior(prior, args.out / "model.safetensors", dtype=torch.bfloat16, overwrite=True)
-    print(f"saved {args.out / 'model.safetensors'}; v-MSE {about['validation_v_mse']}")
+    prior = Prior(averaged, recipe.normalization, recipe.voxel_size, recipe.box, about=about)
+    model = args.out / "model.safetensors"
+    save_prior(prior.with_statistics(measured_statistics), model, dtype=torch.bfloat16, overwrite=True)
+    print(f"saved {model}; v-MSE {about['validation_v_mse']}")
+
+
+def files_in(folders: list[Path]) -> list[Path]:
+    """Maps and atomic models in folders, each by its name in order; a folder given twice counts twice."""
+    kinds = (*MAPS, *(f"{kind}.gz" for kind in MAPS))
+    return [p for f in folders for p in sorted(f.glob("*")) if p.name.lower().endswith(kinds) or is_atomic_model(p)]
+
+
+def map_set(paths: list[Path], recipe: Recipe, args: argparse.Namespace) -> MapSet:
+    """Maps in model units, prepared once for all processes and runs."""
+    cache = args.cache or args.out / "cache"
+    data = recipe.data
+    return MapSet.from_files(
+        paths, recipe.normalization, recipe.voxel_size, cache=cache, place=data.place, turn=data.turn
+    )
+
+
+def start_network(recipe: Recipe, init: str | None) -> nn.Module:
+    """The recipe's network with its first weights, drawn or taken from a prior."""
+    torch.manual_seed(recipe.training.seed)
+    network = recipe.build()
+    if init:
+        prior = load_prior(init)
+        parts = ((prior.network.config, recipe.network), (prior.normalization, recipe.normalization))
+        differs = [differences(attrs.asdict(theirs), attrs.asdict(ours)) for theirs, ours in parts]  # type: ignore[arg-type]
+        if prior.voxel_size != recipe.voxel_size:
+            differs.append(f"voxel_size: {prior.voxel_size:g} Å there, {recipe.voxel_size:g} Å here")
+        if differs := list(filter(None, differs)):
+            raise CryoFMError(f"the prior {init} is not what the recipe trains ({'; '.join(differs)})")
+        network.load_state_dict(prior.network.state_dict())
+    return network
+
+
+def describe(
+    args: argparse.Namespace, recipe: Recipe, files: dict[str, list[Path]], device: torch.device, world: int
+) -> None:
+    """Write run.json, or compare with the one that is there.
+
+    Raises:
+        CryoFMError: the folder has a run with other data, another recipe or another start.
+    """
+    settings: dict[str, Any] = attrs.asdict(recipe)
+    del settings["machine"]
+    settings["init"] = args.init
+    data = {kind: [path.name for path in paths] for kind, paths in files.items()}
+    path = args.out / "run.json"
+    if path.exists():
+        before = json.loads(path.read_text())
+        differs = [differences(before["settings"], settings)]
+        differs += [
+            f"{len(before['data'][kind])} {kind} there, {len(names)} here, or others"
+            for kind, names in data.items()
+            if before["data"][kind] != names
+        ]
+        if any(differs):
+            raise CryoFMError(f"{path} is of another run ({'; '.join(filter(None, differs))}); use another folder")
+        return
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    machine = {"platform": platform.platform(), "device": gpu or platform.processor(), "processes": world}
+    content = {"settings": settings, "data": data, "commit": commit(), "machine": machine}
+    write_run(path, {args.recipe.name: sha256(args.recipe)}, content)
+
+
+def commit() -> str:
+    """The commit of the checkout that this script lies in."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 if __name__ == "__main__":

@@ -1,23 +1,47 @@
 """From atomic models to a prior that denoise.py takes: simulate_maps.py and train_prior.py as their user runs them."""
 
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from cryofm_io import read_map
-from cryofm_model import UNet, UNetConfig, load_prior
-from cryofm_model.train import TrainConfig
+from cryofm_model import CRYOFM_L, CRYOFM_S, CryoFMError, load_prior
+from cryofm_model.train import read_recipe
 
 pytest.importorskip("gemmi")
+pytest.importorskip("tqdm")
+EXAMPLES = Path(__file__).parents[1] / "examples"
 simulate_maps = pytest.importorskip("simulate_maps")
 train_prior = pytest.importorskip("train_prior")
 
+RECIPE = """
+voxel_size = 1.5
+box = 64
+[network]
+kind = "unet"
+widths = [8, 16]
+depths = [1, 1]
+up_depths = [1]
+conditioning = 8
+[training]
+crops = 6
+stages = [[1.0, 32, 2]]
+warmup = 2
+report_every = 2
+"""
 
-@pytest.fixture
-def models(tmp_path):
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
     rng = np.random.default_rng(0)
-    folder = tmp_path / "models"
-    folder.mkdir()
+    folder = tmp_path_factory.mktemp("models")
     for name in ("1AAA", "2BBB"):
         position = rng.uniform(-12, 12, (300, 3))
         lines = [
@@ -25,48 +49,145 @@ def models(tmp_path):
             for i, ((x, y, z), b) in enumerate(zip(position, rng.uniform(10, 60, 300), strict=True), 1)
         ]
         (folder / f"{name}.pdb").write_text("".join(lines) + "END\n")
-    (folder / "broken.pdb").write_text("ATOM  nonsense\n")
     return folder
 
 
-def test_from_models_to_a_prior(models, tmp_path, monkeypatch, capsys):
-    maps, run = tmp_path / "maps", tmp_path / "run"
-    arguments = ["simulate_maps.py", *map(str, sorted(models.iterdir())), "--out", str(maps), "--jobs", "1"]
-    monkeypatch.setattr("sys.argv", arguments)
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "recipe.toml"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture(autouse=True)
+def _few_examples(monkeypatch):
+    monkeypatch.setattr(train_prior, "EXAMPLES", 2)
+    monkeypatch.setattr(train_prior, "VALIDATION", 2)
+
+
+@pytest.fixture
+def run(monkeypatch, models, recipe, tmp_path):
+    """Call train_prior.py on the models, with more options after it."""
+
+    def call(*options):
+        data = ["--maps", models, "--validation", models, "--out", tmp_path / "run", "--cache", tmp_path / "cache"]
+        monkeypatch.setattr("sys.argv", ["train_prior.py", *map(str, [recipe, *data, *options])])
+        return train_prior.main()
+
+    return call
+
+
+def test_models_become_maps(models, tmp_path, monkeypatch, capsys):
+    maps, broken = tmp_path / "maps", tmp_path / "broken.pdb"
+    broken.write_text("ATOM  nonsense\n")
+    files = [*sorted(models.iterdir()), broken]
+    monkeypatch.setattr("sys.argv", ["simulate_maps.py", *map(str, files), "--out", str(maps), "--jobs", "1"])
     assert simulate_maps.main() == 1  # one model is no model, and is named; the others are there
     assert "broken.pdb" in capsys.readouterr().err
     assert sorted(p.name for p in maps.iterdir()) == ["1AAA_0.mrc", "1AAA_1.mrc", "2BBB_0.mrc", "2BBB_1.mrc"]
     assert read_map(maps / "1AAA_0.mrc").voxel_size == 1.5
     assert not np.array_equal(read_map(maps / "1AAA_0.mrc").data, read_map(maps / "1AAA_1.mrc").data)
 
-    small = UNetConfig(widths=(8, 16), depths=(1, 1), up_depths=(1,), conditioning=8)
-    monkeypatch.setitem(train_prior.NETWORKS, "unet", lambda: UNet(small))
-    monkeypatch.setattr(
-        train_prior, "TrainConfig", lambda **options: TrainConfig(**options, stages=((1.0, 32, 2),), warmup=2)
-    )
-    monkeypatch.setattr(train_prior, "EXAMPLES", 2)
-    monkeypatch.setattr(
-        "sys.argv",
-        ["train_prior.py", "--maps", str(maps), "--validation", str(maps), "--out", str(run), "--crops", "6"],
-    )
-    assert train_prior.main() == 0
+
+def test_from_models_to_a_prior_and_on_from_it(run, recipe, tmp_path, capsys):
+    assert run() == 0
     assert "saved" in capsys.readouterr().out
-    prior = load_prior(run)
+    prior = load_prior(tmp_path / "run")
     assert prior.voxel_size == 1.5
     assert prior.denoising_error[-1, 0] == 1
     assert prior(torch.zeros(32, 32, 32), torch.tensor(0.5)).isfinite().all()
+    assert prior.about["training_data"] == "1AAA.pdb, 2BBB.pdb"
+    told = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert told["data"]["validation"] == ["1AAA.pdb", "2BBB.pdb"]
+    assert told["settings"]["training"]["crops"] == 6
+    assert len(list((tmp_path / "run" / "samples").glob("*.png"))) == 2  # three steps: after 2 and at the end
 
-    monkeypatch.setattr(
-        "sys.argv",
-        ["train_prior.py", "--maps", str(maps), "--validation", str(maps), "--out", str(run), "--crops", "7"],
+    (tmp_path / "first").mkdir()
+    os.replace(tmp_path / "run" / "model.safetensors", tmp_path / "first" / "model.safetensors")
+    assert run("--init", tmp_path / "first") == 2  # the run that is there did not start from it
+    assert "init: None there" in capsys.readouterr().err
+    recipe.write_text(RECIPE.replace("crops = 6", "crops = 7"))
+    assert run() == 2
+    assert "training.crops: 6 there, 7 here" in capsys.readouterr().err
+
+    network = train_prior.start_network(read_recipe(recipe), str(tmp_path / "first"))
+    first = load_prior(tmp_path / "first").network
+    assert all(torch.equal(p, q) for p, q in zip(network.parameters(), first.parameters(), strict=True))
+    recipe.write_text(RECIPE.replace("depths = [1, 1]", "depths = [1, 2]"))
+    with pytest.raises(CryoFMError, match=r"is not what the recipe trains \(depths: \[1, 1\] there, \[1, 2\] here\)"):
+        train_prior.start_network(read_recipe(recipe), str(tmp_path / "first"))
+
+
+def test_torchrun_trains_on_two_processes(models, recipe, tmp_path):
+    """As its user starts it; without the statistics, which one process measures for minutes."""
+    out = tmp_path / "run"
+    arguments = [recipe, "--maps", models, "--validation", models, "--out", out, "--device", "cpu"]
+    script = "import train_prior, sys; train_prior.EXAMPLES = train_prior.VALIDATION = 1; sys.exit(train_prior.main())"
+    small = tmp_path / "small.py"
+    small.write_text(script)
+    subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", small, *arguments],
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{EXAMPLES}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
+            "OMP_NUM_THREADS": "1",
+        },
+        check=True,
+        timeout=300,
     )
-    assert train_prior.main() == 2
-    assert "crops: 6 there, 7 here" in capsys.readouterr().err
+    assert json.loads((out / "run.json").read_text())["machine"]["processes"] == 2
+    assert [row[0] for row in csv.reader((out / "log.csv").open())] == ["step", "2", "3"]
+    assert load_prior(out).voxel_size == 1.5
 
 
-def test_no_maps_is_one_line(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(
-        "sys.argv", ["train_prior.py", "--maps", str(tmp_path), "--validation", str(tmp_path), "--out", str(tmp_path)]
+def test_no_maps_is_one_line(run, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    assert run("--maps", tmp_path / "empty") == 2
+    assert capsys.readouterr().err.startswith("error: no maps or atomic models in ")
+
+
+def test_measured_maps_are_for_recipes_that_mix_them_in(run, models, capsys):
+    assert run("--measured", models) == 2
+    assert "the recipe takes 0 of the crops from measured maps, and 4 are given" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (RECIPE + "rate = 1\n", r"\[training\] has unknown keys rate; known are crops, stages, lr"),
+        (RECIPE.replace("box = 64", ""), "lacks box"),
+        (RECIPE.replace('"unet"', '"vae"'), "kind 'vae', expected one of unet, hourglass"),
+        (RECIPE.replace("[[1.0, 32, 2]]", "[[0.5, 32, 2]]"), r"ends that rise to 1.0; found \(\(0.5, 32, 2\),\)"),
+        (RECIPE.replace("crops = 6", "crops = -6"), "crops"),
+        (RECIPE.replace("crops = 6", "crops = '6'"), "crops"),
+        (RECIPE.replace("[network]", "[network"), "not a readable TOML file"),
+    ],
+)
+def test_wrong_recipes_are_refused_by_name(recipe, wrong, message):
+    recipe.write_text(wrong)
+    with pytest.raises(CryoFMError, match=message):
+        read_recipe(recipe)
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "steps"), [("cryofm-s", CRYOFM_S, 150_000), ("cryofm-l", CRYOFM_L, 300_000)]
+)
+def test_the_published_recipes_are_those_of_table_4(name, config, steps):
+    recipe = read_recipe(EXAMPLES / "recipes" / f"{name}.toml")
+    assert (recipe.network.widths, recipe.network.depths) == (config.widths, config.depths)
+    plan = recipe.training.plan()
+    first = next(plan)
+    assert first.batch == 128
+    assert recipe.training.crops * 32**3 == steps * first.voxels
+    assert first.batch % (8 * recipe.machine.micro_batch) == 0
+
+
+def test_the_recipe_of_the_bundled_prior_has_its_sizes():
+    recipe = read_recipe(EXAMPLES / "recipes" / "cryofm-tiny.toml")
+    prior = load_prior("cryofm-tiny")
+    assert (recipe.network, recipe.normalization, recipe.voxel_size, recipe.box) == (
+        prior.network.config,
+        prior.normalization,
+        prior.voxel_size,
+        prior.box,
     )
-    assert train_prior.main() == 2
-    assert "error: no density to train on" in capsys.readouterr().err

@@ -72,27 +72,6 @@ def run(maps, folder, config=SHORT, **options):
     return train(UNet(SMALL), maps, torch.from_numpy(blobs(2)[None, :32, :32, :32]).float(), config, folder, **options)
 
 
-def test_a_killed_run_ends_as_if_it_had_never_stopped(maps, tmp_path, monkeypatch):
-    whole = run(maps, tmp_path / "whole")
-
-    calls = []
-
-    def killing(*args):
-        calls.append(1)
-        if len(calls) == 4:
-            raise KeyboardInterrupt
-        return flow_matching_loss(*args)
-
-    with monkeypatch.context() as patch:
-        patch.setattr("cryofm_model.train.flow_matching_loss", killing)
-        patch.setattr("cryofm_model.train.validation_loss", lambda *_: [])
-        with pytest.raises(KeyboardInterrupt):
-            run(maps, tmp_path / "killed", checkpoint_seconds=0.0)
-    resumed = run(maps, tmp_path / "killed")
-    for name, tensor in whole.state_dict().items():
-        assert torch.equal(tensor, resumed.state_dict()[name]), name
-
-
 def test_resuming_with_other_settings_is_refused(maps, tmp_path):
     run(maps, tmp_path)
     with pytest.raises(CryoFMError, match=r"seed: 0 there, 1 here"):

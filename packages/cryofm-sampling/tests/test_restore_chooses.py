@@ -61,7 +61,9 @@ def test_many_passes_where_something_was_not_measured(y):
     draw = run(Prior(1.0), gaussian_likelihood(wedge, WhiteNoise(0.0), wedge(y)))
     assert draw.settings["algorithm"] == "PlugAndPlay"
     assert "not measured" in draw.settings["because"]
-    assert draw.nfe == 20
+    assert (draw.settings["iterations"], draw.nfe) == (20, 20)
+    noisy = run(Prior(1.0), gaussian_likelihood(wedge, WhiteNoise(0.05), wedge(y)))
+    assert (noisy.settings["iterations"], noisy.nfe) == (5, 20)
 
 
 def test_poses_are_searched_where_the_likelihood_is_blind(y):

@@ -1,0 +1,178 @@
+"""Quality per network evaluation of every sampler: ``python benchmarks/samplers.py MAPS... --out CSV``.
+
+Rows are those of the paper (see ``prior.py``), with the ±60° wedge also with noise of the level 4.3 Å in what it keeps.
+One observation of a 64³ crop (for noise: the mean of two halves, whose noise is estimated from them) is restored by
+every sampler at every number of steps; the scale is the truth's. The CSV grows line by line, and lines that it has are
+not computed again: a stopped run goes on, and crops, rows, samplers or steps can be added later. ``--summary`` prints
+what the CSV has, mean ± standard deviation over crops, and how many crops fall below the Wiener filter.
+
+NFE counts a backward pass through the network as one more evaluation.
+"""
+
+import argparse
+import csv
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from denoising import BOX, crop
+from prior import WEDGE, noises, wiener
+from torch import Tensor
+
+from cryofm_io import CryoFMError, fsc, normalise_clean, read_map, to_grid
+from cryofm_model import CalibratedPrior, load_prior
+from cryofm_ops import (
+    FourierGaussian,
+    FourierMask,
+    WhiteNoise,
+    gaussian_likelihood,
+    radial_mean,
+    rfft,
+)
+from cryofm_sampling import Guided, Inpainting, PlugAndPlay, Renoising, Sampler, restore
+
+COLUMNS = ("map", "row", "sampler", "steps", "nfe", "seconds", "auc", "fsc05", "error", "auc_gap")
+
+
+def plug_and_play(nfe: int, row: str) -> PlugAndPlay:
+    """The plan for so many evaluations, see `PlugAndPlay` and `restore`."""
+    if row.endswith("noisy"):
+        return PlugAndPlay(iterations=max(1, nfe // 4))
+    if row.startswith("wedge"):
+        return PlugAndPlay(iterations=nfe, pairs=0, dither=1.0, relaxation=1.0 if nfe > 20 else 1.5)
+    if nfe < 8:
+        return PlugAndPlay(iterations=2, pairs=0, dither=0.0)
+    return PlugAndPlay(iterations=3 if nfe >= 48 else 2, pairs=nfe // (6 if nfe >= 48 else 4))
+
+
+def renoising(nfe: int, chains: int) -> Renoising:
+    """``chains`` chains of as many levels, falling evenly from 0.8, as the evaluations allow."""
+    levels = max(1, nfe // chains)
+    return Renoising(times=tuple(np.linspace(0.8, 0.8 / levels, levels).tolist()), chains=chains)
+
+
+SAMPLERS: dict[str, Callable[[int, str], Sampler]] = {  # (steps, row)
+    "plug-and-play": plug_and_play,
+    "renoising, 4 chains": lambda n, row: renoising(n, 4),
+    "renoising, 1 chain": lambda n, row: renoising(n, 1),
+    "guided, gaussian": lambda n, row: Guided(n),
+    "guided, paper (Alg. 1)": lambda n, row: Guided(n, "paper"),
+    "inpainting (Alg. 2)": lambda n, row: Inpainting(n),
+}
+
+
+def observations(truth: Tensor, seed: int) -> Iterator[tuple[str, FourierGaussian]]:
+    """Every row's data for one map."""
+    generator = torch.Generator().manual_seed(seed)
+    kept = WEDGE.transfer(BOX).to(truth)
+    for row, (halves, noise) in noises(truth, generator).items():
+        data, W = rfft((halves[0] + halves[1]) / 2), 2 / noise.power(BOX).to(truth)
+        yield row, FourierGaussian(W, data, BOX)
+        if row == "spectral 4.3A":
+            noisy = FourierGaussian(kept * W, kept * data, BOX)
+    yield "wedge ±60°", gaussian_likelihood(WEDGE, WhiteNoise(0.0), WEDGE(truth))
+    yield "wedge ±60°, noisy", noisy
+
+
+def line_of(truth: Tensor, x: Tensor, gap: bool) -> dict[str, float]:
+    """What is said of one estimate."""
+    curve = fsc(x.numpy(), truth.numpy(), 1.5)
+    missing = FourierMask(1 - WEDGE.transfer(BOX), BOX)
+    inside = fsc(missing(x).numpy(), missing(truth).numpy(), 1.5).auc if gap and missing(x).any() else math.nan
+    error = float((x - truth).square().sum() / truth.square().sum())
+    values = {"auc": curve.auc, "fsc05": curve.resolution(0.5), "error": error, "auc_gap": inside}
+    return {key: round(value, 4) for key, value in values.items()}
+
+
+def measure(name: str, truth: Tensor, seed: int, prior: CalibratedPrior, args: argparse.Namespace) -> None:
+    """Add to the CSV what it lacks of one map."""
+    done = {(line["map"], line["row"], line["sampler"], line["steps"]) for line in read(args.out)}
+
+    def add(row: str, sampler: str, steps: int, nfe: int, seconds: float, x: Tensor, gap: bool) -> None:
+        line = {"map": name, "row": row, "sampler": sampler, "steps": steps, "nfe": nfe, "seconds": round(seconds, 2)}
+        line |= line_of(truth, x, gap)
+        print(line, flush=True)
+        new = not args.out.exists()
+        with args.out.open("a", newline="") as file:
+            table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+            if new:
+                table.writeheader()
+            table.writerow(line)
+
+    for row, likelihood in observations(truth, seed):
+        if args.rows and not any(row.startswith(chosen) for chosen in args.rows):
+            continue
+        gap = row.startswith("wedge")
+        if (name, row, "wiener", "0") not in done:
+            signal = radial_mean(rfft(truth).abs() ** 2, BOX)
+            add(row, "wiener", 0, 0, 0.0, wiener(likelihood, signal), gap)
+        for sampler in args.samplers:
+            if sampler.startswith("inpainting") and row != "wedge ±60°":
+                continue  # which takes the data as noiseless
+            for steps in args.steps:
+                if (name, row, sampler, str(steps)) in done:
+                    continue
+                start = time.perf_counter()
+                numbers = torch.Generator().manual_seed(seed)
+                algorithm = SAMPLERS[sampler](steps, row)
+                draw = restore(
+                    prior, likelihood, shape=BOX, generator=numbers, sampler=algorithm, estimate="mean", samples=1
+                )
+                add(row, sampler, steps, draw.nfe, time.perf_counter() - start, draw.x, gap)
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The lines of the CSV."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def summary(path: Path) -> None:
+    """Print the means."""
+    lines = read(path)
+    wieners = {(line["map"], line["row"]): float(line["auc"]) for line in lines if line["sampler"] == "wiener"}
+    groups: dict[tuple[str, str, int], list[dict[str, str]]] = defaultdict(list)
+    for line in lines:
+        groups[line["row"], line["sampler"], int(line["steps"])].append(line)
+    for (row, sampler, steps), group in groups.items():
+        values = {key: np.array([float(line[key]) for line in group]) for key in ("nfe", "seconds", *COLUMNS[6:])}
+        below = sum(float(line["auc"]) < wieners[line["map"], row] - 0.02 for line in group)
+        print(
+            f"{row:20} {sampler:24} {steps:5} steps {values['nfe'].mean():6.0f} NFE {values['seconds'].mean():7.1f} s  "
+            f"AUC {values['auc'].mean():.3f} ± {values['auc'].std():.3f}  FSC_0.5 {values['fsc05'].mean():5.2f} Å  "
+            f"error {values['error'].mean():.3f}  gap {values['auc_gap'].mean():.3f}  "
+            f"{len(group)} maps, {below} worse than Wiener by .02"
+        )
+
+
+@torch.no_grad()
+def main() -> None:
+    """Parse the command line; measure, or summarise."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("maps", type=Path, nargs="*", help="maps that the prior was not trained on")
+    parser.add_argument("--rows", nargs="*", default=[], help="beginnings of the names of rows (default all)")
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20, 50, 200, 1000])
+    parser.add_argument("--prior", default="cryofm-tiny")
+    parser.add_argument("--out", type=Path, required=True, help=".csv file, added to")
+    parser.add_argument("--summary", action="store_true", help="print what the CSV has")
+    args = parser.parse_args()
+    if args.summary:
+        summary(args.out)
+        return
+    prior = load_prior(args.prior)
+    if not isinstance(prior, CalibratedPrior):
+        raise CryoFMError(f"the prior {args.prior} carries no statistics; `calibrate` measures them")
+    for seed, path in enumerate(args.maps):
+        truth = torch.from_numpy(crop(normalise_clean(to_grid(read_map(path), prior.voxel_size)[0])[0]))
+        measure(path.stem, truth, seed, prior, args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,143 @@
+"""The loop: flow matching (paper 3.1), AdamW or Muon, clipping, and an average of the weights."""
+
+import math
+from contextlib import AbstractContextManager, closing, nullcontext
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim import AdamW, Optimizer
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from ..errors import CryoFMError
+from ..flow import flow_matching_loss
+from ..hourglass import Hourglass
+from ..mixture import CropSource
+from ..muon import Muon, inner_weights
+from .batches import Batch, batches
+from .checkpoint import resume, save
+from .config import UNIT, Machine, TrainConfig
+from .distributed import gathered, mean, rank_and_world, shard, whole
+from .report import Report
+
+__all__ = ["train"]
+
+
+def train(
+    network: nn.Module,
+    maps: CropSource,
+    validation: Tensor,
+    config: TrainConfig,
+    folder: Path,
+    *,
+    machine: Machine = Machine(),  # noqa: B008  (frozen)
+) -> nn.Module:
+    """Train ``network`` in place on its device, together with the other processes of a group if there is one.
+
+    ``folder`` gets ``log.csv``, ``samples/`` and a checkpoint every ``config.report_every`` steps; where it has a
+    checkpoint of the same configuration, the run goes on from it and ends as if it had never stopped, also with
+    another number of processes (then to rounding).
+
+    Args:
+        network: velocity network, called as (x (batch, z, y, x), t (batch,)); the same on every process.
+        maps: where the crops come from; the same on every process.
+        validation: crops in model units (n, z, y, x) for the loss at fixed times; never trained on.
+        config: the run.
+        folder: of the run; all processes see it.
+        machine: how to carry it out.
+
+    Returns:
+        The averaged network, whole on every process.
+
+    Raises:
+        CryoFMError: the checkpoint belongs to another configuration, a batch cannot be divided among the
+            processes, the network cannot be sharded or recompute, or the loss is no longer finite.
+    """
+    rank, world = rank_and_world()
+    _check(network, config, machine, validation)
+    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema))  # type: ignore[no-untyped-call]
+    parallel = network
+    if machine.shard and world > 1:
+        shard(network)
+        shard(averaged.module)
+    elif world > 1:
+        parallel = DistributedDataParallel(network, broadcast_buffers=False)
+    optimisers, peaks = _optimisers(network, config)
+    number, seen = resume(folder, config, network, averaged, optimisers)
+
+    report = Report(folder, validation, config, number, seen)
+    steps = batches(maps, config, config.plan(number, seen), rank, world)
+    with report, closing(steps):  # type: ignore[type-var]
+        for step, batch in steps:
+            rate = config.rate(step)
+            for optimiser, peak in zip(optimisers, peaks, strict=True):
+                for group in optimiser.param_groups:
+                    group["lr"] = peak * rate
+            loss = mean(_backward(parallel, batch, config, machine.micro_batch))
+            norm = float(whole(nn.utils.clip_grad_norm_(network.parameters(), config.clip)))
+            if not (math.isfinite(loss) and math.isfinite(norm)):
+                raise CryoFMError(
+                    f"the loss became {loss} and its gradient {norm} at step {step.number}; the last checkpoint in "
+                    f"{folder} is from before: lower the rate {config.lr} (in another folder)"
+                )
+            for optimiser in optimisers:
+                optimiser.step()
+                optimiser.zero_grad()
+            averaged.update_parameters(network)
+            report.step(step, loss)
+            if (step.number + 1) % config.report_every == 0 or step.seen + step.voxels >= config.crops * UNIT:
+                report.row(step, rate * config.lr, norm, averaged.module)
+                save(folder, config, step, network, averaged, optimisers)
+    return gathered(averaged.module)
+
+
+def _check(network: nn.Module, config: TrainConfig, machine: Machine, validation: Tensor) -> None:
+    _, world = rank_and_world()
+    multiple = int(network.config.multiple)  # type: ignore[union-attr, arg-type]
+    for side in {*(side for _, side, _ in config.stages), *validation.shape[1:]}:
+        if side % multiple:
+            raise CryoFMError(f"crops of {side}³ voxels: the side must be a multiple of {multiple}")
+    for _, side, batch in config.stages:
+        if batch % world:
+            raise CryoFMError(f"a batch of {batch} crops of {side}³ cannot be divided among {world} processes")
+    if machine.recompute:
+        if not isinstance(network, Hourglass):
+            raise CryoFMError(f"only an Hourglass can recompute; found a {type(network).__name__}")
+        network.recompute = True
+
+
+def _optimisers(network: nn.Module, config: TrainConfig) -> tuple[list[Optimizer], list[float]]:
+    """Optimisers, and the peak rate of each."""
+    inner = inner_weights(network) if config.muon_lr else []
+    rest = [p for p in network.parameters() if not any(p is q for q in inner)]
+    adamw = AdamW(rest, lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+    if not config.muon_lr:
+        return [adamw], [config.lr]
+    muon = Muon(inner, lr=config.muon_lr, weight_decay=config.weight_decay)
+    return [muon, adamw], [config.muon_lr, config.lr]
+
+
+def _backward(network: nn.Module, batch: Batch, config: TrainConfig, most: int | None) -> Tensor:
+    """Add up the gradients of the mean loss over this process's share, a part of it at a time; that loss."""
+    device = next(network.parameters()).device
+    count = len(batch[0])
+    parts = list(zip(*(torch.split(tensor, most or count) for tensor in batch), strict=True))
+    total = torch.zeros((), device=device)
+    for index, part in enumerate(parts):
+        with _gradients_shared(network, index == len(parts) - 1):
+            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                x_0, t, x_1 = (tensor.to(device, non_blocking=True) for tensor in part)
+                loss = flow_matching_loss(network, x_0, t, x_1).sum() / count
+            loss.backward()  # type: ignore[no-untyped-call]
+        total += loss.detach()
+    return total
+
+
+def _gradients_shared(network: nn.Module, last: bool) -> AbstractContextManager[None]:
+    """Average gradients over the processes once a step, with the last part."""
+    if isinstance(network, DistributedDataParallel) and not last:
+        return network.no_sync()
+    if hasattr(network, "set_requires_gradient_sync"):  # FSDP2
+        network.set_requires_gradient_sync(last)  # type: ignore[operator]
+    return nullcontext()

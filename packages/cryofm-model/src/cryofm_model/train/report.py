@@ -1,0 +1,151 @@
+"""What a run says of itself: rows of ``log.csv``, pictures of samples, a progress bar with throughput and time left."""
+
+import csv
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..flow import flow_matching_loss
+from ._png import write_png
+from .config import UNIT, Step, TrainConfig
+from .distributed import rank_and_world
+
+__all__ = ["VALIDATION_TIMES", "Report", "denoising_fsc", "sample", "validation_loss"]
+
+VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
+_PROBE_TIME = 0.7
+_SAMPLES, _SAMPLE_STEPS = 3, 16
+
+
+@torch.no_grad()
+def validation_loss(network: nn.Module, crops: Tensor, times: Sequence[float] = VALIDATION_TIMES) -> list[float]:
+    """Mean v-MSE over ``crops`` at each of ``times``, with the same noise every time it is called."""
+    generator = torch.Generator().manual_seed(0)
+    device = next(network.parameters()).device
+    noise = torch.randn((len(times), *crops.shape), generator=generator)
+
+    def loss(crop: Tensor, t: float, x_1: Tensor) -> float:
+        return flow_matching_loss(
+            network, crop[None].to(device), torch.tensor([t], device=device), x_1[None].to(device)
+        ).item()
+
+    return [
+        float(np.mean([loss(c, t, n) for c, n in zip(crops, ns, strict=True)]))
+        for t, ns in zip(times, noise, strict=True)
+    ]
+
+
+@torch.no_grad()
+def denoising_fsc(network: nn.Module, crops: Tensor, t: float = _PROBE_TIME) -> float:
+    """Mean FSC_AUC of x̂_0 = x_t − t v against the clean crops: what one evaluation restores from noise at ``t``."""
+    from cryofm_io import fsc
+
+    device = next(network.parameters()).device
+    x_1 = torch.randn(crops.shape, generator=torch.Generator().manual_seed(0))
+    x_t = torch.lerp(crops, x_1, t)
+    x_hat_0 = [x - t * network(x[None].to(device), torch.tensor([t], device=device))[0].float().cpu() for x in x_t]
+    curves = [fsc(x.numpy(), crop.numpy(), 1.0) for x, crop in zip(x_hat_0, crops, strict=True)]
+    return float(np.mean([curve.auc for curve in curves]))
+
+
+@torch.no_grad()
+def sample(network: nn.Module, shape: Sequence[int], steps: int, generator: torch.Generator) -> Tensor:
+    """Draw maps in model units from noise, by ``steps`` Euler steps of the flow from t = 1 to 0.
+
+    Args:
+        network: velocity network.
+        shape: (batch, z, y, x).
+        steps: network evaluations.
+        generator: of the noise, on the CPU.
+
+    >>> still = torch.nn.Linear(1, 1)
+    >>> still.forward = lambda x, t: x  # dx/dt = x: every step multiplies by 1 − 1/2
+    >>> x = sample(still, (1, 2, 2, 2), 2, torch.Generator().manual_seed(0))
+    >>> bool((x == torch.randn(1, 2, 2, 2, generator=torch.Generator().manual_seed(0)) / 4).all())
+    True
+    """
+    device = next(network.parameters()).device
+    x = torch.randn(tuple(shape), generator=generator).to(device)
+    for t in torch.arange(steps, 0, -1, device=device) / steps:
+        x = x - network(x, t.expand(len(x))) / steps
+    return x.float().cpu()
+
+
+class Report:
+    """The outputs of a run, as a context; every process of it makes one, the first writes.
+
+    Args:
+        folder: of the run.
+        validation: crops (n, z, y, x).
+        config: the run.
+        number: steps that a checkpoint has behind it; rows of the log beyond it are dropped, to be made again.
+        seen: voxels likewise.
+    """
+
+    def __init__(self, folder: Path, validation: Tensor, config: TrainConfig, number: int, seen: int) -> None:
+        from tqdm import tqdm
+
+        self._folder, self._validation, self._config = folder, validation, config
+        self._writes = rank_and_world()[0] == 0
+        self._losses: list[float] = []
+        self._since, self._seen = time.monotonic(), seen
+        if self._writes:
+            (folder / "samples").mkdir(parents=True, exist_ok=True)
+            log = folder / "log.csv"
+            rows = list(csv.reader(log.open(newline=""))) if log.exists() else []
+            columns = ["step", "crops", "rate", "loss", *(f"v_mse_t{t}" for t in VALIDATION_TIMES)]
+            columns += [f"fsc_auc_t{_PROBE_TIME}", "gradient_norm", "crops_per_s"]
+            with log.open("w", newline="") as file:
+                csv.writer(file).writerows([columns, *(row for row in rows[1:] if int(row[0]) <= number)])
+        self._bar = tqdm(
+            total=config.crops,
+            initial=seen // UNIT,
+            unit="crop",
+            smoothing=0.05,
+            mininterval=10,
+            disable=not self._writes,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.close()
+
+    def step(self, step: Step, loss: float) -> None:
+        """Count a step."""
+        self._losses.append(loss)
+        self._bar.update(min(step.voxels / UNIT, self._bar.total - self._bar.n))
+        self._bar.set_postfix(loss=f"{np.mean(self._losses):.3f}", side=step.side, refresh=False)
+
+    def row(self, step: Step, rate: float, norm: float, network: nn.Module) -> None:
+        """Validate the averaged ``network`` after ``step`` and write a row and a picture (all processes together)."""
+        seen, seconds = step.seen + step.voxels, time.monotonic() - self._since
+        device = next(network.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self._config.precision == "bf16"):
+            scores = [*validation_loss(network, self._validation), denoising_fsc(network, self._validation)]
+            shape = (_SAMPLES, *self._validation.shape[1:])
+            drawn = sample(network, shape, _SAMPLE_STEPS, torch.Generator().manual_seed(self._config.seed))
+        if self._writes:
+            speed = (seen - self._seen) / UNIT / seconds
+            row = [step.number + 1, seen // UNIT, f"{rate:.2e}", f"{np.mean(self._losses):.5f}"]
+            with (self._folder / "log.csv").open("a", newline="") as file:
+                csv.writer(file).writerow([*row, *(f"{s:.4f}" for s in scores), f"{norm:.4f}", f"{speed:.2f}"])
+            picture = self._folder / "samples" / f"step-{step.number + 1:08d}.png"
+            write_png(picture, _sections(torch.cat([self._validation[:1], drawn])))
+        self._losses, self._since, self._seen = [], time.monotonic(), seen
+
+
+def _sections(maps: Tensor) -> Tensor:
+    """Central sections along z, y and x, one row a map; grey from the first map's solvent to its densest voxel."""
+    sections = [torch.cat([m.select(axis, m.shape[axis] // 2) for axis in range(3)], -1) for m in maps]
+    low, high = maps[0].min(), maps[0].max()
+    return ((torch.cat(sections) - low) / (high - low).clamp(min=1e-6)).clamp(0, 1)
