@@ -204,6 +204,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("maps", type=Path, nargs="+", help="maps that the prior was not trained on")
     parser.add_argument("--prior", default="cryofm-tiny")
+    parser.add_argument("--rows", type=int, help="how many of the maps are restored (default all)")
     parser.add_argument("--out", required=True, help="beginning of the names of all results")
     args = parser.parse_args()
     prior = load_prior(args.prior)
@@ -218,7 +219,7 @@ def main() -> None:
 
     power: dict[str, list[Tensor]] = defaultdict(list)
     table: list[dict[str, object]] = []
-    for seed, (path, truth) in enumerate(zip(args.maps, crops, strict=True)):
+    for seed, (path, truth) in enumerate(list(zip(args.maps, crops, strict=True))[: args.rows]):
         table += rows_of(path.stem, truth, prior, seed, power)
     for line in (summary := means(table)):
         print(line, flush=True)

@@ -1,12 +1,15 @@
-"""What the example scripts share: outputs that appear together or not at all, progress, and the exit status."""
+"""What the example scripts share: flags, outputs that appear together or not at all, progress, and the exit status."""
 
+import argparse
 import hashlib
 import json
+import logging
 import math
 import os
 import platform
 import shutil
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import version
@@ -20,6 +23,7 @@ from tqdm import tqdm
 import cryofm_io
 import cryofm_model
 import cryofm_ops
+from cryofm_model import Prior
 from cryofm_ops import Normalization
 from cryofm_sampling import Calibrated, Tiled, VelocityField
 
@@ -27,6 +31,32 @@ from cryofm_sampling import Calibrated, Tiled, VelocityField
 BYTES_FIXED, BYTES_GRID, BYTES_NETWORK, BYTES_GRADIENT = 300 * 2**20, 200, 250, 1000
 
 ERRORS = (cryofm_io.CryoFMError, cryofm_ops.CryoFMError, cryofm_model.CryoFMError)
+
+
+def add_flags(parser: argparse.ArgumentParser, *, steps: int, of: str) -> None:
+    """The flags of every script; ``of`` says what a step is."""
+    add = parser.add_argument
+    add("--out", type=Path, required=True, help="folder for the results; made if need be")
+    add("--steps", type=int, default=steps, help=f"{of} (default {steps})")
+    add(
+        "--seed",
+        type=int,
+        default=0,
+        help="of all random numbers; the same seed gives the same files (default 0)",
+    )
+    add("--prior", default="cryofm-tiny", help="name, file or folder of a prior (default cryofm-tiny)")
+    add("--device", default="cpu", help="torch device: cpu, cuda or cuda:1, … (default cpu)")
+    add("--overwrite", action="store_true", help="replace results that exist")
+
+
+def launch(args: argparse.Namespace, names: list[str], run: Callable[[argparse.Namespace, Path], None]) -> None:
+    """Run with a folder for the files ``names``; nothing appears in the output folder unless everything went well."""
+    logging.basicConfig(format="note: %(message)s")
+    logging.getLogger("cryofm_io").setLevel(logging.INFO)
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    with output_folder(args.out, names, args.overwrite) as folder:
+        run(args, folder)
+    print(f"results in {args.out}: {', '.join(names)}")
 
 
 def exit_code(main: Callable[[], None]) -> int:
@@ -83,6 +113,23 @@ class WithProgress:
         velocity = self.velocity(x, t)
         self.bar.update(math.prod(x.shape[:-3]))
         return velocity
+
+
+def tiles(prior: Prior, shape: tuple[int, ...]) -> Tiled:
+    """The prior on a box of that shape; one that is no multiple of what the network takes is mirrored to one."""
+    tile = min(prior.box, math.ceil(max(shape) / prior.multiple) * prior.multiple)
+    return Tiled(prior, tile, tile // 4 if tile < max(shape) else 0)
+
+
+def by(shape: tuple[int, ...]) -> str:
+    """A box as x × y × z."""
+    return " × ".join(map(str, reversed(shape)))
+
+
+def settings(args: argparse.Namespace) -> dict[str, Any]:
+    """The command line, as ``run.json`` keeps it."""
+    plain: dict[str, Any] = json.loads(json.dumps(vars(args), default=str))  # paths become strings
+    return plain
 
 
 def choose_device(name: str) -> torch.device:

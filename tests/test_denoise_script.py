@@ -14,6 +14,9 @@ from cryofm_model import Prior, load_prior, save_prior
 
 denoise = pytest.importorskip("denoise")
 script = pytest.importorskip("_script")
+given = pytest.importorskip("_input")
+restoration = pytest.importorskip("_restoration")
+results = pytest.importorskip("_results")
 
 RESULTS = {"restored.mrc", "fsc.csv", "fsc.png", "slices.png", "run.json"}
 
@@ -185,7 +188,7 @@ def test_voxels_coarser_than_the_prior_s(run, half_maps, tmp_path):
 
 def test_noise_beyond_what_was_measured_is_endless():
     halves = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
-    noise = denoise.noise_of(*halves, finer=0.5)
+    noise = given.noise_of(*halves, finer=0.5)
     assert (noise.noise_power[5:] > 1e5).all()
     assert (noise.noise_power[:5] < 10).all()
 
@@ -245,12 +248,14 @@ def test_results_are_not_overwritten_unasked(run, half_maps, tmp_path, capsys):
     assert {path.name for path in out.iterdir()} == RESULTS | {"notes.txt"}
 
 
-@pytest.mark.parametrize("where", ["restore", "plot_slices", "write_run"])
-def test_ctrl_c_leaves_nothing_half_written(run, half_maps, tmp_path, capsys, monkeypatch, where):
+@pytest.mark.parametrize(
+    ("module", "where"), [(restoration, "restore"), (results, "plot_slices"), (results, "write_run")]
+)
+def test_ctrl_c_leaves_nothing_half_written(run, half_maps, tmp_path, capsys, monkeypatch, module, where):
     def interrupt(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(denoise, where, interrupt)
+    monkeypatch.setattr(module, where, interrupt)
     assert run(*half_maps, "--out", tmp_path / "out", "--steps", 2) == 130
     assert "nothing was written" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
@@ -258,7 +263,7 @@ def test_ctrl_c_leaves_nothing_half_written(run, half_maps, tmp_path, capsys, mo
 
 def test_too_little_memory_is_said_before_the_start(run, half_maps, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(script, "_available_memory", lambda _: 10 * 2**20)
-    monkeypatch.setattr(denoise, "restore", None)
+    monkeypatch.setattr(restoration, "restore", None)
     assert run(*half_maps, "--out", tmp_path / "out") == 2
     assert re.search(r"needs about .* GiB on cpu, 0.0 GiB are free", capsys.readouterr().err)
 
@@ -286,9 +291,9 @@ def test_help_states_units(run, capsys):
 
 
 def test_the_example_has_the_noise_that_it_says():
-    given = denoise.demo_input(seed=0)
-    curve = fsc(given.half1.data, given.half2.data, given.half1.voxel_size)
-    wanted = np.genfromtxt(denoise.DEMO_CURVES, delimiter=",", names=True)
+    example = given.demo_halves(denoise.DEMO_LEVEL, seed=0)
+    curve = fsc(example.half1.data, example.half2.data, example.half1.voxel_size)
+    wanted = np.genfromtxt(given.DEMO_CURVES, delimiter=",", names=True)
     expected = np.interp(curve.frequency, wanted["freq"], wanted["43A"])
     inside = curve.frequency < wanted["freq"][-1]
     spread = 4 / np.sqrt(curve.n_voxels)
@@ -298,8 +303,8 @@ def test_the_example_has_the_noise_that_it_says():
 def test_the_example_gains_on_the_best_linear_filter(run, tmp_path, capsys):
     """The promise of the README, with the bundled prior and a quarter of the default's evaluations."""
     assert run("--out", tmp_path / "out", "--steps", 2, prior="cryofm-tiny") == 0
-    results = json.loads((tmp_path / "out" / "run.json").read_text())["against_the_truth"]
-    degraded, linear, restored = (results[name] for name in (denoise.INPUT, denoise.WIENER, denoise.RESTORED))
+    scores = json.loads((tmp_path / "out" / "run.json").read_text())["against_the_truth"]
+    degraded, linear, restored = (scores[name] for name in (results.INPUT, results.WIENER, results.RESTORED))
     assert restored["fsc_auc"] > linear["fsc_auc"] + 0.05
     assert restored["fsc_auc"] > degraded["fsc_auc"] + 0.05
     assert restored["relative_error"] < linear["relative_error"]

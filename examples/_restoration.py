@@ -1,0 +1,171 @@
+"""Restoring two half maps: what the scripts for one kind of noise or another share."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+import torch
+from _input import Input, sample_names
+from _results import HALVES, INPUT, RESTORED, SELF, WIENER, leave
+from _script import WithProgress
+from _site import Site, Volume
+from torch import Tensor
+from tqdm import tqdm
+
+from cryofm_io import VIEWING_NOTE, write_map
+from cryofm_ops import FourierGaussian, FourierOperator, Likelihood, fourier_filter
+from cryofm_sampling import (
+    Callback,
+    Checkpoint,
+    Draw,
+    Guided,
+    PlugAndPlay,
+    Sampler,
+    ScaleFit,
+    VelocityField,
+    fit_scale,
+    restore,
+)
+
+
+@attrs.frozen(eq=False)
+class Model:
+    """How two half maps came about.
+
+    Attributes:
+        fsc: radial table of the FSC between them.
+        observe: (x, share) -> likelihood of a map x whose noise has ``share`` of the power that ONE half has.
+        gain: of the best linear filter of the mean of both, on the half grid.
+        record: what ``run.json`` should say of it.
+        measured: the part of Fourier space that was measured, where not all was.
+        missing: the other part.
+    """
+
+    fsc: Tensor
+    observe: Callable[[Tensor, float], FourierGaussian]
+    gain: Tensor
+    record: dict[str, Any]
+    measured: FourierOperator | None = None
+    missing: FourierOperator | None = None
+
+
+@attrs.frozen
+class Judged:
+    """A sampler whose volumes are cut to the part of Fourier space where held-out data can judge them."""
+
+    sampler: Sampler
+    region: FourierOperator
+
+    def __call__(
+        self,
+        velocity: VelocityField,
+        likelihood: Likelihood,
+        /,
+        *,
+        shape: tuple[int, ...],
+        generator: torch.Generator,
+        callback: Callback | None = None,
+    ) -> Draw:
+        """As the sampler, then cut."""
+        draw = self.sampler(velocity, likelihood, shape=shape, generator=generator, callback=callback)
+        return attrs.evolve(draw, x=self.region(draw.x))
+
+
+def restore_halves(
+    args: argparse.Namespace,
+    folder: Path,
+    site: Site,
+    given: Input,
+    model: Model,
+    sampler: Sampler,
+    flow: Guided | None = None,
+) -> None:
+    """Restore the mean of the halves and each half by itself, draw samples with ``flow``, and leave all of it."""
+    halves = [site.forward(half.data) for half in (given.half1, given.half2)]
+    mean = (halves[0] + halves[1]) / 2
+    solvent = mean.median()  # the prior knows solvent as 0
+    likelihoods = [model.observe(half - solvent, 1) for half in halves]
+    likelihood = model.observe(mean - solvent, 1 / 2)
+    linear_filtered = fourier_filter(mean - solvent, model.gain)
+    shape, measured = site.grid.target, model.measured
+    samples = args.samples if flow else 0
+
+    def generator() -> torch.Generator:  # every restoration has the same random numbers
+        return torch.Generator(site.device).manual_seed(args.seed)
+
+    trial: Sampler = PlugAndPlay(pairs=0, dither=0.0)
+    with tqdm(unit=" evaluations", file=sys.stdout, leave=False, desc="scale") as bar:
+        fit = fit_scale(
+            WithProgress(site.velocity, site.prior, site.prior.normalization, bar),
+            likelihoods[0],
+            halves[1] - solvent if measured is None else measured(halves[1] - solvent),
+            model.fsc,
+            generator=generator(),
+            guess=1 / float(np.percentile(linear_filtered.cpu(), 99.999)),
+            sampler=trial if measured is None else Judged(trial, measured),
+        )
+        units = site.in_units(fit.normalization, bar)
+        bar.reset(total=3 * args.steps + (samples * flow.steps if flow else 0))
+        bar.set_description("restoring")
+        path = vars(args).get("checkpoint")
+        parts = [None if path is None else Checkpoint(path).part(k) for k in range(3)]
+        draw, *restored_halves = (
+            restore(units, data, shape=shape, generator=generator(), sampler=sampler, checkpoint=part)
+            for data, part in zip((likelihood, *likelihoods), parts, strict=True)
+        )
+        numbers = generator()
+        drawn = [
+            restore(units, likelihood, shape=shape, generator=numbers, estimate="samples", samples=1, sampler=flow).x[0]
+            for _ in range(samples)
+        ]
+    say_how(fit, draw)
+
+    def back(x: Tensor) -> Volume:
+        return site.back(x + solvent)
+
+    for name, sample in zip(sample_names(samples), drawn, strict=True):
+        write_map(folder / name, attrs.evolve(site.like, data=back(sample), labels=(VIEWING_NOTE,)))
+    curves = {
+        HALVES: site.compare(given.half1.data, given.half2.data),
+        SELF: site.compare(back(restored_halves[0].x), back(restored_halves[1].x)),
+    }
+    leave(
+        args,
+        folder,
+        site,
+        given.files,
+        given.truth,
+        {INPUT: back(mean - solvent), WIENER: back(linear_filtered), RESTORED: back(draw.x)},
+        curves,
+        draw,
+        fit,
+        {
+            "solvent": float(solvent),
+            "grid": attrs.asdict(site.grid),
+            **model.record,
+            "self_consistency_fsc_auc": curves[SELF].auc,
+            "half_map_fsc_auc": curves[HALVES].auc,
+        },
+        missing=model.missing,
+    )
+    for part in parts:
+        if part is not None:
+            part.remove()
+
+
+def say_how(fit: ScaleFit, draw: Draw) -> None:
+    """By what the map was restored."""
+    print(f"scale {fit.normalization.scale:.3g}, found by cross-validation in {fit.nfe} network evaluations")
+    print(f"restored by {draw.settings['algorithm']} (the posterior mean) in {draw.nfe} network evaluations")
+
+
+def plan(evaluations: int) -> PlugAndPlay:
+    """The plug-and-play plan that spends about so many network evaluations."""
+    if evaluations < 4:
+        return PlugAndPlay(iterations=evaluations, pairs=0, dither=0.0)
+    iterations = 3 if evaluations >= 48 else 2
+    return PlugAndPlay(iterations=iterations, pairs=evaluations // (2 * iterations))

@@ -1,0 +1,90 @@
+"""What the scripts that restore a map leave behind: the map, FSC curves, pictures, ``run.json``, and the last lines."""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+from _script import settings, sha256, write_run
+from _site import Site, Volume
+
+from cryofm_io import VIEWING_NOTE, DensityMap, FscCurve, plot_fsc, plot_slices, write_fsc_csv, write_map
+from cryofm_ops import FourierOperator
+from cryofm_sampling import Draw, ScaleFit
+
+FILES = ["restored.mrc", "fsc.csv", "fsc.png", "slices.png", "run.json"]
+INPUT, WIENER, RESTORED = "input (mean of the halves)", "best linear filter (Wiener)", "restored"
+HALVES, SELF = "half maps", "restored halves: self-consistency, not resolution"
+
+
+def leave(
+    args: argparse.Namespace,
+    folder: Path,
+    site: Site,
+    files: dict[str, str],
+    truth: DensityMap | None,
+    candidates: dict[str, Volume],
+    curves: dict[str, FscCurve],
+    draw: Draw,
+    fit: ScaleFit,
+    record: dict[str, Any],
+    *,
+    missing: FourierOperator | None = None,
+) -> None:
+    """Write the restored map, curves, pictures and ``run.json``, and say what was gained."""
+    write_map(folder / "restored.mrc", attrs.evolve(site.like, data=candidates[RESTORED], labels=(VIEWING_NOTE,)))
+    pictures = {{INPUT: "input", WIENER: "Wiener"}.get(name, name): x for name, x in candidates.items()}
+    results: dict[str, dict[str, float]] = {}
+    if truth is not None:
+        against = {name: site.compare(x, truth.data) for name, x in candidates.items()}
+        pictures["truth"] = truth.data
+        results = {name: score(x, truth.data, against[name]) for name, x in candidates.items()}
+        if missing is not None:
+            inside = {name: site.compare(x, truth.data, missing) for name, x in candidates.items()}
+            for name, curve in inside.items():
+                results[name]["fsc_auc_missing"] = curve.auc
+            against[f"{RESTORED}, only what was missing"] = inside[RESTORED]
+        curves = against | curves
+    write_fsc_csv(folder / "fsc.csv", curves)
+    where = "" if args.mask is None else ", inside the mask"
+    compared = (["against the truth"] if truth else []) + (["between halves"] if HALVES in curves else [])
+    title = ", and ".join(compared) or "with the input"
+    plot_fsc(curves, folder / "fsc.png", title=title + where)
+    plot_slices(pictures, folder / "slices.png", site.like.voxel_size)
+    content = {
+        "settings": settings(args),
+        "algorithm": dict(draw.settings),
+        "scale": fit.normalization.scale,
+        "scale_trials": fit.trials,
+        **record,
+        "against_the_truth": results,
+        "note": VIEWING_NOTE,
+    }
+    masks = {} if args.mask is None else {str(args.mask): sha256(args.mask)}
+    write_run(folder / "run.json", files | masks, content)
+    report(curves, results, site.grid.voxel_size, where)
+
+
+def report(curves: dict[str, FscCurve], results: dict[str, dict[str, float]], voxel_size: float, where: str) -> None:
+    """What was gained, in the last lines on screen."""
+    if HALVES in curves:
+        resolution = curves[HALVES].resolution(0.143)
+        print(f"half maps: FSC_0.143 at {resolution:.2f} Å{where}; a restored map has no resolution of its own")
+    if results:
+        inside = any("fsc_auc_missing" in row for row in results.values())
+        print(
+            f"{f'against the truth, shells to {2 * voxel_size:.1f} Å':42}{'FSC_AUC':>9}{'FSC_0.5 (Å)':>13}{'error':>10}"
+            + (f"{'FSC_AUC of what was missing':>30}" if inside else "")
+        )
+        for name, row in results.items():
+            print(
+                f"{name:42}{row['fsc_auc']:9.3f}{row['fsc_0.5_angstrom']:13.2f}{row['relative_error']:10.3f}"
+                + (f"{row['fsc_auc_missing']:30.3f}" if inside else "")
+            )
+
+
+def score(x: Volume, truth: Volume, curve: FscCurve) -> dict[str, float]:
+    """FSC_AUC and FSC_0.5 of a curve, and |x − truth|² / |truth|²."""
+    error = float(np.square(x - truth).sum() / np.square(truth).sum())
+    return {"fsc_auc": curve.auc, "fsc_0.5_angstrom": curve.resolution(0.5), "relative_error": error}

@@ -1,0 +1,93 @@
+"""Where the scripts restore a map: on the grid of a prior, in its tiles, on its device."""
+
+import argparse
+from typing import Any, Self
+
+import attrs
+import numpy as np
+import torch
+from _script import WithProgress, by, check_memory, choose_device, tiles
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from cryofm_io import DensityMap, FscCurve, GridTransform, fsc, read_mask, to_grid
+from cryofm_model import CalibratedPrior, WeightsError, load_prior
+from cryofm_ops import FourierOperator
+from cryofm_sampling import ScaledNormalization, Tiled
+
+Volume = NDArray[np.floating]
+
+
+@attrs.frozen(eq=False)
+class Site:
+    """Where a map is restored: on the grid of the prior, in its tiles, on its device."""
+
+    like: DensityMap
+    mask: Volume | None
+    prior: CalibratedPrior
+    velocity: Tiled
+    grid: GridTransform
+    device: torch.device
+
+    @classmethod
+    def of(cls, args: argparse.Namespace, prior: CalibratedPrior, like: DensityMap, *, gradients: bool = False) -> Self:
+        """For a map; refused, before the start, where memory does not suffice."""
+        mask = None if args.mask is None else read_mask(args.mask, like)
+        # The prior's voxel size and not a voxel more: padding would break the noise's independent Fourier coefficients.
+        _, grid = to_grid(like, prior.voxel_size)
+        device = prior.signal_power.device
+        finest = 2 * max(grid.voxel_size, like.voxel_size)
+        print(f"map {by(like.shape)} voxels of {like.voxel_size:.4g} Å; prior {args.prior} on {device}")
+        print(
+            f"grid {by(grid.target)} voxels of {grid.voxel_size:.4g} Å: nothing finer than {finest:.2f} Å is restored"
+        )
+        velocity = tiles(prior, grid.target)
+        check_memory(grid.target, velocity, device, gradients=gradients)
+        return cls(like, mask, prior, velocity, grid, device)
+
+    def forward(self, data: Volume) -> Tensor:
+        """A map on the grid of the prior."""
+        return torch.from_numpy(self.grid.forward(data)).to(self.device)
+
+    def halves(self, half1: DensityMap, half2: DensityMap) -> tuple[Tensor, Tensor]:
+        """Both on the grid of the prior, on the CPU."""
+        return self.forward(half1.data).cpu(), self.forward(half2.data).cpu()
+
+    @property
+    def finer(self) -> float:
+        """Voxels of the prior's grid over those of the map."""
+        return self.grid.voxel_size / self.like.voxel_size
+
+    def back(self, x: Tensor) -> Volume:
+        """A map on the input's grid again, masked."""
+        result = self.grid.inverse(x.cpu().numpy())
+        return result if self.mask is None else result * self.mask
+
+    def compare(self, a: Volume, b: Volume, region: FourierOperator | None = None) -> FscCurve:
+        """FSC on the prior's grid, inside the mask, of all coefficients or those of a region."""
+        a, b = (self.grid.forward(x) for x in (a, b))
+        if region is not None:
+            a, b = (region(torch.from_numpy(x)).numpy() for x in (a, b))
+        mask = None if self.mask is None else self.grid.forward(self.mask)
+        return fsc(a, b, self.grid.voxel_size, mask)
+
+    def in_units(self, normalization: ScaledNormalization, bar: "tqdm[Any]") -> WithProgress:
+        """The prior for maps of another scale than its own."""
+        return WithProgress(self.velocity, self.prior, normalization, bar)
+
+
+def calibrated_prior(args: argparse.Namespace) -> CalibratedPrior:
+    """The prior that the command line names, on its device.
+
+    Raises:
+        WeightsError: it has no measured statistics.
+    """
+    device = choose_device(args.device)
+    prior = load_prior(args.prior).to(device)
+    if not isinstance(prior, CalibratedPrior):
+        raise WeightsError(
+            f"the prior {args.prior} has no measured statistics, which its noise level is chosen by: add them with "
+            f"prior.with_statistics(cryofm_sampling.calibrate(prior, examples, generator=...)) and save it, once"
+        )
+    return prior

@@ -1,0 +1,142 @@
+"""Ask the prior how likely maps are: bits per voxel, the fewer the likelier, with a standard error.
+
+    python examples/likelihood.py map1.mrc map2.mrc --out DIR
+
+Takes the central cube of every map (``--side``), at the voxel size of the prior. Bits are of a density, and may be
+negative. Only maps on one scale, in one box and of one resolution can be compared: the less there is in a map, the
+likelier it is. The prior knows maps clipped at 0 and scaled so that their brightest voxels are 1, which ``--normalise``
+makes of any.
+
+Without maps it compares the example in examples/data, EMD-3488, with itself blurred and with noise: a little of either
+makes it less likely, and much blur more.
+"""
+
+import argparse
+import csv
+import sys
+import warnings
+from pathlib import Path
+
+import attrs
+import numpy as np
+import torch
+from _input import DEMO_MAP, demo_truth
+from _script import WithProgress, add_flags, by, check_memory, exit_code, launch, settings, sha256, tiles, write_run
+from _site import calibrated_prior
+from torch import Tensor
+from tqdm import tqdm
+
+from cryofm_io import DensityMap, atomic_write, normalise_clean, read_map, to_grid
+from cryofm_ops import LowPass, WhiteNoise
+from cryofm_sampling import log_likelihood
+
+FILES = ["likelihood.csv", "run.json"]
+DEMO_RESOLUTIONS, DEMO_NOISES = (4.0, 8.0), (0.01, 0.05)  # Å; of the brightest voxels
+
+
+def run(args: argparse.Namespace, folder: Path) -> None:
+    """The whole job."""
+    prior = calibrated_prior(args)
+    device = prior.signal_power.device
+    maps, files = read_input(args)
+    cubes = {name: central(density, args.side, prior.voxel_size) for name, density in maps.items()}
+    for cube in cubes.values():
+        check_memory(box(cube), tiles(prior, cube.shape), device, gradients=True)
+
+    rows, algorithm = [], {}
+    print(f"{'map':40}{'voxels':>16}{'bits per voxel':>18}{'standard error':>16}")
+    for name, cube in cubes.items():
+        with tqdm(total=4 * args.steps, unit=" evaluations", file=sys.stdout, leave=False, desc=name) as bar:
+            velocity = WithProgress(tiles(prior, cube.shape), prior, prior.normalization, bar)
+            found = log_likelihood(
+                velocity,
+                cube.to(device),
+                generator=torch.Generator(device).manual_seed(args.seed),  # the same probes for every map
+                probes=args.probes,
+                steps=args.steps,
+            )
+        algorithm = dict(found.settings)
+        bits, error = float(found.bits_per_voxel), float(found.bits_per_voxel_error)
+        print(f"{name:40}{by(box(cube)):>16}{bits:18.3f}{error:16.3f}")
+        rows.append(
+            {
+                "map": name,
+                "voxels": found.voxels,
+                "log_p_nats": float(found.nats),
+                "standard_error_nats": float(found.standard_error),
+                "bits_per_voxel": bits,
+                "standard_error_bits_per_voxel": error,
+                "network_evaluations": int(found.nfe),
+            }
+        )
+    with atomic_write(folder / "likelihood.csv") as temporary, temporary.open("w", newline="") as file:
+        table = csv.DictWriter(file, rows[0], lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+    write_run(folder / "run.json", files, {"settings": settings(args), "algorithm": algorithm, "results": rows})
+
+
+def central(density: DensityMap, side: int, voxel_size: float) -> Tensor:
+    """The central cube of a map, at the prior's voxel size."""
+    data, _ = to_grid(density, voxel_size)
+    starts = [max(0, n // 2 - side // 2) for n in data.shape]
+    z, y, x = (slice(start, start + side) for start in starts)
+    return torch.from_numpy(data[z, y, x].copy())
+
+
+def box(cube: Tensor) -> tuple[int, int, int]:
+    """Its sides."""
+    z, y, x = cube.shape
+    return z, y, x
+
+
+def read_input(args: argparse.Namespace) -> tuple[dict[str, DensityMap], dict[str, str]]:
+    """Maps by name, those that the command line names or the example's, and their SHA-256 sums."""
+    if not args.maps:
+        return demo_input(args.seed), {DEMO_MAP.name: sha256(DEMO_MAP)}
+    maps = {str(path): read_map(path, voxel_size=args.voxel_size) for path in args.maps}
+    if args.normalise:
+        maps = {name: attrs.evolve(density, data=normalise_clean(density.data)[0]) for name, density in maps.items()}
+    for name, density in maps.items():
+        top = float(np.percentile(density.data, 99.999))
+        if not 0.5 < top < 2:
+            warnings.warn(
+                f"{name} is not on the prior's scale: its brightest voxels are {top:.3g}, not 1; give --normalise",
+                stacklevel=1,
+            )
+    return maps, {str(path): sha256(path) for path in args.maps}
+
+
+def demo_input(seed: int) -> dict[str, DensityMap]:
+    """EMD-3488 on the prior's scale, blurred, and with white noise."""
+    truth = demo_truth()
+    truth = attrs.evolve(truth, data=normalise_clean(truth.data)[0])
+    x, generator = torch.from_numpy(truth.data), torch.Generator().manual_seed(seed)
+    others = {f"blurred to {r:g} Å": LowPass(r, truth.voxel_size)(x) for r in DEMO_RESOLUTIONS}
+    others |= {f"noise of {s:g} added": WhiteNoise(s).sample(x, generator=generator) for s in DEMO_NOISES}
+    return {"EMD-3488": truth} | {name: attrs.evolve(truth, data=data.numpy()) for name, data in others.items()}
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("maps", type=Path, nargs="*", help="maps (MRC/CCP4, .gz too); none: the example")
+    add("--voxel-size", type=float, help="of the maps, Å, where their headers are wrong")
+    add("--normalise", action="store_true", help="clip at 0 and scale each map as those that the prior knows")
+    add("--side", type=int, default=32, help="of the central cube, in voxels of the prior (default 32)")
+    add("--probes", type=int, default=2, help="for the divergence, 2 or more for a standard error (default 2)")
+    add_flags(parser, steps=5, of="of Runge and Kutta's rule, 4 (1 + probes) network evaluations each")
+    args = parser.parse_args(arguments)
+    if args.side < 8 or args.probes < 1 or args.steps < 1:
+        parser.error("--probes and --steps must be at least 1, and --side at least 8")
+    return args
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    launch(parse(), FILES, run)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

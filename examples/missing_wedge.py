@@ -1,0 +1,174 @@
+"""Fill the missing wedge of a tomogram or of an average of subtomograms.
+
+    python examples/missing_wedge.py map.mrc --tilt-min -60 --tilt-max 60 --out DIR
+
+What was measured is taken as free of noise and kept as it is. With the other half map, ``--half2``, its noise is
+estimated where something was measured, and denoised as the wedge is filled.
+
+Without a map it restores the example in examples/data: EMD-3488 without what tilts beyond ±60° would measure. What is
+in the wedge then is the prior's word alone, and the result for looking and for building models only.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import attrs
+import numpy as np
+import torch
+from _input import DEMO_MAP, Input, add_map_flags, demo_truth, noise_of, read_halves
+from _restoration import Judged, Model, restore_halves, say_how
+from _results import FILES, RESTORED, leave
+from _script import WithProgress, add_flags, exit_code, launch, sha256
+from _site import Site, Volume, calibrated_prior
+from torch import Tensor
+from tqdm import tqdm
+
+from cryofm_io import DensityMap, read_map
+from cryofm_ops import (
+    FourierGaussian,
+    FourierMask,
+    MissingWedge,
+    SpectralNoise,
+    WhiteNoise,
+    gaussian_likelihood,
+    radial,
+    radial_mean,
+)
+from cryofm_sampling import Checkpoint, PlugAndPlay, fit_scale, restore
+
+HELD_OUT = 0.25  # of the tilts, on either side together, by which the scale is found
+AGREEMENT = "restored against the input, missing directions included"
+
+
+def run(args: argparse.Namespace, folder: Path) -> None:
+    """The whole job, from the files that ``args`` name to those in ``folder``."""
+    prior = calibrated_prior(args)
+    wedge = MissingWedge(args.tilt_min, args.tilt_max, args.tilt_axis)
+    if args.half2 is not None:
+        given = read_halves(args)
+        site = Site.of(args, prior, given.half1)
+        sampler = PlugAndPlay(iterations=max(1, args.steps // 4))  # of four: noise is averaged within a pass
+        restore_halves(args, folder, site, given, noisy(site, given, wedge), sampler)
+    else:
+        sampler = PlugAndPlay(iterations=args.steps, pairs=0, dither=1.0, relaxation=1.5)
+        density, truth = read_input(args, wedge)
+        name = DEMO_MAP if args.half1 is None else args.half1
+        noiseless(args, folder, Site.of(args, prior, density), truth, {str(name): sha256(name)}, wedge, sampler)
+
+
+def noisy(site: Site, given: Input, wedge: MissingWedge) -> Model:
+    """Noise in what was measured, estimated there."""
+    shape = site.grid.target
+    kept = wedge.transfer(shape)
+    one, two = site.halves(given.half1, given.half2)
+    shells = noise_of(wedge(one), wedge(two), site.finer)  # means over whole shells, of which only a part has any
+    measured = radial_mean(kept, shape).to(one)
+    noise, signal = shells.noise_power / measured, shells.signal_power / measured
+    gain = kept.to(one) * radial(signal / (signal + noise / 2), shape)
+    return Model(
+        fsc=shells.fsc,
+        observe=lambda x, share: gaussian_likelihood(wedge, SpectralNoise(noise.to(x) * share), wedge(x)),
+        gain=gain.to(site.device),
+        record={"noise_power_of_one_half_where_measured": noise.tolist()},
+        measured=FourierMask(kept, shape),
+        missing=FourierMask(1 - kept, shape),
+    )
+
+
+def noiseless(
+    args: argparse.Namespace,
+    folder: Path,
+    site: Site,
+    truth: DensityMap | None,
+    files: dict[str, str],
+    wedge: MissingWedge,
+    sampler: PlugAndPlay,
+) -> None:
+    """Fill the wedge of one map, and leave the results in ``folder``."""
+    shape = site.grid.target
+    y = site.forward(site.like.data)
+    solvent = y.median()  # the prior knows solvent as 0
+    y = wedge(y - solvent)
+
+    # The map's scale is the one at which a narrower range of tilts predicts the rest of them best.
+    margin = HELD_OUT / 2 * (wedge.tilt_max - wedge.tilt_min)
+    narrower = attrs.evolve(wedge, tilt_min=wedge.tilt_min + margin, tilt_max=wedge.tilt_max - margin)
+    held_out = FourierMask(wedge.transfer(shape) - narrower.transfer(shape), shape)
+
+    def data(measured: MissingWedge) -> FourierGaussian:
+        return gaussian_likelihood(measured, WhiteNoise(0.0), measured(y))
+
+    def generator() -> torch.Generator:
+        return torch.Generator(site.device).manual_seed(args.seed)
+
+    with tqdm(unit=" evaluations", file=sys.stdout, leave=False, desc="scale") as bar:
+        fit = fit_scale(
+            WithProgress(site.velocity, site.prior, site.prior.normalization, bar),
+            data(narrower),
+            held_out(y),
+            torch.ones(max(shape) // 2 + 1),
+            generator=generator(),
+            guess=1 / float(np.percentile(y.cpu(), 99.999)),
+            sampler=Judged(attrs.evolve(sampler, iterations=2, dither=0.0), held_out),
+        )
+        bar.reset(total=args.steps)
+        bar.set_description("restoring")
+        draw = restore(
+            site.in_units(fit.normalization, bar),
+            data(wedge),
+            shape=shape,
+            generator=generator(),
+            sampler=sampler,
+            checkpoint=None if args.checkpoint is None else Checkpoint(args.checkpoint),
+        )
+    say_how(fit, draw)
+
+    def back(x: Tensor) -> Volume:
+        return site.back(x + solvent)
+
+    candidates = {"input": back(y), RESTORED: back(draw.x)}
+    # With the truth at hand nobody needs to know how much of the map is new.
+    curves = {} if truth else {AGREEMENT: site.compare(candidates["input"], candidates[RESTORED])}
+    record = {"solvent": float(solvent), "grid": attrs.asdict(site.grid)}
+    missing = FourierMask(1 - wedge.transfer(shape), shape)
+    leave(args, folder, site, files, truth, candidates, curves, draw, fit, record, missing=missing)
+
+
+def read_input(args: argparse.Namespace, wedge: MissingWedge) -> tuple[DensityMap, DensityMap | None]:
+    """The map that the command line names, or the example and its truth."""
+    if args.half1 is not None:
+        return read_map(args.half1, voxel_size=args.voxel_size), None
+    truth = demo_truth()
+    print(f"example: {DEMO_MAP.name} (human haemoglobin), tilts {args.tilt_min:g} to {args.tilt_max:g} degrees kept")
+    return attrs.evolve(truth, data=wedge(torch.from_numpy(truth.data)).numpy()), truth
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("half1", type=Path, nargs="?", metavar="map", help="map with the wedge (MRC/CCP4, .gz too); none: the example")
+    add("--half2", type=Path, help="the other raw half map, on the same grid, where map is one of two halves")
+    add("--tilt-min", type=float, default=-60.0, help="in degrees (default -60)")
+    add("--tilt-max", type=float, default=60.0, help="in degrees (default 60)")
+    add("--tilt-axis", choices=("x", "y"), default="y", help="the beam is along z (default y)")
+    add_map_flags(parser, "map")
+    add("--allow-masked", action="store_true", help="take masked half maps; noise is then underestimated")
+    add("--checkpoint", type=Path, help="file for the state of the restoration: the same line goes on from there")
+    add_flags(parser, steps=20, of="network evaluations for each restored map, 2 or more")
+    args = parser.parse_args(arguments)
+    if args.half1 is None and args.half2 is not None:
+        parser.error("give the first half map as well")
+    if args.steps < 2:
+        parser.error("--steps must be at least 2")
+    return args
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    launch(parse(), FILES, run)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,119 @@
+"""Draw density maps from the prior alone: what it believes before it has seen any data.
+
+    python examples/sample_prior.py --out DIR
+
+Leaves maps, their sections, and their radial power beside that of the maps that the prior was trained for: a prior
+that has learnt has both alike. No sample shows any molecule that exists.
+"""
+
+import argparse
+import csv
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from _input import sample_names
+from _script import add_flags, by, check_memory, exit_code, launch, settings, tiles, write_run
+from _site import calibrated_prior
+from numpy.typing import NDArray
+from torch import Tensor
+from tqdm import tqdm
+
+from cryofm_io import DensityMap, atomic_write, plot_slices, write_map
+from cryofm_model import CalibratedPrior
+from cryofm_ops import radial_mean, rfft
+from cryofm_sampling import Flow
+
+FILES = ["samples.png", "power.csv", "power.png", "run.json"]
+NOTE = "Drawn from a prior alone: no measurement, no molecule."
+
+
+@torch.no_grad()
+def run(args: argparse.Namespace, folder: Path) -> None:
+    """The whole job."""
+    prior = calibrated_prior(args)
+    device = prior.signal_power.device
+    shape = (args.side, args.side, args.side)
+    velocity = tiles(prior, shape)
+    check_memory(shape, velocity, device, gradients=False)
+    print(f"{args.number} samples of {by(shape)} voxels of {prior.voxel_size:g} Å; prior {args.prior} on {device}")
+
+    flow, generator = Flow(args.steps), torch.Generator(device).manual_seed(args.seed)
+    with tqdm(total=args.number * args.steps, unit=" steps", file=sys.stdout, leave=False) as bar:
+        samples = [
+            flow(velocity, shape=shape, generator=generator, callback=lambda *_: bar.update()).x.cpu()
+            for _ in range(args.number)
+        ]
+    density = [(z * prior.normalization.std + prior.normalization.mean).numpy() for z in samples]
+    for name, data in zip(sample_names(args.number), density, strict=True):
+        write_map(folder / name, DensityMap(data, prior.voxel_size, labels=(NOTE,)))
+    pictures = {f"sample {i}": data for i, data in enumerate(density, 1)}
+    plot_slices(pictures, folder / "samples.png", prior.voxel_size)
+    powers = write_powers(folder, prior, samples)
+    ratio = np.median(powers["mean of the samples"][1:] / powers["the prior's data"][1:])
+    content = {
+        "settings": settings(args),
+        "algorithm": {"sampler": "Flow", "steps": flow.steps, "integrator": flow.integrator},
+        "power_over_the_prior_s_data": float(ratio),
+        "note": NOTE,
+    }
+    write_run(folder / "run.json", {}, content)
+    print(f"{2 * args.steps - 1} network evaluations each; median power {ratio:.2f} times that of the prior's data")
+
+
+def write_powers(folder: Path, prior: CalibratedPrior, samples: list[Tensor]) -> dict[str, NDArray[np.float64]]:
+    """Radial powers in model units as a table and a picture."""
+    z, y, x = samples[0].shape
+    own = [radial_mean(rfft(sample.double()).abs() ** 2, (z, y, x)).numpy() for sample in samples]
+    expected = prior.signal_power.cpu().double().numpy()
+    relative = np.linspace(0, 1, len(own[0]))  # of Nyquist
+    powers = {
+        "the prior's data": np.interp(relative, np.linspace(0, 1, len(expected)), expected),
+        "mean of the samples": np.mean(own, axis=0),
+        **{f"sample {i}": power for i, power in enumerate(own, 1)},
+    }
+    frequency = relative / (2 * prior.voxel_size)
+    with atomic_write(folder / "power.csv") as temporary, temporary.open("w", newline="") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(["frequency_per_angstrom", *powers])
+        rows.writerows([f"{v:.6g}" for v in row] for row in zip(frequency, *powers.values(), strict=True))
+    plot(powers, frequency, folder / "power.png")
+    return powers
+
+
+def plot(powers: dict[str, NDArray[np.float64]], frequency: NDArray[np.float64], path: Path) -> None:
+    """The powers, on a logarithmic scale."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    for label, power in powers.items():
+        style = {"color": "0.75", "zorder": 1} if label.startswith("sample") else {}
+        axes.semilogy(frequency[1:], power[1:], label=label, **style)
+    axes.set(xlabel="spatial frequency (1/Å)", ylabel="power per coefficient, model units", xlim=(0, frequency[-1]))
+    axes.legend(frameon=False, fontsize=8)
+    with atomic_write(path) as temporary:
+        figure.savefig(temporary)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--number", type=int, default=4, help="of samples (default 4)")
+    parser.add_argument("--side", type=int, default=64, help="of the cubic box, in voxels of the prior (default 64)")
+    add_flags(parser, steps=20, of="of Heun's rule, two network evaluations each")
+    args = parser.parse_args(arguments)
+    if args.number < 1 or args.side < 8 or args.steps < 1:
+        parser.error("--number and --steps must be at least 1, and --side at least 8")
+    return args
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    args = parse()
+    launch(args, [*sample_names(args.number), *FILES], run)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

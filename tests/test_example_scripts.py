@@ -1,0 +1,264 @@
+"""The other example scripts as their users run them, on tiny input: what they leave, keep, find and refuse."""
+
+import csv
+import json
+import re
+
+import attrs
+import numpy as np
+import pytest
+import torch
+
+from cryofm_io import DensityMap, fsc, read_map, to_grid, write_map
+from cryofm_ops import AnisotropicNoise, MissingWedge, wedge_alpha
+
+script = pytest.importorskip("_script")
+given = pytest.importorskip("_input")
+SCRIPTS = ("anisotropic", "missing_wedge", "sample_prior", "likelihood", "custom_operator")
+anisotropic, missing_wedge, sample_prior, likelihood, custom_operator = map(pytest.importorskip, SCRIPTS)
+RESTORED = {"restored.mrc", "fsc.csv", "fsc.png", "slices.png", "run.json"}
+
+
+@pytest.fixture
+def run(monkeypatch, small_prior, tmp_path):
+    def run(module, *arguments, prior=small_prior):
+        out = ("--out", tmp_path / "out", "--prior", prior)
+        monkeypatch.setattr("sys.argv", [f"{module.__name__}.py", *map(str, (*arguments, *out))])
+        return script.exit_code(module.main)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def blobs():
+    """A clean map of 24³ voxels of 1.5 Å."""
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*[np.arange(24)] * 3, indexing="ij"), -1)
+    density = sum(np.exp(-((grid - c) ** 2).sum(-1) / 4) for c in rng.uniform(7, 17, (12, 3)))
+    return DensityMap(density, 1.5, origin=(1.5, 3.0, -6.0))
+
+
+@pytest.fixture
+def save(tmp_path, blobs):
+    def save(name, data):
+        write_map(tmp_path / name, attrs.evolve(blobs, data=data))
+        return tmp_path / name
+
+    return save
+
+
+def left(tmp_path):
+    return {path.name for path in (tmp_path / "out").iterdir()}
+
+
+def record(tmp_path):
+    return json.loads((tmp_path / "out" / "run.json").read_text())
+
+
+def same_grid(a, b):
+    return (a.shape, a.voxel_size, a.origin, a.nstart) == (b.shape, b.voxel_size, b.origin, b.nstart)
+
+
+@pytest.fixture
+def directional_halves(blobs, save):
+    """Halves of which the tilts beyond ±45° have 25 times the noise power."""
+    noise = AnisotropicNoise(torch.full((13,), 0.01), wedge_alpha(-45, 45, 5))
+    generator = torch.Generator().manual_seed(0)
+    x = torch.from_numpy(blobs.data)
+    return [save(f"half{i}.mrc", noise.sample(x, generator=generator).numpy()) for i in (1, 2)]
+
+
+def test_anisotropic_finds_the_noisy_directions(run, directional_halves, blobs, tmp_path, capsys):
+    assert run(anisotropic, *directional_halves, "--steps", 2, "--cone", 20) == 0
+    assert left(tmp_path) == RESTORED
+    restored = read_map(tmp_path / "out" / "restored.mrc")
+    assert same_grid(restored, blobs)
+    table = record(tmp_path)["alpha"]
+    direction, alpha = np.array(table["directions_xyz"]), np.array(table["alpha_variance"])
+    assert alpha[np.abs(direction[:, 2]) > 0.95].mean() > 5 * alpha[np.abs(direction[:, 0]) > 0.95].mean()
+    assert "cFAR" in capsys.readouterr().out
+
+
+def test_anisotropic_believes_what_is_known(run, directional_halves, tmp_path):
+    known = ("--kept", -45, 45, "--amplitude", 5)
+    assert run(anisotropic, *directional_halves, "--steps", 2, *known, "--checkpoint", tmp_path / "state") == 0
+    assert record(tmp_path)["alpha"] == "as given"
+    assert not list(tmp_path.glob("state*"))
+
+
+def test_anisotropic_example_has_the_paper_s_auc(tmp_path):
+    """Input of the paper's row ±45°: FSC_AUC 0.6623 on average over other maps."""
+    example = anisotropic.read_input(anisotropic.parse(["--out", str(tmp_path)]))
+    one, two, truth = (to_grid(density, 1.5)[0] for density in example[:3])
+    assert fsc((one + two) / 2, truth, 1.5).auc == pytest.approx(0.6623, abs=0.005)
+
+
+def test_missing_wedge_keeps_what_was_measured_and_fills_the_rest(run, blobs, save, tmp_path):
+    wedge, truth = MissingWedge(-50, 40, "x"), torch.from_numpy(blobs.data[4:20, 4:20, 4:20].copy())
+    path = save("wedge.mrc", wedge(truth).numpy())
+    options = ("--tilt-min", -50, "--tilt-max", 40, "--tilt-axis", "x", "--steps", 2)
+    assert run(missing_wedge, path, *options, prior="cryofm-tiny") == 0
+    assert left(tmp_path) == RESTORED
+    restored = read_map(tmp_path / "out" / "restored.mrc")
+    assert same_grid(restored, read_map(path))
+    before = torch.from_numpy(read_map(path).data)
+    after = torch.from_numpy(restored.data)
+    torch.testing.assert_close(wedge(after), wedge(before), rtol=0, atol=1e-4)
+    missing = truth - before
+    filled = after - wedge(after)
+    assert torch.corrcoef(torch.stack([filled.flatten(), missing.flatten()]))[0, 1] > 0.3
+
+
+def test_missing_wedge_of_two_noisy_halves(run, blobs, save, tmp_path):
+    wedge, generator = MissingWedge(-60, 60), torch.Generator().manual_seed(0)
+    truth = torch.from_numpy(blobs.data)
+    noisy = [wedge(truth + 0.1 * torch.randn(truth.shape, generator=generator)) for _ in range(2)]
+    one, two = (save(f"half{i}.mrc", x.numpy()) for i, x in enumerate(noisy, 1))
+    assert run(missing_wedge, one, "--half2", two, "--steps", 2) == 0
+    assert left(tmp_path) == RESTORED
+    power = np.array(record(tmp_path)["noise_power_of_one_half_where_measured"])
+    assert np.median(power) == pytest.approx(0.01, rel=0.15)  # of the part that has any, not of whole shells
+
+
+def test_missing_wedge_says_how_much_of_the_wedge_is_right(run, blobs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(missing_wedge, "demo_truth", lambda: blobs)
+    assert run(missing_wedge, "--steps", 2) == 0
+    rows = record(tmp_path)["against_the_truth"]
+    assert abs(rows["input"]["fsc_auc_missing"]) < 0.2
+    assert rows["restored"]["fsc_auc"] > 0.5
+    assert "what was missing" in capsys.readouterr().out
+
+
+def test_missing_wedge_goes_on_after_a_kill(run, blobs, save, tmp_path, monkeypatch):
+    path = save("wedge.mrc", MissingWedge(-60, 60)(torch.from_numpy(blobs.data)).numpy())
+    assert run(missing_wedge, path, "--steps", 4) == 0
+    undisturbed = (tmp_path / "out" / "restored.mrc").read_bytes()
+
+    state = tmp_path / "state"
+    monkeypatch.setattr(missing_wedge, "Checkpoint", lambda path: missing_wedge_checkpoint(path, every_seconds=0))
+    call, calls = script.WithProgress.__call__, []
+
+    def killed(self, x, t, /):
+        calls.append(t)
+        if len(calls) == killed.at:
+            raise KeyboardInterrupt
+        return call(self, x, t)
+
+    def evaluations_until(at):
+        calls.clear()
+        killed.at = at
+        status = run(missing_wedge, path, "--steps", 4, "--checkpoint", state, "--overwrite")
+        return status, len(calls)
+
+    monkeypatch.setattr(script.WithProgress, "__call__", killed)
+    _, total = evaluations_until(None)
+    assert evaluations_until(total - 1)[0] == 130
+    assert state.exists()
+    status, left_over = evaluations_until(None)
+    assert status == 0
+    assert left_over == total - 2
+    assert (tmp_path / "out" / "restored.mrc").read_bytes() == undisturbed
+    assert not state.exists()
+
+
+missing_wedge_checkpoint = missing_wedge.Checkpoint
+
+
+def test_sample_prior(run, tmp_path):
+    assert run(sample_prior, "--number", 2, "--side", 16, "--steps", 2) == 0
+    assert left(tmp_path) == {"sample_01.mrc", "sample_02.mrc", "samples.png", "power.csv", "power.png", "run.json"}
+    one, two = (read_map(tmp_path / "out" / f"sample_0{i}.mrc") for i in (1, 2))
+    assert one.shape == (16, 16, 16)
+    assert one.voxel_size == 1.5
+    assert not np.array_equal(one.data, two.data)
+    power = np.genfromtxt(tmp_path / "out" / "power.csv", delimiter=",", skip_header=1)
+    # Model units: a sample's voxels have the variance that its power says, the corners of the box aside.
+    normalised = (one.data - 0.04) / 0.09
+    spectrum = np.abs(np.fft.fftn(normalised, norm="ortho")) ** 2
+    assert power[0, 3] == pytest.approx(spectrum[0, 0, 0], rel=1e-4)
+    assert power[-1, 0] == pytest.approx(1 / 3)
+
+
+def test_likelihood_is_that_of_the_maps(run, blobs, save, tmp_path, capsys):
+    one, two = save("one.mrc", blobs.data), save("two.mrc", 100 * blobs.data)
+    assert run(likelihood, one, two, "--steps", 1, "--side", 16, prior="cryofm-tiny") == 0
+    with (tmp_path / "out" / "likelihood.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["map"] for row in rows] == [str(one), str(two)]
+    for row in rows:
+        bits = -float(row["log_p_nats"]) / (16**3 * np.log(2))
+        assert float(row["bits_per_voxel"]) == pytest.approx(bits, rel=1e-5)
+        assert float(row["standard_error_bits_per_voxel"]) > 0
+    assert float(rows[1]["bits_per_voxel"]) > float(rows[0]["bits_per_voxel"]) + 1
+    captured = capsys.readouterr()
+    assert re.search(r"two.mrc is not on the prior's scale.*--normalise", captured.err)
+    assert "bits per voxel" in captured.out
+
+
+def test_likelihood_of_normalised_maps_does_not_depend_on_their_scale(run, blobs, save, tmp_path, capsys):
+    one, two = save("one.mrc", blobs.data), save("two.mrc", 100 * blobs.data)
+    assert run(likelihood, one, two, "--steps", 1, "--side", 16, "--normalise") == 0
+    first, second = record(tmp_path)["results"]
+    assert first["bits_per_voxel"] == pytest.approx(second["bits_per_voxel"], rel=1e-4)
+    assert "scale" not in capsys.readouterr().err
+
+
+def test_likelihood_example(run, blobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(likelihood, "demo_truth", lambda: blobs)
+    assert run(likelihood, "--steps", 1, "--side", 16, "--probes", 1) == 0
+    assert len(record(tmp_path)["results"]) == 5
+
+
+def test_custom_operator(run, blobs, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(custom_operator, "demo_truth", lambda: blobs)
+    assert run(custom_operator, "--steps", 2) == 0
+    assert left(tmp_path) == {"restored.mrc", "slices.png", "run.json"}
+    assert record(tmp_path)["algorithm"]["algorithm"] == "Renoising"
+    assert "passes shape_and_batch" in capsys.readouterr().out
+
+
+OPTIONS = {
+    "anisotropic": ["--steps", 2],
+    "missing_wedge": ["--steps", 2],
+    "sample_prior": ["--steps", 1],
+    "likelihood": ["--steps", 1],
+    "custom_operator": ["--steps", 1],
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_mistakes_are_one_line_and_leave_nothing(run, name, tmp_path, capsys):
+    module = globals()[name]
+    assert run(module, *OPTIONS[name], "--device", "nowhere") == 2
+    assert capsys.readouterr().err.startswith("error: no device 'nowhere'")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").write_text("precious")
+    assert run(module, *OPTIONS[name]) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (tmp_path / "out" / "run.json").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("missing_wedge", ["--tilt-min", 60, "--tilt-max", -60], "tilt_min < tilt_max"),
+        ("missing_wedge", ["none.mrc"], "none.mrc"),
+        ("likelihood", ["none.mrc"], "none.mrc"),
+        ("anisotropic", ["none.mrc", "none.mrc"], "none.mrc"),
+    ],
+)
+def test_bad_input(run, name, arguments, message, tmp_path, capsys):
+    assert run(globals()[name], *arguments) == 2
+    assert message in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_help(run, name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        run(globals()[name], "--help")
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    for option in ("--out", "--steps", "--seed", "--prior", "--device", "--overwrite"):
+        assert option in text
