@@ -96,7 +96,7 @@ def test_anisotropic_example_has_the_paper_s_auc(tmp_path):
 def test_missing_wedge_keeps_what_was_measured_and_fills_the_rest(run, blobs, save, tmp_path):
     wedge, truth = MissingWedge(-50, 40, "x"), torch.from_numpy(blobs.data[4:20, 4:20, 4:20].copy())
     path = save("wedge.mrc", wedge(truth).numpy())
-    options = ("--tilt-min", -50, "--tilt-max", 40, "--tilt-axis", "x", "--steps", 2)
+    options = ("--tilt-min", -50, "--tilt-max", 40, "--tilt-axis", "x", "--steps", 12)
     assert run(missing_wedge, path, *options, prior="cryofm-tiny") == 0
     assert left(tmp_path) == RESTORED
     restored = read_map(tmp_path / "out" / "restored.mrc")
