@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from string import ascii_letters
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,13 +28,14 @@ def helix(residues: int) -> NDArray[np.float64]:
 
 
 def write_bundle(path: Path, seed: int) -> None:
-    """16 to 40 helices of 15 to 30 residues, 10 Å apart on a hexagonal grid, each tilted and shifted."""
+    """16 to 40 helices of 15 to 30 residues, 10 Å apart on a hexagonal grid, each tilted and shifted,
+    a chain of its own."""
     from scipy.spatial.transform import Rotation
 
     rng = np.random.default_rng(seed)
     grid = [(10.0 * (i + j / 2), 10.0 * j * 0.75**0.5) for i in range(-3, 4) for j in range(-3, 4)]
     lines: list[str] = []
-    for x, y in rng.permutation(grid)[: rng.integers(16, 41)]:
+    for chain, (x, y) in zip(ascii_letters, rng.permutation(grid)[: rng.integers(16, 41)], strict=False):
         tilt = Rotation.from_rotvec(np.deg2rad(rng.uniform(-25, 25, 3)))
         shift = np.array([x, y, rng.uniform(-8, 8)])
         atoms = tilt.apply(helix(int(rng.integers(15, 31)))) + shift
@@ -41,7 +43,7 @@ def write_bundle(path: Path, seed: int) -> None:
             name, residue = list(ATOMS)[index % 5], index // 5 + 1
             xyz = "".join(f"{c:8.3f}" for c in position)
             lines.append(
-                f"ATOM  {len(lines) + 1:5d}  {name:<3} ALA A{residue:4d}    {xyz}  1.00{b:6.2f}{name[0]:>12}\n"
+                f"ATOM  {len(lines) + 1:5d}  {name:<3} ALA {chain}{residue:4d}    {xyz}  1.00{b:6.2f}{name[0]:>12}\n"
             )
     path.write_text("".join(lines) + "END\n")
 

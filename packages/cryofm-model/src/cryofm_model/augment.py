@@ -102,8 +102,7 @@ def cut_rotated(
     half = np.ceil(np.abs(rotation).sum(1) * (side / 2)).astype(int) + _SPLINE
     box = cut(density, centre, tuple((2 * half + 1).tolist()), fill)
     offset = half - rotation @ np.full(3, side // 2)
-    crop: NDArray[np.float32] = affine_transform(
-        box, rotation, offset, (side,) * 3, np.float32, order=3, mode="nearest"
-    )
+    turned = affine_transform(box, rotation, offset, (side,) * 3, np.float32, order=3, mode="nearest")
+    crop = np.asarray(turned, np.float32)
     np.maximum(crop, np.float32(fill), out=crop)
     return crop

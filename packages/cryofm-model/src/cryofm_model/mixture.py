@@ -55,6 +55,12 @@ class Imitated:
         return (measured[None, inner, inner, inner] - mean) / std
 
 
+def _sum_to_1(_: object, __: object, parts: Sequence[tuple[CropSource, float]]) -> None:
+    fractions = [fraction for _, fraction in parts]
+    if not all(fraction > 0 for fraction in fractions) or abs(sum(fractions) - 1) > 1e-6:
+        raise CryoFMError(f"fractions {fractions} of a mixture; they must be positive and sum to 1")
+
+
 @attrs.frozen
 class Mixture:
     """Crops of several sources, the source drawn for each crop by itself.
@@ -69,13 +75,7 @@ class Mixture:
         CryoFMError: the fractions are not positive, or do not sum to 1.
     """
 
-    parts: Sequence[tuple[CropSource, float]] = attrs.field()
-
-    @parts.validator
-    def _check(self, attribute: object, parts: Sequence[tuple[CropSource, float]]) -> None:
-        fractions = [fraction for _, fraction in parts]
-        if not all(fraction > 0 for fraction in fractions) or abs(sum(fractions) - 1) > 1e-6:
-            raise CryoFMError(f"fractions {fractions} of a mixture; they must be positive and sum to 1")
+    parts: Sequence[tuple[CropSource, float]] = attrs.field(validator=_sum_to_1)
 
     def crops(self, batch: int, side: int, rng: np.random.Generator) -> Tensor:
         """As `CropSource.crops`."""
