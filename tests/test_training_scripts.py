@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -13,10 +14,12 @@ import torch
 
 from cryofm_io import read_map
 from cryofm_model import CRYOFM_L, CRYOFM_S, CryoFMError, load_prior
+from cryofm_model.data import MapSet
 from cryofm_model.train import read_recipe
 
 pytest.importorskip("gemmi")
 pytest.importorskip("tqdm")
+helix_bundles = runpy.run_path(str(Path(__file__).with_name("helix_bundles.py")))
 EXAMPLES = Path(__file__).parents[1] / "examples"
 simulate_maps = pytest.importorskip("simulate_maps")
 train_prior = pytest.importorskip("train_prior")
@@ -116,6 +119,14 @@ def test_from_models_to_a_prior_and_on_from_it(run, recipe, tmp_path, capsys):
     recipe.write_text(RECIPE.replace("depths = [1, 1]", "depths = [1, 2]"))
     with pytest.raises(CryoFMError, match=r"is not what the recipe trains \(depths: \[1, 1\] there, \[1, 2\] here\)"):
         train_prior.start_network(read_recipe(recipe), str(tmp_path / "first"))
+
+
+def test_the_helices_of_the_smoke_run_can_be_trained_on(tmp_path):
+    for seed in (0, 15):
+        helix_bundles["write_bundle"](tmp_path / f"{seed}.pdb", seed)
+    smoke = read_recipe(EXAMPLES / "recipes" / "smoke.toml")
+    maps = MapSet.from_files(sorted(tmp_path.iterdir()), smoke.normalization, smoke.voxel_size, variants=1).maps
+    assert [min(m.shape) > 40 for m in maps] == [True, True]  # every helix is there, not the first alone
 
 
 def test_torchrun_trains_on_two_processes(models, recipe, tmp_path):

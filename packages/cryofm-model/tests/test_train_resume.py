@@ -92,6 +92,13 @@ def test_accumulated_parts_make_the_same_run_to_rounding(whole, tmp_path):
         torch.testing.assert_close(network.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
 
 
+def test_bf16_makes_about_the_same_run(whole, tmp_path):
+    worker["start"]("unet", tmp_path, config=attrs.evolve(worker["RUN"], precision="bf16"))
+    exact, rounded = ([float(row[3]) for row in log(folder)[1:]] for folder in (whole[0], tmp_path))
+    assert exact != rounded
+    assert rounded == pytest.approx(exact, rel=0.02)
+
+
 def test_recomputing_makes_the_same_run_to_rounding_and_is_for_the_hourglass(tmp_path):
     machine = worker["Machine"](recompute=True)
     kept, recomputed = (
