@@ -36,7 +36,7 @@ class MapSet:
 
     The paper's four are ``place="centre", turn="none"`` (centre crop), ``place="density", turn="none"`` (random
     crop), and the latter with ``turn="rot24"`` or ``turn="so3"`` (random rotation, which is the paper's choice; about
-    a tenth as fast, see benchmarks/README.md). CryoFM-L was trained with ``place="centre", turn="so3"``.
+    a hundredth as fast, see benchmarks/README.md). CryoFM-L was trained with ``place="centre", turn="so3"``.
 
     Attributes:
         maps: model units, float16, (z, y, x), all at the prior's voxel size; in memory or mapped into it.
