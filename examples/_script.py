@@ -145,12 +145,10 @@ def choose_device(name: str) -> torch.device:
 def check_memory(shape: tuple[int, int, int], tiled: Tiled, device: torch.device, *, gradients: bool) -> None:
     """Refuse a job that cannot fit, before it starts.
 
-    The constants were measured with the bundled prior (peak resident memory, boxes of 64³ to 144³). A backward pass
-    keeps what every tile needs; otherwise one tile is held at a time.
+    The constants were measured with the bundled prior (peak resident memory, boxes of 64³ to 144³). One tile is held
+    at a time, with what its backward pass needs.
     """
-    stride = tiled.tile - tiled.overlap
-    tiles = math.prod(max(1, math.ceil((side - tiled.overlap) / stride)) for side in shape)
-    network = tiled.tile**3 * (tiles * BYTES_GRADIENT if gradients else BYTES_NETWORK)
+    network = tiled.tile**3 * (BYTES_GRADIENT if gradients else BYTES_NETWORK)
     needed = BYTES_FIXED + math.prod(shape) * BYTES_GRID + network
     available = _available_memory(device)
     if available is not None and needed > available:

@@ -17,13 +17,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .augment import cube_rotations, cut, cut_rotated, random_rotation, rot24
+from .augment import cut, cut_rotated, random_rotation, rot24
 from .errors import CryoFMError
 from .map_cache import cached, file_identity
 from .prior import Normalization
 from .simulated import is_atomic_model, simulate_variant
 
-__all__ = ["MapSet", "cube_rotations"]
+__all__ = ["MapSet"]
 
 _OCCUPIED = 1.0  # model units: an eighth of full density
 _SMALLEST = 500  # occupied voxels of a map worth training on
