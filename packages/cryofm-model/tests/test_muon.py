@@ -51,6 +51,17 @@ def test_a_convolution_steps_as_the_matrix_of_its_inputs():
     assert 0.7 < norm / (0.1 * (16 / 6) ** 0.5) < 1.25  # taller than wide: longer steps
 
 
+def test_bf16_products_step_nearly_the_same_way():
+    gradient = torch.randn(24, 40, generator=torch.Generator().manual_seed(0))
+    full, rounded = nn.Parameter(torch.zeros(24, 40)), nn.Parameter(torch.zeros(24, 40))
+    for weight, dtype in ((full, None), (rounded, torch.bfloat16)):
+        weight.grad = gradient
+        Muon([weight], lr=0.1, dtype=dtype).step()
+    assert rounded.dtype == torch.float32
+    apart = (rounded - full).norm() / full.norm()
+    assert 0 < apart < 0.05
+
+
 def test_the_inner_weights_of_a_unet():
     network = UNet(UNetConfig(widths=(8, 16), depths=(1, 1), up_depths=(1,), conditioning=8))
     blocks = ("down.0.0", "down.1.0", "up.0.0")

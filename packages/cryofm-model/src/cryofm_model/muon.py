@@ -1,7 +1,7 @@
 """Muon: momentum, orthogonalised (K. Jordan et al. 2024, kellerjordan.github.io/posts/muon).
 
 `torch.optim.Muon` takes matrices alone and multiplies in bf16, which most laptops emulate. This one takes
-convolutions as well and multiplies in the precision of the weights.
+convolutions as well and multiplies in the precision that it is told, by default that of the weights.
 """
 
 from collections.abc import Callable, Iterable
@@ -43,6 +43,8 @@ class Muon(Optimizer):
         lr: spectral norm of a step, for matrices that are no taller than wide.
         momentum: decay of the averaged gradient.
         weight_decay: decoupled, per step times ``lr``.
+        dtype: in which it multiplies; None: that of the weights. bf16 takes half the time where the machine has units
+            for it.
 
     >>> weight = torch.nn.Parameter(torch.eye(2))
     >>> (weight * torch.tensor([[3.0, 0.0], [0.0, 0.1]])).sum().backward()
@@ -52,9 +54,15 @@ class Muon(Optimizer):
     """
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float = 0.02, momentum: float = 0.95, weight_decay: float = 0.01
+        self,
+        params: Iterable[Tensor],
+        lr: float = 0.02,
+        momentum: float = 0.95,
+        weight_decay: float = 0.01,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self._dtype = dtype
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -79,7 +87,7 @@ class Muon(Optimizer):
             state["momentum"] = torch.zeros_like(weight)
         average = state["momentum"].lerp_(gradient, 1 - group["momentum"])
         direction = torch.lerp(gradient, average, group["momentum"])
-        matrix = orthogonalised(direction.flatten(1))
+        matrix = orthogonalised(direction.flatten(1).to(self._dtype or weight.dtype)).to(weight)
         taller = max(1.0, matrix.shape[0] / matrix.shape[1]) ** 0.5
         weight.mul_(1 - group["lr"] * group["weight_decay"])
         weight.sub_(matrix.view(weight.shape), alpha=group["lr"] * taller)

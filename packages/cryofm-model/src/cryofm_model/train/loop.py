@@ -114,7 +114,8 @@ def _optimisers(network: nn.Module, config: TrainConfig) -> tuple[list[Optimizer
     adamw = AdamW(rest, lr=config.lr, betas=(0.9, 0.98), weight_decay=config.weight_decay)
     if not config.muon_lr:
         return [adamw], [config.lr]
-    muon = Muon(inner, lr=config.muon_lr, weight_decay=config.weight_decay)
+    dtype = torch.bfloat16 if config.precision == "bf16" else None
+    muon = Muon(inner, lr=config.muon_lr, weight_decay=config.weight_decay, dtype=dtype)
     return [muon, adamw], [config.muon_lr, config.lr]
 
 
