@@ -5,7 +5,8 @@ Two tables, NAME_velocity.csv and NAME_rows.csv, and NAME_power.csv with NAME_po
 - the error of the velocity at t = 0.1 … 0.9, beside that of always answering 0, of the best scalar denoiser and of the
   best filter per shell (both told the crops' own power);
 - the rows of the paper (sections 5.1 to 5.3): two halves of a 64³ crop are degraded, each is restored by itself, the
-  average of both is compared with the truth. Noise comes from the halves, the scale is the truth's;
+  average of both is compared with the truth; `once` is their mean restored once, as ``denoise.py`` does. Noise comes
+  from the halves, the scale is the truth's;
 - power per shell of what was restored and of the Wiener filter, over the truth's.
 
 The anisotropic rows have 50 times the noise power of the level 3.2 Å outside the wedge. The paper does not say which
@@ -148,8 +149,10 @@ def rows_of(
         seconds = time.perf_counter() - start
         mean = (halves[0] + halves[1]) / 2
         W = 2 / noise.power(BOX).to(mean)
-        linear = wiener(FourierGaussian(W, rfft(mean), BOX), true_power)
-        compare(row, {"degraded": mean, "wiener": linear, "restored": (both[0] + both[1]) / 2}, seconds, 16)
+        of_mean = FourierGaussian(W, rfft(mean), BOX)
+        linear, once = wiener(of_mean, true_power), restored(of_mean, NOISE)
+        estimates = {"degraded": mean, "wiener": linear, "restored": (both[0] + both[1]) / 2, "once": once}
+        compare(row, estimates, seconds, 16)
     observation = WEDGE(truth)
     start = time.perf_counter()
     filled = restored(gaussian_likelihood(WEDGE, WhiteNoise(0.0), observation), GAP)
@@ -157,7 +160,8 @@ def rows_of(
     gap = FourierMask(1 - WEDGE.transfer(BOX), BOX)
     inside = fsc(gap(filled).numpy(), gap(truth).numpy(), 1.5).auc
     # The best linear filter leaves a gap empty: it is what was measured.
-    compare("wedge ±60°", {"degraded": observation, "wiener": observation, "restored": filled}, seconds, 20, inside)
+    estimates = {"degraded": observation, "wiener": observation, "restored": filled, "once": filled}
+    compare("wedge ±60°", estimates, seconds, 20, inside)
     return table
 
 
@@ -205,8 +209,15 @@ def main() -> None:
     parser.add_argument("maps", type=Path, nargs="+", help="maps that the prior was not trained on")
     parser.add_argument("--prior", default="cryofm-tiny")
     parser.add_argument("--rows", type=int, help="how many of the maps are restored (default all)")
+    parser.add_argument("--bf16", action="store_true", help="evaluate the network in bf16")
     parser.add_argument("--out", required=True, help="beginning of the names of all results")
     args = parser.parse_args()
+    with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+        measure(args)
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Write the tables."""
     prior = load_prior(args.prior)
     if not isinstance(prior, CalibratedPrior):
         raise WeightsError(f"the prior {args.prior} carries no statistics; `calibrate` measures them")
