@@ -37,7 +37,7 @@ def add_flags(parser: argparse.ArgumentParser, *, steps: int, of: str) -> None:
     """The flags of every script; ``of`` says what a step is."""
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder for the results; made if need be")
-    add("--steps", type=int, default=steps, help=f"{of} (default {steps})")
+    add("--steps", type=positive, default=steps, help=f"{of} (default {steps})")
     add(
         "--seed",
         type=int,
@@ -47,6 +47,14 @@ def add_flags(parser: argparse.ArgumentParser, *, steps: int, of: str) -> None:
     add("--prior", default="cryofm-tiny", help="name, file or folder of a prior (default cryofm-tiny)")
     add("--device", default="cpu", help="torch device: cpu, cuda or cuda:1, … (default cpu)")
     add("--overwrite", action="store_true", help="replace results that exist")
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on, or what argparse makes a message of."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
 
 
 def launch(args: argparse.Namespace, names: list[str], run: Callable[[argparse.Namespace, Path], None]) -> None:

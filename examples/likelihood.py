@@ -128,8 +128,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--probes", type=int, default=2, help="for the divergence, 2 or more for a standard error (default 2)")
     add_flags(parser, steps=5, of="of Runge and Kutta's rule, 4 (1 + probes) network evaluations each")
     args = parser.parse_args(arguments)
-    if args.side < 8 or args.probes < 1 or args.steps < 1:
-        parser.error("--probes and --steps must be at least 1, and --side at least 8")
+    if args.side < 8 or args.probes < 1:
+        parser.error("--probes must be at least 1, and --side at least 8")
     return args
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from cryofm_io import DensityMap, fsc, read_map, write_map
-from cryofm_model import Prior, load_prior, save_prior
+from cryofm_model import Normalization, Prior, load_prior, save_prior
+from cryofm_sampling import ScaledNormalization, ScaleFit
 
 denoise = pytest.importorskip("denoise")
 script = pytest.importorskip("_script")
@@ -74,6 +75,27 @@ def test_samples_and_mask(run, half_maps, tmp_path, monkeypatch):
     for data in (one, two, restored):
         assert not data[mask == 0].any()
         assert data[mask == 1].any()
+
+
+@pytest.mark.parametrize("changed", [0, 1])
+def test_a_restored_half_depends_on_the_other_by_noise_and_scale_alone(run, half_maps, tmp_path, monkeypatch, changed):
+    noise = given.noise_of(*(torch.tensor(read_map(path).data) for path in half_maps), 1.0)
+    monkeypatch.setattr(denoise, "noise_of", lambda *_: noise)
+    normalization = ScaledNormalization(Normalization(), 0.5)
+    monkeypatch.setattr(restoration, "fit_scale", lambda *_, **__: ScaleFit(normalization, (), 0))
+    restore, draws = restoration.restore, []
+    monkeypatch.setattr(restoration, "restore", lambda *a, **k: draws.append(restore(*a, **k)) or draws[-1])
+    half = read_map(half_maps[changed])
+    data = half.data.copy()
+    data[:20] += 0.1  # the median moves as well
+    write_map(tmp_path / "other.mrc", attrs.evolve(half, data=data))
+    others = [tmp_path / "other.mrc" if i == changed else path for i, path in enumerate(half_maps)]
+    for name, files in (("a", half_maps), ("b", others)):
+        assert run(*files, "--out", tmp_path / name) == 0
+    before, after = draws[1:3], draws[4:6]
+    assert len(draws) == 6
+    assert not torch.equal(before[changed].x, after[changed].x)
+    assert torch.equal(before[1 - changed].x, after[1 - changed].x)
 
 
 def broken(tmp_path, half_maps, what):
