@@ -37,21 +37,35 @@ BOX = (64, 64, 64)
 TWO, EIGHT = PlugAndPlay(pairs=0, dither=0.0), PlugAndPlay()
 
 
-def crop(density: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The 64³ box around the centre of mass of the density, padded with zeros where the map is smaller."""
-    density = np.pad(density, [(max(0, (64 - n + 1) // 2),) * 2 for n in density.shape])
+def crop(density: NDArray[np.float32], side: int = 64) -> NDArray[np.float32]:
+    """The cube around the centre of mass of the density, padded with zeros where the map is smaller."""
+    density = np.pad(density, [(max(0, (side - n + 1) // 2),) * 2 for n in density.shape])
     centre = np.argwhere(density > 0.13).mean(0).round().astype(int)
-    start = [int(np.clip(c - 32, 0, n - 64)) for c, n in zip(centre, density.shape, strict=True)]
-    z, y, x = (slice(s, s + 64) for s in start)
+    start = [int(np.clip(c - side // 2, 0, n - side)) for c, n in zip(centre, density.shape, strict=True)]
+    z, y, x = (slice(s, s + side) for s in start)
     return np.ascontiguousarray(density[z, y, x])
 
 
-def halves_of(truth: Tensor, level: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Two half maps with the noise of a level: noise power = signal power (1 − F) / F, shell by shell."""
+def noise_power(truth: Tensor, level: str) -> Tensor:
+    """Radial power of one half map's noise at a level: signal power (1 − F) / F, shell by shell."""
     with CURVES.open(newline="") as file:
-        f = torch.tensor([1.0] + [float(row[level]) for row in csv.DictReader(file)]).clamp(1e-4, 1 - 1e-6)
-    signal = radial_mean(rfft(truth).abs() ** 2, BOX)
-    noise = SpectralNoise(signal * (1 - f) / f)
+        curve = [1.0] + [float(row[level]) for row in csv.DictReader(file)]
+    box = sides(truth)
+    signal = radial_mean(rfft(truth).abs() ** 2, box)
+    at_shells = np.interp(np.linspace(0, 1, len(signal)), np.linspace(0, 1, len(curve)), curve)
+    f = torch.from_numpy(at_shells).to(truth).clamp(1e-4, 1 - 1e-6)
+    return signal * (1 - f) / f
+
+
+def sides(volume: Tensor) -> tuple[int, int, int]:
+    """The sides of a volume."""
+    z, y, x = volume.shape
+    return z, y, x
+
+
+def halves_of(truth: Tensor, level: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Two half maps with the noise of a level."""
+    noise = SpectralNoise(noise_power(truth, level))
     return noise.sample(truth, generator=generator), noise.sample(truth, generator=generator)
 
 

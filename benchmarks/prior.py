@@ -17,7 +17,6 @@ above it too; precision the reverse. Rows of single maps come first, means and s
 """
 
 import argparse
-import csv
 import math
 import time
 from collections import defaultdict
@@ -28,7 +27,7 @@ from typing import SupportsFloat
 import numpy as np
 import torch
 from _table import write_csv
-from denoising import BOX, CURVES, crop, halves_of
+from denoising import BOX, crop, halves_of, noise_power
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -93,9 +92,7 @@ def noises(truth: Tensor, generator: torch.Generator) -> dict[str, tuple[list[Te
     for level in SPECTRAL:
         halves = list(halves_of(truth, level, generator))
         rows[f"spectral {level}"] = halves, SpectralNoise.from_half_maps(halves[0], halves[1])
-    with CURVES.open(newline="") as file:
-        f = torch.tensor([1.0] + [float(row[SPECTRAL[0]]) for row in csv.DictReader(file)]).clamp(1e-4, 1 - 1e-6)
-    power = radial_mean(rfft(truth).abs() ** 2, BOX) * (1 - f) / f
+    power = noise_power(truth, SPECTRAL[0])
     for tilt in ANISOTROPIC:
         alpha = wedge_alpha(-tilt, tilt, ALPHA)
         noise = AnisotropicNoise(power, alpha)
@@ -106,8 +103,8 @@ def noises(truth: Tensor, generator: torch.Generator) -> dict[str, tuple[list[Te
 
 def wiener(likelihood: FourierGaussian, signal: Tensor) -> Tensor:
     """The best linear estimate for a signal of the radial power ``signal``."""
-    W, y, P = likelihood.spectral_precision(), likelihood.spectral_data(), radial(signal, BOX)
-    return irfft(torch.where(W > 0, P / (P + 1 / W) * y, 0), BOX)
+    W, y, P = likelihood.spectral_precision(), likelihood.spectral_data(), radial(signal, likelihood.shape)
+    return irfft(torch.where(W > 0, P / (P + 1 / W) * y, 0), likelihood.shape)
 
 
 def scores(x: Tensor, truth: Tensor) -> dict[str, float]:

@@ -1,12 +1,13 @@
 """Quality per network evaluation of every sampler: ``python benchmarks/samplers.py MAPS... --out CSV``.
 
 Rows are those of the paper (see ``prior.py``), with the ±60° wedge also with noise of the level 4.3 Å in what it keeps.
-One observation of a 64³ crop (for noise: the mean of two halves, whose noise is estimated from them) is restored by
-every sampler at every number of steps; the scale is the truth's. The CSV grows line by line, and lines that it has are
-not computed again: a stopped run goes on, and crops, rows, samplers or steps can be added later. ``--summary`` prints
-what the CSV has, mean ± standard deviation over crops, and how many crops fall below the Wiener filter.
+One observation of a crop (for noise: the mean of two halves, whose noise is estimated from them) is restored by every
+sampler at every number of steps; the scale is the truth's. The CSV grows line by line, and lines that it has are not
+computed again: a stopped run goes on, and boxes, crops, rows, samplers or steps can be added later. ``--summary``
+prints what the CSV has, mean ± standard deviation over crops, and how many crops fall below the Wiener filter.
 
-NFE counts a backward pass through the network as one more evaluation.
+``default`` is what `restore` chooses by itself, whatever ``--steps``. NFE counts a backward pass through the network as
+one more evaluation. The whole grid on 20 maps is days on one core; README.md has an order in which to run parts of it.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from denoising import BOX, crop
+from denoising import crop, sides
 from prior import WEDGE, noises, wiener
 from torch import Tensor
 
@@ -35,7 +36,7 @@ from cryofm_ops import (
 )
 from cryofm_sampling import Guided, Inpainting, PlugAndPlay, Renoising, Sampler, restore
 
-COLUMNS = ("map", "row", "sampler", "steps", "nfe", "seconds", "auc", "fsc05", "error", "auc_gap")
+COLUMNS = ("map", "box", "row", "sampler", "steps", "nfe", "seconds", "auc", "fsc05", "error", "auc_gap")
 
 
 def plug_and_play(nfe: int, row: str) -> PlugAndPlay:
@@ -55,7 +56,8 @@ def renoising(nfe: int, chains: int) -> Renoising:
     return Renoising(times=tuple(np.linspace(0.8, 0.8 / levels, levels).tolist()), chains=chains)
 
 
-SAMPLERS: dict[str, Callable[[int, str], Sampler]] = {  # (steps, row)
+SAMPLERS: dict[str, Callable[[int, str], Sampler | None]] = {  # (steps, row)
+    "default": lambda n, row: None,
     "plug-and-play": plug_and_play,
     "renoising, 4 chains": lambda n, row: renoising(n, 4),
     "renoising, 1 chain": lambda n, row: renoising(n, 1),
@@ -68,12 +70,13 @@ SAMPLERS: dict[str, Callable[[int, str], Sampler]] = {  # (steps, row)
 def observations(truth: Tensor, seed: int) -> Iterator[tuple[str, FourierGaussian]]:
     """Every row's data for one map."""
     generator = torch.Generator().manual_seed(seed)
-    kept = WEDGE.transfer(BOX).to(truth)
+    box = sides(truth)
+    kept = WEDGE.transfer(box).to(truth)
     for row, (halves, noise) in noises(truth, generator).items():
-        data, W = rfft((halves[0] + halves[1]) / 2), 2 / noise.power(BOX).to(truth)
-        yield row, FourierGaussian(W, data, BOX)
+        data, W = rfft((halves[0] + halves[1]) / 2), 2 / noise.power(box).to(truth)
+        yield row, FourierGaussian(W, data, box)
         if row == "spectral 4.3A":
-            noisy = FourierGaussian(kept * W, kept * data, BOX)
+            noisy = FourierGaussian(kept * W, kept * data, box)
     yield "wedge ±60°", gaussian_likelihood(WEDGE, WhiteNoise(0.0), WEDGE(truth))
     yield "wedge ±60°, noisy", noisy
 
@@ -81,7 +84,7 @@ def observations(truth: Tensor, seed: int) -> Iterator[tuple[str, FourierGaussia
 def line_of(truth: Tensor, x: Tensor, gap: bool) -> dict[str, float]:
     """What is said of one estimate."""
     curve = fsc(x.numpy(), truth.numpy(), 1.5)
-    missing = FourierMask(1 - WEDGE.transfer(BOX), BOX)
+    missing = FourierMask(1 - WEDGE.transfer(sides(truth)), sides(truth))
     inside = fsc(missing(x).numpy(), missing(truth).numpy(), 1.5).auc if gap and missing(x).any() else math.nan
     error = float((x - truth).square().sum() / truth.square().sum())
     values = {"auc": curve.auc, "fsc05": curve.resolution(0.5), "error": error, "auc_gap": inside}
@@ -90,11 +93,13 @@ def line_of(truth: Tensor, x: Tensor, gap: bool) -> dict[str, float]:
 
 def measure(name: str, truth: Tensor, seed: int, prior: CalibratedPrior, args: argparse.Namespace) -> None:
     """Add to the CSV what it lacks of one map."""
-    done = {(line["map"], line["row"], line["sampler"], line["steps"]) for line in read(args.out)}
+    keys = ("map", "box", "row", "sampler", "steps")
+    done = {tuple(line[key] for key in keys) for line in read(args.out)}
+    box = sides(truth)
 
     def add(row: str, sampler: str, steps: int, nfe: int, seconds: float, x: Tensor, gap: bool) -> None:
-        line = {"map": name, "row": row, "sampler": sampler, "steps": steps, "nfe": nfe, "seconds": round(seconds, 2)}
-        line |= line_of(truth, x, gap)
+        line: dict[str, object] = dict(zip(keys, (name, box[0], row, sampler, steps), strict=True))
+        line |= {"nfe": nfe, "seconds": round(seconds, 2), **line_of(truth, x, gap)}
         print(line, flush=True)
         new = not args.out.exists()
         with args.out.open("a", newline="") as file:
@@ -107,21 +112,20 @@ def measure(name: str, truth: Tensor, seed: int, prior: CalibratedPrior, args: a
         if args.rows and not any(row.startswith(chosen) for chosen in args.rows):
             continue
         gap = row.startswith("wedge")
-        if (name, row, "wiener", "0") not in done:
-            signal = radial_mean(rfft(truth).abs() ** 2, BOX)
+        if (name, str(box[0]), row, "wiener", "0") not in done:
+            signal = radial_mean(rfft(truth).abs() ** 2, box)
             add(row, "wiener", 0, 0, 0.0, wiener(likelihood, signal), gap)
         for sampler in args.samplers:
             if sampler.startswith("inpainting") and row != "wedge ±60°":
                 continue  # which takes the data as noiseless
-            for steps in args.steps:
-                if (name, row, sampler, str(steps)) in done:
+            for steps in args.steps if sampler != "default" else [0]:
+                if (name, str(box[0]), row, sampler, str(steps)) in done:
                     continue
                 start = time.perf_counter()
                 numbers = torch.Generator().manual_seed(seed)
                 algorithm = SAMPLERS[sampler](steps, row)
-                draw = restore(
-                    prior, likelihood, shape=BOX, generator=numbers, sampler=algorithm, estimate="mean", samples=1
-                )
+                with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
+                    draw = restore(prior, likelihood, shape=box, generator=numbers, sampler=algorithm, samples=1)
                 add(row, sampler, steps, draw.nfe, time.perf_counter() - start, draw.x, gap)
 
 
@@ -136,15 +140,16 @@ def read(path: Path) -> list[dict[str, str]]:
 def summary(path: Path) -> None:
     """Print the means."""
     lines = read(path)
-    wieners = {(line["map"], line["row"]): float(line["auc"]) for line in lines if line["sampler"] == "wiener"}
-    groups: dict[tuple[str, str, int], list[dict[str, str]]] = defaultdict(list)
+    wieners = {(line["map"], line["box"], line["row"]): line["auc"] for line in lines if line["sampler"] == "wiener"}
+    groups: dict[tuple[str, str, str, int], list[dict[str, str]]] = defaultdict(list)
     for line in lines:
-        groups[line["row"], line["sampler"], int(line["steps"])].append(line)
-    for (row, sampler, steps), group in groups.items():
-        values = {key: np.array([float(line[key]) for line in group]) for key in ("nfe", "seconds", *COLUMNS[6:])}
-        below = sum(float(line["auc"]) < wieners[line["map"], row] - 0.02 for line in group)
+        groups[line["box"], line["row"], line["sampler"], int(line["steps"])].append(line)
+    for (box, row, sampler, steps), group in groups.items():
+        values = {key: np.array([float(line[key]) for line in group]) for key in COLUMNS[5:]}
+        below = sum(float(line["auc"]) < float(wieners[line["map"], box, row]) - 0.02 for line in group)
         print(
-            f"{row:20} {sampler:24} {steps:5} steps {values['nfe'].mean():6.0f} NFE {values['seconds'].mean():7.1f} s  "
+            f"{box:>3}³ {row:20} {sampler:24} {steps:5} steps {values['nfe'].mean():6.0f} NFE "
+            f"{values['seconds'].mean():7.1f} s  "
             f"AUC {values['auc'].mean():.3f} ± {values['auc'].std():.3f}  FSC_0.5 {values['fsc05'].mean():5.2f} Å  "
             f"error {values['error'].mean():.3f}  gap {values['auc_gap'].mean():.3f}  "
             f"{len(group)} maps, {below} worse than Wiener by .02"
@@ -157,8 +162,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("maps", type=Path, nargs="*", help="maps that the prior was not trained on")
     parser.add_argument("--rows", nargs="*", default=[], help="beginnings of the names of rows (default all)")
-    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS))
+    parser.add_argument("--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS), help="(default all)")
     parser.add_argument("--steps", type=int, nargs="+", default=[5, 10, 20, 50, 200, 1000])
+    parser.add_argument("--box", type=int, default=64, help="side of the crops, a multiple of 8 (default 64)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network (default fp32)")
     parser.add_argument("--prior", default="cryofm-tiny")
     parser.add_argument("--out", type=Path, required=True, help=".csv file, added to")
     parser.add_argument("--summary", action="store_true", help="print what the CSV has")
@@ -170,8 +177,8 @@ def main() -> None:
     if not isinstance(prior, CalibratedPrior):
         raise CryoFMError(f"the prior {args.prior} carries no statistics; `calibrate` measures them")
     for seed, path in enumerate(args.maps):
-        truth = torch.from_numpy(crop(normalise_clean(to_grid(read_map(path), prior.voxel_size)[0])[0]))
-        measure(path.stem, truth, seed, prior, args)
+        density = normalise_clean(to_grid(read_map(path), prior.voxel_size)[0])[0]
+        measure(path.stem, torch.from_numpy(crop(density, args.box)), seed, prior, args)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ import cryofm_model
 import cryofm_ops
 from cryofm_model import Prior
 from cryofm_ops import Normalization
-from cryofm_sampling import Calibrated, Tiled, VelocityField
+from cryofm_sampling import Calibrated, SpectrallyCalibrated, Tiled, VelocityField
 
 # Bytes of peak memory: fixed, per voxel of the grid, and per voxel of a tile without and with a backward pass.
 BYTES_FIXED, BYTES_GRID, BYTES_NETWORK, BYTES_GRADIENT = 300 * 2**20, 200, 250, 1000
@@ -115,6 +115,8 @@ class WithProgress:
     ) -> None:
         self.velocity, self.normalization, self.bar = velocity, normalization, bar
         self.signal_power, self.denoising_error = statistics.signal_power, statistics.denoising_error
+        if isinstance(statistics, SpectrallyCalibrated):
+            self.denoising_spectrum = statistics.denoising_spectrum
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
         """The velocity."""

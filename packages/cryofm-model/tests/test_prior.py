@@ -1,5 +1,6 @@
 """A prior survives its file, and a file that is no prior is refused by name."""
 
+from types import SimpleNamespace
 from typing import Protocol, runtime_checkable
 
 import attrs
@@ -88,6 +89,25 @@ def test_a_prior_without_statistics_is_not_calibrated(tmp_path):
         assert torch.equal(prior.signal_power, calibrated.signal_power)
         assert torch.equal(prior.denoising_error, calibrated.denoising_error)
         assert (prior.voxel_size, prior.about) == (2.0, {"license": "Apache-2.0"})
+
+
+def test_the_error_per_shell_travels_where_it_was_measured(tmp_path):
+    calibrated = make_prior(randomised(UNet(SMALL_UNET)))
+    assert not hasattr(calibrated, "denoising_spectrum")
+    spectrum = torch.tensor([[0.1, 0.5, 0.02, 0.01], [0.9, 3.0, 0.7, 0.1]])
+    measured = SimpleNamespace(
+        signal_power=calibrated.signal_power,
+        denoising_error=calibrated.denoising_error,
+        denoising_spectrum=spectrum,
+    )
+    prior = calibrated.with_statistics(measured)
+    save_prior(prior, tmp_path / "model.safetensors")
+    again = load_prior(tmp_path)
+    for one in (prior, again, again.to("cpu")):
+        assert isinstance(one, CalibratedPrior)
+        assert torch.equal(one.denoising_spectrum, spectrum)
+        assert torch.equal(one.signal_power, calibrated.signal_power)
+        assert one.about == {"license": "Apache-2.0"}
 
 
 @pytest.mark.parametrize("network", [UNet(SMALL_UNET), Hourglass(SMALL_HOURGLASS)], ids=["unet", "hourglass"])

@@ -1,10 +1,12 @@
 """Measured statistics are those of the prior."""
 
+import attrs
 import pytest
 import torch
 
 from cryofm_ops import fourier_filter, radial
-from cryofm_sampling import Calibrated, PlugAndPlay, SettingError, calibrate
+from cryofm_sampling import Calibrated, PlugAndPlay, SettingError, SpectrallyCalibrated, calibrate
+from cryofm_sampling._common import DenoisingError, gaussian_error
 from cryofm_sampling.testing import GaussianPrior
 
 BOX = (12, 12, 12)
@@ -29,6 +31,28 @@ def test_tables_are_those_of_a_gaussian_prior(measured):
     exact = GaussianPrior(TABLE, BOX).denoising_error
     at = [int((exact[:, 0] - time).abs().argmin()) for time in TIMES]
     torch.testing.assert_close(error, exact[at, 1], rtol=0.03, atol=0)
+
+
+def test_error_per_shell_is_that_of_a_gaussian_prior(measured):
+    assert isinstance(measured, SpectrallyCalibrated)
+    times, errors = measured.denoising_spectrum.tensor_split([1], -1)
+    assert times[:, 0].tolist() == TIMES
+    exact = torch.stack([gaussian_error(TABLE, t) for t in TIMES])
+    torch.testing.assert_close(errors[:, 1:], exact[:, 1:], rtol=0.1, atol=0.05)
+
+
+def test_error_of_a_shell_is_what_was_measured(measured):
+    """At the times of the table and on its grid e is the table; a box of other sides interpolates it."""
+    spectrum = measured.denoising_spectrum.clone()
+    spectrum[:, 1] *= 0.25
+    prior = attrs.evolve(measured, denoising_spectrum=spectrum)
+    e = DenoisingError.of(prior, BOX, torch.empty(0))
+    for t, *shells in spectrum.tolist():
+        torch.testing.assert_close(e(t)[0, 0], torch.minimum(torch.tensor(shells), measured.signal_power))
+    finer = DenoisingError.of(prior, (24, 24, 24), torch.empty(0))
+    torch.testing.assert_close(finer(0.3)[0, 0, ::2], e(0.3)[0, 0])
+    narrower = attrs.evolve(prior, denoising_spectrum=spectrum[:, [0, 1, 4, 7]])
+    torch.testing.assert_close(DenoisingError.of(narrower, BOX, torch.empty(0))(0.3)[0, 0, ::3], e(0.3)[0, 0, ::3])
 
 
 def test_it_is_still_the_field_and_serves_plug_and_play(measured, kit):

@@ -11,7 +11,7 @@ from .flops import forward_gflop
 from .flow import flow_matching_loss
 from .hourglass import Hourglass
 from .hourglass_config import CRYOFM_L, CRYOFM_S, CRYOFM_VARIANTS, HourglassConfig
-from .prior import CalibratedPrior, Normalization, Prior
+from .prior import CalibratedPrior, Normalization, Prior, SpectrallyCalibratedPrior
 from .prior_file import load_prior, save_prior
 from .published import export_published
 from .unet import UNet, UNetConfig
@@ -26,6 +26,7 @@ __all__ = [
     "HourglassConfig",
     "Normalization",
     "Prior",
+    "SpectrallyCalibratedPrior",
     "UNet",
     "UNetConfig",
     "WeightsError",

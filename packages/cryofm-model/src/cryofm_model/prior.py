@@ -7,7 +7,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-__all__ = ["CalibratedPrior", "Normalization", "Prior"]
+__all__ = ["CalibratedPrior", "Normalization", "Prior", "SpectrallyCalibratedPrior"]
 
 
 @attrs.frozen
@@ -77,9 +77,13 @@ class Prior:
         return attrs.evolve(self, network=self.network.to(device))
 
     def with_statistics(self, measured: _Statistics) -> "CalibratedPrior":
-        """The same prior with the tables that ``cryofm_sampling.calibrate`` measured for it."""
-        fields = {field.name: getattr(self, field.name) for field in attrs.fields(Prior)}
-        return CalibratedPrior(**fields, signal_power=measured.signal_power, denoising_error=measured.denoising_error)
+        """The same prior with the tables that ``cryofm_sampling.calibrate`` measured for it.
+
+        A `SpectrallyCalibratedPrior` if they have a ``denoising_spectrum``.
+        """
+        kind = SpectrallyCalibratedPrior if hasattr(measured, "denoising_spectrum") else CalibratedPrior
+        tables = {field.name: getattr(measured, field.name) for field in attrs.fields(kind)[len(attrs.fields(Prior)) :]}
+        return kind(**{field.name: getattr(self, field.name) for field in attrs.fields(Prior)}, **tables)
 
 
 @attrs.frozen(eq=False)
@@ -100,3 +104,18 @@ class CalibratedPrior(Prior):
         """As `Prior.to`; the tables move too."""
         power, error = self.signal_power.to(device), self.denoising_error.to(device)
         return attrs.evolve(super().to(device), signal_power=power, denoising_error=error)
+
+
+@attrs.frozen(eq=False)
+class SpectrallyCalibratedPrior(CalibratedPrior):
+    """A prior whose denoising error was measured per shell (it satisfies ``SpectrallyCalibrated`` as well).
+
+    Attributes:
+        denoising_spectrum: (n, 1 + shells), times and radial tables of the mean square error of x̂_0 per coefficient.
+    """
+
+    denoising_spectrum: Tensor = attrs.field(repr=False)
+
+    def to(self, device: torch.device | str) -> Self:
+        """As `Prior.to`; the tables move too."""
+        return attrs.evolve(super().to(device), denoising_spectrum=self.denoising_spectrum.to(device))

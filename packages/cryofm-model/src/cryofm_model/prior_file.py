@@ -15,7 +15,7 @@ from ._safetensors import build, read, write
 from .errors import WeightsError
 from .hourglass import Hourglass
 from .hourglass_config import HourglassConfig, TimeCode
-from .prior import CalibratedPrior, Normalization, Prior
+from .prior import CalibratedPrior, Normalization, Prior, SpectrallyCalibratedPrior
 from .published import published_prior
 from .unet import UNet, UNetConfig
 
@@ -29,6 +29,7 @@ _NETWORKS: dict[str, tuple[Any, Any]] = {
     "hourglass": (Hourglass, HourglassConfig),
 }
 _STATISTICS = ("signal_power", "denoising_error")
+_SPECTRUM = "denoising_spectrum"
 _REQUIRED = ("format", "network", "config", "normalization", "voxel_size", "box")
 
 
@@ -55,8 +56,8 @@ def load_prior(
         kernel: side of the attention's neighbourhood, in tokens, which no tensor tells; 7 by default.
 
     Returns:
-        A `CalibratedPrior` where the file holds statistics; the published checkpoints do not
-        (``cryofm_sampling.calibrate`` measures them).
+        A `CalibratedPrior` where the file holds statistics, a `SpectrallyCalibratedPrior` where the error per shell
+        is among them; the published checkpoints hold none (``cryofm_sampling.calibrate`` measures them).
 
     Raises:
         WeightsError: no such file, a pickle, a foreign or damaged file, tensors that do not fit their network.
@@ -101,8 +102,8 @@ def save_prior(
         "voxel_size": repr(prior.voxel_size),
         "box": repr(prior.box),
     }
-    if isinstance(prior, CalibratedPrior):
-        metadata |= {key: json.dumps(getattr(prior, key).float().tolist()) for key in _STATISTICS}
+    statistics = [key for key in (*_STATISTICS, _SPECTRUM) if hasattr(prior, key)]
+    metadata |= {key: json.dumps(getattr(prior, key).float().tolist()) for key in statistics}
     learnt = {name for name, _ in prior.network.named_parameters()}  # buffers stay exact: rounded times are others
     state = prior.network.state_dict()
     tensors = {key: value.to(dtype if key in learnt else value.dtype) for key, value in state.items()}
@@ -123,19 +124,23 @@ def _prior(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
         raise WeightsError(
             f"{path} says format {metadata.get('format')!r}, expected {_FORMAT!r}; write it with save_prior"
         )
-    statistics = _STATISTICS if any(key in metadata for key in _STATISTICS) else ()
+    kind: type[Prior] = Prior
+    statistics: tuple[str, ...] = ()
+    if _SPECTRUM in metadata:
+        kind, statistics = SpectrallyCalibratedPrior, (*_STATISTICS, _SPECTRUM)
+    elif any(key in metadata for key in _STATISTICS):
+        kind, statistics = CalibratedPrior, _STATISTICS
     missing = [key for key in (*_REQUIRED, *statistics) if key not in metadata]
     if missing or metadata["network"] not in _NETWORKS:
         raise WeightsError(f"{path}: metadata lack {missing} or name an unknown network {metadata.get('network')!r}")
     network_class, config_class = _NETWORKS[metadata["network"]]
-    kind = CalibratedPrior if statistics else Prior
     try:
         return kind(
             network=build(partial(network_class, config_class(**json.loads(metadata["config"]))), tensors, path),
             normalization=Normalization(**json.loads(metadata["normalization"])),
             voxel_size=float(metadata["voxel_size"]),
             box=int(metadata["box"]),
-            about={key: value for key, value in metadata.items() if key not in (*_REQUIRED, *_STATISTICS)},
+            about={key: value for key, value in metadata.items() if key not in (*_REQUIRED, *statistics)},
             **{key: torch.tensor(json.loads(metadata[key])) for key in statistics},
         )
     except WeightsError:

@@ -9,12 +9,13 @@ from cryofm_sampling.guided import Guided
 from cryofm_sampling.inpainting import Inpainting
 from cryofm_sampling.log_likelihood import LogLikelihood, log_likelihood
 from cryofm_sampling.plug_and_play import PlugAndPlay
-from cryofm_sampling.protocols import Calibrated, Callback, Draw, Sampler, VelocityField
+from cryofm_sampling.protocols import Calibrated, Callback, Draw, Sampler, SpectrallyCalibrated, VelocityField
 from cryofm_sampling.renoising import Renoising
 from cryofm_sampling.restore import restore
 from cryofm_sampling.scale import ScaledNormalization, ScaleFit, fit_scale
 from cryofm_sampling.spread import spread
 from cryofm_sampling.tiled import Tiled
+from cryofm_sampling.uncertainty import Summary, chi_squared, summarise
 
 __all__ = [
     "BlindGuided",
@@ -37,11 +38,15 @@ __all__ = [
     "ScaleFit",
     "ScaledNormalization",
     "SettingError",
+    "SpectrallyCalibrated",
+    "Summary",
     "Tiled",
     "VelocityField",
     "calibrate",
+    "chi_squared",
     "fit_scale",
     "log_likelihood",
     "restore",
     "spread",
+    "summarise",
 ]

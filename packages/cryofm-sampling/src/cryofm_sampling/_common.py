@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cryofm_ops import FourierDiagonal, GridMismatchError, friedel_weights, half_shape, radial
 from cryofm_sampling.errors import CapabilityError, SettingError
-from cryofm_sampling.protocols import Calibrated
+from cryofm_sampling.protocols import Calibrated, SpectrallyCalibrated
 
 Box = tuple[int, int, int]
 
@@ -85,27 +85,35 @@ def gaussian_error(power: Tensor, t: float) -> Tensor:
 class DenoisingError:
     """e(ν, t): the expected error of x̂_0 per Fourier coefficient.
 
-    A Gaussian prior of the same power has r²(ν, t). A flow prior knows more, and its measured error per voxel
-    says by what factor κ(t): e = min(κ r², P) has the measured mean, and is exact for a Gaussian prior.
+    A Gaussian prior of the same power has r²(ν, t). A flow prior knows more, and its measured error per shell says by
+    what factor κ(ν, t): e = min(κ r², P). Where only the error per voxel was measured, κ(t) gives e that mean; but
+    networks err up to a hundred times more at the lowest frequencies than that says.
     """
 
     power: Tensor  # P on the half grid
     times: Tensor
-    kappa: Tensor
+    kappa: Tensor  # (k, n), radial tables
+    box: Box
 
     @classmethod
     def of(cls, velocity: object, box: Box, like: Tensor) -> Self:
         """From a velocity field's statistics; of white data of unit power where it carries none."""
         real = torch.empty((), dtype=like.real.dtype, device=like.device)
         if not isinstance(velocity, Calibrated):
-            return cls(real.new_ones(half_shape(box)), real.new_zeros(1), real.new_ones(1))
+            return cls(real.new_ones(half_shape(box)), real.new_zeros(1), real.new_ones(1, 2), box)
         # P = 0 would make a frequency where nothing can be learnt; the floor keeps quotients finite.
         table = velocity.signal_power.to(real)
-        power = radial(table.clamp(min=1e-12 * float(table.max())), box)
+        table = table.clamp(min=1e-12 * float(table.max()))
+        power = radial(table, box)
+        if isinstance(velocity, SpectrallyCalibrated):
+            times, error = velocity.denoising_spectrum.to(real).tensor_split([1], -1)
+            P = torch.nn.functional.interpolate(table[None, None], error.shape[-1], mode="linear", align_corners=True)
+            linear = torch.stack([gaussian_error(P[0, 0], float(t)) for t in times])
+            return cls(power, times[:, 0].contiguous(), torch.where(linear > 0, error / linear, 1), box)
         times, measured = velocity.denoising_error.to(real).T.contiguous()
         weights = friedel_weights(box).to(real) / math.prod(box)
         linear = torch.stack([(weights * gaussian_error(power, float(t))).sum() for t in times])
-        return cls(power, times, torch.where(linear > 0, measured / linear, 1))
+        return cls(power, times, torch.where(linear > 0, measured / linear, 1)[:, None].expand(-1, 2), box)
 
     def __call__(self, t: float) -> Tensor:
         """e(ν, t) on the half grid."""
@@ -114,7 +122,7 @@ class DenoisingError:
         if len(self.times) > 1:
             t_0, t_1 = self.times[at - 1], self.times[at]
             kappa = torch.lerp(self.kappa[at - 1], self.kappa[at], ((t - t_0) / (t_1 - t_0)).clamp(0, 1))
-        return torch.minimum(kappa * gaussian_error(self.power, t), self.power)
+        return torch.minimum(radial(kappa, self.box) * gaussian_error(self.power, t), self.power)
 
 
 def forward(source: object, target: object, *names: str) -> None:

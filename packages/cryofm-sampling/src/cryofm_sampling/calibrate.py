@@ -19,11 +19,12 @@ _TIMES = (0.01, 0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0
 
 @attrs.frozen(eq=False, slots=False)
 class CalibratedVelocity:
-    """A velocity field with measured statistics: `Calibrated`; see there for the two tables."""
+    """A velocity field with measured statistics: `Calibrated` and `SpectrallyCalibrated`; see there for the tables."""
 
     velocity: VelocityField
     signal_power: Tensor
     denoising_error: Tensor
+    denoising_spectrum: Tensor
 
     def __attrs_post_init__(self) -> None:
         forward(self.velocity, self, "normalization")
@@ -41,7 +42,7 @@ def calibrate(
     generator: torch.Generator,
     times: Sequence[float] = _TIMES,
 ) -> CalibratedVelocity:
-    """Measure a prior's signal power and denoising error on examples of its data.
+    """Measure a prior's signal power and its denoising error, per voxel and per shell, on examples of its data.
 
     Args:
         velocity: the prior; it is shown one volume at a time.
@@ -49,7 +50,7 @@ def calibrate(
         generator: of the noise; every example has its own stream.
         times: flow times, increasing in (0, 1], at which to measure E|x̂_0 − x_0|².
 
-    Returns: the velocity field with both tables, in the dtype of the examples.
+    Returns: the velocity field with the three tables, in the dtype of the examples.
 
     Raises `SettingError` for examples that are no stack of volumes, or times out of order.
 
@@ -60,6 +61,8 @@ def calibrate(
     >>> prior.denoising_error  # exact: t² / ((1 − t)² + t²) = 0.5, 1
     tensor([[0.5000, 0.4972],
             [1.0000, 1.0127]])
+    >>> prior.denoising_spectrum.shape  # t, and shells from frequency 0 to Nyquist
+    torch.Size([2, 8])
     """
     if examples.ndim != 4 or not len(examples):
         raise SettingError(f"examples must be (n, z, y, x) with n at least 1, got shape {tuple(examples.shape)}")
@@ -67,10 +70,14 @@ def calibrate(
         raise SettingError(f"times must increase within (0, 1], got {list(times)}")
     _, box = split_shape(examples.shape)
     power = radial_mean(rfft(examples).abs().square().mean(0), box)
-    errors = examples.new_zeros(len(times))
+    error = torch.zeros(len(times), *power.shape).to(power)
+    voxels = examples.new_zeros(len(times))
     for x_0, stream in zip(examples, streams(generator, (len(examples),)), strict=True):
         for i, t in enumerate(times):
             x_t = (1 - t) * x_0 + t * white_noise(box, stream, x_0)
             estimate = x_t - t * velocity(x_t[None], time_like(t, x_0))[0]
-            errors[i] += (estimate - x_0).square().mean() / len(examples)
-    return CalibratedVelocity(velocity, power, torch.stack([examples.new_tensor(times), errors], -1))
+            deviation = estimate - x_0
+            voxels[i] += deviation.square().mean() / len(examples)
+            error[i] += radial_mean(rfft(deviation).abs().square(), box) / len(examples)
+    t = examples.new_tensor(times)[:, None]
+    return CalibratedVelocity(velocity, power, torch.cat([t, voxels[:, None]], -1), torch.cat([t, error], -1))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cryofm_ops import Likelihood
 
-__all__ = ["Calibrated", "Callback", "Draw", "Sampler", "VelocityField"]
+__all__ = ["Calibrated", "Callback", "Draw", "Sampler", "SpectrallyCalibrated", "VelocityField"]
 
 
 @runtime_checkable
@@ -37,6 +37,16 @@ class Calibrated(Protocol):
     @property
     def denoising_error(self) -> Tensor:
         """`(k, 2)`: flow time t, increasing, and E|x̂_0 − x_0|² per voxel."""
+        ...
+
+
+@runtime_checkable
+class SpectrallyCalibrated(Protocol):
+    """A statistic that a `Calibrated` prior may carry besides, in model units; `calibrate` measures it."""
+
+    @property
+    def denoising_spectrum(self) -> Tensor:
+        """`(k, 1 + n)`: flow time t, increasing, and a radial table of E|x̂_0 − x_0|² per coefficient."""
         ...
 
 

@@ -86,7 +86,7 @@ class Tiled:
     def __attrs_post_init__(self) -> None:
         if 2 * self.overlap > self.tile:
             raise SettingError(f"overlap is at most half a tile of {self.tile}, got {self.overlap}")
-        forward(self.velocity, self, "signal_power", "denoising_error", "normalization")
+        forward(self.velocity, self, "signal_power", "denoising_error", "denoising_spectrum", "normalization")
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
         """The velocity at x `(*batch, z, y, x)` and t, a scalar or `(batch,)`."""

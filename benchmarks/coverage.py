@@ -1,0 +1,137 @@
+"""Do samples spread as the truth does? ``python benchmarks/coverage.py MAPS... --out CSV``.
+
+A crop is observed as in ``samplers.py`` and K samples of its posterior are drawn by every sampler. With mean and
+standard deviation of the samples in every voxel, (truth − mean) / (sd √(1 + 1/K)) is Student's t with K − 1 degrees of
+freedom if truth and samples are draws of one normal distribution. Said of the voxels where the Wiener estimate has
+density (a mask made from the truth would choose voxels whose truth lies above what can be known):
+
+- ``inside_50``, ``_80``, ``_95``: how often the truth lies within the interval that should hold it so often;
+- ``factor``: by what to multiply sd so that 68.27 % lie within ±1;
+- ``informs``: correlation of log sd with log |truth − mean|, over cubes of 4³ voxels: does sd tell where errors are?
+- ``chi_squared``: of the samples against the data, mean over shells where noise was measured; 1 if all is well;
+- ``auc_mean``, ``error_mean``: FSC_AUC and relative squared error of the mean of the samples.
+
+Lines of single crops come first, means over crops last. A backward pass through the network counts as an evaluation.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from _table import write_csv
+from denoising import crop, sides
+from prior import DENSITY, wiener
+from samplers import line_of, observations
+from scipy.stats import t as student
+from torch import Tensor
+
+from cryofm_io import CryoFMError, normalise_clean, read_map, to_grid
+from cryofm_model import CalibratedPrior, load_prior
+from cryofm_ops import FourierGaussian, radial_mean, rfft
+from cryofm_sampling import Guided, Renoising, Sampler, chi_squared, restore, summarise
+
+ROWS = ("spectral 4.3A", "anisotropic ±30°", "wedge ±60°, noisy")
+LEVELS = (50, 80, 95)  # per cent
+ONE_SIGMA = 0.6827
+
+
+def falling(levels: int) -> Renoising:
+    """Levels that fall evenly from 0.8."""
+    return Renoising(tuple(np.linspace(0.8, 0.8 / levels, levels).tolist()))
+
+
+SAMPLERS: dict[str, Sampler] = {
+    "renoising, 4 levels": falling(4),
+    "renoising, 8 levels": falling(8),
+    "renoising, 16 levels": falling(16),
+    "guided, 15 steps": Guided(15),
+    "guided, 100 steps": Guided(100),
+}
+
+
+def blocks(x: Tensor) -> Tensor:
+    """Means over cubes of 4³."""
+    return torch.nn.functional.avg_pool3d(x[None, None], 4)[0, 0]
+
+
+def spread_of(samples: Tensor, truth: Tensor, mask: Tensor) -> dict[str, float]:
+    """How the truth lies in the spread of samples `(K, z, y, x)`, in the voxels of the mask."""
+    K = len(samples)
+    summary = summarise(samples)
+    z = ((truth - summary.mean).abs() / summary.std / (1 + 1 / K) ** 0.5)[mask]
+    found = {f"inside_{p}": float((z < student.ppf(0.5 + p / 200, K - 1)).double().mean()) for p in LEVELS}
+    factor = float(z.quantile(ONE_SIGMA)) / float(student.ppf(0.5 + ONE_SIGMA / 2, K - 1))
+    some = blocks(mask.to(truth)) > 0
+    logs = [blocks(q.square())[some].log() for q in (truth - summary.mean, summary.std)]
+    return found | {"factor": factor, "informs": float(torch.corrcoef(torch.stack(logs))[0, 1])}
+
+
+def line(
+    prior: CalibratedPrior,
+    likelihood: FourierGaussian,
+    truth: Tensor,
+    row: str,
+    sampler: Sampler,
+    seed: int,
+    args: argparse.Namespace,
+) -> dict[str, object]:
+    """Draw samples and say everything of them."""
+    start = time.perf_counter()
+    generator = torch.Generator().manual_seed(seed)
+    box = sides(truth)
+    settings = {"shape": box, "generator": generator, "samples": args.samples, "sampler": sampler}
+    with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
+        draw = restore(prior, likelihood, estimate="samples", **settings)
+    seconds = time.perf_counter() - start
+    linear = wiener(likelihood, radial_mean(rfft(truth).abs().square(), box))
+    chi = chi_squared(draw.x, likelihood)[..., 1:]
+    of_mean = line_of(truth, draw.x.mean(0), row.startswith("wedge"))
+    values = spread_of(draw.x, truth, linear > DENSITY) | {
+        "chi_squared": float(chi[chi.isfinite()].mean()),
+        "auc_mean": of_mean["auc"],
+        "error_mean": of_mean["error"],
+        "seconds": seconds,
+    }
+    return {"nfe": draw.nfe, **{key: round(value, 4) for key, value in values.items()}}
+
+
+@torch.no_grad()
+def main() -> None:
+    """Parse the command line, measure, print and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("maps", type=Path, nargs="+", help="maps that the prior was not trained on")
+    parser.add_argument("--rows", nargs="+", default=ROWS, help=f"rows of samplers.py (default {', '.join(ROWS)})")
+    parser.add_argument(
+        "--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS)[:-1], help="(default: the first four)"
+    )
+    parser.add_argument("--samples", type=int, default=8, help="K (default 8)")
+    parser.add_argument("--box", type=int, default=48, help="side of the crops, a multiple of 8 (default 48)")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network (default fp32)")
+    parser.add_argument("--prior", default="cryofm-tiny")
+    parser.add_argument("--out", type=Path, required=True, help=".csv file")
+    args = parser.parse_args()
+    prior = load_prior(args.prior)
+    if not isinstance(prior, CalibratedPrior):
+        raise CryoFMError(f"the prior {args.prior} carries no statistics; `calibrate` measures them")
+    table: list[dict[str, object]] = []
+    for seed, path in enumerate(args.maps):
+        density = normalise_clean(to_grid(read_map(path), prior.voxel_size)[0])[0]
+        truth = torch.from_numpy(crop(density, args.box))
+        for row, likelihood in observations(truth, seed):
+            for name in args.samplers if row in args.rows else ():
+                found = line(prior, likelihood, truth, row, SAMPLERS[name], seed, args)
+                table.append({"map": path.stem, "row": row, "sampler": name, **found})
+                print(table[-1], flush=True)
+    means: list[dict[str, object]] = []
+    for row, name in dict.fromkeys((str(one["row"]), str(one["sampler"])) for one in table):
+        group = [one for one in table if (one["row"], one["sampler"]) == (row, name)]
+        values = {key: round(float(np.mean([float(str(one[key])) for one in group])), 4) for key in list(group[0])[3:]}
+        means.append({"map": f"mean of {len(group)}", "row": row, "sampler": name, **values})
+        print(means[-1], flush=True)
+    write_csv(args.out, table + means)
+
+
+if __name__ == "__main__":
+    main()
