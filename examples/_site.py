@@ -43,7 +43,7 @@ class Site:
         print(
             f"grid {by(grid.target)} voxels of {grid.voxel_size:.4g} Å: nothing finer than {finest:.2f} Å is restored"
         )
-        velocity = tiles(prior, grid.target)
+        velocity = tiles(prior, grid.target, args.precision)
         check_memory(grid.target, velocity, device, gradients=gradients)
         return cls(like, mask, prior, velocity, grid, device)
 

@@ -41,13 +41,13 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     maps, files = read_input(args)
     cubes = {name: central(density, args.side, prior.voxel_size) for name, density in maps.items()}
     for cube in cubes.values():
-        check_memory(box(cube), tiles(prior, cube.shape), device, gradients=True)
+        check_memory(box(cube), tiles(prior, cube.shape, args.precision), device, gradients=True)
 
     rows, algorithm = [], {}
     print(f"{'map':40}{'voxels':>16}{'bits per voxel':>18}{'standard error':>16}")
     for name, cube in cubes.items():
         with tqdm(total=4 * args.steps, unit=" evaluations", file=sys.stdout, leave=False, desc=name) as bar:
-            velocity = WithProgress(tiles(prior, cube.shape), prior, prior.normalization, bar)
+            velocity = WithProgress(tiles(prior, cube.shape, args.precision), prior, prior.normalization, bar)
             found = log_likelihood(
                 velocity,
                 cube.to(device),

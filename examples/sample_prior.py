@@ -35,7 +35,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     prior = calibrated_prior(args)
     device = prior.signal_power.device
     shape = (args.side, args.side, args.side)
-    velocity = tiles(prior, shape)
+    velocity = tiles(prior, shape, args.precision)
     check_memory(shape, velocity, device, gradients=False)
     print(f"{args.number} samples of {by(shape)} voxels of {prior.voxel_size:g} Å; prior {args.prior} on {device}")
 

@@ -62,6 +62,22 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(run, half_m
     assert not np.array_equal(a, c)
 
 
+@pytest.fixture
+def scale_given(monkeypatch):
+    """No search for it."""
+    fit = ScaleFit(ScaledNormalization(Normalization(), 0.5), (), 0)
+    monkeypatch.setattr(restoration, "fit_scale", lambda *_, **__: fit)
+
+
+def test_precision(run, half_maps, tmp_path, scale_given):
+    for precision in ("fp32", "bf16"):
+        options = ("--out", tmp_path / precision, "--precision", precision, "--steps", 2)
+        assert run(*half_maps, *options, prior="cryofm-tiny") == 0
+    single, mixed = (read_map(tmp_path / name / "restored.mrc").data for name in ("fp32", "bf16"))
+    difference = np.square(mixed - single).sum() / np.square(single).sum()
+    assert 0 < difference < 1e-2
+
+
 def test_samples_and_mask(run, half_maps, tmp_path, monkeypatch):
     monkeypatch.setattr(denoise, "SAMPLE_STEPS", 3)
     half = read_map(half_maps[0])
@@ -78,11 +94,11 @@ def test_samples_and_mask(run, half_maps, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("changed", [0, 1])
-def test_a_restored_half_depends_on_the_other_by_noise_and_scale_alone(run, half_maps, tmp_path, monkeypatch, changed):
+def test_a_restored_half_depends_on_the_other_by_noise_and_scale_alone(
+    run, half_maps, tmp_path, monkeypatch, scale_given, changed
+):
     noise = given.noise_of(*(torch.tensor(read_map(path).data) for path in half_maps), 1.0)
     monkeypatch.setattr(denoise, "noise_of", lambda *_: noise)
-    normalization = ScaledNormalization(Normalization(), 0.5)
-    monkeypatch.setattr(restoration, "fit_scale", lambda *_, **__: ScaleFit(normalization, (), 0))
     restore, draws = restoration.restore, []
     monkeypatch.setattr(restoration, "restore", lambda *a, **k: draws.append(restore(*a, **k)) or draws[-1])
     half = read_map(half_maps[changed])

@@ -276,5 +276,5 @@ def test_help(run, name, capsys):
         run(globals()[name], "--help")
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for option in ("--out", "--steps", "--seed", "--prior", "--device", "--overwrite"):
+    for option in ("--out", "--steps", "--seed", "--prior", "--device", "--precision", "--overwrite"):
         assert option in text
