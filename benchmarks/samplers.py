@@ -42,12 +42,12 @@ COLUMNS = ("map", "box", "row", "sampler", "steps", "nfe", "seconds", "auc", "fs
 def plug_and_play(nfe: int, row: str) -> PlugAndPlay:
     """The plan for so many evaluations, see `PlugAndPlay` and `restore`."""
     if row.endswith("noisy"):
-        return PlugAndPlay(iterations=max(1, nfe // 4))
+        return PlugAndPlay(iterations=max(1, nfe // 4), pairs=2)
     if row.startswith("wedge"):
         return PlugAndPlay(iterations=nfe, pairs=0, dither=1.0, relaxation=1.0 if nfe > 20 else 1.5)
     if nfe < 8:
         return PlugAndPlay(iterations=2, pairs=0, dither=0.0)
-    return PlugAndPlay(iterations=3 if nfe >= 48 else 2, pairs=nfe // (6 if nfe >= 48 else 4))
+    return PlugAndPlay(iterations=4, pairs=nfe // 8)
 
 
 def renoising(nfe: int, chains: int) -> Renoising:

@@ -102,7 +102,7 @@ def restore_halves(
     def generator() -> torch.Generator:  # every restoration has the same random numbers
         return torch.Generator(site.device).manual_seed(args.seed)
 
-    trial: Sampler = PlugAndPlay(pairs=0, dither=0.0)
+    trial: Sampler = PlugAndPlay(iterations=2, pairs=0, dither=0.0)
     with tqdm(unit=" evaluations", file=sys.stdout, leave=False, desc="scale") as bar:
         fit = fit_scale(
             WithProgress(site.velocity, site.prior, site.prior.normalization, bar),
@@ -173,5 +173,5 @@ def plan(evaluations: int) -> PlugAndPlay:
     """The plug-and-play plan that spends about so many network evaluations."""
     if evaluations < 4:
         return PlugAndPlay(iterations=evaluations, pairs=0, dither=0.0)
-    iterations = 3 if evaluations >= 48 else 2
+    iterations = 4 if evaluations >= 8 else 2
     return PlugAndPlay(iterations=iterations, pairs=evaluations // (2 * iterations))

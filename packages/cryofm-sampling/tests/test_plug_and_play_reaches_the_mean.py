@@ -148,8 +148,27 @@ def test_rotations_are_the_24_of_the_cube():
         assert torch.linalg.det(matrix) == pytest.approx(1)
 
 
+def test_the_last_passes_are_averaged_where_the_level_stays(kit):
+    """The prior's spectrum is not what it says: each pass differs from the one before."""
+    prior = Misinformed(PRIOR, GaussianPrior(1.0, BOX))
+    W = torch.full((*BOX[:2], HALF), 4.0)
+
+    def run(iterations, W):
+        seen = []
+        sampler = PlugAndPlay(iterations, 0, 0.0, time=0.4)
+        run = {"shape": BOX, "generator": torch.Generator(), "callback": lambda i, n, x: seen.append(x)}
+        return sampler(prior, kit.Spectral(observed(), W), **run).x, seen
+
+    for iterations, averaged in ((1, 1), (2, 1), (3, 2), (4, 3), (9, 3)):
+        x, seen = run(iterations, W)
+        torch.testing.assert_close(x, torch.stack(seen[-averaged:]).mean(0))
+    W[2] = W[4] = 0  # now the level falls
+    x, seen = run(4, W)
+    torch.testing.assert_close(x, seen[-1])
+
+
 @pytest.mark.parametrize(
-    ("iterations", "pairs", "dither", "nfe"), [(2, 0, 0, 2), (2, 2, 0.6, 8), (2, 5, 0.6, 20), (3, 8, 0.6, 48)]
+    ("iterations", "pairs", "dither", "nfe"), [(2, 0, 0, 2), (4, 1, 0.6, 8), (4, 2, 0.6, 16), (3, 8, 0.6, 48)]
 )
 def test_plans_spend_what_they_say(kit, iterations, pairs, dither, nfe):
     class Counted(GaussianPrior):

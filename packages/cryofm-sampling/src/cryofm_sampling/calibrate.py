@@ -79,5 +79,5 @@ def calibrate(
             deviation = estimate - x_0
             voxels[i] += deviation.square().mean() / len(examples)
             error[i] += radial_mean(rfft(deviation).abs().square(), box) / len(examples)
-    t = examples.new_tensor(times)[:, None]
-    return CalibratedVelocity(velocity, power, torch.cat([t, voxels[:, None]], -1), torch.cat([t, error], -1))
+    column = examples.new_tensor(times)[:, None]
+    return CalibratedVelocity(velocity, power, torch.cat([column, voxels[:, None]], -1), torch.cat([column, error], -1))
