@@ -254,6 +254,17 @@ def test_missing_metadata_are_named(saved):
         load_prior(saved)
 
 
+def test_a_header_of_any_length_is_no_pickle(tmp_path, saved):
+    prior = load_prior(saved)
+    first_bytes = set()
+    for extra in range(0, 256, 8):  # headers are padded to multiples of 8 bytes
+        path = tmp_path / f"{extra}.safetensors"
+        save_prior(attrs.evolve(prior, about={"note": "x" * extra}), path)
+        first_bytes.add(path.read_bytes()[0])
+        assert load_prior(path).about == {"note": "x" * extra}
+    assert 0x80 in first_bytes  # as a pickle begins
+
+
 def test_pickles_truncated_files_and_nothing_are_refused(tmp_path, saved):
     torch.save({"a": torch.zeros(1)}, tmp_path / "a.pt")
     with pytest.raises(WeightsError, match="is a pickle"):

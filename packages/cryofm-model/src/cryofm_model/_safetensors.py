@@ -21,8 +21,9 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         WeightsError: a pickle, a damaged file, something else.
     """
     with path.open("rb") as file:
-        head = file.read(2)
-    if head == b"PK" or head[:1] == b"\x80":
+        head = file.read(9)
+    # A safetensors file begins with the length of its header, whose first bytes may be anything, and "{".
+    if head[8:] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80"):
         raise WeightsError(f"{path} is a pickle, which can run code when it is read; convert it to safetensors")
     try:
         with safe_open(path, "pt") as file:
