@@ -10,6 +10,7 @@ N(r) is noise. If two lines are one and the same, (Y_i − Y_j)/√2 has the pow
 grid of angles; large to begin with in annealing, when it stands for poses that are not yet right.
 """
 
+import itertools
 import math
 
 import attrs
@@ -54,7 +55,7 @@ class CommonLines:
     """Log likelihood ratios of all pairs of lines of K images.
 
     Attributes:
-        table: `(K, K, angles, angles, offsets)`: [i, j, b, a, d] for line a of image i and line b of image j, whose
+        table: `(I, J, angles, angles, offsets)`: [i, j, b, a, d] for line a of image i and line b of image j, whose
             shifts along those lines differ by `offsets_px[d]`.
         offsets_px: rising, about 0.
     """
@@ -63,11 +64,21 @@ class CommonLines:
     offsets_px: Tensor
 
     @classmethod
-    def of(cls, lines: Tensor, n: int, noise: Tensor, alpha: float, offsets_px: Tensor, smooth_px: float) -> "CommonLines":
-        """From polar transforms.
+    def of(
+        cls,
+        lines: Tensor,
+        others: Tensor,
+        n: int,
+        noise: Tensor,
+        alpha: float,
+        offsets_px: Tensor,
+        smooth_px: float,
+    ) -> "CommonLines":
+        """Of all pairs of I images and J others.
 
         Args:
-            lines: `(K, angles, radius)`, as `polar_transform` returns them; what is left out of the radii is not used.
+            lines: `(I, angles, radius)`, as `polar_transform` returns them; only the radii that are there are used.
+            others: `(J, angles, radius)`; their power stands for that of all.
             n: side of the images.
             noise: N(r), `(radius,)`, in the units of |lines|².
             alpha: see above; > 0.
@@ -75,27 +86,32 @@ class CommonLines:
             smooth_px: the table is averaged over 6 degrees of both angles (as a likelihood, not as its logarithm), and
                 over this many pixels of offset; standard deviations.
         """
-        K, angles, radius = lines.shape
-        power = lines.abs().square().mean((0, 1))
+        angles, radius = lines.shape[1:]
+        power = others.abs().square().mean((0, 1))
         N = torch.minimum(noise, power)
         tau = (N + alpha * (power - N)).clamp(min=1e-6 * power.max())
         P = torch.maximum(power, tau)
-        difference, total = 1 / tau - 1 / P, 1 / P - 1 / (2 * P - tau)
+        of_difference, of_sum = 1 / tau - 1 / P, 1 / P - 1 / (2 * P - tau)
         constant = (P**2 / (tau * (2 * P - tau))).log().sum()
-        single = (lines.abs().square() * (total - difference) / 2).sum(-1)  # (K, angles)
         r = torch.arange(1, radius + 1).to(power)
         ramp = torch.polar(torch.ones_like(r), -2 * math.pi / n * r * offsets_px[:, None])  # (offsets, radius)
-        moved = (lines * (difference + total))[:, :, None] * ramp  # (K, angles, offsets, radius)
-        table = lines.new_empty((K, K, angles, angles, len(offsets_px)), dtype=power.dtype)
+        moved = (lines * (of_difference + of_sum))[:, :, None] * ramp  # (I, angles, offsets, radius)
+        single_i, single_j = ((y.abs().square() * (of_sum - of_difference) / 2).sum(-1) for y in (lines, others))
         turn = _circulant(angles, _SMOOTH_DEG * angles / 360).to(power)
         slide = _window(offsets_px, smooth_px)
-        for i in range(K):
-            for j in range(i + 1):
-                product = torch.view_as_real(lines[j]).flatten(-2) @ torch.view_as_real(moved[i]).flatten(-2).flatten(0, 1).mT
-                T = product.reshape(angles, angles, -1) + single[j][:, None, None] + single[i][:, None] + constant
-                T = _smoothed(_INDEPENDENT * T, turn, slide)
-                table[i, j], table[j, i] = T, T.transpose(0, 1).flip(-1)
+        table = power.new_empty(len(lines), len(others), angles, angles, len(offsets_px))
+        for i, j in itertools.product(range(len(lines)), range(len(others))):
+            if lines is others and j < i:
+                table[i, j] = table[j, i].transpose(0, 1).flip(-1)
+                continue
+            cross = _columns(others[j]) @ _columns(moved[i]).flatten(0, 1).mT  # Re of others* × lines, (b, a · offsets)
+            T = cross.reshape(angles, angles, -1) + single_j[j][:, None, None] + single_i[i][:, None] + constant
+            table[i, j] = _smoothed(_INDEPENDENT * T, turn, slide)
         return cls(table, offsets_px)
+
+
+def _columns(c: Tensor) -> Tensor:
+    return torch.view_as_real(c).flatten(-2)
 
 
 def _smoothed(T: Tensor, turn: Tensor, slide: Tensor) -> Tensor:
