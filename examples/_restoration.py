@@ -84,11 +84,16 @@ def restore_halves(
     sampler: Sampler,
     flow: Guided | None = None,
 ) -> None:
-    """Restore the mean of the halves and each half by itself, draw samples with ``flow``, and leave all of it."""
+    """Restore the mean of the halves and each half by itself, draw samples with ``flow``, and leave all of it.
+
+    The noise in ``model`` and the scale come from both halves and are the same for all three. Of anything else the
+    restoration of a half sees that half alone.
+    """
     halves = [site.forward(half.data) for half in (given.half1, given.half2)]
     mean = (halves[0] + halves[1]) / 2
     solvent = mean.median()  # the prior knows solvent as 0
-    likelihoods = [model.observe(half - solvent, 1) for half in halves]
+    own_solvents = [half.median() for half in halves]
+    likelihoods = [model.observe(half - own, 1) for half, own in zip(halves, own_solvents, strict=True)]
     likelihood = model.observe(mean - solvent, 1 / 2)
     linear_filtered = fourier_filter(mean - solvent, model.gain)
     shape, measured = site.grid.target, model.measured
@@ -101,7 +106,7 @@ def restore_halves(
     with tqdm(unit=" evaluations", file=sys.stdout, leave=False, desc="scale") as bar:
         fit = fit_scale(
             WithProgress(site.velocity, site.prior, site.prior.normalization, bar),
-            likelihoods[0],
+            model.observe(halves[0] - solvent, 1),
             halves[1] - solvent if measured is None else measured(halves[1] - solvent),
             model.fsc,
             generator=generator(),
@@ -124,14 +129,15 @@ def restore_halves(
         ]
     say_how(fit, draw)
 
-    def back(x: Tensor) -> Volume:
+    def back(x: Tensor, solvent: Tensor = solvent) -> Volume:
         return site.back(x + solvent)
 
     for name, sample in zip(sample_names(samples), drawn, strict=True):
         write_map(folder / name, attrs.evolve(site.like, data=back(sample), labels=(VIEWING_NOTE,)))
+    one, two = (back(half.x, own) for half, own in zip(restored_halves, own_solvents, strict=True))
     curves = {
         HALVES: site.compare(given.half1.data, given.half2.data),
-        SELF: site.compare(back(restored_halves[0].x), back(restored_halves[1].x)),
+        SELF: site.compare(one, two),
     }
     leave(
         args,

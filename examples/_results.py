@@ -27,7 +27,7 @@ def leave(
     candidates: dict[str, Volume],
     curves: dict[str, FscCurve],
     draw: Draw,
-    fit: ScaleFit,
+    fit: ScaleFit | None,
     record: dict[str, Any],
     *,
     missing: FourierOperator | None = None,
@@ -47,7 +47,8 @@ def leave(
             against[f"{RESTORED}, only what was missing"] = inside[RESTORED]
         curves = against | curves
     write_fsc_csv(folder / "fsc.csv", curves)
-    where = "" if args.mask is None else ", inside the mask"
+    mask = vars(args).get("mask")
+    where = "" if mask is None else ", inside the mask"
     compared = (["against the truth"] if truth else []) + (["between halves"] if HALVES in curves else [])
     title = ", and ".join(compared) or "with the input"
     plot_fsc(curves, folder / "fsc.png", title=title + where)
@@ -55,13 +56,12 @@ def leave(
     content = {
         "settings": settings(args),
         "algorithm": dict(draw.settings),
-        "scale": fit.normalization.scale,
-        "scale_trials": fit.trials,
+        **({} if fit is None else {"scale": fit.normalization.scale, "scale_trials": fit.trials}),
         **record,
         "against_the_truth": results,
         "note": VIEWING_NOTE,
     }
-    masks = {} if args.mask is None else {str(args.mask): sha256(args.mask)}
+    masks = {} if mask is None else {str(mask): sha256(mask)}
     write_run(folder / "run.json", files | masks, content)
     report(curves, results, site.grid.voxel_size, where)
 

@@ -37,7 +37,7 @@ def add_flags(parser: argparse.ArgumentParser, *, steps: int, of: str) -> None:
     """The flags of every script; ``of`` says what a step is."""
     add = parser.add_argument
     add("--out", type=Path, required=True, help="folder for the results; made if need be")
-    add("--steps", type=int, default=steps, help=f"{of} (default {steps})")
+    add("--steps", type=positive, default=steps, help=f"{of} (default {steps})")
     add(
         "--seed",
         type=int,
@@ -46,7 +46,21 @@ def add_flags(parser: argparse.ArgumentParser, *, steps: int, of: str) -> None:
     )
     add("--prior", default="cryofm-tiny", help="name, file or folder of a prior (default cryofm-tiny)")
     add("--device", default="cpu", help="torch device: cpu, cuda or cuda:1, … (default cpu)")
+    add(
+        "--precision",
+        choices=("fp32", "bf16"),
+        default="fp32",
+        help="of the network; bf16 is faster on processors that have it, and far slower on others (default fp32)",
+    )
     add("--overwrite", action="store_true", help="replace results that exist")
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on, or what argparse makes a message of."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return number
 
 
 def launch(args: argparse.Namespace, names: list[str], run: Callable[[argparse.Namespace, Path], None]) -> None:
@@ -115,10 +129,15 @@ class WithProgress:
         return velocity
 
 
-def tiles(prior: Prior, shape: tuple[int, ...]) -> Tiled:
-    """The prior on a box of that shape; one that is no multiple of what the network takes is mirrored to one."""
+def tiles(prior: Prior, shape: tuple[int, ...], precision: str) -> Tiled:
+    """The prior on a box of that shape; one that is no multiple of what the network takes is mirrored to one.
+
+    Only the network computes in ``precision``: volumes, data and Fourier transforms stay in fp32.
+    """
+    device = next(prior.network.parameters()).device.type
+    velocity = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")(prior)
     tile = min(prior.box, math.ceil(max(shape) / prior.multiple) * prior.multiple)
-    return Tiled(prior, tile, tile // 4 if tile < max(shape) else 0)
+    return Tiled(velocity, tile, tile // 4 if tile < max(shape) else 0)
 
 
 def by(shape: tuple[int, ...]) -> str:

@@ -33,7 +33,8 @@ class Site:
     @classmethod
     def of(cls, args: argparse.Namespace, prior: CalibratedPrior, like: DensityMap, *, gradients: bool = False) -> Self:
         """For a map; refused, before the start, where memory does not suffice."""
-        mask = None if args.mask is None else read_mask(args.mask, like)
+        path = vars(args).get("mask")
+        mask = None if path is None else read_mask(path, like)
         # The prior's voxel size and not a voxel more: padding would break the noise's independent Fourier coefficients.
         _, grid = to_grid(like, prior.voxel_size)
         device = prior.signal_power.device
@@ -42,7 +43,7 @@ class Site:
         print(
             f"grid {by(grid.target)} voxels of {grid.voxel_size:.4g} Å: nothing finer than {finest:.2f} Å is restored"
         )
-        velocity = tiles(prior, grid.target)
+        velocity = tiles(prior, grid.target, args.precision)
         check_memory(grid.target, velocity, device, gradients=gradients)
         return cls(like, mask, prior, velocity, grid, device)
 

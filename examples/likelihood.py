@@ -41,13 +41,13 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     maps, files = read_input(args)
     cubes = {name: central(density, args.side, prior.voxel_size) for name, density in maps.items()}
     for cube in cubes.values():
-        check_memory(box(cube), tiles(prior, cube.shape), device, gradients=True)
+        check_memory(box(cube), tiles(prior, cube.shape, args.precision), device, gradients=True)
 
     rows, algorithm = [], {}
     print(f"{'map':40}{'voxels':>16}{'bits per voxel':>18}{'standard error':>16}")
     for name, cube in cubes.items():
         with tqdm(total=4 * args.steps, unit=" evaluations", file=sys.stdout, leave=False, desc=name) as bar:
-            velocity = WithProgress(tiles(prior, cube.shape), prior, prior.normalization, bar)
+            velocity = WithProgress(tiles(prior, cube.shape, args.precision), prior, prior.normalization, bar)
             found = log_likelihood(
                 velocity,
                 cube.to(device),
@@ -128,8 +128,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--probes", type=int, default=2, help="for the divergence, 2 or more for a standard error (default 2)")
     add_flags(parser, steps=5, of="of Runge and Kutta's rule, 4 (1 + probes) network evaluations each")
     args = parser.parse_args(arguments)
-    if args.side < 8 or args.probes < 1 or args.steps < 1:
-        parser.error("--probes and --steps must be at least 1, and --side at least 8")
+    if args.side < 8 or args.probes < 1:
+        parser.error("--probes must be at least 1, and --side at least 8")
     return args
 
 

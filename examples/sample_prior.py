@@ -35,7 +35,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     prior = calibrated_prior(args)
     device = prior.signal_power.device
     shape = (args.side, args.side, args.side)
-    velocity = tiles(prior, shape)
+    velocity = tiles(prior, shape, args.precision)
     check_memory(shape, velocity, device, gradients=False)
     print(f"{args.number} samples of {by(shape)} voxels of {prior.voxel_size:g} Å; prior {args.prior} on {device}")
 
@@ -104,8 +104,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=64, help="of the cubic box, in voxels of the prior (default 64)")
     add_flags(parser, steps=20, of="of Heun's rule, two network evaluations each")
     args = parser.parse_args(arguments)
-    if args.number < 1 or args.side < 8 or args.steps < 1:
-        parser.error("--number and --steps must be at least 1, and --side at least 8")
+    if args.number < 1 or args.side < 8:
+        parser.error("--number must be at least 1, and --side at least 8")
     return args
 
 

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from cryofm_io import DensityMap, fsc, read_map, write_map
-from cryofm_model import Prior, load_prior, save_prior
+from cryofm_model import Normalization, Prior, load_prior, save_prior
+from cryofm_sampling import ScaledNormalization, ScaleFit
 
 denoise = pytest.importorskip("denoise")
 script = pytest.importorskip("_script")
@@ -61,6 +62,22 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(run, half_m
     assert not np.array_equal(a, c)
 
 
+@pytest.fixture
+def scale_given(monkeypatch):
+    """No search for it."""
+    fit = ScaleFit(ScaledNormalization(Normalization(), 0.5), (), 0)
+    monkeypatch.setattr(restoration, "fit_scale", lambda *_, **__: fit)
+
+
+def test_precision(run, half_maps, tmp_path, scale_given):
+    for precision in ("fp32", "bf16"):
+        options = ("--out", tmp_path / precision, "--precision", precision, "--steps", 2)
+        assert run(*half_maps, *options, prior="cryofm-tiny") == 0
+    single, mixed = (read_map(tmp_path / name / "restored.mrc").data for name in ("fp32", "bf16"))
+    difference = np.square(mixed - single).sum() / np.square(single).sum()
+    assert 0 < difference < 1e-2
+
+
 def test_samples_and_mask(run, half_maps, tmp_path, monkeypatch):
     monkeypatch.setattr(denoise, "SAMPLE_STEPS", 3)
     half = read_map(half_maps[0])
@@ -74,6 +91,27 @@ def test_samples_and_mask(run, half_maps, tmp_path, monkeypatch):
     for data in (one, two, restored):
         assert not data[mask == 0].any()
         assert data[mask == 1].any()
+
+
+@pytest.mark.parametrize("changed", [0, 1])
+def test_a_restored_half_depends_on_the_other_by_noise_and_scale_alone(
+    run, half_maps, tmp_path, monkeypatch, scale_given, changed
+):
+    noise = given.noise_of(*(torch.tensor(read_map(path).data) for path in half_maps), 1.0)
+    monkeypatch.setattr(denoise, "noise_of", lambda *_: noise)
+    restore, draws = restoration.restore, []
+    monkeypatch.setattr(restoration, "restore", lambda *a, **k: draws.append(restore(*a, **k)) or draws[-1])
+    half = read_map(half_maps[changed])
+    data = half.data.copy()
+    data[:20] += 0.1  # the median moves as well
+    write_map(tmp_path / "other.mrc", attrs.evolve(half, data=data))
+    others = [tmp_path / "other.mrc" if i == changed else path for i, path in enumerate(half_maps)]
+    for name, files in (("a", half_maps), ("b", others)):
+        assert run(*files, "--out", tmp_path / name) == 0
+    before, after = draws[1:3], draws[4:6]
+    assert len(draws) == 6
+    assert not torch.equal(before[changed].x, after[changed].x)
+    assert torch.equal(before[1 - changed].x, after[1 - changed].x)
 
 
 def broken(tmp_path, half_maps, what):

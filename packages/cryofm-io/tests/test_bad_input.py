@@ -109,7 +109,7 @@ def test_voxel_size_of_exactly_one_warns_unless_it_was_given(good):
 
 
 def test_option_wins_over_the_header(good):
-    with pytest.warns(MapWarning, match=r"1\.5 Å in the header, 1\.52 Å asked for and used"):
+    with pytest.warns(MapWarning, match=r"1\.5 Å in the file, 1\.52 Å asked for and used"):
         assert read_map(good(), voxel_size=1.52).voxel_size == 1.52
     with warnings.catch_warnings():
         warnings.simplefilter("error")

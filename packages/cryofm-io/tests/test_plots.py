@@ -1,11 +1,11 @@
-"""The two pictures are drawn without a display and show what they should."""
+"""The pictures are drawn without a display and show what they should."""
 
 import sys
 
 import numpy as np
 import pytest
 
-from cryofm_io import FscCurve, GridMismatchError, MissingExtraError, fsc, plot_fsc, plot_slices
+from cryofm_io import FscCurve, GridMismatchError, MissingExtraError, fsc, plot_fsc, plot_pairs, plot_slices
 
 VOLUMES = dict(zip("ab", np.random.default_rng(0).normal(size=(2, 9, 10, 12)), strict=True))
 
@@ -65,3 +65,30 @@ def test_slice_plot(tmp_path, drawn):
 def test_volumes_of_different_shapes(tmp_path):
     with pytest.raises(GridMismatchError, match="different shapes"):
         plot_slices(VOLUMES | {"c": np.zeros((4, 4, 4))}, tmp_path / "slices.png", 1.5)
+
+
+@pytest.mark.parametrize("count", [1, 7, 103])
+def test_pairs(tmp_path, drawn, count):
+    rng = np.random.default_rng(0)
+    images = rng.normal(size=(count, 12, 12))
+    projections = images + np.linspace(0, 3, count)[:, None, None] * rng.normal(size=images.shape)
+    plot_pairs(images, 5 * projections - 2, tmp_path / "pairs.png")
+    (axes,) = drawn[0].axes
+    shown = min(count, 100)
+    assert len(axes.images) == 2 * shown
+    assert len(axes.texts) == shown
+    places = set()
+    for k, text in enumerate(axes.texts):
+        left, right = axes.images[2 * k : 2 * k + 2]
+        assert np.array_equal(left.get_array(), images[k])
+        assert np.array_equal(right.get_array(), 5 * projections[k] - 2)
+        assert left.get_extent()[0] < text.get_position()[0] < right.get_extent()[1]
+        places |= {tuple(left.get_extent()), tuple(right.get_extent())}
+        number, correlation = text.get_text().split(": ")
+        assert int(number) == k + 1
+        a, b = ((v - v.mean()) / v.std() for v in (images[k], projections[k]))
+        assert float(correlation) == pytest.approx((a * b).mean(), abs=0.0051)
+    assert len(places) == 2 * shown
+    assert ("100 of 103 drawn" in drawn[0].get_suptitle()) == (count == 103)
+    with pytest.raises(GridMismatchError, match="images"):
+        plot_pairs(images, projections[:, :5], tmp_path / "b.png")

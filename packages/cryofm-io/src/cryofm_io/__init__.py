@@ -1,4 +1,4 @@
-"""Cryo-EM maps on disk, grids, masks and Fourier shell correlation.
+"""Cryo-EM maps and images on disk, grids, masks and Fourier shell correlation.
 
 Arrays are ``(z, y, x)``; positions are (x, y, z); lengths are in Å and frequencies in 1/Å.
 """
@@ -19,13 +19,17 @@ from cryofm_io.errors import (
 from cryofm_io.fsc import FscCurve, fsc, write_fsc_csv
 from cryofm_io.grid import GridTransform, to_grid
 from cryofm_io.halves import check_half_maps
+from cryofm_io.image_prepare import PreparedImages, prepare_images
+from cryofm_io.image_read import read_images
+from cryofm_io.image_stack import ImageCtf, ImageStack, Poses
 from cryofm_io.intensity import Affine, normalise_clean
 from cryofm_io.masks import check_mask, read_mask, soft_mask, spherical_mask
 from cryofm_io.mrc_read import read_map
 from cryofm_io.mrc_write import VIEWING_NOTE, write_map
-from cryofm_io.plots import plot_fsc, plot_slices
+from cryofm_io.plots import plot_fsc, plot_pairs, plot_slices
 from cryofm_io.resample import fourier_resample
 from cryofm_io.simulate import simulate_density
+from cryofm_io.star import write_poses
 
 __all__ = [
     "VIEWING_NOTE",
@@ -37,11 +41,15 @@ __all__ = [
     "GridMismatchError",
     "GridTransform",
     "HalfMapError",
+    "ImageCtf",
+    "ImageStack",
     "InputFileError",
     "MapWarning",
     "MaskError",
     "MissingExtraError",
     "OutputExistsError",
+    "Poses",
+    "PreparedImages",
     "atomic_write",
     "check_half_maps",
     "check_mask",
@@ -50,7 +58,10 @@ __all__ = [
     "fsc",
     "normalise_clean",
     "plot_fsc",
+    "plot_pairs",
     "plot_slices",
+    "prepare_images",
+    "read_images",
     "read_map",
     "read_mask",
     "simulate_density",
@@ -59,4 +70,5 @@ __all__ = [
     "to_grid",
     "write_fsc_csv",
     "write_map",
+    "write_poses",
 ]

@@ -35,7 +35,7 @@ def spherical_mask(
     """
     z, y, x = (voxel_size * (np.arange(n, dtype=np.float32) - n // 2) for n in shape)
     distance = np.sqrt(z[:, None, None] ** 2 + y[:, None] ** 2 + x**2)
-    return _raised_cosine(distance, radius, soft_edge, voxel_size)
+    return raised_cosine(distance, radius, soft_edge, voxel_size)
 
 
 def soft_mask(
@@ -64,7 +64,7 @@ def soft_mask(
     if outside.all():
         raise MaskError(f"no voxel reaches the threshold {threshold:g} (largest {data.max():g}); choose a lower one")
     distance = np.asarray(distance_transform_edt(outside, sampling=voxel_size), dtype=np.float32)
-    return _raised_cosine(distance, dilate, soft_edge, voxel_size)
+    return raised_cosine(distance, dilate, soft_edge, voxel_size)
 
 
 def read_mask(path: str | os.PathLike[str], like: DensityMap) -> NDArray[np.float32]:
@@ -123,7 +123,7 @@ def check_mask(mask: DensityMap, like: DensityMap) -> NDArray[np.float32]:
     return np.clip(mask.data, 0, 1)
 
 
-def _raised_cosine(
+def raised_cosine(
     distance: NDArray[np.float32], inner: float, soft_edge: float, voxel_size: float
 ) -> NDArray[np.float32]:
     if inner < 0 or soft_edge < 0 or not voxel_size > 0:

@@ -55,8 +55,14 @@ def read_map(path: str | os.PathLike[str], *, voxel_size: float | None = None) -
 def read_values(path: str | os.PathLike[str], *, voxel_size: float | None = None) -> DensityMap:
     """Read a map that may be constant, as a mask may be; otherwise like `read_map`."""
     path = Path(path)
-    header, stored = _load(path)
-    axes = _axis_codes(path, header)
+    header, stored = load(path)
+    is_stack = says_stack(path, header)
+    if stored.ndim != 3 or 1 in stored.shape or is_stack:
+        kind = "a stack of" if stored.ndim == 4 or is_stack else "a single image of"
+        raise InputFileError(f"{path}: expected a 3-D map, found {kind} shape {stored.shape}")
+    if np.iscomplexobj(stored):
+        raise InputFileError(f"{path}: expected a 3-D map of real values, found {stored.dtype} (a transform?)")
+    axes = axis_codes(path, header)
     if axes != (1, 2, 3):
         _log.info("%s: axes stored in the order %s, transposed to (z, y, x)", path, axes)
     # Columns are the last stored axis, sections the first.  NSTART follows the stored axes; ORIGIN, the cell
@@ -76,7 +82,7 @@ def read_values(path: str | os.PathLike[str], *, voxel_size: float | None = None
         )
     return DensityMap(
         data,
-        _choose_voxel_size(path, header, voxel_size),
+        settle_voxel_size(path, stated_voxel_size(path, header), voxel_size),
         origin=[float(header.origin[axis]) for axis in "xyz"],
         nstart=nstart,
         space_group=int(header.ispg),
@@ -84,12 +90,10 @@ def read_values(path: str | os.PathLike[str], *, voxel_size: float | None = None
     )
 
 
-def _load(path: Path) -> tuple[Any, NDArray[Any]]:
-    """The header record and the values as stored (sections, rows, columns)."""
+def load(path: Path) -> tuple[Any, NDArray[Any]]:
+    """The header record and the values as stored (sections, rows, columns), whatever they are."""
     if not path.is_file():
         raise InputFileError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; give a map file")
-    if ".mrcs" in path.suffixes[-2:]:
-        raise InputFileError(f"{path}: expected a 3-D map, the name says a stack of images (.mrcs)")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -108,15 +112,14 @@ def _load(path: Path) -> tuple[Any, NDArray[Any]]:
         raise InputFileError(f"{path}: truncated or damaged ({complaints}); fetch the file again")
     if caught:
         warnings.warn(f"{path}: {complaints}", MapWarning, stacklevel=4)
-    is_stack = int(header.ispg) == 0 and int(header.mz) == 1  # MRC2014's mark of an image stack
-    if data.ndim != 3 or 1 in data.shape or is_stack:
-        kind = "a stack of" if data.ndim == 4 or is_stack else "a single image of"
-        raise InputFileError(f"{path}: expected a 3-D map, found {kind} shape {data.shape}")
     if data.size == 0:
-        raise InputFileError(f"{path}: an empty map of shape {data.shape}; choose another file")
-    if np.iscomplexobj(data):
-        raise InputFileError(f"{path}: expected a 3-D map of real values, found {data.dtype} (a transform?)")
+        raise InputFileError(f"{path}: empty, of shape {data.shape}; choose another file")
     return header, data
+
+
+def says_stack(path: Path, header: Any) -> bool:
+    """Whether the name (.mrcs) or the header (MRC2014's mark: ISPG 0, MZ 1) calls a file a stack of images."""
+    return ".mrcs" in path.suffixes[-2:] or (int(header.ispg) == 0 and int(header.mz) == 1)
 
 
 def _first_bytes(path: Path) -> bytes:
@@ -134,7 +137,7 @@ def _first_bytes(path: Path) -> bytes:
     return start
 
 
-def _axis_codes(path: Path, header: Any) -> tuple[int, int, int]:
+def axis_codes(path: Path, header: Any) -> tuple[int, int, int]:
     codes = int(header.mapc), int(header.mapr), int(header.maps)
     if sorted(codes) != [1, 2, 3]:
         warnings.warn(f"{path}: invalid axis codes {codes}, taken as (1, 2, 3)", MapWarning, stacklevel=4)
@@ -142,33 +145,40 @@ def _axis_codes(path: Path, header: Any) -> tuple[int, int, int]:
     return codes
 
 
-def _choose_voxel_size(path: Path, header: Any, wished: float | None) -> float:
-    if wished is not None and not (np.isfinite(wished) and wished > 0):
-        raise GeometryError(f"voxel size {wished} Å: it must be positive")
+def stated_voxel_size(path: Path, header: Any, axes: str = "xyz") -> float | None:
+    """The header's voxel size along these axes in Å; none where it is 0."""
     angles = np.array([header.cellb[axis] for axis in ("alpha", "beta", "gamma")])
     if angles.any() and not np.allclose(angles, 90, rtol=0, atol=0.1):
         raise GeometryError(f"{path}: cell angles {angles.tolist()}, not 90°; resample to an orthogonal grid")
-    cell = np.array([header.cella[axis] for axis in "xyz"])
-    sampling = np.array([header.mx, header.my, header.mz], dtype=np.float64)
+    cell = np.array([header.cella[axis] for axis in axes])
+    sampling = np.array([header[f"m{axis}"] for axis in axes], dtype=np.float64)
     with np.errstate(divide="ignore", invalid="ignore"):
         voxel = cell.astype(np.float64) / sampling
     if not (np.isfinite(voxel).all() and (voxel > 0).all()):
-        if wished is None:
-            raise InputFileError(f"{path}: voxel size {voxel.tolist()} in the header; give it (--voxel-size)")
-        return wished
+        return None
     if np.ptp(voxel) > 1e-3 * voxel.mean():
-        raise GeometryError(f"{path}: voxels of {voxel.tolist()} Å (x, y, z) are not cubes; resample the map")
-    if wished is not None:
-        if abs(wished - voxel[0]) > 0.01 * voxel[0]:
-            message = f"{path}: voxel size {voxel[0]:.5g} Å in the header, {wished:.5g} Å asked for and used"
-            warnings.warn(message, MapWarning, stacklevel=4)
-        return wished
+        kind = "voxels" if len(axes) == 3 else "pixels"
+        shape = "cubes" if len(axes) == 3 else "squares"
+        raise GeometryError(f"{path}: {kind} of {voxel.tolist()} Å ({', '.join(axes)}) are not {shape}; resample")
     # The header holds the cell in single precision: take the shortest number that gives the same cell back.
     # Where rounding left axes that no one number fits, six digits are as good as the header.
     candidates = [round(float(voxel[0]), digits) for digits in range(1, 9)]
     exact = [size for size in candidates if np.array_equal(np.float32(size * sampling), cell)]
-    short = exact[0] if exact else float(f"{voxel.mean():.6g}")
-    if short == 1.0:
+    return exact[0] if exact else float(f"{voxel.mean():.6g}")
+
+
+def settle_voxel_size(path: Path, stated: float | None, wished: float | None) -> float:
+    """What is stated in a file, or what was asked for instead, in Å."""
+    if wished is not None:
+        if not (np.isfinite(wished) and wished > 0):
+            raise GeometryError(f"voxel size {wished} Å: it must be positive")
+        if stated is not None and abs(wished - stated) > 0.01 * stated:
+            message = f"{path}: voxel size {stated:.5g} Å in the file, {wished:.5g} Å asked for and used"
+            warnings.warn(message, MapWarning, stacklevel=4)
+        return wished
+    if stated is None:
+        raise InputFileError(f"{path}: no voxel size in the file; give it (--voxel-size)")
+    if stated == 1.0:
         message = f"{path}: a voxel size of exactly 1 Å is often a missing one; check it (--voxel-size)"
         warnings.warn(message, MapWarning, stacklevel=4)
-    return short
+    return stated

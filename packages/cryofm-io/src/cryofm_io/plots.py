@@ -1,4 +1,4 @@
-"""Two pictures: FSC curves and central slices (extra ``[plot]``)."""
+"""Three pictures: FSC curves, central slices, images beside projections (extra ``[plot]``)."""
 
 import math
 import os
@@ -15,7 +15,9 @@ from cryofm_io.fsc import FscCurve
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["plot_fsc", "plot_slices"]
+__all__ = ["plot_fsc", "plot_pairs", "plot_slices"]
+
+_MOST_PAIRS = 100
 
 
 def plot_fsc(
@@ -121,6 +123,58 @@ def plot_slices(
         )
         if column == 0:
             axes.annotate(f"{bar:g} Å", (start, 0.1 * y), color="white", size=8)
+    _save(figure, path, overwrite)
+
+
+def plot_pairs(
+    images: NDArray[Any],
+    projections: NDArray[Any],
+    path: str | os.PathLike[str],
+    *,
+    overwrite: bool = False,
+) -> None:
+    """Draw each image beside the projection of a model at its pose, with their correlation.
+
+    The image is on the left. Its grey scale is its own, and the projection's too, since their units may differ.
+
+    Args:
+        images: ``(K, y, x)``; the first 100 are drawn.
+        projections: ``(K, y, x)``, in the same order.
+        path: The picture; its ending gives the format (.png, .pdf, .svg).
+        overwrite: Whether an existing file may be replaced.
+
+    Raises:
+        GridMismatchError: The two differ in shape.
+        MissingExtraError: matplotlib is not installed.
+        OutputExistsError: The file exists and ``overwrite`` is false.
+
+    Example:
+        >>> images, noise = np.random.default_rng(0).normal(size=(2, 5, 12, 12))
+        >>> plot_pairs(images, images + noise, "pairs.png")
+    """
+    if images.shape != projections.shape or images.ndim != 3:
+        raise GridMismatchError(f"images (K, y, x) of shape {images.shape} and projections of {projections.shape}")
+    count, (_, y, x) = min(len(images), _MOST_PAIRS), images.shape
+    columns = max(min(count, 2), round(math.sqrt(count / 2 * y / x)))
+    rows = math.ceil(count / columns)
+    correlations = [float(np.corrcoef(a.ravel(), b.ravel())[0, 1]) for a, b in zip(images, projections, strict=True)]
+    # One set of axes, in units of an image's width: a hundred of them would take ten seconds.
+    width, height = 2.15, y / x + 0.25
+    figure = _figure(max(width * columns, 3.5), height * rows + 0.3)
+    axes = figure.add_subplot()
+    for k, (image, projection) in enumerate(zip(images[:count], projections[:count], strict=True)):
+        left, bottom = width * (k % columns), -height * (k // columns)
+        for start, shown in ((left, image), (left + 1.03, projection)):
+            low, high = np.percentile(shown, [0.5, 99.8])
+            extent = (start, start + 1, bottom, bottom + y / x)
+            axes.imshow(shown, "gray", vmin=low, vmax=high, extent=extent, origin="lower", interpolation="nearest")
+        label = f"{k + 1}: {correlations[k]:.2f}"
+        axes.text(left + 1.015, bottom + y / x + 0.04, label, ha="center", va="bottom", size=8)
+    axes.set(xlim=(0, width * columns - 0.12), ylim=(-height * (rows - 1), height), aspect="equal")
+    axes.set_axis_off()
+    drawn = "" if count == len(images) else f", {count} of {len(images)} drawn"
+    title = f"image | projection: correlation (mean {np.mean(correlations):.2f}{drawn})"
+    figure.suptitle(title, size=8)
     _save(figure, path, overwrite)
 
 

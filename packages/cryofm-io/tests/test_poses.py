@@ -1,0 +1,132 @@
+"""Poses mean what RELION means, and a STAR file written is a STAR file read."""
+
+import attrs
+import mrcfile
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from cryofm_io import (
+    CryoFMError,
+    GeometryError,
+    ImageCtf,
+    ImageStack,
+    OutputExistsError,
+    Poses,
+    read_images,
+    write_poses,
+)
+
+RNG = np.random.default_rng(0)
+
+
+def test_angles_are_relions():
+    """Written out: R = Rz(−psi) Ry(−tilt) Rz(−rot), turning coordinate axes by rot, then tilt, then psi."""
+
+    def z(a):
+        return np.array([[np.cos(a), np.sin(a), 0], [-np.sin(a), np.cos(a), 0], [0, 0, 1]])
+
+    def y(a):
+        return np.array([[np.cos(a), 0, -np.sin(a)], [0, 1, 0], [np.sin(a), 0, np.cos(a)]])
+
+    angles = np.array([[10.0, 20, 30], [-170, 100, 5], [0, 0, 77]])
+    rot, tilt, psi = np.deg2rad(angles).T
+    expected = [z(c) @ y(b) @ z(a) for a, b, c in zip(rot, tilt, psi, strict=True)]
+    np.testing.assert_allclose(Poses.from_angles(angles, np.zeros((3, 2))).rotations, expected, atol=1e-12)
+
+
+def test_angles_of_any_rotation_give_it_back():
+    special = Rotation.from_euler("ZYZ", [[0, 0, 0], [50, 0, 20], [50, 180, 20]], degrees=True).as_matrix()
+    rotations = np.concatenate([Rotation.random(50, rng=RNG).as_matrix(), special])
+    poses = Poses(rotations, np.zeros((53, 2)))
+    again = Poses.from_angles(poses.angles_deg, poses.shifts)
+    np.testing.assert_allclose(again.rotations, rotations, atol=1e-9)
+    assert (poses.angles_deg[:, 1] >= 0).all()
+
+
+@pytest.mark.parametrize(
+    "rotation", [np.diag([1, 1, -1.0]), 1.01 * np.eye(3), np.full((3, 3), np.nan)], ids=["mirror", "scaled", "nan"]
+)
+def test_what_is_no_rotation(rotation):
+    with pytest.raises(GeometryError, match="pose 1 is no rotation"):
+        Poses(np.stack([np.eye(3), rotation]), np.zeros((2, 2)))
+    with pytest.raises(GeometryError, match=r"\(3, 3\)"):
+        Poses(np.eye(3), np.zeros(2))
+    with pytest.raises(GeometryError, match="pose 0"):
+        Poses(np.eye(3)[None], [[np.nan, 0]])
+
+
+@pytest.fixture
+def stack(tmp_path, monkeypatch):
+    """Six images with CTFs of two microscopes, stored in a folder with a space in its name."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "my classes" / "stack.mrcs"
+    path.parent.mkdir()
+    with mrcfile.new(path, data=RNG.normal(size=(6, 9, 9)).astype(np.float32)) as file:
+        file.voxel_size = 1.5
+    images = read_images(path.relative_to(tmp_path))
+    voltage, cs = np.array([300, 200, 300, 300, 200, 200]), np.array([2.7, 1.4, 2.7, 2.7, 1.4, 1.4])
+    u, angle = RNG.uniform(5e3, 2e4, size=6), RNG.uniform(0, 180, size=6)
+    ctf = ImageCtf(u, 0.9 * u, angle, voltage, cs, np.full(6, 0.1), np.zeros(6))
+    return attrs.evolve(images, ctf=ctf, voxel_size=1.504054)
+
+
+def test_what_is_written_is_read(stack, tmp_path):
+    pytest.importorskip("gemmi")
+    poses = Poses(Rotation.random(6, rng=RNG).as_matrix(), RNG.normal(scale=5, size=(6, 2)))
+    write_poses("out/poses.star", stack, poses)
+    again = read_images("out/poses.star")
+    assert np.array_equal(again.data, stack.data)
+    assert again.names == stack.names
+    assert again.voxel_size == stack.voxel_size
+    np.testing.assert_allclose(again.poses.rotations, poses.rotations, atol=1e-7)
+    np.testing.assert_allclose(again.poses.shifts, poses.shifts, atol=1e-6)
+    for field, values in attrs.asdict(stack.ctf).items():
+        np.testing.assert_allclose(getattr(again.ctf, field), values, atol=1e-6, err_msg=field)
+    write_poses("bare.star", attrs.evolve(stack, ctf=None), poses)
+    assert read_images("bare.star").ctf is None
+    assert [p.name for p in tmp_path.iterdir()].count("bare.star") == 1
+
+
+def test_the_file_is_relions(stack, tmp_path):
+    poses = Poses.from_angles(np.tile([[10.0, 20, 30]], (6, 1)), np.tile([[1.5, -2]], (6, 1)))
+    write_poses("poses.star", attrs.evolve(stack, ctf=None), poses)
+    lines = [line for line in (tmp_path / "poses.star").read_text().splitlines() if line]
+    assert lines == [
+        "# version 30001",
+        "data_optics",
+        "loop_",
+        "_rlnOpticsGroupName #1",
+        "_rlnOpticsGroup #2",
+        "_rlnImageSize #3",
+        "_rlnImageDimensionality #4",
+        "_rlnImagePixelSize #5",
+        "opticsGroup1\t1\t9\t2\t1.504054",
+        "# version 30001",
+        "data_particles",
+        "loop_",
+        "_rlnImageName #1",
+        "_rlnAngleRot #2",
+        "_rlnAngleTilt #3",
+        "_rlnAnglePsi #4",
+        "_rlnOriginXAngst #5",
+        "_rlnOriginYAngst #6",
+        "_rlnOpticsGroup #7",
+        *(
+            f"'00000{i}@my classes/stack.mrcs'\t10.000000\t20.000000\t30.000000\t1.500000\t-2.000000\t1"
+            for i in range(1, 7)
+        ),
+    ]
+
+
+def test_refusals(stack, tmp_path):
+    poses = Poses.from_angles(np.zeros((6, 3)), np.zeros((6, 2)))
+    (tmp_path / "poses.star").write_text("mine")
+    with pytest.raises(OutputExistsError):
+        write_poses("poses.star", stack, poses)
+    assert (tmp_path / "poses.star").read_text() == "mine"
+    write_poses("poses.star", stack, poses, overwrite=True)
+    with pytest.raises(GeometryError, match="6 images and 2 poses"):
+        write_poses("b.star", stack, Poses(poses.rotations[:2], poses.shifts[:2]))
+    with pytest.raises(CryoFMError, match="no names"):
+        write_poses("b.star", ImageStack(stack.data, 1.5), poses)
