@@ -31,7 +31,7 @@ def whole_particle(
     finest: float,
     rotation: NDArray[np.float64] | None = None,
 ) -> tuple[NDArray[np.float32], float]:
-    """A map turned, low-passed and resampled so that the whole particle is in the box, its centre of mass in voxel n // 2.
+    """A map turned, low-passed and resampled to a box that holds the whole particle, centre of mass in voxel n // 2.
 
     Args:
         density: (z, y, x), protein positive, solvent 0.
@@ -59,7 +59,8 @@ def whole_particle(
     diameter = 2 * voxel_size * float(np.sqrt(((voxels - centre) ** 2).sum(1).max()))
     coarse = working_voxel_size(diameter, box, finest)
 
-    k2 = sum(np.meshgrid(*(np.fft.fftfreq(n)[: n if axis < 2 else n // 2 + 1] ** 2 for axis, n in enumerate(density.shape)), indexing="ij"))
+    z, y, x = density.shape
+    k2 = np.fft.fftfreq(z)[:, None, None] ** 2 + np.fft.fftfreq(y)[:, None] ** 2 + np.fft.rfftfreq(x) ** 2
     edge = np.clip((np.sqrt(k2) * LOW_PASS * coarse / voxel_size - 0.9) / 0.1, 0, 1)
     smooth = irfftn(rfftn(density) * (0.5 * (1 + np.cos(np.pi * edge))), s=density.shape)
 
@@ -67,5 +68,7 @@ def whole_particle(
     offsets = step * (np.stack(np.meshgrid(*3 * [np.arange(box)], indexing="ij")) - box // 2)
     if rotation is not None:  # p = R x, so the density at p in the view is the object's at Rᵀ p; (z, y, x) here
         offsets = np.einsum("ij,j...->i...", rotation[::-1, ::-1].T, offsets)
-    particle = map_coordinates(smooth, offsets + centre[:, None, None, None], order=3, mode="constant", output=np.float32)
+    particle = map_coordinates(
+        smooth, offsets + centre[:, None, None, None], order=3, mode="constant", output=np.float32
+    )
     return particle, coarse

@@ -65,7 +65,7 @@ class FourierSlices:
 
     @cached_property
     def _dft(self) -> Tensor:
-        """From voxels to the half-integer frequencies −reach..reach, `(2 reach + 1, n)`, divided by the kernel's weight."""
+        """From voxels to the half-integer frequencies, `(2 reach + 1, n)`, divided by the kernel's weight."""
         x = (torch.arange(self.n, dtype=torch.float64) - self.n // 2) / (2 * self.n)
         k = torch.arange(-self._reach, self._reach + 1, dtype=torch.float64)
         dft = torch.polar(1 / torch.sinc(x) ** 2, -2 * math.pi * k[:, None] * x)

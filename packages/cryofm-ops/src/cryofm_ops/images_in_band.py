@@ -38,10 +38,10 @@ class ImagesInBand:
     """K images of one object, in Fourier space.
 
     Attributes:
-        spectra: their transforms about pixel n // 2, not normalised, `(K, m)`.
+        spectra: their transforms about pixel n // 2, not normalised, `(K, m)`, or for each volume `(C, K, m)`.
         k: the frequencies, one of each pair k and −k, in units of 1/n, `(m, 2)`.
         n: side of the images.
-        noise: E|n|² of the coefficients, with the model's error, `(K, m)`.
+        noise: E|n|² of the coefficients, with the model's error, likewise.
     """
 
     spectra: Tensor
@@ -93,16 +93,34 @@ class ImagesInBand:
         """
         weight = (self.n**3 * error + self.noise).rsqrt()  # (K, m)
         y = self.spectra * weight
-        y = y / y.norm(dim=-1, keepdim=True)
-        radius = int(self.k.abs().max())
+        y = (y / y.norm(dim=-1, keepdim=True)).expand(len(x), -1, -1)
+        weight = weight.expand(len(x), -1, -1).to(y)
+        radius, k = int(self.k.abs().max()), self.k.long()
         found = [
-            refine(CentralSlices.of(v, radius), y, weight, self.k, self.n, R[:, None], s[:, None], max_shift_px, iterations)
-            for v, R, s in zip(x, rotations, shifts_px, strict=True)
+            refine(CentralSlices.of(v, radius), y_v, w, k, self.n, R[:, None], s[:, None], max_shift_px, iterations)
+            for v, y_v, w, R, s in zip(x, y, weight, rotations, shifts_px, strict=True)
         ]
         return torch.stack([f[0][:, 0] for f in found]), torch.stack([f[1][:, 0] for f in found])
+
+    def scaled(self, factor: Tensor) -> Self:
+        """The same images times a factor for each of C volumes, `(C,)`: spectra and noise become `(C, K, m)`."""
+        f = factor[:, None, None]
+        return attrs.evolve(self, spectra=f * self.spectra, noise=f**2 * self.noise)
+
+    def scale_of(self, x: Tensor, error: Tensor, rotations: Tensor, shifts_px: Tensor) -> Tensor:
+        """By what factor the images should be multiplied for volumes `(C, n, n, n)`, `(C,)`.
+
+        Σ |A x|² / Σ (A x)·y, with weights as in `refined`: 1 where x is the mean of what the images leave open, whose
+        own power is smaller than that of the object.
+        """
+        p = torch.view_as_complex(FourierSlices(rotations, shifts_px, self.k, self.n)(x))
+        weight = 1 / (self.n**3 * error + self.noise)
+        agreement = (weight * (p.conj() * self.spectra).real).sum((-2, -1))
+        power = (weight * p.abs().square()).sum((-2, -1))
+        return torch.where(agreement > 0, power / agreement, 1)
 
     def misfit(self, x: Tensor, rotations: Tensor, shifts_px: Tensor) -> Tensor:
         """Σ |A x − y|² / Σ |y|² of each volume, `(C,)`."""
         y = torch.view_as_real(self.spectra)
         r = FourierSlices(rotations, shifts_px, self.k, self.n)(x) - y
-        return r.square().sum((-3, -2, -1)) / y.square().sum()
+        return r.square().sum((-3, -2, -1)) / y.square().sum((-3, -2, -1))

@@ -27,7 +27,7 @@ def pose_log_evidence(
     symmetry: Tensor | None = None,
     model_error: float = 0.02,
 ) -> Tensor:
-    """log p(images | poses) up to a constant, `(C,)`.
+    """Log p(images | poses) up to a constant, `(C,)`.
 
     Args:
         images: `(K, n, n)`.
@@ -43,7 +43,9 @@ def pose_log_evidence(
     k = band(radius, images.device)
     y: Tensor = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)))[..., k[:, 1], k[:, 0]]
     ring = k.to(images).norm(dim=-1).round().long().clamp(1, radius) - 1
-    total = images.new_zeros(radius).index_add(0, ring, y.abs().square().mean(0)) / torch.bincount(ring, minlength=radius)
+    total = images.new_zeros(radius).index_add(0, ring, y.abs().square().mean(0)) / torch.bincount(
+        ring, minlength=radius
+    )
     floor = 1e-3 * total
     signal = torch.maximum(total - noise, floor)[ring].repeat(len(images)).double()
     error = (noise.to(total) + model_error * total)[ring].repeat(len(images)).double()

@@ -1,5 +1,6 @@
 """Posterior sampling of density maps: algorithms that bring a flow prior and a likelihood together."""
 
+from cryofm_sampling.ab_initio import AbInitio, Models
 from cryofm_sampling.blind_guided import BlindGuided
 from cryofm_sampling.calibrate import CalibratedVelocity, calibrate
 from cryofm_sampling.checkpoint import Checkpoint
@@ -17,6 +18,7 @@ from cryofm_sampling.spread import spread
 from cryofm_sampling.tiled import Tiled
 
 __all__ = [
+    "AbInitio",
     "BlindGuided",
     "Calibrated",
     "CalibratedVelocity",
@@ -31,6 +33,7 @@ __all__ = [
     "Guided",
     "Inpainting",
     "LogLikelihood",
+    "Models",
     "PlugAndPlay",
     "Renoising",
     "Sampler",
