@@ -24,6 +24,7 @@ from cryofm_ops.fourier_projector import FourierProjector
 from cryofm_ops.fourier_slices import FourierSlices
 from cryofm_ops.gaussian import Gaussian, LinearGaussian
 from cryofm_ops.half_maps import NoiseEstimate, estimate_noise_power
+from cryofm_ops.image_noise import background_power
 from cryofm_ops.images_in_band import ImagesInBand
 from cryofm_ops.likelihood import gaussian_likelihood
 from cryofm_ops.model_units import in_model_units
@@ -128,6 +129,7 @@ __all__ = [
     "WhiteNoise",
     "add",
     "alpha_from_poses",
+    "background_power",
     "angular_distance_deg",
     "compose",
     "cone_alpha",
