@@ -8,7 +8,7 @@ from scipy.optimize import minimize
 from torch import Tensor
 
 from cryofm_io import fsc
-from cryofm_ops import angular_distance_deg, rotation_from_vector, so3_grid
+from cryofm_ops import rotation_from_vector, so3_grid
 
 RADIUS, COARSE = 9, 4  # frequencies, in units of 1/n, at which models are compared
 MIRROR = torch.diag(torch.tensor([1.0, 1.0, -1.0]))
@@ -100,12 +100,3 @@ def aligned(x: Tensor, truth: Tensor, rotations: Tensor | None = None, true_rota
 def resolution(x: Tensor, truth: Tensor, voxel_size: float) -> float:
     """Where FSC falls below 0.5, Å."""
     return float(fsc(x.numpy(), truth.numpy(), voxel_size).resolution(0.5))
-
-
-def pose_error_deg(rotations: Tensor, truth: Tensor) -> float:
-    """Median over the images, after the best rotation of all and for the better hand."""
-    errors = []
-    for seen in (rotations, MIRROR @ rotations @ MIRROR):
-        turns = truth.mT @ seen
-        errors.append(angular_distance_deg(truth @ turns[:, None], seen).median(-1).values.min())
-    return float(torch.stack(errors).min())

@@ -21,25 +21,27 @@ from pathlib import Path
 import attrs
 import numpy as np
 import torch
-from _alignment import aligned, pose_error_deg, resolution
+from _alignment import aligned, resolution
 from _table import write_csv
 from torch import Tensor
 
 from cryofm_io import ImageStack, prepare_images, read_map
-from cryofm_model import load_prior
+from cryofm_model import CalibratedPrior, load_prior
 from cryofm_model.particles import whole_particle
 from cryofm_ops import (
     BlindProjections,
     ImagesInBand,
     background_power,
     in_model_units,
+    pose_difference_deg,
     radial,
     random_rotations,
     sample_poses,
 )
-from cryofm_sampling import AbInitio, BlindGuided, Flow, Guided
+from cryofm_sampling import AbInitio, BlindGuided, Draw, Flow, Guided, Models
 
 BOX, WIDE, FINEST, FILLED, BAND = 32, 48, 5.0, 26, 13
+PUSH = 5.0  # λ_max of Algorithm 3 in a box of 64³
 
 Row = dict[str, object]
 
@@ -124,15 +126,17 @@ def simulate(path: Path, condition: Condition) -> Problem:
 
 def row(path: Path, condition: Condition, method: str, seconds: float, nfe: int, **values: object) -> Row:
     """One line of the table."""
-    columns: Row = {"fsc05": "", "pose_error_deg": "", "first_pose_error_deg": "", "misfit": ""}
+    columns: Row = {"fsc05": "", "pose_error_deg": "", "first_pose_error_deg": "", "agreement_deg": "", "misfit": ""}
     start: Row = {"structure": path.stem, "condition": condition.name, "method": method}
     return {**start, **columns, **values, "seconds": round(seconds, 1), "nfe": nfe}
 
 
-def with_prior(prior, problem: Problem, rotations: Tensor, shifts_px: Tensor, **settings):  # type: ignore[no-untyped-def]
+def with_prior(
+    prior: CalibratedPrior, problem: Problem, rotations: Tensor, shifts_px: Tensor, refine_below: float = 0.9
+) -> Models:
     """Models at these poses."""
     images = ImagesInBand.of(problem.images, BAND, problem.noise)
-    return AbInitio(**settings)(
+    return AbInitio(refine_below=refine_below)(
         prior,
         images,
         normalization=prior.normalization,
@@ -142,7 +146,7 @@ def with_prior(prior, problem: Problem, rotations: Tensor, shifts_px: Tensor, **
     )
 
 
-def ours(prior, path: Path, condition: Condition, problem: Problem) -> Row:  # type: ignore[no-untyped-def]
+def ours(prior: CalibratedPrior, path: Path, condition: Condition, problem: Problem) -> Row:
     """Common lines, then the prior."""
     start = time.process_time()
     poses = sample_poses(
@@ -163,13 +167,14 @@ def ours(prior, path: Path, condition: Condition, problem: Problem) -> Row:  # t
         seconds,
         3 * models.nfe,
         fsc05=round(resolution(best, problem.truth, problem.voxel_size), 2),
-        pose_error_deg=round(pose_error_deg(models.rotations[0], problem.rotations), 2),
-        first_pose_error_deg=round(pose_error_deg(poses.rotations[0], problem.rotations), 2),
+        pose_error_deg=round(float(pose_difference_deg(problem.rotations, models.rotations[0])), 1),
+        first_pose_error_deg=round(float(pose_difference_deg(problem.rotations, poses.rotations[0])), 1),
+        agreement_deg=round(float(pose_difference_deg(models.rotations[0], models.rotations[1])), 1),
         misfit=round(float(models.misfit[0]), 4),
     )
 
 
-def told(prior, path: Path, condition: Condition, problem: Problem) -> list[Row]:  # type: ignore[no-untyped-def]
+def told(prior: CalibratedPrior, path: Path, condition: Condition, problem: Problem) -> list[Row]:
     """With the true poses."""
     R, s = problem.rotations[None], problem.shifts_px[None]
     start = time.process_time()
@@ -179,31 +184,32 @@ def told(prior, path: Path, condition: Condition, problem: Problem) -> list[Row]
     middle = time.process_time()
     model = with_prior(prior, problem, R, s, refine_below=1e-9)
     end = time.process_time()
-    rows = []
-    for method, x, seconds, nfe in (("wiener", wiener, middle - start, 0), ("prior", model.x[0], end - middle, model.nfe)):
-        rows.append(
-            row(path, condition, method, seconds, nfe, fsc05=round(resolution(x, problem.truth, problem.voxel_size), 2))
-        )
-    return rows
+    runs = (("wiener", wiener, middle - start, 0), ("prior", model.x[0], end - middle, model.nfe))
+    return [
+        row(path, condition, method, seconds, nfe, fsc05=round(resolution(x, problem.truth, problem.voxel_size), 2))
+        for method, x, seconds, nfe in runs
+    ]
 
 
-def paper(prior, path: Path, condition: Condition, problem: Problem) -> list[Row]:  # type: ignore[no-untyped-def]
+def paper(prior: CalibratedPrior, path: Path, condition: Condition, problem: Problem) -> list[Row]:
     """The prior's own sample, and Algorithm 3, with 100 steps."""
     blind = BlindProjections(problem.images * problem.scale, max_shift_px=condition.search_px, background=0.7)
     known = blind.at(problem.rotations, problem.shifts_px)
-    runs: list[tuple[str, Callable[[torch.Generator], object]]] = [
-        ("sample", lambda g: Flow(20)(prior, shape=(BOX,) * 3, generator=g)),
-        ("alg3", lambda g: BlindGuided(100)(prior, in_model_units(blind, prior.normalization), shape=(BOX,) * 3, generator=g)),
-        ("alg3_poses", lambda g: Guided(100, "paper")(prior, in_model_units(known, prior.normalization), shape=(BOX,) * 3, generator=g)),
-    ]
+    searched, told = (in_model_units(data, prior.normalization) for data in (blind, known))
+    shape = (BOX, BOX, BOX)
+    runs: dict[str, Callable[[torch.Generator], Draw]] = {
+        "sample": lambda g: Flow(20)(prior, shape=shape, generator=g),
+        "alg3": lambda g: BlindGuided(100, max_push=PUSH)(prior, searched, shape=shape, generator=g),
+        "alg3_poses": lambda g: Guided(100, "paper", PUSH)(prior, told, shape=shape, generator=g),
+    }
     rows = []
-    for method, run in runs:
+    for method, run in runs.items():
         start = time.process_time()
         draw = run(torch.Generator().manual_seed(1))
         seconds = time.process_time() - start
-        x = draw.x * prior.normalization.std + prior.normalization.mean  # type: ignore[attr-defined]
+        x = draw.x * prior.normalization.std + prior.normalization.mean
         found = resolution(aligned(x, problem.truth), problem.truth, problem.voxel_size)
-        rows.append(row(path, condition, method, seconds, draw.nfe, fsc05=round(found, 2)))  # type: ignore[attr-defined]
+        rows.append(row(path, condition, method, seconds, draw.nfe, fsc05=round(found, 2)))
     return rows
 
 
@@ -226,7 +232,8 @@ def main() -> None:
             if number < args.paper and condition is CONDITIONS[0]:
                 rows += paper(prior, path, condition, problem)
             write_csv(args.out, rows)
-            print(*(f"{r['method']} {r['fsc05']}" for r in rows if r["structure"] == path.stem and r["condition"] == condition.name), condition.name, path.stem, f"{rows[-1]['seconds']}", flush=True)
+            own = [r for r in rows if (r["structure"], r["condition"]) == (path.stem, condition.name)]
+            print(condition.name, path.stem, *(f"{r['method']} {r['fsc05']}" for r in own), flush=True)
         summary(rows, condition)
 
 
@@ -237,7 +244,8 @@ def summary(rows: list[Row], condition: Condition) -> None:
         if own:
             found = np.array([float(str(r["fsc05"])) for r in own])
             seconds = np.mean([float(str(r["seconds"])) for r in own])
-            print(f"{condition.name:28s} {method:10s} FSC_0.5 {found.mean():5.1f} Å, median {np.median(found):5.1f} Å, below 20 Å: {(found < 20).sum()}/{len(own)}, {seconds:.1f} s", flush=True)
+            quality = f"FSC_0.5 {found.mean():.1f} Å, median {np.median(found):.1f} Å, {(found < 20).sum()}/{len(own)}"
+            print(f"{condition.name}: {method}: {quality} below 20 Å, {seconds:.1f} s", flush=True)
 
 
 if __name__ == "__main__":

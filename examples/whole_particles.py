@@ -44,7 +44,7 @@ def particles(path: Path, orientations: int, box: int, finest: float, out: Path)
 def main() -> int:
     """Parse the command line, resample, report what could not be used."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("maps", nargs="+", type=Path, help="maps of single particles, such as those of simulate_maps.py")
+    parser.add_argument("maps", nargs="+", type=Path, help="maps, such as those of simulate_maps.py")
     parser.add_argument("--out", type=Path, required=True, help="folder for the .mrc maps; existing maps are kept")
     parser.add_argument("--orientations", type=int, default=4, help="random orientations of each map (default 4)")
     parser.add_argument("--box", type=int, default=32, help="side of the box, voxels (default 32)")

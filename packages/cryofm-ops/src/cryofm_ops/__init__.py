@@ -52,6 +52,7 @@ from cryofm_ops.protocols import (
 )
 from cryofm_ops.rotations import (
     angular_distance_deg,
+    pose_difference_deg,
     quaternion_from_rotation,
     random_rotations,
     relion_from_rotation,
@@ -129,8 +130,8 @@ __all__ = [
     "WhiteNoise",
     "add",
     "alpha_from_poses",
-    "background_power",
     "angular_distance_deg",
+    "background_power",
     "compose",
     "cone_alpha",
     "directional",
@@ -145,6 +146,7 @@ __all__ = [
     "in_model_units",
     "irfft",
     "polar_transform",
+    "pose_difference_deg",
     "pose_log_evidence",
     "psi_bg",
     "psi_cor",

@@ -42,15 +42,25 @@ class ImagesInBand:
         k: the frequencies, one of each pair k and −k, in units of 1/n, `(m, 2)`.
         n: side of the images.
         noise: E|n|² of the coefficients, with the model's error, likewise.
+        symmetry: rotations `(G, 3, 3)` of the object's point group; every image shows it from G sides.
     """
 
     spectra: Tensor
     k: Tensor
     n: int
     noise: Tensor
+    symmetry: Tensor | None = None
 
     @classmethod
-    def of(cls, images: Tensor, radius: int, noise: Tensor, model_error: float = 0.02) -> Self:
+    def of(
+        cls,
+        images: Tensor,
+        radius: int,
+        noise: Tensor,
+        *,
+        model_error: float = 0.02,
+        symmetry: Tensor | None = None,
+    ) -> Self:
         """From images `(K, n, n)`.
 
         Args:
@@ -58,6 +68,7 @@ class ImagesInBand:
             radius: highest frequency, in units of 1/n.
             noise: power of the images' noise at the frequencies 1, 2, …, radius of the transform, not normalised.
             model_error: part of the images' power, ring by ring, by which projections may differ from them.
+            symmetry: see the attribute.
         """
         n = images.shape[-1]
         if images.ndim != 3 or images.shape[-2] != n or not 0 < radius < n / 2:
@@ -70,13 +81,19 @@ class ImagesInBand:
         power = images.new_zeros(radius).index_add(0, ring, spectra.abs().square().mean(0))
         power = power / torch.bincount(ring, minlength=radius)
         total = noise.to(images) + model_error * power + 1e-9 * power.max()
-        return cls(spectra, k.to(images), n, total[ring].expand(len(images), -1))
+        return cls(spectra, k.to(images), n, total[ring].expand(len(images), -1), symmetry)
 
     def at(self, rotations: Tensor, shifts_px: Tensor) -> LinearGaussian:
         """The likelihood of C volumes at poses `(C, K, 3, 3)` and `(C, K, 2)`."""
-        y = torch.view_as_real(self.spectra)
+        spectra, noise = self.spectra, self.noise
+        if self.symmetry is not None:  # G views of each image, which say once what is theirs
+            group = self.symmetry.to(rotations)
+            rotations = (rotations[:, :, None] @ group).flatten(1, 2)
+            shifts_px, spectra, noise = (
+                part.repeat_interleave(len(group), -2) for part in (shifts_px, spectra, len(group) * noise)
+            )
         operator = FourierSlices(rotations, shifts_px, self.k, self.n)
-        return LinearGaussian(operator, _BandNoise(self.noise), y, tolerance=0.03)
+        return LinearGaussian(operator, _BandNoise(noise), torch.view_as_real(spectra), tolerance=0.03)
 
     def refined(
         self, x: Tensor, error: Tensor, rotations: Tensor, shifts_px: Tensor, max_shift_px: float, iterations: int = 3
@@ -110,14 +127,14 @@ class ImagesInBand:
     def scale_of(self, x: Tensor, error: Tensor, rotations: Tensor, shifts_px: Tensor) -> Tensor:
         """By what factor the images should be multiplied for volumes `(C, n, n, n)`, `(C,)`.
 
-        Σ |A x|² / Σ (A x)·y, with weights as in `refined`: 1 where x is the mean of what the images leave open, whose
-        own power is smaller than that of the object.
+        The one that gives the images, less their noise, the power of the projections and of what these are expected to
+        lack; frequencies are weighed as in `refined`. It does not ask that the poses be right.
         """
-        p = torch.view_as_complex(FourierSlices(rotations, shifts_px, self.k, self.n)(x))
+        p = FourierSlices(rotations, shifts_px, self.k, self.n)(x).square().sum(-1)
         weight = 1 / (self.n**3 * error + self.noise)
-        agreement = (weight * (p.conj() * self.spectra).real).sum((-2, -1))
-        power = (weight * p.abs().square()).sum((-2, -1))
-        return torch.where(agreement > 0, power / agreement, 1)
+        theirs = (weight * (p + self.n**3 * error)).sum((-2, -1))
+        ours = (weight * (self.spectra.abs().square() - self.noise)).sum((-2, -1))
+        return torch.where(ours > 0, theirs / ours, 1).sqrt()
 
     def misfit(self, x: Tensor, rotations: Tensor, shifts_px: Tensor) -> Tensor:
         """Σ |A x − y|² / Σ |y|² of each volume, `(C,)`."""

@@ -1,14 +1,14 @@
 """Models from a few images at poses that are nearly known: renoising, with the poses refined at every level.
 
-As Algorithm 3 (paper, E.2) this goes from noise to a map and adjusts the poses on the way, but it begins with poses that
-come from elsewhere (`cryofm_ops.sample_poses`), and is exact where that can be: at every level x_0 given x_t is taken as
-a normal of mean x̂_0 and variance e(ν, t) (see `renoising`), each pose moves to where the image agrees best with x̂_0,
-frequencies weighed by 1/(e + noise), and the normal is conditioned on all images by conjugate gradients. The conditioned
-mean is noised afresh, at ratios of noise to signal that fall geometrically; the last evaluations see it without noise.
+As Algorithm 3 (paper, E.2) this goes from noise to a map and adjusts the poses on the way, but it begins with poses
+that come from elsewhere (`cryofm_ops.sample_poses`), and is exact where that can be: at every level x_0 given x_t is
+taken as a normal of mean x̂_0 and variance e(ν, t) (see `renoising`), each pose moves to where the image agrees best
+with x̂_0, frequencies weighed by 1/(e + noise), and the normal is conditioned on all images by conjugate gradients. The
+conditioned mean is noised afresh, at ratios of noise to signal that fall geometrically; the last evaluations see it
+without noise.
 
 The scale of class averages is arbitrary, that of the prior is not, and it is found on the way: to begin with by the
-highest density of the Wiener estimate, which is K/(K + 4) of the truth's (measured), then from how x̂_0 and the images
-compare.
+highest density of the Wiener estimate, which is K/(K + 4) of the truth's (measured), then from their powers.
 """
 
 import attrs
