@@ -124,18 +124,6 @@ class ImagesInBand:
         f = factor[:, None, None]
         return attrs.evolve(self, spectra=f * self.spectra, noise=f**2 * self.noise)
 
-    def scale_of(self, x: Tensor, error: Tensor, rotations: Tensor, shifts_px: Tensor) -> Tensor:
-        """By what factor the images should be multiplied for volumes `(C, n, n, n)`, `(C,)`.
-
-        The one that gives the images, less their noise, the power of the projections and of what these are expected to
-        lack; frequencies are weighed as in `refined`. It does not ask that the poses be right.
-        """
-        p = FourierSlices(rotations, shifts_px, self.k, self.n)(x).square().sum(-1)
-        weight = 1 / (self.n**3 * error + self.noise)
-        theirs = (weight * (p + self.n**3 * error)).sum((-2, -1))
-        ours = (weight * (self.spectra.abs().square() - self.noise)).sum((-2, -1))
-        return torch.where(ours > 0, theirs / ours, 1).sqrt()
-
     def misfit(self, x: Tensor, rotations: Tensor, shifts_px: Tensor) -> Tensor:
         """Σ |A x − y|² / Σ |y|² of each volume, `(C,)`."""
         y = torch.view_as_real(self.spectra)

@@ -7,8 +7,9 @@ with x̂_0, frequencies weighed by 1/(e + noise), and the normal is conditioned 
 conditioned mean is noised afresh, at ratios of noise to signal that fall geometrically; the last evaluations see it
 without noise.
 
-The scale of class averages is arbitrary, that of the prior is not, and it is found on the way: to begin with by the
-highest density of the Wiener estimate, which is K/(K + 4) of the truth's (measured), then from their powers.
+The scale of class averages is arbitrary, that of the prior is not. It is found from the Wiener estimate at the first
+poses, whose highest density is K/(K + 4) of the truth's (0.68 ± 0.06 for 8 clean images of 22 particles; 0.62 at a
+signal-to-noise ratio of 5, where the scale comes out too large by a tenth).
 """
 
 import attrs
@@ -118,8 +119,6 @@ class AbInitio:
                 along = e[0, 0]  # the x axis: e is radial
                 e_k = torch.lerp(along[radius.floor().long()], along[radius.ceil().long()], radius.frac())
                 R, s = y.refined(x_0, e_k, R, s, self.max_shift_px)
-                factor = y.scale_of(x_0, e_k, R, s).clamp(0.8, 1.25).sqrt()
-                scale, y = scale * factor, y.scaled(factor)
             x = y.at(R, s).condition(x_0, e).mean
             return _packed(x, R, s, scale), x
 
