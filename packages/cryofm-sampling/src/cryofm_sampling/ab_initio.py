@@ -8,7 +8,7 @@ conditioned mean is noised afresh, at ratios of noise to signal that fall geomet
 without noise.
 
 The scale of class averages is arbitrary, that of the prior is not. It is found from the Wiener estimate at the first
-poses, whose highest density is K/(K + 4) of the truth's (0.68 ± 0.06 for 8 clean images of 22 particles; 0.62 at a
+poses, whose highest density is K/(K + 4) of the truth's (0.68 ± 0.06 for 8 clean images of 11 particles; 0.62 at a
 signal-to-noise ratio of 5, where the scale comes out too large by a tenth).
 """
 
