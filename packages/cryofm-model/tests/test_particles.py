@@ -23,9 +23,7 @@ def blobs(points, masses, n, voxel_size, sigma):
 
 def test_turned_and_centred_particle_is_the_turned_and_centred_object():
     rotation = random_rotation(np.random.default_rng(0))
-    found, voxel_size = whole_particle(
-        blobs(POINTS, MASSES, 70, 1.5, 9.0), 1.5, 24, finest=5.0, rotation=rotation
-    )
+    found, voxel_size = whole_particle(blobs(POINTS, MASSES, 70, 1.5, 9.0), 1.5, 24, finest=5.0, rotation=rotation)
     assert voxel_size == 5.0
     centred = POINTS - MASSES @ POINTS / MASSES.sum()
     expected = blobs(centred @ rotation.T, MASSES, 24, 5.0, 9.0)

@@ -89,8 +89,7 @@ def test_table_peaks_where_the_planes_cross():
     angles = [torch.atan2((R @ line)[1], (R @ line)[0]) for R in rotations]
     a, b = (round(float(angle) * ANGLES / (2 * math.pi)) % ANGLES for angle in angles)
     offset = sum(
-        sign * (s[0] * angle.cos() + s[1] * angle.sin())
-        for sign, s, angle in zip((1, -1), shifts, angles, strict=True)
+        sign * (s[0] * angle.cos() + s[1] * angle.sin()) for sign, s, angle in zip((1, -1), shifts, angles, strict=True)
     )
     offsets = [0.25 * d for d in range(-12, 13)]
     table = compare(images, offsets=offsets)[0, 1]
@@ -181,15 +180,17 @@ def test_evidence_is_a_normal_density():
         hermitian = hermitian + torch.diag(error)
         # X = a + ib: E[aa'] = (C + P)/2, E[bb'] = (C − P)/2, E[ab'] = 0 as both are real
         zero = torch.zeros_like(hermitian)
-        covariance = torch.cat(
-            (torch.cat((hermitian + pseudo, zero), 1), torch.cat((zero, hermitian - pseudo), 1))
-        ) / 2
+        covariance = torch.cat((torch.cat((hermitian + pseudo, zero), 1), torch.cat((zero, hermitian - pseudo), 1))) / 2
         data = torch.cat((spectra.real.flatten(), spectra.imag.flatten()))
         return torch.distributions.MultivariateNormal(torch.zeros_like(data), covariance).log_prob(data)
 
     other = views(3, 9)
     found = pose_log_evidence(
-        images, torch.stack((rotations, other)).double(), torch.zeros(2, 3, 2).double(), diameter_px=diameter, noise=noise
+        images,
+        torch.stack((rotations, other)).double(),
+        torch.zeros(2, 3, 2).double(),
+        diameter_px=diameter,
+        noise=noise,
     )
     expected = log_prob(rotations) - log_prob(other)
     torch.testing.assert_close(found[0] - found[1], expected, rtol=1e-3, atol=0.05)
@@ -220,9 +221,7 @@ def test_evidence_is_not_fooled_by_views_in_one_plane():
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 8, 9), (8, 8)])
 def test_images_that_have_no_poses(shape):
     with pytest.raises(GeometryError, match="square images"):
-        sample_poses(
-            torch.zeros(shape), chains=1, generator=torch.Generator(), diameter_px=6.0, noise=torch.zeros(3)
-        )
+        sample_poses(torch.zeros(shape), chains=1, generator=torch.Generator(), diameter_px=6.0, noise=torch.zeros(3))
 
 
 def test_background_is_what_surrounds_the_particle():

@@ -32,7 +32,7 @@ from cryofm_ops.noise import SpectralNoise, StationaryNoise, WhiteNoise
 from cryofm_ops.noise_sum import NoiseSum
 from cryofm_ops.normal import Normal
 from cryofm_ops.operators import Identity
-from cryofm_ops.pose_evidence import pose_log_evidence
+from cryofm_ops.pose_evidence import pose_log_evidence, refine_by_evidence
 from cryofm_ops.pose_losses import psi_bg, psi_cor, psi_sg
 from cryofm_ops.pose_sampling import PoseSamples, sample_poses
 from cryofm_ops.pose_search import PoseEstimate, search_poses
@@ -155,6 +155,7 @@ __all__ = [
     "radial",
     "radial_mean",
     "random_rotations",
+    "refine_by_evidence",
     "relion_from_rotation",
     "rfft",
     "rotation_from_quaternion",

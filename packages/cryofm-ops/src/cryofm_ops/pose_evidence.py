@@ -12,11 +12,14 @@ from torch import Tensor
 
 from cryofm_ops._central_slices import band
 from cryofm_ops._pose_refinement import phase
+from cryofm_ops.rotations import rotation_from_vector
 
-__all__ = ["pose_log_evidence"]
+__all__ = ["pose_log_evidence", "refine_by_evidence"]
 
 
-@torch.no_grad()
+_TURN_DEG = 10.0
+
+
 def pose_log_evidence(
     images: Tensor,
     rotations: Tensor,
@@ -56,10 +59,10 @@ def pose_log_evidence(
         points = (k.to(R) @ R[:, :2, :]).flatten(0, 1).double()
         amplitude = signal.sqrt()[:, None] * signal.sqrt()
         near, far = (
-            sum(_ball(torch.cdist(points, sign * points @ g) * (math.pi * diameter_px / n)) for g in group)
+            sum(_ball(_distance(points, sign * points @ g) * (math.pi * diameter_px / n)) for g in group)
             for sign in (1, -1)
         )
-        log = 0.0
+        log = points.new_zeros(())
         for kernel, part in ((near + far, data.real), (near - far, data.imag)):
             covariance = amplitude * kernel / 2 + torch.diag(error / 2)
             cholesky = torch.linalg.cholesky(covariance)
@@ -67,6 +70,65 @@ def pose_log_evidence(
             log = log - white.square().sum() / 2 - cholesky.diagonal().log().sum()
         evidence.append(log)
     return torch.stack(evidence)
+
+
+@torch.enable_grad()  # type: ignore[no-untyped-call]
+def refine_by_evidence(
+    images: Tensor,
+    rotations: Tensor,
+    shifts_px: Tensor,
+    *,
+    diameter_px: float,
+    noise: Tensor,
+    spread_px: float,
+    symmetry: Tensor | None = None,
+    iterations: int = 8,
+) -> tuple[Tensor, Tensor]:
+    """Poses moved to where their evidence is larger, by L-BFGS (Liu & Nocedal, Math. Program. 45, 1989).
+
+    As no model takes part, no pose holds on to a model that its own image has bent. Every chain goes by itself.
+
+    Args:
+        images: `(K, n, n)`.
+        rotations: to begin with, `(C, K, 3, 3)`.
+        shifts_px: likewise, `(C, K, 2)`.
+        diameter_px: see `pose_log_evidence`.
+        noise: likewise.
+        spread_px: standard deviation of the shifts; 0 keeps them as they are.
+        symmetry: see there.
+        iterations: at most.
+    """
+    found = []
+    for R, s in zip(rotations.detach().double(), shifts_px.detach().double(), strict=True):
+        turn, move = torch.zeros_like(s[:, [0, 0, 0]], requires_grad=True), torch.zeros_like(s, requires_grad=True)
+        optimiser = torch.optim.LBFGS(
+            [turn, move] if spread_px else [turn], max_iter=iterations, line_search_fn="strong_wolfe"
+        )
+
+        def poses(R: Tensor = R, s: Tensor = s, turn: Tensor = turn, move: Tensor = move) -> tuple[Tensor, Tensor]:
+            return rotation_from_vector(_TURN_DEG * turn) @ R, s + move  # units in which both are as steep
+
+        def loss(poses=poses, optimiser=optimiser):  # type: ignore[no-untyped-def]
+            optimiser.zero_grad()
+            R, s = poses()
+            evidence = pose_log_evidence(
+                images.double(), R[None], s[None], diameter_px=diameter_px, noise=noise.double(), symmetry=symmetry
+            )
+            value = -evidence.sum() + (s.square().sum() / (2 * spread_px**2) if spread_px else 0)
+            value.backward()
+            return value
+
+        optimiser.step(loss)
+        found.append([part.detach() for part in poses()])
+    R, s = (torch.stack(parts) for parts in zip(*found, strict=True))
+    return R.to(rotations), s.to(shifts_px)
+
+
+def _distance(a: Tensor, b: Tensor) -> Tensor:
+    """Between all points; its gradient at 0 is 0."""
+    squared = (a.square().sum(-1)[:, None] + b.square().sum(-1) - 2 * a @ b.mT).clamp(min=0)
+    zero = squared < 1e-12
+    return torch.where(zero, 0, torch.where(zero, 1, squared).sqrt())
 
 
 def _ball(x: Tensor) -> Tensor:

@@ -4,7 +4,8 @@ Every chain starts from random poses. A sweep draws the pose of one image after 
 with all others say of it: for each of a grid of directions and in-plane angles, the sum over the other images of the
 log likelihood ratio that the two lines in which the slices cross are one (`CommonLines`). The likelihood sharpens, and
 takes in higher frequencies, from stage to stage; in the last sweeps the best pose is taken. Shifts are drawn in turn.
-Which chains to believe is told by the evidence of their poses (`pose_log_evidence`), which counts nothing twice.
+The poses of each chain are then refined by their evidence (`pose_log_evidence`), which counts nothing twice, and which
+tells what chains to believe.
 
 Poses are up to a rotation of all, and a mirror: the hand of an object is not in its projections.
 """
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from cryofm_ops.common_lines import CommonLines, directions, polar_transform
 from cryofm_ops.errors import GeometryError
-from cryofm_ops.pose_evidence import pose_log_evidence
+from cryofm_ops.pose_evidence import pose_log_evidence, refine_by_evidence
 from cryofm_ops.rotations import random_rotations
 
 __all__ = ["PoseSamples", "sample_poses"]
@@ -30,7 +31,8 @@ _ALPHA = (1.0, 0.06)
 _RADIUS = (4 / 13, 12 / 13)  # of the highest frequency
 _STEP_PX = 0.5
 _SAME_LINE_DEG = 12.0
-_EVIDENCE = 8 / 13  # of the highest frequency, likewise
+_LOWEST, _LOW = 6 / 13, 8 / 13  # of the highest frequency, likewise: for the evidence
+_BEST = 3  # chains that are refined on more frequencies
 
 
 @attrs.frozen(eq=False)
@@ -122,16 +124,17 @@ def sample_poses(
         for _ in range(_POLISH):
             draw(common, 0, k, _FINE_DIRECTIONS, True)
 
-    log_evidence = pose_log_evidence(
-        images[anchors],
-        rotations[:, anchors],
-        shifts[:, anchors],
-        diameter_px=diameter_px,
-        noise=noise[: math.ceil(_EVIDENCE * radius)],
-        symmetry=symmetry,
-    )
-    order = log_evidence.argsort(descending=True)
-    return PoseSamples(rotations[order], shifts[order], log_evidence[order])
+    # All chains on the lowest frequencies, which is cheap; the best on more.
+    ours, spread = images[anchors], max_shift_px / 2
+    for part, best in ((_LOWEST, chains), (_LOW, min(chains, _BEST))):
+        known = {"diameter_px": diameter_px, "noise": noise[: math.ceil(part * radius)], "symmetry": symmetry}
+        R, s = refine_by_evidence(ours, rotations[:best, anchors], shifts[:best, anchors], spread_px=spread, **known)
+        rotations[:best, anchors], shifts[:best, anchors] = R, s.clamp(-max_shift_px, max_shift_px)
+        known["noise"] = noise[: math.ceil(_LOW * radius)]
+        log_evidence = pose_log_evidence(ours, rotations[:, anchors], shifts[:, anchors], **known)
+        order = log_evidence.argsort(descending=True)
+        rotations, shifts, log_evidence = rotations[order], shifts[order], log_evidence[order]
+    return PoseSamples(rotations, shifts, log_evidence)
 
 
 @attrs.frozen(eq=False)
