@@ -13,6 +13,7 @@ from cryofm_ops import (
     pose_difference_deg,
     pose_log_evidence,
     random_rotations,
+    refine_by_evidence,
     rotation_from_vector,
     sample_poses,
 )
@@ -185,13 +186,8 @@ def test_evidence_is_a_normal_density():
         return torch.distributions.MultivariateNormal(torch.zeros_like(data), covariance).log_prob(data)
 
     other = views(3, 9)
-    found = pose_log_evidence(
-        images,
-        torch.stack((rotations, other)).double(),
-        torch.zeros(2, 3, 2).double(),
-        diameter_px=diameter,
-        noise=noise,
-    )
+    both, still = torch.stack((rotations, other)).double(), torch.zeros(2, 3, 2).double()
+    found = pose_log_evidence(images, both, still, diameter_px=diameter, noise=noise)
     expected = log_prob(rotations) - log_prob(other)
     torch.testing.assert_close(found[0] - found[1], expected, rtol=1e-3, atol=0.05)
     assert expected > 0
@@ -203,6 +199,17 @@ def test_evidence_prefers_the_shifts_that_are_right():
     both = torch.stack((shifts, torch.zeros_like(shifts)))
     found = pose_log_evidence(images, rotations.expand(2, -1, -1, -1), both, diameter_px=24.0, noise=torch.zeros(6))
     assert found[0] > found[1] + 10
+
+
+def test_evidence_brings_poses_nearer():
+    rotations, shifts = views(6, 3), 0.4 * torch.randn(6, 2, generator=torch.Generator().manual_seed(1))
+    images = project(atoms(), rotations, shifts)
+    off = rotation_from_vector(4 * torch.randn(6, 3, generator=torch.Generator().manual_seed(2))) @ rotations
+    known = {"diameter_px": 24.0, "noise": torch.zeros(5)}
+    start = pose_log_evidence(images, off[None], torch.zeros(1, 6, 2), **known)
+    found, moved = refine_by_evidence(images, off[None], torch.zeros(1, 6, 2), spread_px=1.0, **known)
+    assert pose_log_evidence(images, found, moved, **known) > start + 10
+    assert pose_difference_deg(found[0], rotations) < 0.7 * pose_difference_deg(off, rotations)
 
 
 def test_evidence_is_not_fooled_by_views_in_one_plane():

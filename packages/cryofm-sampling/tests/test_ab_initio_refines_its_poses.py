@@ -10,13 +10,14 @@ from cryofm_ops import (
     FourierProjector,
     ImagesInBand,
     pose_difference_deg,
+    radial,
     radial_mean,
     random_rotations,
     rfft,
     rotation_from_vector,
 )
-from cryofm_sampling import AbInitio, CapabilityError, Checkpoint, SettingError
-from cryofm_sampling.testing import GaussianPrior
+from cryofm_sampling import AbInitio, CapabilityError, Checkpoint, SettingError, calibrate
+from cryofm_sampling.testing import MixturePrior
 
 N, K, UNITS = 16, 6, SimpleNamespace(mean=0.05, std=0.2)
 
@@ -33,12 +34,19 @@ def truth():
 
 @pytest.fixture(scope="module")
 def problem():
-    """A prior with the truth's power, images of another scale, and their poses."""
-    volume = truth()
-    power = radial_mean(rfft((volume - UNITS.mean) / UNITS.std).abs() ** 2, (N, N, N))
+    """A prior that knows the object up to a tenth of its power, images of another scale, and their poses."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    z = (truth() - UNITS.mean) / UNITS.std
+    power = radial_mean(rfft(z).abs() ** 2, (N, N, N))
+    family = MixturePrior(torch.ones(1), z[None], radial(0.1 * power, (N, N, N))[None])
+    examples = family.sample(4, generator=torch.Generator().manual_seed(3))
+    prior = calibrate(family, examples, generator=torch.Generator().manual_seed(4))
     rotations = random_rotations(K, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-    images = 7 * FourierProjector(rotations, torch.zeros(K, 2), (N, N, N))(volume)
-    return GaussianPrior(power, (N, N, N)), ImagesInBand.of(images, 6, torch.zeros(6)), rotations
+    images = 7 * FourierProjector(rotations, torch.zeros(K, 2), (N, N, N))(truth())
+    data = ImagesInBand.of(images, 6, torch.zeros(6))
+    torch.set_default_dtype(before)
+    return prior, data, rotations
 
 
 def turned(rotations, degrees, seed):
@@ -110,7 +118,7 @@ def test_resumed_is_uninterrupted(problem, tmp_path):
 
 
 def test_what_it_needs(problem):
-    prior, images, rotations = problem
+    _, images, rotations = problem
     with pytest.raises(CapabilityError, match="AbInitio needs a Calibrated velocity field"):
         run((lambda x, t: x, images, rotations), [rotations])
     with pytest.raises(SettingError, match="poses of 6 images"):

@@ -101,7 +101,6 @@ class AbInitio:
         box, like = (n, n, n), images.noise
         mean, std = normalization.mean, normalization.std
         error = DenoisingError.of(calibrated(velocity, "AbInitio"), box, like)
-        radius = images.k.norm(dim=-1)
         noises = streams(generator, (C,))
         ratios = torch.logspace(1.30103, -0.8239, self.levels, dtype=torch.float64).tolist()  # 20 .. 0.15
         times = [*(ratio / (1 + ratio) for ratio in ratios), *_LAST]
@@ -116,9 +115,7 @@ class AbInitio:
             e = std**2 * error(t)
             y = images.scaled(scale)
             if t < self.refine_below:
-                along = e[0, 0]  # the x axis: e is radial
-                e_k = torch.lerp(along[radius.floor().long()], along[radius.ceil().long()], radius.frac())
-                R, s = y.refined(x_0, e_k, R, s, self.max_shift_px)
+                R, s = y.refined(x_0, _at(e, images.k), R, s, self.max_shift_px)
             x = y.at(R, s).condition(x_0, e).mean
             return _packed(x, R, s, scale), x
 
@@ -147,13 +144,20 @@ def _wiener(
     """What the images and a Gaussian prior say, and the scale at which its highest density is as expected."""
     C, K = rotations.shape[:2]
     box = (images.n,) * 3
-    scale = images.noise.new_ones(C)
+    expected = images.n**3 * _at(power, images.k).sum()
+    scale = (expected / images.spectra.abs().square().mean(-2).sum(-1)).sqrt().expand(C)
     for _ in range(2):  # how strongly the prior smooths depends on the scale
         x = images.scaled(scale).at(rotations, shifts_px).condition(power.new_zeros(C, *box), power).mean
         highest = torch.stack([v.flatten().quantile(_QUANTILE) for v in x])
         scale = scale * K / (K + 4) / highest.clamp(min=1e-6)
     x = images.scaled(scale).at(rotations, shifts_px).condition(power.new_zeros(C, *box), power).mean
     return x, rotations, shifts_px, scale
+
+
+def _at(radial_power: Tensor, k: Tensor) -> Tensor:
+    """A radial quantity on the half grid at the frequencies k `(m, 2)`."""
+    along, radius = radial_power[0, 0], k.norm(dim=-1)  # its x axis
+    return torch.lerp(along[radius.floor().long()], along[radius.ceil().long()], radius.frac().to(along))
 
 
 def _packed(x: Tensor, rotations: Tensor, shifts_px: Tensor, scale: Tensor) -> Tensor:
