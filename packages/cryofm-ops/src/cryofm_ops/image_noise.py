@@ -38,4 +38,5 @@ def background_power(images: Tensor, diameter_px: float) -> Tensor:
     power = torch.fft.fft2((images - level) * outside).abs().square().mean(0) / count
     k = torch.fft.fftfreq(n, 1 / n).to(images)
     shell = (k.square() + k[:, None].square()).sqrt().round().long().clamp(max=n // 2).flatten()
-    return power.new_zeros(n // 2 + 1).index_add(0, shell, power.flatten()) / torch.bincount(shell)
+    sums: Tensor = power.new_zeros(n // 2 + 1).index_add(0, shell, power.flatten())
+    return sums / torch.bincount(shell)

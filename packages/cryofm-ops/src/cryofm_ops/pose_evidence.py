@@ -72,7 +72,7 @@ def pose_log_evidence(
     return torch.stack(evidence)
 
 
-@torch.enable_grad()  # type: ignore[no-untyped-call]
+@torch.enable_grad()
 def refine_by_evidence(
     images: Tensor,
     rotations: Tensor,
@@ -115,10 +115,10 @@ def refine_by_evidence(
                 images.double(), R[None], s[None], diameter_px=diameter_px, noise=noise.double(), symmetry=symmetry
             )
             value = -evidence.sum() + (s.square().sum() / (2 * spread_px**2) if spread_px else 0)
-            value.backward()
+            value.backward()  # type: ignore[no-untyped-call]
             return value
 
-        optimiser.step(loss)
+        optimiser.step(loss)  # type: ignore[no-untyped-call]
         found.append([part.detach() for part in poses()])
     R, s = (torch.stack(parts) for parts in zip(*found, strict=True))
     return R.to(rotations), s.to(shifts_px)

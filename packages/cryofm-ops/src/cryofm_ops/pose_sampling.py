@@ -126,12 +126,26 @@ def sample_poses(
 
     # All chains on the lowest frequencies, which is cheap; the best on more.
     ours, spread = images[anchors], max_shift_px / 2
-    for part, best in ((_LOWEST, chains), (_LOW, min(chains, _BEST))):
-        known = {"diameter_px": diameter_px, "noise": noise[: math.ceil(part * radius)], "symmetry": symmetry}
-        R, s = refine_by_evidence(ours, rotations[:best, anchors], shifts[:best, anchors], spread_px=spread, **known)
+    low = noise[: math.ceil(_LOW * radius)]
+    for used, best in ((noise[: math.ceil(_LOWEST * radius)], chains), (low, min(chains, _BEST))):
+        R, s = refine_by_evidence(
+            ours,
+            rotations[:best, anchors],
+            shifts[:best, anchors],
+            diameter_px=diameter_px,
+            noise=used,
+            spread_px=spread,
+            symmetry=symmetry,
+        )
         rotations[:best, anchors], shifts[:best, anchors] = R, s.clamp(-max_shift_px, max_shift_px)
-        known["noise"] = noise[: math.ceil(_LOW * radius)]
-        log_evidence = pose_log_evidence(ours, rotations[:, anchors], shifts[:, anchors], **known)
+        log_evidence = pose_log_evidence(
+            ours,
+            rotations[:, anchors],
+            shifts[:, anchors],
+            diameter_px=diameter_px,
+            noise=low,
+            symmetry=symmetry,
+        )
         order = log_evidence.argsort(descending=True)
         rotations, shifts, log_evidence = rotations[order], shifts[order], log_evidence[order]
     return PoseSamples(rotations, shifts, log_evidence)

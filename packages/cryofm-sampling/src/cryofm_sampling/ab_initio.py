@@ -166,5 +166,5 @@ def _packed(x: Tensor, rotations: Tensor, shifts_px: Tensor, scale: Tensor) -> T
 
 
 def _unpacked(state: Tensor, n: int, K: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    x, rotations, shifts, scale = state.split([n**3, 9 * K, 2 * K, 1], -1)
+    x, rotations, shifts, scale = torch.split(state, [n**3, 9 * K, 2 * K, 1], -1)
     return x.reshape(-1, n, n, n), rotations.reshape(-1, K, 3, 3), shifts.reshape(-1, K, 2), scale[:, 0]
