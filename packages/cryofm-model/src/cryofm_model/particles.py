@@ -62,13 +62,12 @@ def whole_particle(
     z, y, x = density.shape
     k2 = np.fft.fftfreq(z)[:, None, None] ** 2 + np.fft.fftfreq(y)[:, None] ** 2 + np.fft.rfftfreq(x) ** 2
     edge = np.clip((np.sqrt(k2) * LOW_PASS * coarse / voxel_size - 0.9) / 0.1, 0, 1)
-    smooth = irfftn(rfftn(density) * (0.5 * (1 + np.cos(np.pi * edge))), s=density.shape)
+    smooth = irfftn(np.asarray(rfftn(density)) * (0.5 * (1 + np.cos(np.pi * edge))), s=density.shape)
 
     step = coarse / voxel_size
     offsets = step * (np.stack(np.meshgrid(*3 * [np.arange(box)], indexing="ij")) - box // 2)
     if rotation is not None:  # p = R x, so the density at p in the view is the object's at Rᵀ p; (z, y, x) here
         offsets = np.einsum("ij,j...->i...", rotation[::-1, ::-1].T, offsets)
-    particle = map_coordinates(
-        smooth, offsets + centre[:, None, None, None], order=3, mode="constant", output=np.float32
-    )
-    return particle, coarse
+    at = offsets + centre[:, None, None, None]
+    particle = map_coordinates(np.asarray(smooth), at, order=3, mode="constant")
+    return np.asarray(particle, np.float32), coarse

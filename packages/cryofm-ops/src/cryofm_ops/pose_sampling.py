@@ -3,7 +3,7 @@
 Every chain starts from random poses. A sweep draws the pose of one image after the other from what its common lines
 with all others say of it: for each of a grid of directions and in-plane angles, the sum over the other images of the
 log likelihood ratio that the two lines in which the slices cross are one (`CommonLines`). The likelihood sharpens, and
-takes in higher frequencies, from stage to stage; in the last sweeps the best pose is taken. Shifts are drawn in turn.
+takes in higher frequencies, from stage to stage; in the last stage the best pose is taken. Shifts are drawn in turn.
 The poses of each chain are then refined by their evidence (`pose_log_evidence`), which counts nothing twice, and which
 tells what chains to believe.
 
@@ -26,7 +26,7 @@ __all__ = ["PoseSamples", "sample_poses"]
 _ANGLES = 120  # lines of an image, 3 degrees apart
 _ANCHORS = 10
 _DIRECTIONS, _FINE_DIRECTIONS = 400, 1200
-_STAGES, _SWEEPS, _GREEDY, _POLISH = 8, 3, 3, 2
+_STAGES, _SWEEPS, _POLISH = 8, 3, 2
 _ALPHA = (1.0, 0.06)
 _RADIUS = (4 / 13, 12 / 13)  # of the highest frequency
 _STEP_PX = 0.5
@@ -103,26 +103,24 @@ def sample_poses(
         ours = others if some == anchors else lines[some, :, :used]
         return CommonLines.of(ours, others, n, noise[:used], alpha, offsets, _STEP_PX * (3 - 2 * s))
 
-    def draw(common: CommonLines, row: int, k: int, directions: int, greedy: bool) -> None:
+    def draw(common: CommonLines, row: int, k: int, count: int, greedy: bool) -> None:
         partners = _Partners.of(k, anchors, rotations, shifts, group)
         table = common.table[row][partners.index]
-        frames = _frames(directions, grids, images)
+        frames = _frames(count, grids, images)
         rotations[:, k] = _draw_rotation(table, shifts[:, k], partners, frames, streams, greedy)
         if max_shift_px > 0:
             shifts[:, k] = _draw_shift(table, rotations[:, k], partners, max_shift_px, streams, greedy)
 
     for stage in range(_STAGES):
-        common = compare(anchors, stage)
-        for sweep in range(_SWEEPS):
+        common, last = compare(anchors, stage), stage == _STAGES - 1
+        sweeps = [_DIRECTIONS] * _SWEEPS + [_FINE_DIRECTIONS] * (_POLISH if last else 0)
+        for count in sweeps:
             for row, k in enumerate(anchors):
-                draw(common, row, k, _DIRECTIONS, stage == _STAGES - 1 and sweep >= _SWEEPS - _GREEDY)
-    for _ in range(_POLISH):
-        for row, k in enumerate(anchors):
-            draw(common, row, k, _FINE_DIRECTIONS, True)
+                draw(common, row, k, count, greedy=last)
     for k in sorted(set(range(K)) - set(anchors)):
         common = compare([k], _STAGES - 1)
         for _ in range(_POLISH):
-            draw(common, 0, k, _FINE_DIRECTIONS, True)
+            draw(common, 0, k, _FINE_DIRECTIONS, greedy=True)
 
     # All chains on the lowest frequencies, which is cheap; the best on more.
     ours, spread = images[anchors], max_shift_px / 2
