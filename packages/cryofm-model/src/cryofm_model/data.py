@@ -26,7 +26,7 @@ from .simulated import is_atomic_model, simulate_variant
 __all__ = ["MapSet"]
 
 _OCCUPIED = 1.0  # model units: an eighth of full density
-_SMALLEST = 500  # occupied voxels of a map worth training on
+_SMALLEST = {"density": 500, "centre": 100}  # occupied voxels of a map worth training on: a part, a whole particle
 _CACHE_VERSION = 1  # to be raised when what `_in_model_units` or `simulate_density` returns changes
 
 
@@ -83,7 +83,7 @@ class MapSet:
         """Read maps, or simulate them from atomic models, and bring them to ``voxel_size`` and model units.
 
         A map is clipped to [0, p99.999] and scaled to 0..1 (paper 4.1). Maps with fewer than 500 voxels of
-        density are left out. Needs the extra ``[train]``.
+        density (100 where whole particles are taken, ``place="centre"``) are left out. Needs the extra ``[train]``.
 
         Args:
             paths: maps (MRC, CCP4), and atomic models (.pdb, .ent, .cif, .mmcif, .gz too).
@@ -114,8 +114,8 @@ class MapSet:
                 else:
                     settings = [normalization.mean, normalization.std, voxel_size, variant, _CACHE_VERSION]
                     z = cached(cache, [*file_identity(path), *settings], make)
-                if (occupied := np.count_nonzero(z > _OCCUPIED)) < _SMALLEST:
-                    raise InputError(f"{occupied} voxels with density, {_SMALLEST} are worth training on")
+                if (occupied := np.count_nonzero(z > _OCCUPIED)) < (smallest := _SMALLEST[place]):
+                    raise InputError(f"{occupied} voxels with density, {smallest} are worth training on")
             except MissingExtraError:  # which is no fault of the file
                 raise
             except InputError as error:

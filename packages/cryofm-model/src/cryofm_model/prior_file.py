@@ -22,7 +22,7 @@ from .unet import UNet, UNetConfig
 __all__ = ["load_prior", "save_prior"]
 
 _FORMAT = "cryofm-prior-1"
-_BUNDLED = ("cryofm-tiny",)
+_BUNDLED = ("cryofm-tiny", "cryofm-tiny-particles")
 # Each kind of network: how a file names it, its class, and the class of its configuration.
 _NETWORKS: dict[str, tuple[Any, Any]] = {
     "unet": (UNet, UNetConfig),

@@ -2,6 +2,7 @@
 
 from cryofm_ops.anisotropic import AnisotropicNoise, cone_alpha, wedge_alpha
 from cryofm_ops.blind import BlindGaussian, BlindProjections, PoseLikelihood
+from cryofm_ops.common_lines import CommonLines, polar_transform
 from cryofm_ops.compose import add, compose, stack
 from cryofm_ops.conical import AlphaEstimate, estimate_alpha
 from cryofm_ops.ctf import CTF
@@ -20,15 +21,20 @@ from cryofm_ops.filters import FourierMask, LowPass, RadialFilter
 from cryofm_ops.fourier_gaussian import FourierGaussian
 from cryofm_ops.fourier_operator import FourierOperator
 from cryofm_ops.fourier_projector import FourierProjector
+from cryofm_ops.fourier_slices import FourierSlices
 from cryofm_ops.gaussian import Gaussian, LinearGaussian
 from cryofm_ops.half_maps import NoiseEstimate, estimate_noise_power
+from cryofm_ops.image_noise import background_power
+from cryofm_ops.images_in_band import ImagesInBand
 from cryofm_ops.likelihood import gaussian_likelihood
 from cryofm_ops.model_units import in_model_units
 from cryofm_ops.noise import SpectralNoise, StationaryNoise, WhiteNoise
 from cryofm_ops.noise_sum import NoiseSum
 from cryofm_ops.normal import Normal
 from cryofm_ops.operators import Identity
+from cryofm_ops.pose_evidence import pose_log_evidence, refine_by_evidence
 from cryofm_ops.pose_losses import psi_bg, psi_cor, psi_sg
+from cryofm_ops.pose_sampling import PoseSamples, sample_poses
 from cryofm_ops.pose_search import PoseEstimate, search_poses
 from cryofm_ops.projector import Projector
 from cryofm_ops.protocols import (
@@ -46,6 +52,7 @@ from cryofm_ops.protocols import (
 )
 from cryofm_ops.rotations import (
     angular_distance_deg,
+    pose_difference_deg,
     quaternion_from_rotation,
     random_rotations,
     relion_from_rotation,
@@ -77,6 +84,7 @@ __all__ = [
     "Blind",
     "BlindGaussian",
     "BlindProjections",
+    "CommonLines",
     "Conjugate",
     "ConvergenceError",
     "CryoFMError",
@@ -88,11 +96,13 @@ __all__ = [
     "FourierMultiplier",
     "FourierOperator",
     "FourierProjector",
+    "FourierSlices",
     "Gaussian",
     "GeometryError",
     "GridMismatchError",
     "HalfMapError",
     "Identity",
+    "ImagesInBand",
     "Likelihood",
     "LinearGaussian",
     "LinearOperator",
@@ -109,6 +119,7 @@ __all__ = [
     "OperatorError",
     "PoseEstimate",
     "PoseLikelihood",
+    "PoseSamples",
     "Projector",
     "PseudoInvertible",
     "RadialFilter",
@@ -120,6 +131,7 @@ __all__ = [
     "add",
     "alpha_from_poses",
     "angular_distance_deg",
+    "background_power",
     "compose",
     "cone_alpha",
     "directional",
@@ -133,6 +145,9 @@ __all__ = [
     "hemisphere",
     "in_model_units",
     "irfft",
+    "polar_transform",
+    "pose_difference_deg",
+    "pose_log_evidence",
     "psi_bg",
     "psi_cor",
     "psi_sg",
@@ -140,11 +155,13 @@ __all__ = [
     "radial",
     "radial_mean",
     "random_rotations",
+    "refine_by_evidence",
     "relion_from_rotation",
     "rfft",
     "rotation_from_quaternion",
     "rotation_from_relion",
     "rotation_from_vector",
+    "sample_poses",
     "search_poses",
     "shell_sizes",
     "so3_grid",

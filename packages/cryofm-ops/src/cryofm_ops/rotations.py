@@ -13,6 +13,7 @@ from cryofm_ops.errors import GeometryError
 
 __all__ = [
     "angular_distance_deg",
+    "pose_difference_deg",
     "quaternion_from_rotation",
     "random_rotations",
     "relion_from_rotation",
@@ -163,6 +164,24 @@ def angular_distance_deg(a: Tensor, b: Tensor) -> Tensor:
     zero = squared == 0
     sin = torch.where(zero, 0, torch.where(zero, 1, squared).sqrt())
     return torch.atan2(sin, r.diagonal(dim1=-2, dim2=-1).sum(-1) - 1).rad2deg()
+
+
+def pose_difference_deg(a: Tensor, b: Tensor) -> Tensor:
+    """How far two sets of views `(K, 3, 3)` are from one another, whatever the object's orientation and hand.
+
+    The median over the K views of the angle between them, in degrees, after one object was turned, and mirrored if
+    that is better, as suits one of the views best: projections know neither of the two.
+
+    >>> a = random_rotations(5, generator=torch.Generator().manual_seed(0))
+    >>> bool(pose_difference_deg(a, a @ a[0]) < 0.1)
+    True
+    """
+    mirror = a.new_tensor([1.0, 1.0, -1.0]).diag()
+    best = []
+    for seen in (b, mirror @ b @ mirror):
+        turns = a.mT @ seen
+        best.append(angular_distance_deg(a @ turns[:, None], seen).median(-1).values.min())
+    return torch.stack(best).min()
 
 
 def random_rotations(n: int, *, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:

@@ -1,5 +1,6 @@
 """Posterior sampling of density maps: algorithms that bring a flow prior and a likelihood together."""
 
+from cryofm_sampling.ab_initio import AbInitio, Models
 from cryofm_sampling.blind_guided import BlindGuided
 from cryofm_sampling.calibrate import CalibratedVelocity, calibrate
 from cryofm_sampling.checkpoint import Checkpoint
@@ -18,6 +19,7 @@ from cryofm_sampling.tiled import Tiled
 from cryofm_sampling.uncertainty import Summary, chi_squared, summarise
 
 __all__ = [
+    "AbInitio",
     "BlindGuided",
     "Calibrated",
     "CalibratedVelocity",
@@ -32,6 +34,7 @@ __all__ = [
     "Guided",
     "Inpainting",
     "LogLikelihood",
+    "Models",
     "PlugAndPlay",
     "Renoising",
     "Sampler",

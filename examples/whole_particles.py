@@ -1,0 +1,65 @@
+"""Whole particles for a prior of global shape: ``python examples/whole_particles.py MAPS... --out FOLDER``.
+
+Each map is low-passed and resampled so that the whole particle is in a box of 32³ voxels, its centre of mass in the
+middle, in ``--orientations`` random orientations. A voxel is 5 Å, or as large as the particle needs; the files say 5 Å
+all the same, since the prior that is trained on them (recipes/cryofm-tiny-particles.toml) measures in voxels.
+"""
+
+import argparse
+import sys
+import warnings
+import zlib
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+import cryofm_io
+import cryofm_model
+from cryofm_io import DensityMap, read_map, write_map
+from cryofm_model.augment import random_rotation
+from cryofm_model.particles import whole_particle
+
+
+def particles(path: Path, orientations: int, box: int, finest: float, out: Path) -> str:
+    """The files of one map; returns what went wrong, or nothing. Files that exist are left alone."""
+    name = path.name.split(".")[0]
+    warnings.simplefilter("ignore", cryofm_io.MapWarning)
+    for k in range(orientations):
+        target = out / f"{name}_{k}.mrc"
+        if target.exists():
+            continue
+        rotation = random_rotation(np.random.default_rng(zlib.crc32(target.name.encode())))
+        try:
+            density = read_map(path)
+            particle, _ = whole_particle(density.data, density.voxel_size, box, finest=finest, rotation=rotation)
+        except (cryofm_io.CryoFMError, cryofm_model.CryoFMError) as error:
+            return f"{path.name} is left out: {error}"
+        write_map(target, DensityMap(particle, finest))
+    return ""
+
+
+def main() -> int:
+    """Parse the command line, resample, report what could not be used."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("maps", nargs="+", type=Path, help="maps, such as those of simulate_maps.py")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the .mrc maps; existing maps are kept")
+    parser.add_argument("--orientations", type=int, default=4, help="random orientations of each map (default 4)")
+    parser.add_argument("--box", type=int, default=32, help="side of the box, voxels (default 32)")
+    parser.add_argument("--voxel-size", type=float, default=5.0, help="the finest, Å (default 5)")
+    parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    job = partial(particles, orientations=args.orientations, box=args.box, finest=args.voxel_size, out=args.out)
+    with ProcessPoolExecutor(args.jobs) as pool:
+        failed = [message for message in tqdm(pool.map(job, args.maps), total=len(args.maps), unit="map") if message]
+    for message in failed:
+        print(message, file=sys.stderr)
+    print(f"{len(args.maps) - len(failed)} particles in {args.out}, {len(failed)} failed")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

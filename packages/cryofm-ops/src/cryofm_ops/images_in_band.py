@@ -1,0 +1,131 @@
+"""Images at uncertain poses, on the frequencies that they resolve: conditioning on them, and refining their poses.
+
+Everything is a number of Fourier coefficients per image. What an image and the projection of a model may differ by is
+its noise and, as poses and interpolation are never exact, a small part of the images' own power.
+"""
+
+from typing import Self
+
+import attrs
+import torch
+from torch import Tensor
+
+from cryofm_ops._central_slices import CentralSlices, band
+from cryofm_ops._pose_refinement import refine
+from cryofm_ops.errors import GeometryError
+from cryofm_ops.fourier_slices import FourierSlices
+from cryofm_ops.gaussian import LinearGaussian
+
+__all__ = ["ImagesInBand"]
+
+
+@attrs.frozen(eq=False)
+class _BandNoise:
+    """Noise of independent complex coefficients, given as real and imaginary parts `(..., m, 2)`. A `Noise`."""
+
+    variance: Tensor  # E|n|² of a coefficient, broadcasts to (..., m)
+
+    def sample(self, y: Tensor, /, *, generator: torch.Generator) -> Tensor:
+        n = torch.randn(y.shape, generator=generator, dtype=y.dtype, device=generator.device)
+        return y + (self.variance / 2).sqrt()[..., None] * n.to(y)
+
+    def precision(self, r: Tensor, /) -> Tensor:
+        return r * (2 / self.variance)[..., None]
+
+
+@attrs.frozen(eq=False)
+class ImagesInBand:
+    """K images of one object, in Fourier space.
+
+    Attributes:
+        spectra: their transforms about pixel n // 2, not normalised, `(K, m)`, or for each volume `(C, K, m)`.
+        k: the frequencies, one of each pair k and −k, in units of 1/n, `(m, 2)`.
+        n: side of the images.
+        noise: E|n|² of the coefficients, with the model's error, likewise.
+        symmetry: rotations `(G, 3, 3)` of the object's point group; every image shows it from G sides.
+    """
+
+    spectra: Tensor
+    k: Tensor
+    n: int
+    noise: Tensor
+    symmetry: Tensor | None = None
+
+    @classmethod
+    def of(
+        cls,
+        images: Tensor,
+        radius: int,
+        noise: Tensor,
+        *,
+        model_error: float = 0.02,
+        symmetry: Tensor | None = None,
+    ) -> Self:
+        """From images `(K, n, n)`.
+
+        Args:
+            images: real.
+            radius: highest frequency, in units of 1/n.
+            noise: power of the images' noise at the frequencies 1, 2, …, radius of the transform, not normalised.
+            model_error: part of the images' power, ring by ring, by which projections may differ from them.
+            symmetry: see the attribute.
+        """
+        n = images.shape[-1]
+        if images.ndim != 3 or images.shape[-2] != n or not 0 < radius < n / 2:
+            raise GeometryError(
+                f"images must be square, (K, n, n), with the radius below n / 2, got {tuple(images.shape)} and {radius}"
+            )
+        k = band(radius, images.device)
+        spectra: Tensor = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)))[..., k[:, 1], k[:, 0]]
+        ring = k.to(images).norm(dim=-1).round().long().clamp(max=radius) - 1
+        power = images.new_zeros(radius).index_add(0, ring, spectra.abs().square().mean(0))
+        power = power / torch.bincount(ring, minlength=radius)
+        total = noise.to(images) + model_error * power + 1e-9 * power.max()
+        return cls(spectra, k.to(images), n, total[ring].expand(len(images), -1), symmetry)
+
+    def at(self, rotations: Tensor, shifts_px: Tensor) -> LinearGaussian:
+        """The likelihood of C volumes at poses `(C, K, 3, 3)` and `(C, K, 2)`."""
+        spectra, noise = self.spectra, self.noise
+        if self.symmetry is not None:  # G views of each image, which say once what is theirs
+            group = self.symmetry.to(rotations)
+            rotations = (rotations[:, :, None] @ group).flatten(1, 2)
+            shifts_px, spectra, noise = (
+                part.repeat_interleave(len(group), -2) for part in (shifts_px, spectra, len(group) * noise)
+            )
+        operator = FourierSlices(rotations, shifts_px, self.k, self.n)
+        return LinearGaussian(operator, _BandNoise(noise), torch.view_as_real(spectra), tolerance=0.03)
+
+    def refined(
+        self, x: Tensor, error: Tensor, rotations: Tensor, shifts_px: Tensor, max_shift_px: float, iterations: int = 3
+    ) -> tuple[Tensor, Tensor]:
+        """The poses `(C, K, 3, 3)`, `(C, K, 2)` moved towards where the images agree best with the volumes.
+
+        Args:
+            x: volumes `(C, n, n, n)`.
+            error: E|x̃ − truth|² of the volumes' coefficients at the frequencies k, orthonormal, `(m,)`.
+            rotations: to begin with.
+            shifts_px: likewise.
+            max_shift_px: along each axis.
+            iterations: Gauss–Newton steps.
+        """
+        weight = (self.n**3 * error + self.noise).rsqrt()  # (K, m)
+        y = self.spectra * weight
+        y = (y / y.norm(dim=-1, keepdim=True)).expand(len(x), -1, -1)
+        weight = weight.expand(len(x), -1, -1).to(y)
+        radius, k = int(self.k.abs().max()), self.k.long()
+        found = [
+            refine(CentralSlices.of(v, radius), y_v, w, k, self.n, R[:, None], s[:, None], max_shift_px, iterations)
+            for v, y_v, w, R, s in zip(x, y, weight, rotations, shifts_px, strict=True)
+        ]
+        return torch.stack([f[0][:, 0] for f in found]), torch.stack([f[1][:, 0] for f in found])
+
+    def scaled(self, factor: Tensor) -> Self:
+        """The same images times a factor for each of C volumes, `(C,)`: spectra and noise become `(C, K, m)`."""
+        f = factor[:, None, None]
+        return attrs.evolve(self, spectra=f * self.spectra, noise=f**2 * self.noise)
+
+    def misfit(self, x: Tensor, rotations: Tensor, shifts_px: Tensor) -> Tensor:
+        """Σ |A x − y|² / Σ |y|² of each volume, `(C,)`."""
+        y = torch.view_as_real(self.spectra)
+        r = FourierSlices(rotations, shifts_px, self.k, self.n)(x) - y
+        return r.square().sum((-3, -2, -1)) / y.square().sum((-3, -2, -1))

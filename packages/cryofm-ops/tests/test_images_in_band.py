@@ -1,0 +1,122 @@
+"""Slices of a band against projections, and conditioning against dense matrices."""
+
+import attrs
+import pytest
+import torch
+
+from cryofm_ops import (
+    FourierProjector,
+    FourierSlices,
+    GeometryError,
+    ImagesInBand,
+    angular_distance_deg,
+    random_rotations,
+    rotation_from_vector,
+)
+from cryofm_ops._central_slices import band
+
+N = 20
+
+
+def poses(chains, images, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    rotations = random_rotations(chains * images, generator=generator, dtype=torch.float64)
+    shifts = torch.randn(chains, images, 2, generator=generator, dtype=torch.float64)
+    return rotations.reshape(chains, images, 3, 3), shifts
+
+
+def smooth(n=N, seed=1):
+    """A sum of Gaussians in the middle of a cube."""
+    centres = 1.5 * torch.randn(6, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    i = torch.arange(n) - n // 2
+    x, y, z = (torch.exp(-((i - centres[:, a, None]) ** 2) / 2) for a in range(3))
+    return torch.einsum("az,ay,ax->zyx", z, y, x)
+
+
+def operator(chains=2, images=3, radius=4):
+    return FourierSlices(*poses(chains, images), band(radius, torch.device("cpu")).double(), N)
+
+
+def test_adjoint_is_the_transpose():
+    A, generator = operator(), torch.Generator().manual_seed(2)
+    x = torch.randn(2, N, N, N, generator=generator, dtype=torch.float64)
+    y = torch.randn(A(x).shape, generator=generator, dtype=torch.float64)
+    torch.testing.assert_close((A(x) * y).sum(), (x * A.adjoint(y)).sum())
+
+
+def test_slices_are_transforms_of_projections():
+    A, volume = operator(), smooth()
+    slices = torch.view_as_complex(A(volume.expand(2, -1, -1, -1)))
+    for chain in range(2):
+        images = FourierProjector(A.rotations[chain], A.shifts_px[chain], (N, N, N), padding=4)(volume)
+        spectra = torch.fft.fft2(torch.fft.ifftshift(images, dim=(-2, -1)))
+        kx, ky = A.k.long().unbind(-1)
+        error = (slices[chain] - spectra[:, ky, kx]).norm() / spectra[:, ky, kx].norm()
+        assert error < 0.02
+
+
+def likelihood(n=9, symmetry=None):
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randn(2, n, n, generator=generator, dtype=torch.float64)
+    noise = torch.tensor([3.0, 5.0], dtype=torch.float64)
+    return ImagesInBand.of(images, 2, noise, model_error=0.1, symmetry=symmetry)
+
+
+def test_conditioning_is_dense_gaussian_algebra():
+    n = 9
+    data = attrs.evolve(likelihood().at(*poses(1, 2)), tolerance=1e-9)
+    mean = torch.randn(1, n, n, n, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    variance = 0.7
+    A = torch.stack([data.operator(e.reshape(1, n, n, n)).flatten() for e in torch.eye(n**3).double()], -1)
+    sigma = torch.diag(1 / data.noise.precision(torch.ones_like(data.observation)).flatten())
+    gain = variance * A.T @ torch.linalg.inv(variance * A @ A.T + sigma)
+    expected = mean.flatten() + gain @ (data.observation.flatten() - A @ mean.flatten())
+    torch.testing.assert_close(data.condition(mean, variance).mean.flatten(), expected, rtol=1e-6, atol=1e-8)
+
+
+def test_noise_is_that_of_its_rings_and_of_the_model():
+    images = likelihood()
+    ring = images.k.norm(dim=-1).round().clamp(max=2)
+    for r, noise in ((1, 3.0), (2, 5.0)):
+        at = ring == r
+        expected = noise + 0.1 * images.spectra[:, at].abs().square().mean()
+        assert images.noise[:, at] == pytest.approx(float(expected) * torch.ones(2, int(at.sum())), rel=1e-6)
+
+
+def test_symmetry_is_the_same_as_its_constraint():
+    """Symmetric views of each image, with noise G times as large: the mean over the group of what one would get."""
+    turn = torch.diag(torch.tensor([-1.0, -1.0, 1.0], dtype=torch.float64))
+    group = torch.stack((torch.eye(3, dtype=torch.float64), turn))
+    mean = torch.zeros(1, 9, 9, 9, dtype=torch.float64)
+    R, s = poses(1, 2)
+    data = attrs.evolve(likelihood(symmetry=group).at(R, s), tolerance=1e-9)
+    x = data.condition(mean, 1.0).mean
+    mate = attrs.evolve(likelihood(symmetry=group).at(R @ turn, s), tolerance=1e-9).condition(mean, 1.0).mean
+    torch.testing.assert_close(x, mate)
+    torch.testing.assert_close(x, x.flip(-1, -2))  # the half turn about voxel n // 2
+
+
+def test_poses_move_to_where_the_images_agree():
+    volume, (R, s) = smooth(16), poses(1, 4)
+    images = FourierProjector(R[0], s[0], (16, 16, 16))(volume)
+    data = ImagesInBand.of(images, 6, torch.zeros(6, dtype=torch.float64))
+    off = rotation_from_vector(4 * torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(5)).double()) @ R
+    error = torch.full_like(data.noise[0], 1e-6)
+    found, shifts = data.refined(volume[None], error, off, s + 0.3, 3.0, iterations=6)
+    assert float(angular_distance_deg(found, R).max()) < 0.25 * float(angular_distance_deg(off, R).mean())
+    assert (shifts - s).abs().max() < 0.1
+    assert data.misfit(volume[None], found, shifts) < 0.2 * data.misfit(volume[None], off, s + 0.3)
+
+
+def test_scaled_images_are_other_units():
+    data, (R, s) = likelihood(), poses(2, 2)
+    x = torch.randn(2, 9, 9, 9, generator=torch.Generator().manual_seed(6), dtype=torch.float64)
+    factor = torch.tensor([2.0, 5.0], dtype=torch.float64)
+    scaled = data.scaled(factor).at(R, s).log_prob(factor[:, None, None, None] * x)
+    torch.testing.assert_close(scaled, data.at(R, s).log_prob(x))
+
+
+@pytest.mark.parametrize(("shape", "radius"), [((2, 8, 9), 3), ((8, 8), 3), ((2, 8, 8), 4)])
+def test_images_that_have_no_band(shape, radius):
+    with pytest.raises(GeometryError, match="square"):
+        ImagesInBand.of(torch.zeros(shape), radius, torch.zeros(radius))

@@ -1,0 +1,170 @@
+"""Models from a few images at poses that are nearly known: renoising, with the poses refined at every level.
+
+As Algorithm 3 (paper, E.2) this goes from noise to a map and adjusts the poses on the way, but it begins with poses
+that come from elsewhere (`cryofm_ops.sample_poses`), and is exact where that can be: at every level x_0 given x_t is
+taken as a normal of mean x̂_0 and variance e(ν, t) (see `renoising`), each pose moves to where the image agrees best
+with x̂_0, frequencies weighed by 1/(e + noise), and the normal is conditioned on all images by conjugate gradients. The
+conditioned mean is noised afresh, at ratios of noise to signal that fall geometrically; the last evaluations see it
+without noise.
+
+The scale of class averages is arbitrary, that of the prior is not. It is found from the Wiener estimate at the first
+poses, whose highest density is K/(K + 4) of the truth's (0.68 ± 0.06 for 8 clean images of 11 particles; 0.62 at a
+signal-to-noise ratio of 5, where the scale comes out too large by a tenth).
+"""
+
+import attrs
+import torch
+from torch import Tensor
+
+from cryofm_ops import ImagesInBand, Normalization
+from cryofm_sampling._common import DenoisingError, calibrated, streams, time_like, white_noise
+from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
+from cryofm_sampling.errors import SettingError
+from cryofm_sampling.protocols import Callback, VelocityField
+
+__all__ = ["AbInitio", "Models"]
+
+_LAST = (0.2, 0.2, 0.15)  # times of the evaluations without noise
+_QUANTILE = 0.99999  # a prior's densities are in units of this one
+
+
+@attrs.frozen(eq=False)
+class Models:
+    """What `AbInitio` returns, the best fit first.
+
+    Attributes:
+        x: densities on the prior's scale, `(C, n, n, n)`.
+        rotations: object to view, of each image in each model, `(C, K, 3, 3)`.
+        shifts_px: what centres the images, `(C, K, 2)`.
+        scale: what the images were multiplied by to be on the prior's scale, `(C,)`.
+        misfit: Σ |projection − image|² / Σ |image|² within the band, `(C,)`.
+        nfe: network evaluations of each.
+        chain: which of the starting poses each came from, `(C,)`.
+    """
+
+    x: Tensor
+    rotations: Tensor
+    shifts_px: Tensor
+    scale: Tensor
+    misfit: Tensor
+    nfe: int
+    chain: Tensor
+
+
+@attrs.frozen
+class AbInitio:
+    """Models of an object from images and first poses; one network evaluation a level.
+
+    Attributes:
+        levels: of noise, from 20 times the signal's unit to 0.15.
+        refine_below: poses move at flow times below this; before, x̂_0 knows less than they do.
+        max_shift_px: how far off centre an image may be.
+    """
+
+    levels: int = attrs.field(default=20, validator=attrs.validators.ge(2))
+    refine_below: float = attrs.field(default=0.9, validator=attrs.validators.gt(0))
+    max_shift_px: float = attrs.field(default=2.0, validator=attrs.validators.ge(0))
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        velocity: VelocityField,
+        images: ImagesInBand,
+        /,
+        *,
+        normalization: Normalization,
+        rotations: Tensor,
+        shifts_px: Tensor,
+        generator: torch.Generator,
+        callback: Callback | None = None,
+        checkpoint: Checkpoint | None = None,
+    ) -> Models:
+        """A model for each of C sets of poses.
+
+        Args:
+            velocity: a `Calibrated` prior, in model units.
+            images: in any units; projections of a density times an unknown factor.
+            normalization: of the prior.
+            rotations: object to view, `(C, K, 3, 3)`.
+            shifts_px: what centres the images, `(C, K, 2)`.
+            generator: of all noise.
+            callback: is told of every level, in the prior's density.
+            checkpoint: a file from which the same call goes on after it was killed, to the same bits.
+        """
+        C, K = rotations.shape[:2]
+        if shifts_px.shape != (C, K, 2) or images.spectra.shape[-2] != K:
+            raise SettingError(
+                f"poses of {images.spectra.shape[-2]} images are rotations (C, K, 3, 3) and shifts (C, K, 2), "
+                f"got {tuple(rotations.shape)} and {tuple(shifts_px.shape)}"
+            )
+        n = images.n
+        box, like = (n, n, n), images.noise
+        mean, std = normalization.mean, normalization.std
+        error = DenoisingError.of(calibrated(velocity, "AbInitio"), box, like)
+        noises = streams(generator, (C,))
+        ratios = torch.logspace(1.30103, -0.8239, self.levels, dtype=torch.float64).tolist()  # 20 .. 0.15
+        times = [*(ratio / (1 + ratio) for ratio in ratios), *_LAST]
+
+        def level(i: int, state: Tensor) -> tuple[Tensor, Tensor]:
+            t = times[i]
+            x, R, s, scale = _unpacked(state, n, K)
+            x_t = (1 - t) * (x - mean) / std
+            if i < self.levels:
+                x_t = x_t + t * torch.stack([white_noise(box, noise, like) for noise in noises])
+            x_0 = std * (x_t - t * velocity(x_t, time_like(t, x_t))) + mean
+            e = std**2 * error(t)
+            y = images.scaled(scale)
+            if t < self.refine_below:
+                R, s = y.refined(x_0, _at(e, images.k), R, s, self.max_shift_px)
+            x = y.at(R, s).condition(x_0, e).mean
+            return _packed(x, R, s, scale), x
+
+        first = _packed(*_wiener(images, std**2 * error.power, rotations, shifts_px))
+        run = Run(self, velocity, _Told(images), (C, *box))
+        state = iterate(level, first, len(times), run=run, streams=noises, callback=callback, checkpoint=checkpoint)
+        x, R, s, scale = _unpacked(state, n, K)
+        misfit = images.scaled(scale).misfit(x, R, s)
+        best = misfit.argsort()
+        return Models(x[best], R[best], s[best], scale[best], misfit[best], len(times), best)
+
+
+@attrs.frozen(eq=False)
+class _Told:
+    """The images as a `Likelihood` of nothing in particular, by which a checkpoint recognises them."""
+
+    images: ImagesInBand
+
+    def log_prob(self, x: Tensor, /) -> Tensor:
+        return self.images.spectra.abs().sum() + x.sum((-3, -2, -1))
+
+
+def _wiener(
+    images: ImagesInBand, power: Tensor, rotations: Tensor, shifts_px: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """What the images and a Gaussian prior say, and the scale at which its highest density is as expected."""
+    C, K = rotations.shape[:2]
+    box = (images.n,) * 3
+    expected = images.n**3 * _at(power, images.k).sum()
+    scale = (expected / images.spectra.abs().square().mean(-2).sum(-1)).sqrt().expand(C)
+    for _ in range(2):  # how strongly the prior smooths depends on the scale
+        x = images.scaled(scale).at(rotations, shifts_px).condition(power.new_zeros(C, *box), power).mean
+        highest = torch.stack([v.flatten().quantile(_QUANTILE) for v in x])
+        scale = scale * K / (K + 4) / highest.clamp(min=1e-6)
+    x = images.scaled(scale).at(rotations, shifts_px).condition(power.new_zeros(C, *box), power).mean
+    return x, rotations, shifts_px, scale
+
+
+def _at(radial_power: Tensor, k: Tensor) -> Tensor:
+    """A radial quantity on the half grid at the frequencies k `(m, 2)`."""
+    along, radius = radial_power[0, 0], k.norm(dim=-1)  # its x axis
+    return torch.lerp(along[radius.floor().long()], along[radius.ceil().long()], radius.frac().to(along))
+
+
+def _packed(x: Tensor, rotations: Tensor, shifts_px: Tensor, scale: Tensor) -> Tensor:
+    """One tensor, `(C, ...)`, as checkpoints take it."""
+    return torch.cat([part.flatten(1) for part in (x, rotations, shifts_px, scale[:, None])], -1)
+
+
+def _unpacked(state: Tensor, n: int, K: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    x, rotations, shifts, scale = torch.split(state, [n**3, 9 * K, 2 * K, 1], -1)
+    return x.reshape(-1, n, n, n), rotations.reshape(-1, K, 3, 3), shifts.reshape(-1, K, 2), scale[:, 0]

@@ -1,0 +1,125 @@
+"""Models from images at poses that are nearly right, nearly wrong, and in files."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from cryofm_ops import (
+    FourierProjector,
+    ImagesInBand,
+    pose_difference_deg,
+    radial,
+    radial_mean,
+    random_rotations,
+    rfft,
+    rotation_from_vector,
+)
+from cryofm_sampling import AbInitio, CapabilityError, Checkpoint, SettingError, calibrate
+from cryofm_sampling.testing import MixturePrior
+
+N, K, UNITS = 16, 6, SimpleNamespace(mean=0.05, std=0.2)
+
+
+def truth():
+    """Gaussians in a ball, the brightest voxel 1."""
+    centres = 2.5 * torch.randn(10, 3, generator=torch.Generator().manual_seed(1)).clamp(-1.5, 1.5)
+    centres = centres - centres.mean(0)
+    i = torch.arange(N) - N // 2
+    x, y, z = (torch.exp(-((i - centres[:, a, None]) ** 2) / 2.5) for a in range(3))
+    volume = torch.einsum("az,ay,ax->zyx", z, y, x)
+    return volume / volume.max()
+
+
+@pytest.fixture(scope="module")
+def problem():
+    """A prior that knows the object up to a tenth of its power, images of another scale, and their poses."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    z = (truth() - UNITS.mean) / UNITS.std
+    power = radial_mean(rfft(z).abs() ** 2, (N, N, N))
+    family = MixturePrior(torch.ones(1), z[None], radial(0.1 * power, (N, N, N))[None])
+    examples = family.sample(4, generator=torch.Generator().manual_seed(3))
+    prior = calibrate(family, examples, generator=torch.Generator().manual_seed(4))
+    rotations = random_rotations(K, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    images = 7 * FourierProjector(rotations, torch.zeros(K, 2), (N, N, N))(truth())
+    data = ImagesInBand.of(images, 6, torch.zeros(6))
+    torch.set_default_dtype(before)
+    return prior, data, rotations
+
+
+def turned(rotations, degrees, seed):
+    axes = torch.randn(K, 3, generator=torch.Generator().manual_seed(seed))
+    return rotation_from_vector(degrees * axes / axes.norm(dim=-1, keepdim=True)) @ rotations
+
+
+def run(problem, starts, seed=0, **options):
+    prior, images, _ = problem
+    rotations = torch.stack(starts)
+    return AbInitio(levels=8, max_shift_px=1.0)(
+        prior,
+        images,
+        normalization=UNITS,
+        rotations=rotations,
+        shifts_px=torch.zeros(len(starts), K, 2),
+        generator=torch.Generator().manual_seed(seed),
+        **options,
+    )
+
+
+def test_right_poses_are_told_from_wrong_ones(problem):
+    rotations = problem[-1]
+    wrong = random_rotations(K, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    models = run(problem, [wrong, turned(rotations, 3.0, 4)])
+    assert models.chain.tolist() == [1, 0]
+    assert models.misfit[0] < 0.5 * models.misfit[1]
+    correlation = torch.corrcoef(torch.stack((models.x[0].flatten(), truth().flatten())))[0, 1]
+    assert correlation > 0.85
+    assert models.nfe == 11
+
+
+def test_the_scale_of_the_images_is_found_and_does_not_matter(problem):
+    prior, images, rotations = problem
+    one = run(problem, [rotations])
+    assert float(one.scale[0]) * 7 == pytest.approx(1, abs=0.3)
+    other = run((prior, images.scaled(torch.tensor([100.0])), rotations), [rotations])
+    torch.testing.assert_close(other.x, one.x, atol=2e-2, rtol=0)
+    assert float(other.scale[0]) == pytest.approx(float(one.scale[0]) / 100, rel=1e-2)
+
+
+def test_poses_come_nearer(problem):
+    rotations = problem[-1]
+    start = turned(rotations, 6.0, 5)
+    found = run(problem, [start]).rotations[0]
+    assert pose_difference_deg(found, rotations) < 0.7 * pose_difference_deg(start, rotations)
+
+
+def test_resumed_is_uninterrupted(problem, tmp_path):
+    class Killed(Exception):
+        pass
+
+    def kill(step, total, x):
+        assert total == 11
+        assert math.isfinite(float(x.sum()))
+        if step == 5:
+            raise Killed
+
+    starts = [problem[-1], turned(problem[-1], 4.0, 6)]
+    whole = run(problem, starts)
+    checkpoint = Checkpoint(tmp_path / "run", every_seconds=0)
+    with pytest.raises(Killed):
+        run(problem, starts, checkpoint=checkpoint, callback=kill)
+    assert checkpoint.path.exists()
+    resumed = run(problem, starts, checkpoint=checkpoint)
+    assert torch.equal(resumed.x, whole.x)
+    assert torch.equal(resumed.rotations, whole.rotations)
+    assert not checkpoint.path.exists()
+
+
+def test_what_it_needs(problem):
+    _, images, rotations = problem
+    with pytest.raises(CapabilityError, match="AbInitio needs a Calibrated velocity field"):
+        run((lambda x, t: x, images, rotations), [rotations])
+    with pytest.raises(SettingError, match="poses of 6 images"):
+        run(problem, [rotations[:5]])
