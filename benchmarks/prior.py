@@ -171,7 +171,11 @@ def means(table: list[dict[str, object]]) -> list[dict[str, object]]:
             line: dict[str, object] = {"map": f"{label} of {len(group)}", "row": row}
             for key in group[0]:
                 if key not in ("map", "row"):
-                    line[key] = round(float(statistic([float(str(other[key])) for other in group])), 4)
+                    line[key] = (
+                        round(float(statistic([float(str(other[key])) for other in group])), 4)
+                        if len(group) > 1 or statistic is np.mean
+                        else math.nan
+                    )
             lines.append(line)
     return lines
 
@@ -229,16 +233,21 @@ def measure(args: argparse.Namespace) -> None:
     table: list[dict[str, object]] = []
     for seed, (path, truth) in enumerate(list(zip(args.maps, crops, strict=True))[: args.rows]):
         table += rows_of(path.stem, truth, prior, seed, power)
-    for line in (summary := means(table)):
+        leave(args.out, table, power)  # after every map: a run of hours may be stopped
+    for line in means(table):
         print(line, flush=True)
-    write_csv(Path(f"{args.out}_rows.csv"), table + summary)
+
+
+def leave(out: str, table: list[dict[str, object]], power: dict[str, list[Tensor]]) -> None:
+    """Write what there is of the rows and the power."""
+    write_csv(Path(f"{out}_rows.csv"), table + means(table))
     medians = {key: torch.stack(ratios).median(0).values.double().numpy() for key, ratios in power.items()}
     shells: list[dict[str, object]] = [
         {"resolution_angstrom": round(96 / shell, 2), **{key: round(float(m[shell]), 4) for key, m in medians.items()}}
         for shell in range(1, 33)
     ]
-    write_csv(Path(f"{args.out}_power.csv"), shells)
-    plot_power(medians, Path(f"{args.out}_power.png"))
+    write_csv(Path(f"{out}_power.csv"), shells)
+    plot_power(medians, Path(f"{out}_power.png"))
 
 
 if __name__ == "__main__":

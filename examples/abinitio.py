@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _script import add_flags, exit_code, launch, positive, settings, sha256, tiles, write_run
+from _script import WithProgress, add_flags, exit_code, launch, positive, settings, sha256, tiles, write_run
 from _site import calibrated_prior
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
@@ -46,7 +46,7 @@ from cryofm_io import (
 )
 from cryofm_model.particles import FILLED, LOW_PASS, working_voxel_size
 from cryofm_ops import FourierProjector, ImagesInBand, background_power, pose_difference_deg, sample_poses
-from cryofm_sampling import AbInitio, CalibratedVelocity, Models
+from cryofm_sampling import AbInitio, Models
 
 FILES = ["poses.star", "pairs.png", "scores.csv", "run.json"]
 MOST, SEARCHED = 100, 13  # images; highest frequency of the pose search, in units of 1/box
@@ -93,15 +93,14 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     )
     velocity = tiles(prior, (prior.box,) * 3, args.precision)
     keep = min(args.keep, args.tries)
-    with tqdm(total=args.steps + 3, unit=" levels", file=sys.stdout, leave=False) as bar:
+    with tqdm(total=(args.steps + 3) * keep, unit=" evaluations", file=sys.stdout, leave=False) as bar:
         models = AbInitio(args.steps, max_shift_px=reach)(
-            CalibratedVelocity(velocity, prior.signal_power, prior.denoising_error),
+            WithProgress(velocity, prior, prior.normalization, bar),
             ImagesInBand.of(y, radius, noise, symmetry=group),
             normalization=prior.normalization,
             rotations=poses.rotations[:keep],
             shifts_px=poses.shifts_px[:keep],
             generator=generator,
-            callback=lambda *_: bar.update(),
         )
     leave(args, folder, images, prepared, models, poses.log_evidence)
 
