@@ -41,7 +41,7 @@ from cryofm_ops import (
 from cryofm_sampling import AbInitio, BlindGuided, Draw, Flow, Guided, Models
 
 BOX, WIDE, FINEST, FILLED, BAND = 32, 48, 5.0, 26, 13
-PUSH = 1.7  # λ_max of Algorithm 3 in a box of 64³: of 0.6, 1.7 and 5 the best for it
+PUSH = 1.7  # λ_max of Algorithm 3 in a box of 64³
 
 Row = dict[str, object]
 
