@@ -126,7 +126,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--normalise", action="store_true", help="clip at 0 and scale each map as those that the prior knows")
     add("--side", type=int, default=32, help="of the central cube, in voxels of the prior (default 32)")
     add("--probes", type=int, default=2, help="for the divergence, 2 or more for a standard error (default 2)")
-    add_flags(parser, steps=5, of="of Runge and Kutta's rule, 4 (1 + probes) network evaluations each")
+    # Of the bundled prior on 32³, 20 steps are 0.01 bits per voxel off, and 5 are 0.11: more than the standard error.
+    add_flags(parser, steps=20, of="of Runge and Kutta's rule, 4 (1 + probes) network evaluations each")
     args = parser.parse_args(arguments)
     if args.side < 8 or args.probes < 1:
         parser.error("--probes must be at least 1, and --side at least 8")
