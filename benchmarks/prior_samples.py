@@ -133,8 +133,10 @@ def main() -> None:
     parser.add_argument("--held-out", type=Path, nargs="+", required=True, help="at least 16 maps that it was not")
     parser.add_argument("--foreign", type=Path, nargs="*", default=[], help="maps of something else than proteins")
     parser.add_argument("--prior", default="cryofm-tiny")
+    parser.add_argument("--bf16", action="store_true", help="evaluate the network in bf16")
     parser.add_argument("--out", required=True, help="beginning of the names of all results")
     args = parser.parse_args()
+    torch.set_autocast_enabled("cpu", args.bf16)
     prior = load_prior(args.prior)
     if not isinstance(prior, CalibratedPrior):
         raise CryoFMError(f"the prior {args.prior} carries no statistics; `calibrate` measures them")
