@@ -52,3 +52,22 @@ def test_sizes_that_do_not_fit():
 def test_a_box_that_does_not_fit_is_refused(network):
     with pytest.raises(ValueError, match="multiple of 8"):
         network(torch.zeros(1, 8, 12, 8), torch.tensor(0.5))
+
+
+def test_bf16_on_a_box_whose_coarsest_grid_is_smaller_than_a_kernel():
+    torch.manual_seed(0)
+    network = UNet(UNetConfig(widths=(8, 16, 24), depths=(1, 1, 1), up_depths=(1, 1), conditioning=8))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    for side in (8, 16, 24):  # coarsest grids of 1, 2 and 3 voxels
+        x, t = torch.randn(2, side, side, side), torch.tensor(0.3)
+        exact = network(x, t)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = network(x, t)
+        assert (rounded - exact).norm() < 0.05 * exact.norm()
+        gradients = []
+        for velocity in (exact, rounded):
+            network.zero_grad()
+            velocity.square().mean().backward()
+            gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
+        assert (gradients[1] - gradients[0]).norm() < 0.1 * gradients[0].norm()

@@ -91,6 +91,13 @@ class UNet(nn.Module):
             raise CryoFMError(
                 f"a box of {tuple(x.shape[1:])} voxels: every side must be a multiple of {self.config.multiple}"
             )
+        if min(x.shape[1:]) < 3 * self.config.multiple:
+            # On grids smaller than their kernel oneDNN's bf16 convolutions return garbage (torch 2.13, AVX512-bf16).
+            with torch.autocast(x.device.type, enabled=False):
+                return self._velocity(x, t)
+        return self._velocity(x, t)
+
+    def _velocity(self, x: Tensor, t: Tensor) -> Tensor:
         t = t.to(x).expand(x.shape[0])
         code = self.time_in(self._time_code(t))
         t = t[:, None, None, None]
