@@ -55,7 +55,8 @@ def moved(x: Tensor, rotation: Tensor, shift: Tensor) -> Tensor:
     p = torch.where(inside[..., None], p, 0)
     phase = 2 * math.pi / n * (p @ shift - n // 2 * p.sum(-1))
     values = sample(transform(x, limit), p @ rotation) * inside * torch.polar(torch.ones_like(phase), phase)
-    return torch.fft.irfftn(values, s=(n, n, n))
+    rotated: Tensor = torch.fft.irfftn(values, s=(n, n, n))
+    return rotated
 
 
 def aligned(x: Tensor, truth: Tensor, rotations: Tensor | None = None, true_rotations: Tensor | None = None) -> Tensor:

@@ -26,7 +26,7 @@ from _table import write_csv
 from torch import Tensor
 
 from cryofm_io import ImageStack, prepare_images, read_map
-from cryofm_model import CalibratedPrior, load_prior
+from cryofm_model import CalibratedPrior, WeightsError, load_prior
 from cryofm_model.particles import whole_particle
 from cryofm_ops import (
     BlindProjections,
@@ -195,7 +195,7 @@ def paper(prior: CalibratedPrior, path: Path, condition: Condition, problem: Pro
     """The prior's own sample, and Algorithm 3, with 100 steps."""
     blind = BlindProjections(problem.images * problem.scale, max_shift_px=condition.search_px, background=0.7)
     known = blind.at(problem.rotations, problem.shifts_px)
-    searched, told = (in_model_units(data, prior.normalization) for data in (blind, known))
+    searched, told = in_model_units(blind, prior.normalization), in_model_units(known, prior.normalization)
     shape = (BOX, BOX, BOX)
     runs: dict[str, Callable[[torch.Generator], Draw]] = {
         "sample": lambda g: Flow(20)(prior, shape=shape, generator=g),
@@ -223,6 +223,8 @@ def main() -> None:
     parser.add_argument("--paper", type=int, default=2, help="structures for Algorithm 3 (default 2)")
     args = parser.parse_args()
     prior = load_prior(args.prior)
+    if not isinstance(prior, CalibratedPrior):
+        raise WeightsError(f"the prior {args.prior} carries no statistics; `calibrate` measures them")
     rows: list[Row] = []
     for condition in (CONDITIONS[i] for i in args.conditions):
         for number, path in enumerate(args.maps):

@@ -123,7 +123,7 @@ def leave(
     found = Poses(orthonormal(models.rotations[0]), shifts[0])
     write_poses(folder / "poses.star", images, prepared.original_poses(found))
 
-    project = FourierProjector(models.rotations[0].cpu(), models.shifts_px[0].cpu(), (box,) * 3)
+    project = FourierProjector(models.rotations[0].cpu(), models.shifts_px[0].cpu(), (box, box, box))
     projections = project(torch.from_numpy(volumes[0])).numpy()
     plot_pairs(prepared.images.data, projections, folder / "pairs.png")
     correlations = [
