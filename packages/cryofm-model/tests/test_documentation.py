@@ -15,7 +15,12 @@ MODULES = [
     "cryofm_model",
     *(f"cryofm_model.{info.name}" for info in pkgutil.iter_modules(cryofm_model.__path__)),
 ]
-TRAINING = {"cryofm_model.train": "tqdm", "cryofm_model.map_cache": "cryofm_io", "cryofm_model.realism": "scipy"}
+TRAINING = {
+    "cryofm_model.train": "tqdm",
+    "cryofm_model.map_cache": "cryofm_io",
+    "cryofm_model.realism": "scipy",
+    "cryofm_model.particles": "scipy",
+}
 README = Path(__file__).parents[1] / "README.md"
 
 

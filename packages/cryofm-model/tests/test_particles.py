@@ -10,6 +10,8 @@ from cryofm_model import CalibratedPrior, CryoFMError, load_prior
 from cryofm_model.augment import random_rotation
 from cryofm_model.particles import LOW_PASS, whole_particle, working_voxel_size
 
+pytest.importorskip("scipy")  # which the extra [train] brings
+
 POINTS = np.array([[0.0, 0.0, 0.0], [24.0, 4.0, -8.0], [-6.0, 18.0, 10.0]])  # Å, (x, y, z)
 MASSES = np.array([3.0, 1.0, 2.0])
 
