@@ -22,14 +22,15 @@ import torch
 from _script import ERRORS, sha256, write_run
 from torch import nn
 
-from cryofm_model import CryoFMError, Prior, load_prior, save_prior
+from cryofm_model import CalibratedPrior, CryoFMError, Prior, load_prior, save_prior
 from cryofm_model.curation import curated
 from cryofm_model.data import MapSet
 from cryofm_model.simulated import is_atomic_model
-from cryofm_model.train import VALIDATION_TIMES, Recipe, read_recipe, train, validation_loss
+from cryofm_model.flow import flow_matching_loss
+from cryofm_model.train import VALIDATION_TIMES, Loss, Recipe, read_recipe, train, validation_loss
 from cryofm_model.train.checkpoint import differences
 from cryofm_model.train.distributed import processes, rank_and_world
-from cryofm_sampling import calibrate
+from cryofm_sampling import PlugAndPlayLoss, calibrate
 
 VALIDATION, EXAMPLES = 8, 24  # crops: for the losses, and to measure the statistics that the samplers need
 MAPS = (".mrc", ".map", ".ccp4")
@@ -72,6 +73,7 @@ def run(args: argparse.Namespace, recipe: Recipe, device: torch.device) -> None:
     source = recipe.data.source(maps, measured, recipe.normalization, recipe.voxel_size)
 
     network = start_network(recipe, args.init).to(device)
+    loss = loss_of(recipe, args.init, device)
     if rank == 0:
         describe(args, recipe, files, device, world)
         parameters = sum(p.numel() for p in network.parameters()) / 1e6
@@ -80,7 +82,7 @@ def run(args: argparse.Namespace, recipe: Recipe, device: torch.device) -> None:
         )
     side = recipe.training.stages[-1][1]
     validation = kept_back.crops(VALIDATION, side, np.random.default_rng(0))
-    averaged = train(network, source, validation, recipe.training, args.out, machine=recipe.machine).eval()
+    averaged = train(network, source, validation, recipe.training, args.out, machine=recipe.machine, loss=loss).eval()
     if rank > 0:
         return
 
@@ -131,6 +133,19 @@ def start_network(recipe: Recipe, init: str | None) -> nn.Module:
             raise CryoFMError(f"the prior {init} is not what the recipe trains ({'; '.join(differs)})")
         network.load_state_dict(prior.network.state_dict())
     return network
+
+
+def loss_of(recipe: Recipe, init: str | None, device: torch.device) -> Loss:
+    """Flow matching, on the fraction of the crops that the recipe says for what plug-and-play shows."""
+    if not recipe.data.observed:
+        return flow_matching_loss
+    prior = load_prior(init) if init else None
+    if not isinstance(prior, CalibratedPrior) or recipe.machine.shard:
+        raise CryoFMError(
+            f"the recipe shows {recipe.data.observed:g} of the crops as plug-and-play does: that takes --init with a prior "
+            "that carries statistics, and a whole network on every process (no shard)"
+        )
+    return PlugAndPlayLoss(prior.to(device), recipe.data.observed)
 
 
 def describe(

@@ -47,7 +47,7 @@ _NOISELESS = 0.05  # last t where no noise sets the level
 _AVERAGED = 3  # passes at the end whose mean is returned
 
 
-def _automatic_level(W: Tensor, power: Tensor, box: Box) -> float:
+def automatic_level(W: Tensor, power: Tensor, box: Box) -> float:
     """√τ = Σ G √N / Σ G with gain G = P / (P + N), over what was measured with noise, DC left out.
 
     All power means of N are N where the noise is white; where it is not, this one is about twice the geometric one. On
@@ -61,6 +61,18 @@ def _automatic_level(W: Tensor, power: Tensor, box: Box) -> float:
     if not gain.any():
         return (_NOISELESS / (1 - _NOISELESS)) ** 2
     return float((gain * N.sqrt()).sum() / gain.sum()) ** 2
+
+
+def before(x: Tensor, y: Tensor, W: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """r, what the denoiser of level τ is shown, and the variance that may be added to it, on the half grid."""
+    g = (tau * W).clamp(max=1)
+    return x + g * (y - x), torch.where(W > 0, (tau - g**2 / W).clamp(min=0), 0)
+
+
+def after(x_hat: Tensor, y: Tensor, W: Tensor, e: Tensor, tau: float) -> Tensor:
+    """The denoiser's answer, and what it has not used of the data, on the half grid; where W = 0 the answer alone."""
+    unused = (W - 1 / tau).clamp(min=0)
+    return x_hat + e / (e + 1 / unused) * (y - x_hat)
 
 
 def _shares(times: list[float]) -> list[float]:
@@ -165,7 +177,7 @@ class PlugAndPlay:
     def _times(self, W: Tensor, power: Tensor, box: Box) -> list[float]:
         last = self.time
         if last is None:
-            root = _automatic_level(W, power, box) ** 0.5
+            root = automatic_level(W, power, box) ** 0.5
             last = root / (1 + root)
         first = last if bool((W > 0).all()) else max(_FIRST, last)
         return torch.linspace(first, last, self.iterations, dtype=torch.float64).tolist()
@@ -183,9 +195,8 @@ class PlugAndPlay:
     ) -> Tensor:
         """One pass at level t; x, y, W and e on the half grid."""
         tau = (t / (1 - t)) ** 2
-        g = (tau * W).clamp(max=1)
-        r = irfft(x + g * (y - x), box)
-        room = torch.where(W > 0, (tau - g**2 / W).clamp(min=0), 0)
+        r, room = before(x, y, W, tau)
+        r = irfft(r, box)
         x_hat = torch.zeros_like(r)
         calls = max(1, self.pairs)
         for _ in range(calls):
@@ -196,6 +207,4 @@ class PlugAndPlay:
             x_0 = x_t - t * velocity(x_t, time_like(t, x_t))
             x_hat += rotate_back(x_0, rotation).mean(0) / calls
         x_hat = rfft(x_hat)
-        unused = (W - 1 / tau).clamp(min=0)
-        h = e / (e + 1 / unused)
-        return torch.where(W > 0, x_hat + h * (y - x_hat), x + self.relaxation * (x_hat - x))
+        return torch.where(W > 0, after(x_hat, y, W, e, tau), x + self.relaxation * (x_hat - x))

@@ -5,13 +5,14 @@ Flow matching on crops of maps, on one device or under ``torchrun`` on many, fro
 """
 
 from .config import Machine, TrainConfig
-from .loop import train
+from .loop import Loss, train
 from .recipe import DataConfig, Recipe, read_recipe
 from .report import VALIDATION_TIMES, validation_loss
 
 __all__ = [
     "VALIDATION_TIMES",
     "DataConfig",
+    "Loss",
     "Machine",
     "Recipe",
     "TrainConfig",

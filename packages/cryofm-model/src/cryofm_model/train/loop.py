@@ -1,6 +1,7 @@
 """The loop: flow matching (paper 3.1), AdamW or Muon, clipping, and an average of the weights."""
 
 import math
+from collections.abc import Callable
 from contextlib import AbstractContextManager, closing, nullcontext
 from pathlib import Path
 
@@ -21,7 +22,10 @@ from .config import UNIT, Machine, TrainConfig
 from .distributed import gathered, mean, rank_and_world, shard, whole
 from .report import Report
 
-__all__ = ["train"]
+__all__ = ["Loss", "train"]
+
+Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
+"""(network, x_0, t, x_1) -> loss of each sample, as `flow_matching_loss`."""
 
 
 def train(
@@ -32,6 +36,7 @@ def train(
     folder: Path,
     *,
     machine: Machine = Machine(),  # noqa: B008  (frozen)
+    loss: Loss = flow_matching_loss,
 ) -> nn.Module:
     """Train ``network`` in place on its device, together with the other processes of a group if there is one.
 
@@ -46,6 +51,7 @@ def train(
         config: the run.
         folder: of the run; all processes see it.
         machine: how to carry it out.
+        loss: what is minimised; where it evaluates the network more than once, ``machine.shard`` is not for it.
 
     Returns:
         The averaged network, whole on every process.
@@ -74,18 +80,18 @@ def train(
             for optimiser, peak in zip(optimisers, peaks, strict=True):
                 for group in optimiser.param_groups:
                     group["lr"] = peak * rate
-            loss = mean(_backward(parallel, batch, config, machine.micro_batch))
+            value = mean(_backward(parallel, batch, config, machine.micro_batch, loss))
             norm = float(whole(nn.utils.clip_grad_norm_(network.parameters(), config.clip)))
-            if not (math.isfinite(loss) and math.isfinite(norm)):
+            if not (math.isfinite(value) and math.isfinite(norm)):
                 raise CryoFMError(
-                    f"the loss became {loss} and its gradient {norm} at step {step.number}; the last checkpoint in "
+                    f"the loss became {value} and its gradient {norm} at step {step.number}; the last checkpoint in "
                     f"{folder} is from before: lower the rate {config.lr} (in another folder)"
                 )
             for optimiser in optimisers:
                 optimiser.step()
                 optimiser.zero_grad()
             averaged.update_parameters(network)
-            report.step(step, loss)
+            report.step(step, value)
             if (step.number + 1) % config.report_every == 0 or step.seen + step.voxels >= config.crops * UNIT:
                 report.row(step, rate * config.lr, norm, averaged.module)
                 save(folder, config, step, network, averaged, optimisers)
@@ -119,7 +125,7 @@ def _optimisers(network: nn.Module, config: TrainConfig) -> tuple[list[Optimizer
     return [muon, adamw], [config.muon_lr, config.lr]
 
 
-def _backward(network: nn.Module, batch: Batch, config: TrainConfig, most: int | None) -> Tensor:
+def _backward(network: nn.Module, batch: Batch, config: TrainConfig, most: int | None, loss: Loss) -> Tensor:
     """Add up the gradients of the mean loss over this process's share, a part of it at a time; that loss."""
     device = next(network.parameters()).device
     count = len(batch[0])
@@ -129,9 +135,9 @@ def _backward(network: nn.Module, batch: Batch, config: TrainConfig, most: int |
         with _gradients_shared(network, index == len(parts) - 1):
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
                 x_0, t, x_1 = (tensor.to(device, non_blocking=True) for tensor in part)
-                loss = flow_matching_loss(network, x_0, t, x_1).sum() / count
-            loss.backward()  # type: ignore[no-untyped-call]
-        total += loss.detach()
+                part_loss = loss(network, x_0, t, x_1).sum() / count
+            part_loss.backward()  # type: ignore[no-untyped-call]
+        total += part_loss.detach()
     return total
 
 

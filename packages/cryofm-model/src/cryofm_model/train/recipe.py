@@ -33,12 +33,15 @@ class DataConfig:
         turn: as in `MapSet`.
         measured: fraction of the crops that come from measured maps which are given beside the others.
         imitated: fraction of the other crops that imitate measured ones (`Imitated`).
+        observed: fraction of all crops that are shown as plug-and-play shows them (`PlugAndPlayLoss` of
+            cryofm-sampling), for training that goes on from a prior.
     """
 
     place: Literal["density", "centre"] = attrs.field(default="density", validator=in_(("density", "centre")))
     turn: Literal["none", "rot24", "so3"] = attrs.field(default="rot24", validator=in_(("none", "rot24", "so3")))
     measured: float = attrs.field(default=0.0, validator=[ge(0), le(1)])
     imitated: float = attrs.field(default=0.0, validator=[ge(0), le(1)])
+    observed: float = attrs.field(default=0.0, validator=[ge(0), le(1)])
 
     def source(
         self, maps: MapSet, measured: MapSet | None, normalization: Normalization, voxel_size: float
