@@ -25,8 +25,8 @@ from torch import nn
 from cryofm_model import CalibratedPrior, CryoFMError, Prior, load_prior, save_prior
 from cryofm_model.curation import curated
 from cryofm_model.data import MapSet
-from cryofm_model.simulated import is_atomic_model
 from cryofm_model.flow import flow_matching_loss
+from cryofm_model.simulated import is_atomic_model
 from cryofm_model.train import VALIDATION_TIMES, Loss, Recipe, read_recipe, train, validation_loss
 from cryofm_model.train.checkpoint import differences
 from cryofm_model.train.distributed import processes, rank_and_world
@@ -142,8 +142,8 @@ def loss_of(recipe: Recipe, init: str | None, device: torch.device) -> Loss:
     prior = load_prior(init) if init else None
     if not isinstance(prior, CalibratedPrior) or recipe.machine.shard:
         raise CryoFMError(
-            f"the recipe shows {recipe.data.observed:g} of the crops as plug-and-play does: that takes --init with a prior "
-            "that carries statistics, and a whole network on every process (no shard)"
+            f"the recipe shows {recipe.data.observed:g} of the crops as plug-and-play does: that takes --init with a "
+            "prior that carries statistics, and a whole network on every process (no shard)"
         )
     return PlugAndPlayLoss(prior.to(device), recipe.data.observed)
 

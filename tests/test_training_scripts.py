@@ -113,6 +113,13 @@ def test_from_models_to_a_prior_and_on_from_it(run, recipe, tmp_path, capsys):
     assert run() == 2
     assert "training.crops: 6 there, 7 here" in capsys.readouterr().err
 
+    recipe.write_text(RECIPE + "\n[data]\nobserved = 1.0\n")
+    assert run("--out", tmp_path / "second") == 2
+    assert "that takes --init with a prior that carries statistics" in capsys.readouterr().err
+    assert run("--out", tmp_path / "second", "--init", tmp_path / "first") == 0
+    assert "from " in load_prior(tmp_path / "second").about["training"]
+    recipe.write_text(RECIPE)
+
     network = train_prior.start_network(read_recipe(recipe), str(tmp_path / "first"))
     first = load_prior(tmp_path / "first").network
     assert all(torch.equal(p, q) for p, q in zip(network.parameters(), first.parameters(), strict=True))

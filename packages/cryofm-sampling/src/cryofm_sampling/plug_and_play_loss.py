@@ -29,6 +29,7 @@ __all__ = ["PlugAndPlayLoss"]
 
 _WHITE, _WEDGE, _TWICE = 0.25, 0.35, 0.5  # fractions of the observed crops
 _LEAST = 0.05  # t, and 1 − t
+_JITTER = (-0.5, 0.7)  # of ln √τ
 _DITHER = PlugAndPlay().dither
 
 
@@ -103,11 +104,11 @@ class PlugAndPlayLoss:
     def _level(
         self, network: VelocityField, x_0: Tensor, x_1: Tensor, stream: torch.Generator
     ) -> tuple[float, Tensor] | None:
-        """t and x_1' of an observed crop; None where plug-and-play would have next to nothing or everything to do."""
+        """Level t and x_1' of an observed crop; None where plug-and-play has next to nothing or everything to do."""
         _, box = split_shape(x_0.shape)
         error = DenoisingError.of(self.prior, box, x_0)
         W, y = _observed(x_0, x_1, box, stream)
-        root = automatic_level(W, error.power, box) ** 0.5 * math.exp(_between(-0.5, 0.7, stream))
+        root = automatic_level(W, error.power, box) ** 0.5 * math.exp(_between(*_JITTER, stream))
         t = root / (1 + root)
         if not _LEAST < t < 1 - _LEAST:
             return None
