@@ -3,8 +3,8 @@
 Flow matching teaches x̂_0 at x_t = (1 − t) x_0 + t x_1 from white noise x_1. Plug-and-play shows its denoiser something
 else wherever the noise of the data has a colour: r + n, with little noise where the data are good, and, where they are
 hidden, an estimate in place of the signal. A network that has learnt white noise alone may restore worse the better it
-has learnt it. Here a crop is observed with noise of a random colour, plug-and-play makes one or two passes over it, and
-what it shows takes the place of x_t:
+has learnt it. Here a crop is observed with noise of a random colour, plug-and-play makes one to four passes over it,
+and what it shows takes the place of x_t:
 
     x_t = (1 − t) (r + n),    x_1' = (x_t − (1 − t) x_0) / t,    loss |v(x_t, t) − (x_1' − x_0)|² / max(1, |x_1'|²),
 
@@ -22,15 +22,17 @@ from torch import Tensor
 
 from cryofm_ops import AnisotropicNoise, fourier_filter, frequencies, irfft, radial_mean, rfft, wedge_alpha
 from cryofm_sampling._common import Box, DenoisingError, split_shape, white_noise
-from cryofm_sampling.plug_and_play import PlugAndPlay, after, automatic_level, before
+from cryofm_sampling.plug_and_play import after, automatic_level, before
 from cryofm_sampling.protocols import Calibrated, VelocityField
 
 __all__ = ["PlugAndPlayLoss"]
 
-_WHITE, _WEDGE, _TWICE = 0.25, 0.35, 0.5  # fractions of the observed crops
+_WHITE, _WEDGE = 0.25, 0.35  # fractions of the observed crops
+_AGAIN = 0.5  # probability of one more pass, up to _PASSES
+_PASSES = 4
 _LEAST = 0.05  # t, and 1 − t
 _JITTER = (-0.5, 0.7)  # of ln √τ
-_DITHER = PlugAndPlay().dither
+_DITHER = (-0.6, 0.6)  # below 0: none
 
 
 def _between(a: float, b: float, stream: torch.Generator) -> float:
@@ -113,13 +115,17 @@ class PlugAndPlayLoss:
         if not _LEAST < t < 1 - _LEAST:
             return None
 
+        dither = max(0.0, _between(*_DITHER, stream))
+
         def shown(x: Tensor) -> Tensor:
             r, room = before(x, y, W, root**2)
-            return (1 - t) * (irfft(r, box) + _DITHER * fourier_filter(white_noise(box, stream, x_0), room.sqrt()))
+            u: Tensor = irfft(r, box) + dither * fourier_filter(white_noise(box, stream, x_0), room.sqrt())
+            return u - t * u
 
-        x = error.power / (error.power + 1 / W) * y
-        if _between(0, 1, stream) < _TWICE:
-            x_t = shown(x)
+        x_t = shown(error.power / (error.power + 1 / W) * y)
+        for _ in range(1, _PASSES):
+            if _between(0, 1, stream) >= _AGAIN:
+                break
             x_hat = x_t - t * network(x_t[None], x_t.new_tensor([t]))[0].to(x_t)
-            x = after(rfft(x_hat), y, W, error(t), root**2)
-        return t, (shown(x) - (1 - t) * x_0) / t
+            x_t = shown(after(rfft(x_hat), y, W, error(t), root**2))
+        return t, (x_t - (1 - t) * x_0) / t
