@@ -119,8 +119,8 @@ class PlugAndPlayLoss:
 
         def shown(x: Tensor) -> Tensor:
             r, room = before(x, y, W, root**2)
-            u: Tensor = irfft(r, box) + dither * fourier_filter(white_noise(box, stream, x_0), room.sqrt())
-            return u - t * u
+            u = irfft(r, box) + dither * fourier_filter(white_noise(box, stream, x_0), room.sqrt())
+            return u.mul(1 - t)
 
         x_t = shown(error.power / (error.power + 1 / W) * y)
         for _ in range(1, _PASSES):
