@@ -34,7 +34,7 @@ from cryofm_sampling import PlugAndPlay, fit_scale, restore
 
 CURVES = Path(__file__).parents[1] / "examples" / "data" / "fsc_curves.csv"
 BOX = (64, 64, 64)
-TWO, EIGHT = PlugAndPlay(iterations=2, pairs=0, dither=0.0), PlugAndPlay()
+TWO, EIGHT = PlugAndPlay(iterations=2), PlugAndPlay()
 
 
 def crop(density: NDArray[np.float32], side: int = 64) -> NDArray[np.float32]:

@@ -42,12 +42,10 @@ COLUMNS = ("map", "box", "row", "sampler", "steps", "nfe", "seconds", "auc", "fs
 def plug_and_play(nfe: int, row: str) -> PlugAndPlay:
     """The plan for so many evaluations, see `PlugAndPlay` and `restore`."""
     if row.endswith("noisy"):
-        return PlugAndPlay(iterations=max(1, nfe // 4), pairs=2)
+        return PlugAndPlay(iterations=max(1, nfe // 2), pairs=1, dither=0.6)
     if row.startswith("wedge"):
         return PlugAndPlay(iterations=nfe, pairs=0, dither=1.0, relaxation=1.0 if nfe > 20 else 1.5)
-    if nfe < 8:
-        return PlugAndPlay(iterations=2, pairs=0, dither=0.0)
-    return PlugAndPlay(iterations=4, pairs=nfe // 8)
+    return PlugAndPlay(iterations=nfe)
 
 
 def renoising(nfe: int, chains: int) -> Renoising:

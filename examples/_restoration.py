@@ -22,8 +22,8 @@ from cryofm_sampling import (
     Callback,
     Checkpoint,
     Draw,
-    Guided,
     PlugAndPlay,
+    Renoising,
     Sampler,
     ScaleFit,
     VelocityField,
@@ -82,9 +82,9 @@ def restore_halves(
     given: Input,
     model: Model,
     sampler: Sampler,
-    flow: Guided | None = None,
+    drawing: Renoising | None = None,
 ) -> None:
-    """Restore the mean of the halves and each half by itself, draw samples with ``flow``, and leave all of it.
+    """Restore the mean of the halves and each half by itself, draw samples by ``drawing``, and leave all of it.
 
     The noise in ``model`` and the scale come from both halves and are the same for all three. Of anything else the
     restoration of a half sees that half alone.
@@ -97,12 +97,12 @@ def restore_halves(
     likelihood = model.observe(mean - solvent, 1 / 2)
     linear_filtered = fourier_filter(mean - solvent, model.gain)
     shape, measured = site.grid.target, model.measured
-    samples = args.samples if flow else 0
+    samples = args.samples if drawing else 0
 
     def generator() -> torch.Generator:  # every restoration has the same random numbers
         return torch.Generator(site.device).manual_seed(args.seed)
 
-    trial: Sampler = PlugAndPlay(iterations=2, pairs=0, dither=0.0)
+    trial: Sampler = PlugAndPlay(iterations=2)
     with tqdm(unit=" evaluations", file=sys.stdout, leave=False, desc="scale") as bar:
         fit = fit_scale(
             WithProgress(site.velocity, site.prior, site.prior.normalization, bar),
@@ -114,7 +114,7 @@ def restore_halves(
             sampler=trial if measured is None else Judged(trial, measured),
         )
         units = site.in_units(fit.normalization, bar)
-        bar.reset(total=3 * args.steps + (samples * flow.steps if flow else 0))
+        bar.reset(total=3 * args.steps + (samples * len(drawing.times) if drawing else 0))
         bar.set_description("restoring")
         path = vars(args).get("checkpoint")
         parts = [None if path is None else Checkpoint(path).part(k) for k in range(3)]
@@ -124,7 +124,7 @@ def restore_halves(
         )
         numbers = generator()
         drawn = [
-            restore(units, likelihood, shape=shape, generator=numbers, estimate="samples", samples=1, sampler=flow).x[0]
+            restore(units, likelihood, shape=shape, generator=numbers, sampler=drawing, samples=1).x
             for _ in range(samples)
         ]
     say_how(fit, draw)
@@ -167,11 +167,3 @@ def say_how(fit: ScaleFit, draw: Draw) -> None:
     """By what the map was restored."""
     print(f"scale {fit.normalization.scale:.3g}, found by cross-validation in {fit.nfe} network evaluations")
     print(f"restored by {draw.settings['algorithm']} (the posterior mean) in {draw.nfe} network evaluations")
-
-
-def plan(evaluations: int) -> PlugAndPlay:
-    """The plug-and-play plan that spends about so many network evaluations."""
-    if evaluations < 4:
-        return PlugAndPlay(iterations=evaluations, pairs=0, dither=0.0)
-    iterations = 4 if evaluations >= 8 else 2
-    return PlugAndPlay(iterations=iterations, pairs=evaluations // (2 * iterations))

@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 from _input import Input, add_half_map_flags, demo_halves, noise_of, read_halves
-from _restoration import Model, plan, restore_halves
+from _restoration import Model, restore_halves
 from _results import FILES
 from _script import add_flags, exit_code, launch
 from _site import Site, calibrated_prior
 from torch import Tensor
 
 from cryofm_ops import FourierGaussian, directional, estimate_alpha, radial, radial_mean, rfft, wedge_alpha
+from cryofm_sampling import PlugAndPlay
 
 DEMO_LEVEL, DEMO_TILT, DEMO_AMPLITUDE = "3.2A", 45.0, math.sqrt(50)
 
@@ -49,7 +50,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         gain=signal / (signal + noise / 2),
         record={"noise_power_of_one_half": shells.noise_power.tolist(), **record},
     )
-    restore_halves(args, folder, site, given, model, plan(args.steps))
+    restore_halves(args, folder, site, given, model, PlugAndPlay(iterations=args.steps))
 
 
 def alpha_of(

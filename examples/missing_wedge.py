@@ -48,7 +48,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     if args.half2 is not None:
         given = read_halves(args)
         site = Site.of(args, prior, given.half1)
-        sampler = PlugAndPlay(iterations=max(1, args.steps // 4), pairs=2)  # noise is averaged within a pass
+        sampler = PlugAndPlay(iterations=max(1, args.steps // 2), pairs=1, dither=0.6)
         restore_halves(args, folder, site, given, noisy(site, given, wedge), sampler)
     else:
         sampler = PlugAndPlay(iterations=args.steps, pairs=0, dither=1.0, relaxation=1.5)

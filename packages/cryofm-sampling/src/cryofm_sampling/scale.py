@@ -77,7 +77,7 @@ def fit_scale(
     *,
     generator: torch.Generator,
     guess: float,
-    sampler: Sampler = PlugAndPlay(iterations=2, pairs=0, dither=0.0),  # noqa: B008 (frozen)
+    sampler: Sampler = PlugAndPlay(iterations=2),  # noqa: B008 (frozen)
     callback: Callback | None = None,
 ) -> ScaleFit:
     """Find the scale at which restoring one half map predicts the other best.
