@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
@@ -130,6 +130,7 @@ def test_images_without_a_particle_are_told():
 
 @settings(max_examples=200, deadline=None)
 @given(n=st.integers(32, 400), ratio=st.floats(0.08, 4))
+@example(n=32, ratio=1 + 1 / 128)
 def test_the_pixel_size_is_met(n, ratio):
     padded, resampled = _ratio(n, ratio)
     assert padded >= n

@@ -163,7 +163,8 @@ def _warn(mass: NDArray[np.float64], n: int, shifts_px: NDArray[np.float64]) -> 
 
 def _ratio(n: int, ratio: float) -> tuple[int, int]:
     """Sides before and after resampling, the first at least n: the least padding within 0.1 %, or the best of all."""
-    candidates = [(p, max(1, round(p * ratio))) for p in range(n, 2 * n + 1)]
+    farthest = max(2 * n, 200)  # ratios close to 1 need a large side, however small the image
+    candidates = [(p, max(1, round(p * ratio))) for p in range(n, farthest + 1)]
     error = {(p, q): abs(q / p / ratio - 1) for p, q in candidates}
     return min(candidates, key=lambda pq: (max(error[pq], 1e-3), pq[0]))
 
