@@ -3,10 +3,10 @@
     python examples/abinitio.py classes.mrcs --voxel-size 1.3 --mask-diameter 140 --out DIR
 
 The images (2 to 100, a stack or a STAR file) are centred, masked, low-passed and resampled so that the particle fills
-the prior's box. Poses come from their common lines, in --tries chains; the --keep likeliest go through the prior, which
-fills in what the images leave open and refines the poses. Leaves model_01.mrc (the best fit), model_02.mrc, …,
-poses.star (of the best, in RELION's columns), pairs.png (each image beside the projection of the best model),
-scores.csv and run.json.
+the prior's box. Poses come from their common lines, in --tries chains. The prior fills in what the images leave open
+and refines the poses: briefly in all chains, then at all --steps in the --keep that fit best. Leaves model_01.mrc (the
+best fit), model_02.mrc, …, poses.star (of the best, in RELION's columns), pairs.png (each image beside the projection
+of the best model), scores.csv and run.json.
 
 What no projection tells: the hand (a model and its mirror image fit alike), the orientation, and the origin, which is
 near the centre of mass. Models that disagree about the poses mean that the images do not determine them.
@@ -50,6 +50,7 @@ from cryofm_sampling import AbInitio, Models
 
 FILES = ["poses.star", "pairs.png", "scores.csv", "run.json"]
 MOST, SEARCHED = 100, 13  # images; highest frequency of the pose search, in units of 1/box
+SHORT = 8  # levels of noise that choose among the chains
 AGREE_DEG = 15.0  # between models that tell the same story
 NOTE = "The hand of a model is not in its images: its mirror image fits as well."
 
@@ -92,17 +93,22 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         symmetry=group,
     )
     velocity = tiles(prior, (prior.box,) * 3, args.precision)
-    keep = min(args.keep, args.tries)
-    with tqdm(total=(args.steps + 3) * keep, unit=" evaluations", file=sys.stdout, leave=False) as bar:
-        models = AbInitio(args.steps, max_shift_px=reach)(
-            WithProgress(velocity, prior, prior.normalization, bar),
-            ImagesInBand.of(y, radius, noise, symmetry=group),
-            normalization=prior.normalization,
-            rotations=poses.rotations[:keep],
-            shifts_px=poses.shifts_px[:keep],
-            generator=generator,
-        )
-    leave(args, folder, images, prepared, models, poses.log_evidence)
+    data = ImagesInBand.of(y, radius, noise, symmetry=group)
+    rotations, shifts, log_evidence = poses.rotations, poses.shifts_px, poses.log_evidence
+    stages = [(min(SHORT, args.steps), args.tries), (args.steps, min(args.keep, args.tries))]
+    evaluations = sum((levels + 3) * chains for levels, chains in stages)
+    with tqdm(total=evaluations, unit=" evaluations", file=sys.stdout, leave=False) as bar:
+        for levels, chains in stages:
+            models = AbInitio(levels, max_shift_px=reach)(
+                WithProgress(velocity, prior, prior.normalization, bar),
+                data,
+                normalization=prior.normalization,
+                rotations=rotations[:chains],
+                shifts_px=shifts[:chains],
+                generator=generator,
+            )
+            rotations, shifts, log_evidence = models.rotations, models.shifts_px, log_evidence[models.chain]
+    leave(args, folder, images, prepared, models, log_evidence, evaluations)
 
 
 def leave(
@@ -112,6 +118,7 @@ def leave(
     prepared: PreparedImages,
     models: Models,
     log_evidence: Tensor,
+    evaluations: int,
 ) -> None:
     """Write models, poses, pictures and scores, and say how far to trust them."""
     size, box = prepared.images.voxel_size, models.x.shape[-1]
@@ -134,11 +141,11 @@ def leave(
         {
             "model": name,
             "misfit": round(float(misfit), 5),
-            "log_evidence_of_first_poses": round(float(log_evidence[chain]), 1),
+            "log_evidence_of_first_poses": round(float(evidence), 1),
             "poses_from_the_best_deg": round(difference, 1),
         }
-        for name, misfit, chain, difference in zip(
-            model_names(len(volumes)), models.misfit, models.chain, differences, strict=True
+        for name, misfit, evidence, difference in zip(
+            model_names(len(volumes)), models.misfit, log_evidence, differences, strict=True
         )
     ]
     with atomic_write(folder / "scores.csv") as temporary, temporary.open("w", newline="") as file:
@@ -148,7 +155,7 @@ def leave(
     content = {
         "settings": settings(args),
         "voxel_size_angstrom": size,
-        "network_evaluations": models.nfe * len(volumes),
+        "network_evaluations": evaluations,
         "models": rows,
         "correlations_of_the_best": [round(c, 4) for c in correlations],
         "note": NOTE,

@@ -88,6 +88,45 @@ def test_the_scale_of_the_images_is_found_and_does_not_matter(problem):
     assert float(other.scale[0]) == pytest.approx(float(one.scale[0]) / 100, rel=1e-2)
 
 
+def test_noisy_images_count_as_the_exact_posterior_says():
+    """Of white noise within a small ball, whose posterior mean is a matter of linear algebra."""
+    i = (torch.arange(N) - N // 2).double()
+    ball = (i.square() + i[:, None].square() + i[:, None, None].square() <= 3.5**2).double()
+    mean, variance = 0.5 * ball, 0.0625 * ball
+
+    def velocity(x, t):
+        x_0 = mean + variance * (1 - t) / ((1 - t) ** 2 * variance + t**2) * (x - (1 - t) * mean)
+        return (x - x_0) / t
+
+    x = mean + variance.sqrt() * torch.randn(9, N, N, N, generator=torch.Generator().manual_seed(6)).double()
+    prior = calibrate(velocity, x[1:], generator=torch.Generator().manual_seed(4))
+    rotations = random_rotations(12, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    project = FourierProjector(rotations, torch.zeros(12, 2).double(), (N, N, N))
+    clean = project(x[0])
+    noise = clean.var() / 5
+    images = clean + noise.sqrt() * torch.randn(clean.shape, generator=torch.Generator().manual_seed(5)).double()
+    data = ImagesInBand.of(images, 7, noise.expand(7) * N**2)
+    model = AbInitio(levels=8, refine_below=1e-9)(
+        prior,
+        data,
+        normalization=SimpleNamespace(mean=0.0, std=1.0),
+        rotations=rotations[None],
+        shifts_px=torch.zeros(1, 12, 2).double(),
+        generator=torch.Generator().manual_seed(0),
+    ).x[0]
+
+    units = torch.eye(N**3).double()[ball.flatten() > 0].reshape(-1, N, N, N)
+    likelihood = data.at(rotations.expand(len(units), -1, -1, -1), torch.zeros(len(units), 12, 2).double())
+    A, r = (
+        likelihood.operator(units),
+        likelihood.observation - likelihood.operator(mean.expand(len(units), -1, -1, -1))[0],
+    )
+    A, b = A.flatten(1), likelihood.noise.precision(A).flatten(1)
+    exact = 0.5 + torch.linalg.solve(b @ A.mT + torch.eye(len(units)).double() / 0.0625, b @ r.flatten())
+    ours, best = (torch.corrcoef(torch.stack((v, x[0][ball > 0])))[0, 1] for v in (model[ball > 0], exact))
+    assert ours > 0.9 * best
+
+
 def test_poses_come_nearer(problem):
     rotations = problem[-1]
     start = turned(rotations, 6.0, 5)
