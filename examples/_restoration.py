@@ -22,8 +22,8 @@ from cryofm_sampling import (
     Callback,
     Checkpoint,
     Draw,
-    Guided,
     PlugAndPlay,
+    Renoising,
     Sampler,
     ScaleFit,
     VelocityField,
@@ -82,9 +82,9 @@ def restore_halves(
     given: Input,
     model: Model,
     sampler: Sampler,
-    flow: Guided | None = None,
+    drawing: Renoising | None = None,
 ) -> None:
-    """Restore the mean of the halves and each half by itself, draw samples with ``flow``, and leave all of it.
+    """Restore the mean of the halves and each half by itself, draw samples by ``drawing``, and leave all of it.
 
     The noise in ``model`` and the scale come from both halves and are the same for all three. Of anything else the
     restoration of a half sees that half alone.
@@ -97,7 +97,7 @@ def restore_halves(
     likelihood = model.observe(mean - solvent, 1 / 2)
     linear_filtered = fourier_filter(mean - solvent, model.gain)
     shape, measured = site.grid.target, model.measured
-    samples = args.samples if flow else 0
+    samples = args.samples if drawing else 0
 
     def generator() -> torch.Generator:  # every restoration has the same random numbers
         return torch.Generator(site.device).manual_seed(args.seed)
@@ -114,7 +114,7 @@ def restore_halves(
             sampler=trial if measured is None else Judged(trial, measured),
         )
         units = site.in_units(fit.normalization, bar)
-        bar.reset(total=3 * args.steps + (samples * flow.steps if flow else 0))
+        bar.reset(total=3 * args.steps + (samples * len(drawing.times) if drawing else 0))
         bar.set_description("restoring")
         path = vars(args).get("checkpoint")
         parts = [None if path is None else Checkpoint(path).part(k) for k in range(3)]
@@ -124,7 +124,7 @@ def restore_halves(
         )
         numbers = generator()
         drawn = [
-            restore(units, likelihood, shape=shape, generator=numbers, estimate="samples", samples=1, sampler=flow).x[0]
+            restore(units, likelihood, shape=shape, generator=numbers, sampler=drawing, samples=1).x
             for _ in range(samples)
         ]
     say_how(fit, draw)

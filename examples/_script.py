@@ -175,7 +175,7 @@ def check_memory(shape: tuple[int, int, int], tiled: Tiled, device: torch.device
     if available is not None and needed > available:
         raise cryofm_io.CryoFMError(
             f"a grid of {shape[2]} x {shape[1]} x {shape[0]} voxels needs about {needed / 2**30:.1f} GiB on {device}, "
-            f"{available / 2**30:.1f} GiB are free; crop the maps, {'leave out --samples, ' if gradients else ''}"
+            f"{available / 2**30:.1f} GiB are free; crop the maps, "
             "or use a machine with more memory"
         )
 

@@ -31,7 +31,7 @@ class Site:
     device: torch.device
 
     @classmethod
-    def of(cls, args: argparse.Namespace, prior: CalibratedPrior, like: DensityMap, *, gradients: bool = False) -> Self:
+    def of(cls, args: argparse.Namespace, prior: CalibratedPrior, like: DensityMap) -> Self:
         """For a map; refused, before the start, where memory does not suffice."""
         path = vars(args).get("mask")
         mask = None if path is None else read_mask(path, like)
@@ -44,7 +44,7 @@ class Site:
             f"grid {by(grid.target)} voxels of {grid.voxel_size:.4g} Å: nothing finer than {finest:.2f} Å is restored"
         )
         velocity = tiles(prior, grid.target, args.precision)
-        check_memory(grid.target, velocity, device, gradients=gradients)
+        check_memory(grid.target, velocity, device, gradients=False)
         return cls(like, mask, prior, velocity, grid, device)
 
     def forward(self, data: Volume) -> Tensor:

@@ -18,17 +18,16 @@ from _site import Site, calibrated_prior
 from torch import Tensor
 
 from cryofm_ops import FourierGaussian, Identity, NoiseEstimate, SpectralNoise, gaussian_likelihood, radial
-from cryofm_sampling import Guided, PlugAndPlay
+from cryofm_sampling import PlugAndPlay, Renoising
 
 DEMO_LEVEL = "4.3A"
-SAMPLE_STEPS = 50  # of the flow, for a posterior sample
 
 
 def run(args: argparse.Namespace, folder: Path) -> None:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
     prior = calibrated_prior(args)
     given = read_input(args)
-    site = Site.of(args, prior, given.half1, gradients=args.samples > 0)
+    site = Site.of(args, prior, given.half1)
 
     # How the data came about: the map plus noise, whose power the halves show. Their mean has half of it.
     noise = noise_of(*site.halves(given.half1, given.half2), site.finer)
@@ -38,7 +37,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         gain=radial(wiener_gain(noise).to(site.device), site.grid.target),
         record={"noise_power_of_one_half": noise.noise_power.tolist()},
     )
-    restore_halves(args, folder, site, given, model, PlugAndPlay(iterations=args.steps), Guided(SAMPLE_STEPS))
+    restore_halves(args, folder, site, given, model, PlugAndPlay(iterations=args.steps), Renoising())
 
 
 def read_input(args: argparse.Namespace) -> Input:
@@ -64,7 +63,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--samples",
         type=int,
         default=0,
-        help=f"posterior samples to draw as well, {2 * SAMPLE_STEPS - 1} evaluations each (default 0)",
+        help=f"posterior samples to draw as well, {len(Renoising().times)} evaluations each (default 0)",
     )
     add_flags(parser, steps=8, of="network evaluations for each restored map, 2 or more")
     args = parser.parse_args(arguments)

@@ -54,8 +54,7 @@ def test_results_lie_on_the_input_grid(run, half_maps, tmp_path, capsys):
     assert "restored by PlugAndPlay" in capsys.readouterr().out
 
 
-def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(run, half_maps, tmp_path, monkeypatch):
-    monkeypatch.setattr(denoise, "SAMPLE_STEPS", 3)
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(run, half_maps, tmp_path):
     for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         assert run(*half_maps, "--out", tmp_path / name, "--seed", seed, "--samples", 1) == 0
     a, b, c = (read_map(tmp_path / name / "sample_01.mrc").data for name in "abc")
@@ -79,8 +78,7 @@ def test_precision(run, half_maps, tmp_path, scale_given):
     assert 0 < difference < 1e-2
 
 
-def test_samples_and_mask(run, half_maps, tmp_path, monkeypatch):
-    monkeypatch.setattr(denoise, "SAMPLE_STEPS", 3)
+def test_samples_and_mask(run, half_maps, tmp_path):
     half = read_map(half_maps[0])
     mask = np.zeros(half.shape, np.float32)
     mask[6:20, 6:20, 6:20] = 1

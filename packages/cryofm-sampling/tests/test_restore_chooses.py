@@ -108,10 +108,16 @@ def test_guidance_where_the_prior_has_no_statistics(likelihood):
 def test_samples_spread_as_the_posterior(y, likelihood):
     draw = run(Prior(1.0), likelihood, estimate="samples", samples=10)
     assert draw.x.shape == (10, *BOX)
-    assert (draw.settings["algorithm"], draw.nfe) == ("Guided", 199)
+    assert (draw.settings["algorithm"], draw.nfe) == ("Renoising", 8)
     assert draw.x.var(0).mean() == pytest.approx(0.09**2 / 2, rel=0.15)
     fewer = run(Prior(1.0), likelihood, estimate="samples", samples=2)
     assert torch.equal(fewer.x, draw.x[:2])
+
+
+def test_samples_of_a_prior_without_statistics_are_guided(likelihood):
+    prior = GaussianPrior(1.0)
+    draw = run(lambda x, t: prior(x, t), likelihood, estimate="samples", samples=1)
+    assert (draw.settings["algorithm"], draw.nfe) == ("Guided", 199)
 
 
 def test_a_sampler_of_the_callers(likelihood):

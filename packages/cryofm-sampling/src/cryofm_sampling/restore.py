@@ -7,7 +7,7 @@ from typing import Any, Literal, cast
 import torch
 import torch.distributed as dist
 
-from cryofm_ops import Blind, FourierDiagonal, Likelihood, in_model_units
+from cryofm_ops import Blind, Conjugate, FourierDiagonal, Likelihood, in_model_units
 from cryofm_sampling._common import missing, streams
 from cryofm_sampling.blind_guided import BlindGuided
 from cryofm_sampling.checkpoint import Checkpoint
@@ -53,8 +53,9 @@ def restore(
         generator: all randomness; the same seed gives the same volumes.
         estimate: `"mean"`: the posterior mean, by `PlugAndPlay` where the likelihood is `FourierDiagonal` and
             the prior `Calibrated` (with more passes where something was not measured at all), otherwise averaged
-            over `samples` runs of `Guided`, or of `BlindGuided` where the likelihood is `Blind`. `"samples"`: the
-            runs themselves.
+            over `samples` runs of `Guided`, or of `BlindGuided` where the likelihood is `Blind`. `"samples"`: those
+            runs themselves, or runs of `Renoising` where the prior is `Calibrated` and the likelihood `FourierDiagonal`
+            or `Conjugate`.
         samples: number of runs of a sampler that draws samples; the first k do not depend on how many follow.
         sampler: another algorithm than these.
         callback: is told of every step; of one run after the other where there are several.
@@ -90,7 +91,9 @@ def restore(
         sampler, because = _choose(prior, inner, estimate)
     mean_only = isinstance(sampler, PlugAndPlay) or (isinstance(sampler, Renoising) and sampler.chains > 1)
     if mean_only and estimate == "samples":
-        raise CapabilityError(f"{type(sampler).__name__} gives the posterior mean only here; for samples use Guided")
+        raise CapabilityError(
+            f"{type(sampler).__name__} gives the posterior mean only here; for samples use Renoising()"
+        )
 
     if checkpoint is not None and "checkpoint" not in inspect.signature(sampler).parameters:
         raise CapabilityError(f"a checkpoint was asked for, but {type(sampler).__name__} takes no checkpoint=")
@@ -131,8 +134,10 @@ def _at(checkpoint: Checkpoint | None, k: int, alone: bool) -> dict[str, Any]:
 def _choose(prior: VelocityField, likelihood: Likelihood | Blind, estimate: str) -> tuple[Sampler, str]:
     if isinstance(likelihood, Blind) and not hasattr(likelihood, "log_prob"):
         return BlindGuided(), "the likelihood is Blind: its poses are searched at every step"
+    if estimate == "samples" and isinstance(prior, Calibrated) and isinstance(likelihood, (Conjugate, FourierDiagonal)):
+        return Renoising(), "samples were asked for, the prior is Calibrated, and the likelihood conditions a Gaussian"
     if estimate == "samples":
-        return Guided(), "samples were asked for, and this sampler's spread is an uncertainty"
+        return Guided(), "samples were asked for, by way of the likelihood's gradient"
     if not isinstance(likelihood, FourierDiagonal):
         lacking = missing(likelihood, "spectral_precision", "spectral_data")
         return Guided(), f"the likelihood is not FourierDiagonal: {lacking}; its samples are averaged"
