@@ -94,20 +94,23 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     )
     velocity = tiles(prior, (prior.box,) * 3, args.precision)
     data = ImagesInBand.of(y, radius, noise, symmetry=group)
-    rotations, shifts, log_evidence = poses.rotations, poses.shifts_px, poses.log_evidence
-    stages = [(min(SHORT, args.steps), args.tries), (args.steps, min(args.keep, args.tries))]
-    evaluations = sum((levels + 3) * chains for levels, chains in stages)
+    keep, short = min(args.keep, args.tries), min(SHORT, args.steps)
+    evaluations = (short + 3) * args.tries + (args.steps + 3) * keep
     with tqdm(total=evaluations, unit=" evaluations", file=sys.stdout, leave=False) as bar:
-        for levels, chains in stages:
-            models = AbInitio(levels, max_shift_px=reach)(
+
+        def through_prior(levels: int, rotations: Tensor, shifts_px: Tensor) -> Models:
+            return AbInitio(levels, max_shift_px=reach)(
                 WithProgress(velocity, prior, prior.normalization, bar),
                 data,
                 normalization=prior.normalization,
-                rotations=rotations[:chains],
-                shifts_px=shifts[:chains],
+                rotations=rotations,
+                shifts_px=shifts_px,
                 generator=generator,
             )
-            rotations, shifts, log_evidence = models.rotations, models.shifts_px, log_evidence[models.chain]
+
+        screened = through_prior(short, poses.rotations, poses.shifts_px)
+        models = through_prior(args.steps, screened.rotations[:keep], screened.shifts_px[:keep])
+    log_evidence = poses.log_evidence[screened.chain][models.chain]
     leave(args, folder, images, prepared, models, log_evidence, evaluations)
 
 

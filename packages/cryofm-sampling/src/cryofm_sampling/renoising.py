@@ -24,7 +24,7 @@ annealing, Zhang et al., arXiv 2407.01521; Flower, arXiv 2509.26287.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import attrs
@@ -50,6 +50,10 @@ from cryofm_sampling.protocols import Callback, Draw, VelocityField
 __all__ = ["Renoising"]
 
 _TIMES = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
+
+
+def _numbers(times: Iterable[float]) -> tuple[float, ...]:
+    return tuple(times)
 
 
 def _falling(_: object, __: object, times: Sequence[float]) -> None:
@@ -132,7 +136,7 @@ class Renoising:
     0.74 ± 0.49, 8 evaluations
     """
 
-    times: tuple[float, ...] = attrs.field(default=_TIMES, converter=tuple, validator=_falling)
+    times: tuple[float, ...] = attrs.field(default=_TIMES, converter=_numbers, validator=_falling)
     chains: int = attrs.field(default=1, validator=attrs.validators.ge(1))
 
     @torch.no_grad()
