@@ -9,6 +9,7 @@
 """
 
 import argparse
+from collections import defaultdict
 from itertools import permutations, product
 from pathlib import Path
 
@@ -53,23 +54,25 @@ def turned(density: NDArray[np.float32]) -> list[NDArray[np.float32]]:
 def nearest(queries: list[NDArray[np.float32]], paths: list[Path]) -> list[tuple[float, str]]:
     """For every query the highest normalised correlation with any place of any map, and the map."""
     side = queries[0].shape[0]
-    templates = torch.from_numpy(np.stack([t for q in queries for t in turned(q / np.linalg.norm(q))]))
-    best = [(0.0, "")] * len(queries)
-    spectra: dict[tuple[int, ...], Tensor] = {}
-    for path in tqdm(paths, unit="map", mininterval=10):
+    templates = [torch.from_numpy(np.stack(turned(q / np.linalg.norm(q)))) for q in queries]
+    # Maps have empty margins, so that what wraps around is solvent; multiples of 8, so that shapes are few.
+    maps: dict[tuple[int, ...], list[tuple[Tensor, str]]] = defaultdict(list)
+    for path in tqdm(paths, unit="map", mininterval=10, desc="reading"):
         density = torch.from_numpy(coarse(clean(path)))
-        # Maps have empty margins, so that what wraps around is solvent; multiples of 4, so that shapes are few.
-        shape = tuple(-(-max(n, side) // 4) * 4 for n in density.shape)
-        if shape not in spectra:
-            spectra[shape] = torch.fft.rfftn(templates, s=shape).conj()
-        overlap = torch.fft.irfftn(torch.fft.rfftn(density, s=shape) * spectra[shape], s=shape)
-        window = torch.fft.rfftn(torch.ones((side,) * 3), s=shape).conj()
-        energy = torch.fft.irfftn(torch.fft.rfftn(density**2, s=shape) * window, s=shape)
-        # A place with next to no density would be near to anything.
-        correlation = overlap / energy.clamp(min=0.25 * float(energy.max())).sqrt()
-        for i, value in enumerate(correlation.reshape(len(queries), -1).max(1).values.tolist()):
-            if value > best[i][0]:
-                best[i] = value, path.name
+        maps[tuple(-(-max(n, side) // 8) * 8 for n in density.shape)].append((density, path.name))
+    best = [(0.0, "")] * len(queries)
+    with tqdm(total=len(paths) * len(queries), mininterval=10, desc="nearest") as bar:
+        for shape, group in maps.items():
+            window = torch.fft.rfftn(torch.ones((side,) * 3), s=shape).conj()
+            energies = [torch.fft.irfftn(torch.fft.rfftn(d**2, s=shape) * window, s=shape) for d, _ in group]
+            for i, turns in enumerate(templates):  # one query at a time: all would fill any memory
+                spectra = torch.fft.rfftn(turns, s=shape).conj()
+                for (density, name), energy in zip(group, energies, strict=True):
+                    overlap = torch.fft.irfftn(torch.fft.rfftn(density, s=shape) * spectra, s=shape)
+                    # A place with next to no density would be near to anything.
+                    correlation = overlap / energy.clamp(min=0.25 * float(energy.max())).sqrt()
+                    best[i] = max(best[i], (float(correlation.max()), name))
+                bar.update(len(group))
     return best
 
 
