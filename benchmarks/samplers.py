@@ -44,7 +44,7 @@ def plug_and_play(nfe: int, row: str) -> PlugAndPlay:
     if row.endswith("noisy"):
         return PlugAndPlay(iterations=max(1, nfe // 2), pairs=1, dither=0.6)
     if row.startswith("wedge"):
-        return PlugAndPlay(iterations=nfe, pairs=0, dither=1.0, relaxation=1.0 if nfe > 20 else 1.5)
+        return PlugAndPlay(iterations=nfe, dither=1.0, relaxation=1.0 if nfe > 20 else 1.5)
     return PlugAndPlay(iterations=nfe)
 
 

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         sampler = PlugAndPlay(iterations=max(1, args.steps // 2), pairs=1, dither=0.6)
         restore_halves(args, folder, site, given, noisy(site, given, wedge), sampler)
     else:
-        sampler = PlugAndPlay(iterations=args.steps, pairs=0, dither=1.0, relaxation=1.5)
+        sampler = PlugAndPlay(iterations=args.steps, dither=1.0, relaxation=1.5)
         density, truth = read_input(args, wedge)
         name = DEMO_MAP if args.half1 is None else args.half1
         noiseless(args, folder, Site.of(args, prior, density), truth, {str(name): sha256(name)}, wedge, sampler)

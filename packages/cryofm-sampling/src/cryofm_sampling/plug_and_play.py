@@ -87,9 +87,9 @@ class PlugAndPlay:
     """The posterior mean by self-noised plug-and-play. Its spread is no uncertainty.
 
     Network evaluations: `iterations × max(1, 2 pairs)`. The default is for networks that were trained on what is shown
-    to them here (`PlugAndPlayLoss`), as the bundled prior was: 2 passes are nearly as good as 8, and more than 8 gain
-    nothing. A network that knows white noise alone should be shown something like it, above all in gaps:
-    `iterations=4, pairs=1, dither=0.6`.
+    to them here (`PlugAndPlayLoss`), as the bundled prior was: 2 passes lose 0.02 of FSC_AUC at 4.3 Å and hardly any at
+    8.5 Å, and 16 instead of 8 change it by less than 0.01. A network that knows white noise alone should be shown
+    something like it, above all in gaps: `iterations=4, pairs=1, dither=0.6`.
 
     Attributes:
         iterations: passes of denoiser and data. What is returned is the mean of the last three, but never of the first
