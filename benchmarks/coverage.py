@@ -30,7 +30,7 @@ from torch import Tensor
 from cryofm_io import CryoFMError, normalise_clean, read_map, to_grid
 from cryofm_model import CalibratedPrior, load_prior
 from cryofm_ops import FourierGaussian, radial_mean, rfft
-from cryofm_sampling import Guided, Renoising, Sampler, chi_squared, restore, summarise
+from cryofm_sampling import Guided, PosteriorFlow, Renoising, Sampler, chi_squared, restore, summarise
 
 ROWS = ("spectral 4.3A", "anisotropic ±30°", "wedge ±60°, noisy")
 LEVELS = (50, 80, 95)  # per cent
@@ -42,7 +42,10 @@ def falling(levels: int) -> Renoising:
     return Renoising(tuple(np.linspace(0.8, 0.8 / levels, levels).tolist()))
 
 
-SAMPLERS: dict[str, Sampler] = {
+SAMPLERS: dict[str, Sampler | None] = {
+    "default": None,  # of `restore`: the flow of the posterior with 24 steps
+    "posterior flow, 12 steps": PosteriorFlow(12),
+    "posterior flow, 48 steps": PosteriorFlow(48),
     "renoising, 4 levels": falling(4),
     "renoising, 8 levels": falling(8),
     "renoising, 16 levels": falling(16),
@@ -73,7 +76,7 @@ def line(
     likelihood: FourierGaussian,
     truth: Tensor,
     row: str,
-    sampler: Sampler,
+    sampler: Sampler | None,
     seed: int,
     args: argparse.Namespace,
 ) -> dict[str, object]:
@@ -104,7 +107,7 @@ def main() -> None:
     parser.add_argument("maps", type=Path, nargs="+", help="maps that the prior was not trained on")
     parser.add_argument("--rows", nargs="+", default=ROWS, help=f"rows of samplers.py (default {', '.join(ROWS)})")
     parser.add_argument(
-        "--samplers", nargs="+", choices=SAMPLERS, default=list(SAMPLERS)[:-1], help="(default: the first four)"
+        "--samplers", nargs="+", choices=SAMPLERS, default=["default", "renoising, 8 levels"], help="of samples"
     )
     parser.add_argument("--samples", type=int, default=8, help="K (default 8)")
     parser.add_argument("--box", type=int, default=48, help="side of the crops, a multiple of 8 (default 48)")

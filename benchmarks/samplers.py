@@ -34,7 +34,7 @@ from cryofm_ops import (
     radial_mean,
     rfft,
 )
-from cryofm_sampling import Guided, Inpainting, PlugAndPlay, Renoising, Sampler, restore
+from cryofm_sampling import Guided, Inpainting, PlugAndPlay, PosteriorFlow, Renoising, Sampler, restore
 
 COLUMNS = ("map", "box", "row", "sampler", "steps", "nfe", "seconds", "auc", "fsc05", "error", "auc_gap")
 
@@ -48,6 +48,12 @@ def plug_and_play(nfe: int, row: str) -> PlugAndPlay:
     return PlugAndPlay(iterations=nfe)
 
 
+def posterior_flow(nfe: int, row: str) -> PosteriorFlow:
+    """A quarter of the evaluations on the mean, as many passes as it takes there at most; the others on the flow."""
+    first = plug_and_play(max(1, min(nfe // 4, 20 if row.startswith("wedge") else 8)), row)
+    return PosteriorFlow(max(2, nfe - first.iterations * max(1, 2 * first.pairs)), first)
+
+
 def renoising(nfe: int, chains: int) -> Renoising:
     """``chains`` chains of as many levels, falling evenly from 0.8, as the evaluations allow."""
     levels = max(1, nfe // chains)
@@ -57,6 +63,7 @@ def renoising(nfe: int, chains: int) -> Renoising:
 SAMPLERS: dict[str, Callable[[int, str], Sampler | None]] = {  # (steps, row)
     "default": lambda n, row: None,
     "plug-and-play": plug_and_play,
+    "posterior flow": posterior_flow,
     "renoising, 4 chains": lambda n, row: renoising(n, 4),
     "renoising, 1 chain": lambda n, row: renoising(n, 1),
     "guided, gaussian": lambda n, row: Guided(n),

@@ -23,7 +23,7 @@ from cryofm_sampling import (
     Checkpoint,
     Draw,
     PlugAndPlay,
-    Renoising,
+    PosteriorFlow,
     Sampler,
     ScaleFit,
     VelocityField,
@@ -82,7 +82,7 @@ def restore_halves(
     given: Input,
     model: Model,
     sampler: Sampler,
-    drawing: Renoising | None = None,
+    drawing: PosteriorFlow | None = None,
 ) -> None:
     """Restore the mean of the halves and each half by itself, draw samples by ``drawing``, and leave all of it.
 
@@ -114,7 +114,7 @@ def restore_halves(
             sampler=trial if measured is None else Judged(trial, measured),
         )
         units = site.in_units(fit.normalization, bar)
-        bar.reset(total=3 * args.steps + (samples * len(drawing.times) if drawing else 0))
+        bar.reset(total=3 * args.steps + (samples * drawing.nfe if drawing else 0))
         bar.set_description("restoring")
         path = vars(args).get("checkpoint")
         parts = [None if path is None else Checkpoint(path).part(k) for k in range(3)]

@@ -18,7 +18,7 @@ from _site import Site, calibrated_prior
 from torch import Tensor
 
 from cryofm_ops import FourierGaussian, Identity, NoiseEstimate, SpectralNoise, gaussian_likelihood, radial
-from cryofm_sampling import PlugAndPlay, Renoising
+from cryofm_sampling import PlugAndPlay, PosteriorFlow
 
 DEMO_LEVEL = "4.3A"
 
@@ -37,7 +37,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         gain=radial(wiener_gain(noise).to(site.device), site.grid.target),
         record={"noise_power_of_one_half": noise.noise_power.tolist()},
     )
-    restore_halves(args, folder, site, given, model, PlugAndPlay(iterations=args.steps), Renoising())
+    restore_halves(args, folder, site, given, model, PlugAndPlay(iterations=args.steps), PosteriorFlow())
 
 
 def read_input(args: argparse.Namespace) -> Input:
@@ -63,7 +63,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         "--samples",
         type=int,
         default=0,
-        help=f"posterior samples to draw as well, {len(Renoising().times)} evaluations each (default 0)",
+        help=f"posterior samples to draw as well, {PosteriorFlow().nfe} evaluations each (default 0)",
     )
     add_flags(parser, steps=8, of="network evaluations for each restored map, 2 or more")
     args = parser.parse_args(arguments)

@@ -108,7 +108,7 @@ def test_guidance_where_the_prior_has_no_statistics(likelihood):
 def test_samples_spread_as_the_posterior(y, likelihood):
     draw = run(Prior(1.0), likelihood, estimate="samples", samples=10)
     assert draw.x.shape == (10, *BOX)
-    assert (draw.settings["algorithm"], draw.nfe) == ("Renoising", 8)
+    assert (draw.settings["algorithm"], draw.nfe) == ("PosteriorFlow", 32)
     assert draw.x.var(0).mean() == pytest.approx(0.09**2 / 2, rel=0.15)
     fewer = run(Prior(1.0), likelihood, estimate="samples", samples=2)
     assert torch.equal(fewer.x, draw.x[:2])

@@ -11,6 +11,7 @@ from cryofm_sampling.inpainting import Inpainting
 from cryofm_sampling.log_likelihood import LogLikelihood, log_likelihood
 from cryofm_sampling.plug_and_play import PlugAndPlay
 from cryofm_sampling.plug_and_play_loss import PlugAndPlayLoss
+from cryofm_sampling.posterior_flow import PosteriorFlow
 from cryofm_sampling.protocols import Calibrated, Callback, Draw, Sampler, SpectrallyCalibrated, VelocityField
 from cryofm_sampling.renoising import Renoising
 from cryofm_sampling.restore import restore
@@ -38,6 +39,7 @@ __all__ = [
     "Models",
     "PlugAndPlay",
     "PlugAndPlayLoss",
+    "PosteriorFlow",
     "Renoising",
     "Sampler",
     "ScaleFit",

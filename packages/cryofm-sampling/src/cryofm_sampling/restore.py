@@ -6,6 +6,7 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from cryofm_ops import Blind, Conjugate, FourierDiagonal, Likelihood, in_model_units
 from cryofm_sampling._common import missing, streams
@@ -14,6 +15,7 @@ from cryofm_sampling.checkpoint import Checkpoint
 from cryofm_sampling.errors import CapabilityError, SettingError
 from cryofm_sampling.guided import Guided
 from cryofm_sampling.plug_and_play import PlugAndPlay
+from cryofm_sampling.posterior_flow import PosteriorFlow
 from cryofm_sampling.protocols import Calibrated, Callback, Draw, Sampler, VelocityField
 from cryofm_sampling.renoising import Renoising
 from cryofm_sampling.spread import spread
@@ -54,8 +56,8 @@ def restore(
         estimate: `"mean"`: the posterior mean, by `PlugAndPlay` where the likelihood is `FourierDiagonal` and
             the prior `Calibrated` (with more passes where something was not measured at all), otherwise averaged
             over `samples` runs of `Guided`, or of `BlindGuided` where the likelihood is `Blind`. `"samples"`: those
-            runs themselves, or runs of `Renoising` where the prior is `Calibrated` and the likelihood `FourierDiagonal`
-            or `Conjugate`.
+            runs themselves; where the prior is `Calibrated`, runs of `PosteriorFlow` if the likelihood is
+            `FourierDiagonal`, and of `Renoising` if it is `Conjugate`.
         samples: number of runs of a sampler that draws samples; the first k do not depend on how many follow.
         sampler: another algorithm than these.
         callback: is told of every step; of one run after the other where there are several.
@@ -92,7 +94,7 @@ def restore(
     mean_only = isinstance(sampler, PlugAndPlay) or (isinstance(sampler, Renoising) and sampler.chains > 1)
     if mean_only and estimate == "samples":
         raise CapabilityError(
-            f"{type(sampler).__name__} gives the posterior mean only here; for samples use Renoising()"
+            f"{type(sampler).__name__} gives the posterior mean only here; for samples use PosteriorFlow()"
         )
 
     if checkpoint is not None and "checkpoint" not in inspect.signature(sampler).parameters:
@@ -134,19 +136,26 @@ def _at(checkpoint: Checkpoint | None, k: int, alone: bool) -> dict[str, Any]:
 def _choose(prior: VelocityField, likelihood: Likelihood | Blind, estimate: str) -> tuple[Sampler, str]:
     if isinstance(likelihood, Blind) and not hasattr(likelihood, "log_prob"):
         return BlindGuided(), "the likelihood is Blind: its poses are searched at every step"
-    if estimate == "samples" and isinstance(prior, Calibrated) and isinstance(likelihood, (Conjugate, FourierDiagonal)):
+    if isinstance(likelihood, FourierDiagonal) and isinstance(prior, Calibrated):
+        because = "the likelihood is FourierDiagonal and the prior Calibrated"
+        mean, more = _mean(likelihood.spectral_precision())
+        if estimate == "samples":
+            return PosteriorFlow(first=mean), f"samples were asked for, {because}: the flow of the posterior"
+        return mean, f"{because}: the mean in fewest evaluations{more}"
+    if estimate == "samples" and isinstance(prior, Calibrated) and isinstance(likelihood, Conjugate):
         return Renoising(), "samples were asked for, the prior is Calibrated, and the likelihood conditions a Gaussian"
     if estimate == "samples":
         return Guided(), "samples were asked for, by way of the likelihood's gradient"
     if not isinstance(likelihood, FourierDiagonal):
         lacking = missing(likelihood, "spectral_precision", "spectral_data")
         return Guided(), f"the likelihood is not FourierDiagonal: {lacking}; its samples are averaged"
-    if not isinstance(prior, Calibrated):
-        lacking = missing(prior, "signal_power", "denoising_error")
-        return Guided(), f"the prior is not Calibrated: {lacking}; its samples are averaged"
-    because = "the likelihood is FourierDiagonal and the prior Calibrated: the mean in fewest evaluations"
-    W = likelihood.spectral_precision()
-    if (W == 0).any():
-        noisy = bool(((W > 0) & W.isfinite()).any())
-        return _FILLING_NOISY if noisy else _FILLING, f"{because}, in more passes to fill what was not measured"
-    return PlugAndPlay(), because
+    lacking = missing(prior, "signal_power", "denoising_error")
+    return Guided(), f"the prior is not Calibrated: {lacking}; its samples are averaged"
+
+
+def _mean(W: Tensor) -> tuple[PlugAndPlay, str]:
+    """The plan for the mean given data of this precision, and what it adds to the reasons."""
+    if not (W == 0).any():
+        return PlugAndPlay(), ""
+    noisy = bool(((W > 0) & W.isfinite()).any())
+    return _FILLING_NOISY if noisy else _FILLING, ", in more passes to fill what was not measured"
