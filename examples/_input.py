@@ -35,6 +35,9 @@ class Input(NamedTuple):
     files: dict[str, str]
 
 
+UNCERTAINTY = "uncertainty.mrc"  # standard deviation of the samples, voxel by voxel
+
+
 def read_halves(args: argparse.Namespace) -> Input:
     """The two half maps that the command line names."""
     half1, half2 = (read_map(path, voxel_size=args.voxel_size) for path in (args.half1, args.half2))

@@ -9,7 +9,7 @@ from typing import Any
 import attrs
 import numpy as np
 import torch
-from _input import Input, sample_names
+from _input import UNCERTAINTY, Input, sample_names
 from _results import HALVES, INPUT, RESTORED, SELF, WIENER, leave
 from _script import WithProgress
 from _site import Site, Volume
@@ -132,8 +132,12 @@ def restore_halves(
     def back(x: Tensor, solvent: Tensor = solvent) -> Volume:
         return site.back(x + solvent)
 
+    drawn = [back(sample) for sample in drawn]
     for name, sample in zip(sample_names(samples), drawn, strict=True):
-        write_map(folder / name, attrs.evolve(site.like, data=back(sample), labels=(VIEWING_NOTE,)))
+        write_map(folder / name, attrs.evolve(site.like, data=sample, labels=(VIEWING_NOTE,)))
+    uncertainty = np.std(drawn, axis=0, ddof=1) if samples > 1 else None
+    if uncertainty is not None:
+        write_map(folder / UNCERTAINTY, attrs.evolve(site.like, data=uncertainty, labels=(VIEWING_NOTE,)))
     one, two = (back(half.x, own) for half, own in zip(restored_halves, own_solvents, strict=True))
     curves = {
         HALVES: site.compare(given.half1.data, given.half2.data),
@@ -157,6 +161,7 @@ def restore_halves(
             "half_map_fsc_auc": curves[HALVES].auc,
         },
         missing=model.missing,
+        uncertainty=uncertainty,
     )
     for part in parts:
         if part is not None:

@@ -31,10 +31,14 @@ def leave(
     record: dict[str, Any],
     *,
     missing: FourierOperator | None = None,
+    uncertainty: Volume | None = None,
 ) -> None:
     """Write the restored map, curves, pictures and ``run.json``, and say what was gained."""
     write_map(folder / "restored.mrc", attrs.evolve(site.like, data=candidates[RESTORED], labels=(VIEWING_NOTE,)))
-    pictures = {{INPUT: "input", WIENER: "Wiener"}.get(name, name): x for name, x in candidates.items()}
+    spread = {} if uncertainty is None else {"samples' spread": uncertainty}
+    short = {INPUT: "input", WIENER: "Wiener"}
+    pictures = {short.get(name, name): x for name, x in candidates.items() if name != RESTORED}
+    pictures |= spread | {RESTORED: candidates[RESTORED]}  # whose grey scale all share
     results: dict[str, dict[str, float]] = {}
     if truth is not None:
         against = {name: site.compare(x, truth.data) for name, x in candidates.items()}

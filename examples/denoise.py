@@ -2,6 +2,7 @@
 
     python examples/denoise.py half1.mrc half2.mrc --out DIR
 
+With --samples it also draws maps that the data allow; from two on, their standard deviation is uncertainty.mrc.
 Without half maps it restores the example in examples/data: EMD-3488 with noise of the paper's level 4.3 Å.
 The result is for looking at and for building models, never a target of refinement nor a claim of resolution.
 """
@@ -10,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from _input import Input, add_half_map_flags, demo_halves, noise_of, read_halves, sample_names
+from _input import UNCERTAINTY, Input, add_half_map_flags, demo_halves, noise_of, read_halves, sample_names
 from _restoration import Model, restore_halves
 from _results import FILES
 from _script import add_flags, exit_code, launch
@@ -77,7 +78,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Parse the command line and run."""
     args = parse()
-    launch(args, [*FILES, *sample_names(args.samples)], run)
+    launch(args, [*FILES, *sample_names(args.samples), *[UNCERTAINTY] * (args.samples > 1)], run)
 
 
 if __name__ == "__main__":

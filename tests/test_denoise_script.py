@@ -86,6 +86,9 @@ def test_samples_and_mask(run, half_maps, tmp_path):
     assert run(*half_maps, "--out", tmp_path / "out", "--samples", 2, "--mask", tmp_path / "mask.mrc") == 0
     one, two = (read_map(tmp_path / "out" / f"sample_0{i}.mrc").data for i in (1, 2))
     assert not np.array_equal(one, two)
+    uncertainty = read_map(tmp_path / "out" / "uncertainty.mrc")
+    np.testing.assert_allclose(uncertainty.data, np.abs(one - two) / 2**0.5, rtol=1e-4, atol=1e-6)
+    assert (uncertainty.voxel_size, uncertainty.origin) == (half.voxel_size, half.origin)
     restored = read_map(tmp_path / "out" / "restored.mrc").data
     for data in (one, two, restored):
         assert not data[mask == 0].any()
