@@ -21,6 +21,7 @@ from cryofm_ops import (
     radial_mean,
     rfft,
 )
+from cryofm_sampling import PosteriorFlow
 
 DATA = Path(__file__).parent / "data"
 DEMO_MAP, DEMO_CURVES = DATA / "EMD-3488.mrc.gz", DATA / "fsc_curves.csv"
@@ -35,7 +36,11 @@ class Input(NamedTuple):
     files: dict[str, str]
 
 
-UNCERTAINTY = "uncertainty.mrc"  # standard deviation of the samples, voxel by voxel
+UNCERTAINTY = "uncertainty.mrc"
+SAMPLES_HELP = (
+    f"maps to draw of those that the data allow; {PosteriorFlow().steps} evaluations each, after those of the restored "
+    f"map; from two on, their standard deviation is {UNCERTAINTY} (default 0)"
+)
 
 
 def read_halves(args: argparse.Namespace) -> Input:
@@ -108,6 +113,20 @@ def add_map_flags(parser: argparse.ArgumentParser, of: str) -> None:
         "--mask", type=Path, help=f"soft mask, 0..1, on the {of}' grid: applied to the result and the FSC"
     )
     parser.add_argument("--voxel-size", type=float, help=f"of the {of}, Å, where their headers are wrong")
+    parser.add_argument("--samples", type=natural, default=0, help=SAMPLES_HELP)
+
+
+def natural(text: str) -> int:
+    """A whole number from 0 on, or what argparse makes a message of."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError("must be at least 0")
+    return number
+
+
+def sample_files(samples: int) -> list[str]:
+    """Files of the samples, and of their standard deviation where there is one."""
+    return [*sample_names(samples), *([UNCERTAINTY] if samples > 1 else [])]
 
 
 def sample_names(samples: int) -> list[str]:

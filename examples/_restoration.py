@@ -81,10 +81,9 @@ def restore_halves(
     site: Site,
     given: Input,
     model: Model,
-    sampler: Sampler,
-    drawing: PosteriorFlow | None = None,
+    sampler: PlugAndPlay,
 ) -> None:
-    """Restore the mean of the halves and each half by itself, draw samples by ``drawing``, and leave all of it.
+    """Restore the mean of the halves and each half by itself, draw samples where asked to, and leave all of it.
 
     The noise in ``model`` and the scale come from both halves and are the same for all three. Of anything else the
     restoration of a half sees that half alone.
@@ -97,7 +96,7 @@ def restore_halves(
     likelihood = model.observe(mean - solvent, 1 / 2)
     linear_filtered = fourier_filter(mean - solvent, model.gain)
     shape, measured = site.grid.target, model.measured
-    samples = args.samples if drawing else 0
+    drawing = PosteriorFlow(first=sampler)
 
     def generator() -> torch.Generator:  # every restoration has the same random numbers
         return torch.Generator(site.device).manual_seed(args.seed)
@@ -114,7 +113,7 @@ def restore_halves(
             sampler=trial if measured is None else Judged(trial, measured),
         )
         units = site.in_units(fit.normalization, bar)
-        bar.reset(total=3 * args.steps + (samples * drawing.nfe if drawing else 0))
+        bar.reset(total=3 * args.steps + args.samples * drawing.nfe)
         bar.set_description("restoring")
         path = vars(args).get("checkpoint")
         parts = [None if path is None else Checkpoint(path).part(k) for k in range(3)]
@@ -122,22 +121,13 @@ def restore_halves(
             restore(units, data, shape=shape, generator=generator(), sampler=sampler, checkpoint=part)
             for data, part in zip((likelihood, *likelihoods), parts, strict=True)
         )
-        numbers = generator()
-        drawn = [
-            restore(units, likelihood, shape=shape, generator=numbers, sampler=drawing, samples=1).x
-            for _ in range(samples)
-        ]
+        samples = draw_samples(args, units, likelihood, shape, generator(), drawing)
     say_how(fit, draw)
 
     def back(x: Tensor, solvent: Tensor = solvent) -> Volume:
         return site.back(x + solvent)
 
-    drawn = [back(sample) for sample in drawn]
-    for name, sample in zip(sample_names(samples), drawn, strict=True):
-        write_map(folder / name, attrs.evolve(site.like, data=sample, labels=(VIEWING_NOTE,)))
-    uncertainty = np.std(drawn, axis=0, ddof=1) if samples > 1 else None
-    if uncertainty is not None:
-        write_map(folder / UNCERTAINTY, attrs.evolve(site.like, data=uncertainty, labels=(VIEWING_NOTE,)))
+    uncertainty = leave_samples(folder, site, [back(sample) for sample in samples])
     one, two = (back(half.x, own) for half, own in zip(restored_halves, own_solvents, strict=True))
     curves = {
         HALVES: site.compare(given.half1.data, given.half2.data),
@@ -166,6 +156,32 @@ def restore_halves(
     for part in parts:
         if part is not None:
             part.remove()
+
+
+def draw_samples(
+    args: argparse.Namespace,
+    units: VelocityField,
+    likelihood: FourierGaussian,
+    shape: tuple[int, int, int],
+    generator: torch.Generator,
+    drawing: PosteriorFlow,
+) -> list[Tensor]:
+    """As many as asked for, one after the other: a batch would take their number times the memory."""
+    return [
+        restore(units, likelihood, shape=shape, generator=generator, sampler=drawing, samples=1).x
+        for _ in range(args.samples)
+    ]
+
+
+def leave_samples(folder: Path, site: Site, samples: list[Volume]) -> Volume | None:
+    """Write samples, and their standard deviation, which is returned, where there are two or more."""
+    for name, sample in zip(sample_names(len(samples)), samples, strict=True):
+        write_map(folder / name, attrs.evolve(site.like, data=sample, labels=(VIEWING_NOTE,)))
+    if len(samples) < 2:
+        return None
+    uncertainty: Volume = np.std(samples, axis=0, ddof=1)
+    write_map(folder / UNCERTAINTY, attrs.evolve(site.like, data=uncertainty, labels=(VIEWING_NOTE,)))
+    return uncertainty
 
 
 def say_how(fit: ScaleFit, draw: Draw) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _input import Input, add_half_map_flags, demo_halves, noise_of, read_halves
+from _input import Input, add_half_map_flags, demo_halves, noise_of, read_halves, sample_files
 from _restoration import Model, restore_halves
 from _results import FILES
 from _script import add_flags, exit_code, launch
@@ -101,7 +101,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     """Parse the command line and run."""
-    launch(parse(), FILES, run)
+    args = parse()
+    launch(args, [*FILES, *sample_files(args.samples)], run)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,6 @@
 
     python examples/denoise.py half1.mrc half2.mrc --out DIR
 
-With --samples it also draws maps that the data allow; from two on, their standard deviation is uncertainty.mrc.
 Without half maps it restores the example in examples/data: EMD-3488 with noise of the paper's level 4.3 Å.
 The result is for looking at and for building models, never a target of refinement nor a claim of resolution.
 """
@@ -11,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from _input import UNCERTAINTY, Input, add_half_map_flags, demo_halves, noise_of, read_halves, sample_names
+from _input import Input, add_half_map_flags, demo_halves, noise_of, read_halves, sample_files
 from _restoration import Model, restore_halves
 from _results import FILES
 from _script import add_flags, exit_code, launch
@@ -19,7 +18,7 @@ from _site import Site, calibrated_prior
 from torch import Tensor
 
 from cryofm_ops import FourierGaussian, Identity, NoiseEstimate, SpectralNoise, gaussian_likelihood, radial
-from cryofm_sampling import PlugAndPlay, PosteriorFlow
+from cryofm_sampling import PlugAndPlay
 
 DEMO_LEVEL = "4.3A"
 
@@ -38,7 +37,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         gain=radial(wiener_gain(noise).to(site.device), site.grid.target),
         record={"noise_power_of_one_half": noise.noise_power.tolist()},
     )
-    restore_halves(args, folder, site, given, model, PlugAndPlay(iterations=args.steps), PosteriorFlow())
+    restore_halves(args, folder, site, given, model, PlugAndPlay(iterations=args.steps))
 
 
 def read_input(args: argparse.Namespace) -> Input:
@@ -60,25 +59,19 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_half_map_flags(parser)
-    parser.add_argument(
-        "--samples",
-        type=int,
-        default=0,
-        help=f"posterior samples to draw as well, {PosteriorFlow().nfe} evaluations each (default 0)",
-    )
     add_flags(parser, steps=8, of="network evaluations for each restored map, 2 or more")
     args = parser.parse_args(arguments)
     if (args.half1 is None) != (args.half2 is None):
         parser.error("give both half maps, or none for the example")
-    if args.steps < 2 or args.samples < 0:
-        parser.error("--steps must be at least 2 and --samples at least 0")
+    if args.steps < 2:
+        parser.error("--steps must be at least 2")
     return args
 
 
 def main() -> None:
     """Parse the command line and run."""
     args = parse()
-    launch(args, [*FILES, *sample_names(args.samples), *[UNCERTAINTY] * (args.samples > 1)], run)
+    launch(args, [*FILES, *sample_files(args.samples)], run)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from pathlib import Path
 import attrs
 import numpy as np
 import torch
-from _input import DEMO_MAP, Input, add_map_flags, demo_truth, noise_of, read_halves
-from _restoration import Judged, Model, restore_halves, say_how
+from _input import DEMO_MAP, Input, add_map_flags, demo_truth, noise_of, read_halves, sample_files
+from _restoration import Judged, Model, draw_samples, leave_samples, restore_halves, say_how
 from _results import FILES, RESTORED, leave
 from _script import WithProgress, add_flags, exit_code, launch, sha256
 from _site import Site, Volume, calibrated_prior
@@ -35,7 +35,7 @@ from cryofm_ops import (
     radial,
     radial_mean,
 )
-from cryofm_sampling import Checkpoint, PlugAndPlay, fit_scale, restore
+from cryofm_sampling import Checkpoint, PlugAndPlay, PosteriorFlow, fit_scale, restore
 
 HELD_OUT = 0.25  # of the tilts, on either side together, by which the scale is found
 AGREEMENT = "restored against the input, missing directions included"
@@ -112,16 +112,19 @@ def noiseless(
             guess=1 / float(np.percentile(y.cpu(), 99.999)),
             sampler=Judged(attrs.evolve(sampler, iterations=2, dither=0.0), held_out),
         )
-        bar.reset(total=args.steps)
+        drawing = PosteriorFlow(first=sampler)
+        bar.reset(total=args.steps + args.samples * drawing.nfe)
         bar.set_description("restoring")
+        units = site.in_units(fit.normalization, bar)
         draw = restore(
-            site.in_units(fit.normalization, bar),
+            units,
             data(wedge),
             shape=shape,
             generator=generator(),
             sampler=sampler,
             checkpoint=None if args.checkpoint is None else Checkpoint(args.checkpoint),
         )
+        samples = draw_samples(args, units, data(wedge), shape, generator(), drawing)
     say_how(fit, draw)
 
     def back(x: Tensor) -> Volume:
@@ -132,7 +135,21 @@ def noiseless(
     curves = {} if truth else {AGREEMENT: site.compare(candidates["input"], candidates[RESTORED])}
     record = {"solvent": float(solvent), "grid": attrs.asdict(site.grid)}
     missing = FourierMask(1 - wedge.transfer(shape), shape)
-    leave(args, folder, site, files, truth, candidates, curves, draw, fit, record, missing=missing)
+    uncertainty = leave_samples(folder, site, [back(sample) for sample in samples])
+    leave(
+        args,
+        folder,
+        site,
+        files,
+        truth,
+        candidates,
+        curves,
+        draw,
+        fit,
+        record,
+        missing=missing,
+        uncertainty=uncertainty,
+    )
 
 
 def read_input(args: argparse.Namespace, wedge: MissingWedge) -> tuple[DensityMap, DensityMap | None]:
@@ -167,7 +184,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     """Parse the command line and run."""
-    launch(parse(), FILES, run)
+    args = parse()
+    launch(args, [*FILES, *sample_files(args.samples)], run)
 
 
 if __name__ == "__main__":

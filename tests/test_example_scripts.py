@@ -117,15 +117,16 @@ def test_missing_wedge_of_two_noisy_halves(run, blobs, save, tmp_path):
     truth = torch.from_numpy(blobs.data)
     noisy = [wedge(truth + 0.1 * torch.randn(truth.shape, generator=generator)) for _ in range(2)]
     one, two = (save(f"half{i}.mrc", x.numpy()) for i, x in enumerate(noisy, 1))
-    assert run(missing_wedge, one, "--half2", two, "--steps", 2) == 0
-    assert left(tmp_path) == RESTORED
+    assert run(missing_wedge, one, "--half2", two, "--steps", 2, "--samples", 2) == 0
+    assert left(tmp_path) == RESTORED | {"sample_01.mrc", "sample_02.mrc", "uncertainty.mrc"}
     power = np.array(record(tmp_path)["noise_power_of_one_half_where_measured"])
     assert np.median(power) == pytest.approx(0.01, rel=0.15)  # of the part that has any, not of whole shells
 
 
 def test_missing_wedge_says_how_much_of_the_wedge_is_right(run, blobs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(missing_wedge, "demo_truth", lambda: blobs)
-    assert run(missing_wedge, "--steps", 2) == 0
+    assert run(missing_wedge, "--steps", 2, "--samples", 1) == 0
+    assert "sample_01.mrc" in left(tmp_path)
     rows = record(tmp_path)["against_the_truth"]
     assert abs(rows["input"]["fsc_auc_missing"]) < 0.2
     assert rows["restored"]["fsc_auc"] > 0.5
