@@ -142,7 +142,8 @@ def leave(args: argparse.Namespace, folder: Path, images: ImageStack, prepared: 
     correlations = [
         float(np.corrcoef(a.ravel(), b.ravel())[0, 1]) for a, b in zip(prepared.images.data, projections, strict=True)
     ]
-    differences = [float(pose_difference_deg(models.rotations[0], R)) for R in models.rotations]
+    group = torch.from_numpy(point_group(args.sym))
+    differences = [float(pose_difference_deg(models.rotations[0], R, group)) for R in models.rotations]
     rows = [
         {
             "model": name,
@@ -195,7 +196,7 @@ def noise_of(images: ImageStack, prepared: PreparedImages, mask_diameter: float,
 
 
 def point_group(name: str) -> NDArray[np.float64]:
-    """Rotations of a point group, its main axis along z, `(G, 3, 3)`."""
+    """Rotations of a point group, its main axis along z (of T and I a twofold one), `(G, 3, 3)`."""
     return np.asarray(Rotation.create_group(name).as_matrix())
 
 
@@ -231,7 +232,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("images", type=Path, help="class averages: a stack (.mrcs) or a STAR file")
     add("--voxel-size", type=float, help="of the images, Å per pixel (default: what the file says)")
     add("--mask-diameter", type=float, required=True, help="Å; a little more than the particle's longest side")
-    add("--sym", type=symmetry, default="C1", help="point group, main axis along z: C1, C4, D7, T, O, I (default C1)")
+    add("--sym", type=symmetry, default="C1", help="point group, axis along z: C1, C4, D7, O, or, twofold, T, I (default C1)")
     add("--tries", type=positive, help="chains of the pose search (default 8; Algorithm 3: 3)")
     add("--keep", type=positive, default=3, help="models to make of the best of them (default 3)")
     add("--offset-range", type=float, default=5.0, help="Å that images may be off their centre of mass (default 5)")
