@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
+from scipy.spatial.transform import Rotation
 
 from cryofm_io import DensityMap, ImageStack, Poses, prepare_images, read_images, read_map, write_map, write_poses
 from cryofm_model import Hourglass, HourglassConfig
@@ -75,6 +76,23 @@ def test_symmetry_is_imposed(run, images, tmp_path):
     assert run(images, "--invert", "--keep", 1, "--sym", "c2") == 0
     x = read_map(tmp_path / "out" / "model_01.mrc").data[:, 1:, 1:]
     assert np.abs(x - x[:, ::-1, ::-1]).max() < 0.02 * x.max()
+
+
+@pytest.mark.parametrize("n", [32, 33])
+@pytest.mark.parametrize("name", ["C4", "D2", "T", "O", "I"])
+def test_the_mean_over_a_point_group_has_its_symmetry(name, n):
+    """Of a blob that is not round, against its copies in closed form."""
+    centre, sharp = np.array([3.0, -5.0, 6.5]), np.diag([0.05, 0.11, 0.16])  # (x, y, z)
+    grid = np.stack(np.meshgrid(*[np.arange(n) - n // 2] * 3, indexing="ij"), -1)[..., ::-1]
+
+    def blob(R):  # turned by R
+        d = grid - R @ centre
+        return np.exp(-np.einsum("...i,ij,...j->...", d, R @ sharp @ R.T, d))
+
+    group = Rotation.create_group(name).as_matrix()
+    expected = np.mean([blob(R) for R in group], 0)
+    found = abinitio.symmetrised(blob(np.eye(3)).astype(np.float32), name)
+    assert np.abs(found - expected).max() < 0.01 * expected.max()
 
 
 def test_algorithm_3_searches_its_poses(run, images, tmp_path, capsys):
