@@ -232,7 +232,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("images", type=Path, help="class averages: a stack (.mrcs) or a STAR file")
     add("--voxel-size", type=float, help="of the images, Å per pixel (default: what the file says)")
     add("--mask-diameter", type=float, required=True, help="Å; a little more than the particle's longest side")
-    add("--sym", type=symmetry, default="C1", help="point group: C1, C4, D7, O, axis along z; T, I, a twofold there (default C1)")
+    add("--sym", type=symmetry, default="C1", help="point group, axis along z: C1, C4, D7, T, O, I (default C1)")
     add("--tries", type=positive, help="chains of the pose search (default 8; Algorithm 3: 3)")
     add("--keep", type=positive, default=3, help="models to make of the best of them (default 3)")
     add("--offset-range", type=float, default=5.0, help="Å that images may be off their centre of mass (default 5)")
