@@ -239,7 +239,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--invert", action="store_true", help="the particle is dark in the images")
     add("--algorithm", choices=("common-lines", "paper"), default="common-lines", help="paper: Algorithm 3 (see above)")
     paper = parser.add_argument_group("with --algorithm paper; Table 6 has cor with 0.7 twice, and sg with 0")
-    paper.add_argument("--poses", choices=("searched", "given"), default="searched", help="given: by the STAR file")
+    given = "given: by the STAR file, their origin the particle's centre"
+    paper.add_argument("--poses", choices=("searched", "given"), default="searched", help=given)
     paper.add_argument("--loss", choices=("cor", "sg"), default="cor", help="ψ_cor, or ψ_sg, which stops gradients")
     paper.add_argument("--background", type=float, default=0.0, help="q of ψ_bg; 0: not at all (default 0)")
     paper.add_argument("--max-push", type=float, default=0.6, help="λ_max in 64³; published with 5 (default 0.6)")
