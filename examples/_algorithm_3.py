@@ -67,3 +67,32 @@ def at_given_poses(blind: BlindProjections, prepared: PreparedImages) -> PoseLik
         )
     rotations, shifts = (torch.from_numpy(part).to(blind.images) for part in (poses.rotations, poses.shifts))
     return blind.at(rotations, shifts / prepared.images.voxel_size)
+
+
+def add_algorithm_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that choose the algorithm, and those of Algorithm 3 alone."""
+    choices = ("common-lines", "paper")
+    parser.add_argument("--algorithm", choices=choices, default="common-lines", help="paper: Algorithm 3 (see above)")
+    add = parser.add_argument_group(
+        "with --algorithm paper; Table 6 has cor with 0.7 twice, and sg with 0"
+    ).add_argument
+    given = "given: by the STAR file, their origin the particle's centre"
+    add("--poses", choices=("searched", "given"), default="searched", help=given)
+    add("--loss", choices=("cor", "sg"), default="cor", help="ψ_cor, or ψ_sg, which stops gradients (default cor)")
+    add("--background", type=float, default=0.0, help="q of ψ_bg; 0: not at all (default 0)")
+    add("--max-push", type=float, default=0.6, help="λ_max in 64³; published with 5 (default 0.6)")
+
+
+def settle_algorithm_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """What each algorithm has for chains and steps that were not given; flags that would do nothing are refused."""
+    paper = args.algorithm == "paper"
+    tries, steps = (3, 100) if paper else (8, 20)
+    args.tries, args.steps = args.tries or tries, args.steps or steps
+    own = ("poses", "loss", "background", "max_push")
+    changed = [name for name in own if vars(args)[name] != parser.get_default(name)]
+    if changed and not paper:
+        parser.error(f"--{changed[0].replace('_', '-')} belongs to --algorithm paper")
+    if args.sym != "C1" and paper:
+        parser.error("--algorithm paper knows no --sym")
+    if args.max_push <= 0:
+        parser.error("--max-push must be positive")

@@ -25,7 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _algorithm_3 import Ranked, algorithm_3
+from _algorithm_3 import Ranked, add_algorithm_flags, algorithm_3, settle_algorithm_flags
 from _script import WithProgress, add_flags, exit_code, launch, positive, settings, sha256, tiles, write_run
 from _site import calibrated_prior, chosen_prior
 from numpy.typing import NDArray
@@ -237,28 +237,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--keep", type=positive, default=3, help="models to make of the best of them (default 3)")
     add("--offset-range", type=float, default=5.0, help="Å that images may be off their centre of mass (default 5)")
     add("--invert", action="store_true", help="the particle is dark in the images")
-    add("--algorithm", choices=("common-lines", "paper"), default="common-lines", help="paper: Algorithm 3 (see above)")
-    paper = parser.add_argument_group("with --algorithm paper; Table 6 has cor with 0.7 twice, and sg with 0")
-    given = "given: by the STAR file, their origin the particle's centre"
-    paper.add_argument("--poses", choices=("searched", "given"), default="searched", help=given)
-    paper.add_argument("--loss", choices=("cor", "sg"), default="cor", help="ψ_cor, or ψ_sg, which stops gradients")
-    paper.add_argument("--background", type=float, default=0.0, help="q of ψ_bg; 0: not at all (default 0)")
-    paper.add_argument("--max-push", type=float, default=0.6, help="λ_max in 64³; published with 5 (default 0.6)")
+    add_algorithm_flags(parser)
     levels = "levels of noise, one network evaluation each and model"
     add_flags(
         parser, steps=20, of=f"{levels}; Algorithm 3: N, two evaluations each, 100 by default, published with 1000"
     )
     parser.set_defaults(prior="cryofm-tiny-particles", steps=None)
     args = parser.parse_args(arguments)
-    tries, steps = (3, 100) if args.algorithm == "paper" else (8, 20)
-    args.tries, args.steps = args.tries or tries, args.steps or steps
-    changed = [
-        name for name in ("poses", "loss", "background", "max_push") if vars(args)[name] != parser.get_default(name)
-    ]
-    if changed and args.algorithm != "paper":
-        parser.error(f"--{changed[0].replace('_', '-')} belongs to --algorithm paper")
-    if args.sym != "C1" and args.algorithm == "paper":
-        parser.error("--algorithm paper knows no --sym")
+    settle_algorithm_flags(parser, args)
     if args.mask_diameter <= 0 or args.offset_range < 0:
         parser.error("--mask-diameter must be positive, and --offset-range not negative")
     return args
