@@ -20,6 +20,7 @@ from cryofm_ops import (
 )
 from cryofm_ops._central_slices import band
 from cryofm_ops.common_lines import _INDEPENDENT
+from cryofm_ops.pose_sampling import _SAME_LINE_DEG, _novelty
 
 N, ANGLES, RADIUS, SIGMA = 32, 120, 10, 1.5
 
@@ -150,6 +151,15 @@ def test_symmetric_poses_are_found_up_to_symmetry(name, unique, chains):
         images, views(4, 7)[None], torch.zeros(1, 4, 2), noise=torch.zeros(6), **known
     )
     assert pose_difference_deg(rotations, found.rotations[0], group) < 12
+
+
+def test_lines_on_one_place_of_an_image_count_once():
+    a = torch.randint(ANGLES, (2, 3, 50), generator=torch.Generator().manual_seed(0))
+    apart = (a[..., :, None] - a[..., None, :]) * (360.0 / ANGLES)
+    apart = (apart + 90) % 180 - 90  # of lines, which have no direction
+    n = (-0.5 * (apart / _SAME_LINE_DEG) ** 2).exp().sum(-1)
+    torch.testing.assert_close(_novelty(a), 2 / (1 + n))
+    torch.testing.assert_close(_novelty(torch.full((3,), 7)), torch.full((3,), 0.5))
 
 
 def test_evidence_is_a_normal_density():
