@@ -9,7 +9,7 @@ comes out is aligned to the truth over rotation, shift and hand; the best by fit
 Methods: ``ours``, poses from common lines, then the prior; ``wiener`` and ``prior``, told the true poses, without and
 with the prior; ``sample``, what the prior draws without data; ``alg3`` and ``alg3_poses``, the paper's Algorithm 3 with
 100 steps, without (three chains, of which the best by loss counts) or with the true poses. ``of_three`` is what each of
-the three models reaches, best by fit first.
+the three models reaches, best by fit first. With ``--sym C4`` there is ``ours, C4`` alone, told the point group.
 
 A table that is there already is gone on with: rows that it has are not computed again.
 """
@@ -20,6 +20,7 @@ import math
 import time
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import attrs
@@ -27,6 +28,7 @@ import numpy as np
 import torch
 from _alignment import aligned, resolution
 from _table import write_csv
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from cryofm_io import ImageStack, prepare_images, read_map
@@ -144,9 +146,16 @@ def row(path: Path, condition: Condition, method: str, seconds: float, nfe: int,
     return {**start, **columns, **values, "seconds": round(seconds, 1), "nfe": nfe}
 
 
-def with_prior(prior: CalibratedPrior, problem: Problem, rotations: Tensor, shifts_px: Tensor, **how: float) -> Models:
+def with_prior(
+    prior: CalibratedPrior,
+    problem: Problem,
+    rotations: Tensor,
+    shifts_px: Tensor,
+    symmetry: Tensor | None = None,
+    **how: float,
+) -> Models:
     """Models at these poses."""
-    images = ImagesInBand.of(problem.images, BAND, problem.noise)
+    images = ImagesInBand.of(problem.images, BAND, problem.noise, symmetry=symmetry)
     return AbInitio(**how)(  # type: ignore[arg-type]
         prior,
         images,
@@ -157,8 +166,11 @@ def with_prior(prior: CalibratedPrior, problem: Problem, rotations: Tensor, shif
     )
 
 
-def ours(prior: CalibratedPrior, path: Path, condition: Condition, problem: Problem) -> list[Row]:
+def ours(
+    prior: CalibratedPrior, path: Path, condition: Condition, problem: Problem, sym: str | None = None
+) -> list[Row]:
     """Common lines, then the prior: briefly for all chains, fully for the best."""
+    group = None if sym is None else torch.from_numpy(Rotation.create_group(sym).as_matrix()).float()
     start = time.process_time()
     poses = sample_poses(
         problem.images,
@@ -167,9 +179,10 @@ def ours(prior: CalibratedPrior, path: Path, condition: Condition, problem: Prob
         diameter_px=FILLED,
         noise=problem.noise,
         max_shift_px=condition.search_px,
+        symmetry=group,
     )
-    short = with_prior(prior, problem, poses.rotations, poses.shifts_px, levels=SHORT)
-    models = with_prior(prior, problem, short.rotations[:KEEP], short.shifts_px[:KEEP])
+    short = with_prior(prior, problem, poses.rotations, poses.shifts_px, group, levels=SHORT)
+    models = with_prior(prior, problem, short.rotations[:KEEP], short.shifts_px[:KEEP], group)
     seconds = time.process_time() - start
     found = [
         resolution(aligned(x, problem.truth, R, problem.rotations), problem.truth, problem.voxel_size)
@@ -179,14 +192,14 @@ def ours(prior: CalibratedPrior, path: Path, condition: Condition, problem: Prob
         row(
             path,
             condition,
-            "ours",
+            "ours" if sym is None else f"ours, {sym}",
             seconds,
             CHAINS * short.nfe + KEEP * models.nfe,
             fsc05=round(found[0], 2),
             of_three=" ".join(f"{f:.2f}" for f in found),
-            pose_error_deg=round(float(pose_difference_deg(problem.rotations, models.rotations[0])), 1),
-            first_pose_error_deg=round(float(pose_difference_deg(problem.rotations, poses.rotations[0])), 1),
-            agreement_deg=round(float(pose_difference_deg(models.rotations[0], models.rotations[1])), 1),
+            pose_error_deg=round(float(pose_difference_deg(problem.rotations, models.rotations[0], group)), 1),
+            first_pose_error_deg=round(float(pose_difference_deg(problem.rotations, poses.rotations[0], group)), 1),
+            agreement_deg=round(float(pose_difference_deg(models.rotations[0], models.rotations[1], group)), 1),
             misfit=round(float(models.misfit[0]), 4),
         )
     ]
@@ -243,6 +256,7 @@ def main() -> None:
     parser.add_argument("--prior", default="cryofm-tiny-particles")
     parser.add_argument("--conditions", type=int, nargs="+", default=list(range(len(CONDITIONS))), help="which of them")
     parser.add_argument("--paper", type=int, default=3, help="structures for Algorithm 3 (default 3)")
+    parser.add_argument("--sym", help="point group of all the structures: C4, D7, T, O, I")
     parser.add_argument("--bf16", action="store_true", help="the network computes in bfloat16")
     args = parser.parse_args()
     prior = load_prior(args.prior)
@@ -254,18 +268,20 @@ def main() -> None:
     if args.out.exists():
         with args.out.open(newline="") as file:
             rows = list(csv.DictReader(file))
+    runs: dict[str, Callable[..., list[Row]]] = {"ours": ours, "wiener": told, "sample": paper}  # by their first rows
+    if args.sym:
+        runs = {f"ours, {args.sym}": partial(ours, sym=args.sym)}
     jobs = [
-        (condition, path, run)
+        (condition, path, first)
         for condition in (CONDITIONS[i] for i in args.conditions)
         for number, path in enumerate(args.maps)
-        for run in (ours, told, paper)
-        if run is not paper or (number < args.paper and condition is CONDITIONS[0])
+        for first in runs
+        if first != "sample" or (number < args.paper and condition is CONDITIONS[0])
     ]
-    first = {ours: "ours", told: "wiener", paper: "sample"}
-    for condition, path, run in jobs:
-        if (path.stem, condition.name, first[run]) in {(r["structure"], r["condition"], r["method"]) for r in rows}:
+    for condition, path, first in jobs:
+        if (path.stem, condition.name, first) in {(r["structure"], r["condition"], r["method"]) for r in rows}:
             continue
-        new = run(prior, path, condition, simulate(path, condition))
+        new = runs[first](prior, path, condition, simulate(path, condition))
         rows += new
         write_csv(args.out, rows)
         print(condition.name, path.stem, *(f"{r['method']} {r['fsc05']}" for r in new), flush=True)

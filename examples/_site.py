@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cryofm_io import DensityMap, FscCurve, GridTransform, fsc, read_mask, to_grid
-from cryofm_model import CalibratedPrior, WeightsError, load_prior
+from cryofm_model import CalibratedPrior, Prior, WeightsError, load_prior
 from cryofm_ops import FourierOperator
 from cryofm_sampling import ScaledNormalization, Tiled
 
@@ -78,17 +78,23 @@ class Site:
         return WithProgress(self.velocity, self.prior, normalization, bar)
 
 
-def calibrated_prior(args: argparse.Namespace) -> CalibratedPrior:
-    """The prior that the command line names, on its device.
+def chosen_prior(args: argparse.Namespace) -> Prior:
+    """The prior that the command line names, on its device."""
+    device = choose_device(args.device)
+    return load_prior(args.prior).to(device)
+
+
+def calibrated_prior(args: argparse.Namespace, otherwise: str | None = None) -> CalibratedPrior:
+    """The same.
 
     Raises:
-        WeightsError: it has no measured statistics.
+        WeightsError: it has no measured statistics; the message says what to do, or ``otherwise``.
     """
-    device = choose_device(args.device)
-    prior = load_prior(args.prior).to(device)
+    prior = chosen_prior(args)
     if not isinstance(prior, CalibratedPrior):
         raise WeightsError(
             f"the prior {args.prior} has no measured statistics, which its noise level is chosen by: add them with "
             f"prior.with_statistics(cryofm_sampling.calibrate(prior, examples, generator=...)) and save it, once"
+            + (f"; or {otherwise}" if otherwise else "")
         )
     return prior

@@ -8,6 +8,10 @@ and refines the poses: briefly in all chains, then at all --steps in the --keep 
 best fit), model_02.mrc, …, poses.star (of the best, in RELION's columns), pairs.png (each image beside the projection
 of the best model), scores.csv and run.json.
 
+--algorithm paper does the same by Algorithm 3 of CryoFM instead (appendix E.2): --tries chains of the flow, guided by
+the projections' loss, with poses searched in every estimate or given. It takes priors without statistics, such as the
+published CryoFM-L in its own box.
+
 What no projection tells: the hand (a model and its mirror image fit alike), the orientation, and the origin, which is
 near the centre of mass. Models that disagree about the poses mean that the images do not determine them.
 """
@@ -21,8 +25,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _algorithm_3 import Ranked, add_algorithm_flags, algorithm_3, settle_algorithm_flags
 from _script import WithProgress, add_flags, exit_code, launch, positive, settings, sha256, tiles, write_run
-from _site import calibrated_prior
+from _site import calibrated_prior, chosen_prior
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 from scipy.spatial.transform import Rotation
@@ -44,6 +49,7 @@ from cryofm_io import (
     write_map,
     write_poses,
 )
+from cryofm_model import CalibratedPrior
 from cryofm_model.particles import FILLED, LOW_PASS, working_voxel_size
 from cryofm_ops import FourierProjector, ImagesInBand, background_power, pose_difference_deg, sample_poses
 from cryofm_sampling import AbInitio, Models
@@ -63,8 +69,8 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     if len(images) < 6:
         message = f"{len(images)} images hardly determine a model; from 6 or 8 different views on it is worth a look"
         warnings.warn(message, MapWarning, stacklevel=1)
-    prior = calibrated_prior(args)
-    device = prior.signal_power.device
+    paper = args.algorithm == "paper"
+    prior = chosen_prior(args) if paper else calibrated_prior(args, "choose --algorithm paper, which needs none")
     prepared = prepare_images(
         images,
         mask_diameter=args.mask_diameter,
@@ -73,11 +79,14 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         resolution=LOW_PASS * working_voxel_size(args.mask_diameter, prior.box, prior.voxel_size),
         invert=args.invert,
     )
-    y = torch.from_numpy(prepared.images.data).to(device)
     size = prepared.images.voxel_size
     finest = LOW_PASS * size
     print(f"{len(images)} images of {images.data.shape[-1]}² pixels; box {prior.box}³ of {size:.4g} Å, {finest:.3g} Å")
+    if paper or not isinstance(prior, CalibratedPrior):
+        return leave(args, folder, images, prepared, algorithm_3(args, prior, prepared))
 
+    device = prior.signal_power.device
+    y = torch.from_numpy(prepared.images.data).to(device)
     radius = int(prior.box / LOW_PASS)
     noise = noise_of(images, prepared, args.mask_diameter, radius).to(device)
     reach = args.offset_range / size
@@ -111,18 +120,12 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         screened = through_prior(short, poses.rotations, poses.shifts_px)
         models = through_prior(args.steps, screened.rotations[:keep], screened.shifts_px[:keep])
     log_evidence = poses.log_evidence[screened.chain][models.chain]
-    leave(args, folder, images, prepared, models, log_evidence, evaluations)
+    scores = {"misfit": models.misfit, "log_evidence_of_first_poses": log_evidence}
+    ranked = Ranked(models.x, models.rotations, models.shifts_px, scores, evaluations)
+    return leave(args, folder, images, prepared, ranked)
 
 
-def leave(
-    args: argparse.Namespace,
-    folder: Path,
-    images: ImageStack,
-    prepared: PreparedImages,
-    models: Models,
-    log_evidence: Tensor,
-    evaluations: int,
-) -> None:
+def leave(args: argparse.Namespace, folder: Path, images: ImageStack, prepared: PreparedImages, models: Ranked) -> None:
     """Write models, poses, pictures and scores, and say how far to trust them."""
     size, box = prepared.images.voxel_size, models.x.shape[-1]
     volumes = [symmetrised(x, args.sym) for x in models.x.cpu().numpy()]
@@ -139,17 +142,15 @@ def leave(
     correlations = [
         float(np.corrcoef(a.ravel(), b.ravel())[0, 1]) for a, b in zip(prepared.images.data, projections, strict=True)
     ]
-    differences = [float(pose_difference_deg(models.rotations[0], R)) for R in models.rotations]
+    group = torch.from_numpy(point_group(args.sym))
+    differences = [float(pose_difference_deg(models.rotations[0], R, group)) for R in models.rotations]
     rows = [
         {
             "model": name,
-            "misfit": round(float(misfit), 5),
-            "log_evidence_of_first_poses": round(float(evidence), 1),
-            "poses_from_the_best_deg": round(difference, 1),
+            **{score: float(f"{float(values[i]):.5g}") for score, values in models.scores.items()},
+            "poses_from_the_best_deg": round(differences[i], 1),
         }
-        for name, misfit, evidence, difference in zip(
-            model_names(len(volumes)), models.misfit, log_evidence, differences, strict=True
-        )
+        for i, name in enumerate(model_names(len(volumes)))
     ]
     with atomic_write(folder / "scores.csv") as temporary, temporary.open("w", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
@@ -158,14 +159,15 @@ def leave(
     content = {
         "settings": settings(args),
         "voxel_size_angstrom": size,
-        "network_evaluations": evaluations,
+        "network_evaluations": models.evaluations,
         "models": rows,
         "correlations_of_the_best": [round(c, 4) for c in correlations],
         "note": NOTE,
     }
     write_run(folder / "run.json", {str(args.images): sha256(args.images)}, content)
-    print(f"best model: misfit {rows[0]['misfit']}, correlation with the images {np.mean(correlations):.3f}; {NOTE}")
-    if len(differences) > 1:
+    score = next(iter(models.scores))
+    print(f"best model: {score} {rows[0][score]}, correlation with the images {np.mean(correlations):.3f}; {NOTE}")
+    if len(differences) > 1 and args.poses == "searched":
         agree = sum(difference < AGREE_DEG for difference in differences[1:])
         verdict = "the images determine them" if agree else "they are in doubt, and so is the model"
         print(f"{agree} of {len(differences) - 1} other models have the same poses within {AGREE_DEG:g}°: {verdict}")
@@ -194,7 +196,7 @@ def noise_of(images: ImageStack, prepared: PreparedImages, mask_diameter: float,
 
 
 def point_group(name: str) -> NDArray[np.float64]:
-    """Rotations of a point group, its main axis along z, `(G, 3, 3)`."""
+    """Rotations of a point group, its main axis along z (of T and I a twofold one), `(G, 3, 3)`."""
     return np.asarray(Rotation.create_group(name).as_matrix())
 
 
@@ -204,7 +206,7 @@ def symmetrised(x: NDArray[np.float32], name: str) -> NDArray[np.float32]:
         return x
     middle = np.full(3, x.shape[-1] // 2)
     turned = [
-        affine_transform(x, R[::-1, ::-1], middle - R[::-1, ::-1] @ middle, order=3, mode="constant")
+        affine_transform(x, R[::-1, ::-1], middle - R[::-1, ::-1] @ middle, order=3, mode="grid-constant")
         for R in point_group(name)
     ]
     return np.asarray(np.mean(turned, 0), np.float32)
@@ -230,14 +232,19 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("images", type=Path, help="class averages: a stack (.mrcs) or a STAR file")
     add("--voxel-size", type=float, help="of the images, Å per pixel (default: what the file says)")
     add("--mask-diameter", type=float, required=True, help="Å; a little more than the particle's longest side")
-    add("--sym", type=symmetry, default="C1", help="point group, main axis along z: C1, C4, D7, T, O, I (default C1)")
-    add("--tries", type=positive, default=8, help="chains of the pose search (default 8)")
+    add("--sym", type=symmetry, default="C1", help="point group, axis along z: C1, C4, D7, T, O, I (default C1)")
+    add("--tries", type=positive, help="chains of the pose search (default 8; Algorithm 3: 3)")
     add("--keep", type=positive, default=3, help="models to make of the best of them (default 3)")
     add("--offset-range", type=float, default=5.0, help="Å that images may be off their centre of mass (default 5)")
     add("--invert", action="store_true", help="the particle is dark in the images")
-    add_flags(parser, steps=20, of="levels of noise, one network evaluation each and model")
-    parser.set_defaults(prior="cryofm-tiny-particles")
+    add_algorithm_flags(parser)
+    levels = "levels of noise, one network evaluation each and model"
+    add_flags(
+        parser, steps=20, of=f"{levels}; Algorithm 3: N, two evaluations each, 100 by default, published with 1000"
+    )
+    parser.set_defaults(prior="cryofm-tiny-particles", steps=None)
     args = parser.parse_args(arguments)
+    settle_algorithm_flags(parser, args)
     if args.mask_diameter <= 0 or args.offset_range < 0:
         parser.error("--mask-diameter must be positive, and --offset-range not negative")
     return args

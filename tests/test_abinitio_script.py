@@ -6,32 +6,42 @@ import json
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
+from scipy.spatial.transform import Rotation
 
-from cryofm_io import DensityMap, read_images, read_map, write_map
-from cryofm_ops import FourierProjector, random_rotations
+from cryofm_io import DensityMap, ImageStack, Poses, prepare_images, read_images, read_map, write_map, write_poses
+from cryofm_model import Hourglass, HourglassConfig
+from cryofm_ops import BlindProjections, FourierProjector, angular_distance_deg, random_rotations
 
 script = pytest.importorskip("_script")
 abinitio = pytest.importorskip("abinitio")
+algorithm_3 = pytest.importorskip("_algorithm_3")
 N, SIZE = 40, 4.0
+ROTATIONS = random_rotations(5, generator=torch.Generator().manual_seed(0))
+SHIFTS = np.full((5, 2), 2 * SIZE)
+
+
+def blobs(n, size):
+    """Some blobs about voxel n // 2; volumes of several voxel sizes show the same."""
+    at = SIZE * np.random.default_rng(0).uniform(-7, 7, (9, 3))
+    grid = size * (np.stack(np.meshgrid(*[np.arange(n)] * 3, indexing="ij"), -1) - n // 2)
+    return sum(np.exp(-((grid - c) ** 2).sum(-1) / (12 * SIZE**2)) for c in at)
 
 
 @pytest.fixture(scope="module")
 def images():
     """Five projections of some blobs, dark on a bright background."""
-    rng = np.random.default_rng(0)
-    grid = np.stack(np.meshgrid(*[np.arange(N)] * 3, indexing="ij"), -1)
-    density = sum(np.exp(-((grid - c) ** 2).sum(-1) / 12) for c in rng.uniform(13, 27, (9, 3)))
-    rotations = random_rotations(5, generator=torch.Generator().manual_seed(0))
-    projections = FourierProjector(rotations, torch.full((5, 2), 2.0), (N, N, N))(torch.from_numpy(density).float())
-    return 100 - 3 * projections.numpy() + rng.normal(0, 0.5, (5, N, N))
+    project = FourierProjector(ROTATIONS, torch.from_numpy(SHIFTS).float() / SIZE, (N, N, N))
+    projections = project(torch.from_numpy(blobs(N, SIZE)).float())
+    return 100 - 3 * projections.numpy() + np.random.default_rng(1).normal(0, 0.5, (5, N, N))
 
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    def run(data, *arguments):
+    def run(data, *arguments, stack="classes.mrcs"):
         write_map(tmp_path / "classes.mrcs", DensityMap(data, SIZE), overwrite=True)
         out = ("--out", tmp_path / "out", "--tries", 2, "--steps", 3, "--seed", 1)
-        arguments = ("classes.mrcs", "--mask-diameter", 96, *out, *arguments)
+        arguments = (stack, "--mask-diameter", 96, *out, *arguments)
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr("sys.argv", ["abinitio.py", *map(str, arguments)])
         return script.exit_code(abinitio.main)
@@ -68,6 +78,98 @@ def test_symmetry_is_imposed(run, images, tmp_path):
     assert np.abs(x - x[:, ::-1, ::-1]).max() < 0.02 * x.max()
 
 
+@pytest.mark.parametrize("n", [32, 33])
+@pytest.mark.parametrize("name", ["C4", "D2", "T", "O", "I"])
+def test_the_mean_over_a_point_group_has_its_symmetry(name, n):
+    """Of a blob that is not round, against its copies in closed form."""
+    centre, sharp = np.array([3.0, -5.0, 6.5]), np.diag([0.05, 0.11, 0.16])  # (x, y, z)
+    grid = np.stack(np.meshgrid(*[np.arange(n) - n // 2] * 3, indexing="ij"), -1)[..., ::-1]
+
+    def blob(R):  # turned by R
+        d = grid - R @ centre
+        return np.exp(-np.einsum("...i,ij,...j->...", d, R @ sharp @ R.T, d))
+
+    group = Rotation.create_group(name).as_matrix()
+    expected = np.mean([blob(R) for R in group], 0)
+    found = abinitio.symmetrised(blob(np.eye(3)).astype(np.float32), name)
+    assert np.abs(found - expected).max() < 0.01 * expected.max()
+
+
+def test_algorithm_3_searches_its_poses(run, images, tmp_path, capsys):
+    assert run(images, "--invert", "--keep", 2, "--algorithm", "paper", "--loss", "sg", "--background", 0.7) == 0
+    out = tmp_path / "out"
+    names = {"model_01.mrc", "model_02.mrc", "poses.star", "pairs.png", "scores.csv", "run.json"}
+    assert {path.name for path in out.iterdir()} == names
+    assert np.isfinite(read_map(out / "model_01.mrc").data).all()
+    losses = [float(row["loss"]) for row in csv.DictReader((out / "scores.csv").open(newline=""))]
+    assert losses == sorted(losses)
+    record = json.loads((out / "run.json").read_text())
+    assert record["network_evaluations"] == 2 * (2 * 3 - 1)
+    assert record["settings"]["loss"] == "sg"
+    shifts = read_images(out / "poses.star").poses.shifts
+    assert np.abs(shifts - SHIFTS).max() < 5 + 4.5  # --offset-range, and the way to the centres of mass
+    assert "same poses within" in capsys.readouterr().out
+
+
+@pytest.fixture
+def star(images, tmp_path):
+    """The images with their true poses."""
+    write_map(tmp_path / "classes.mrcs", DensityMap(images, SIZE))
+    write_poses(tmp_path / "given.star", read_images(tmp_path / "classes.mrcs"), Poses(ROTATIONS, SHIFTS))
+    return tmp_path / "given.star"
+
+
+def test_algorithm_3_keeps_the_poses_that_are_given(run, images, star, tmp_path, capsys):
+    given = ("--algorithm", "paper", "--poses", "given", "--tries", 1, "--steps", 10)
+    assert run(images, "--invert", *given, stack=star.name) == 0
+    out = tmp_path / "out"
+    poses = read_images(out / "poses.star").poses
+    assert angular_distance_deg(torch.from_numpy(poses.rotations).float(), ROTATIONS).max() < 0.1
+    assert poses.shifts == pytest.approx(SHIFTS, abs=1e-2)
+    assert json.loads((out / "run.json").read_text())["network_evaluations"] == 2 * 10 - 1
+    x, size = read_map(out / "model_01.mrc").data, read_map(out / "model_01.mrc").voxel_size
+    assert np.corrcoef(x.ravel(), blobs(len(x), size).ravel())[0, 1] > 0.8
+    assert "determine" not in capsys.readouterr().out  # that models agree about given poses says nothing
+
+
+def test_given_poses_are_brought_to_the_prepared_images(images):
+    stack = ImageStack(100 - images, SIZE, poses=Poses(ROTATIONS, SHIFTS))
+    prepared = prepare_images(stack, mask_diameter=112, voxel_size=5.0, box=32)
+    assert np.abs(prepared.shifts).max() > 8
+    blind = BlindProjections(torch.from_numpy(prepared.images.data), 1.0, background=0.0)
+    truth = torch.from_numpy(blobs(32, prepared.images.voxel_size)).float()
+    assert float(algorithm_3.at_given_poses(blind, prepared).log_prob(truth)) > 0.99  # mean correlation
+
+
+def test_published_weights_need_no_statistics(run, images, tmp_path, monkeypatch, capsys):
+    """In the published format, of a network that is small, untrained, and said to be known."""
+    config = HourglassConfig(widths=(64, 128), depths=(1, 1), patch=2, conditioning=16)
+    weights = Hourglass(config, generator=torch.Generator().manual_seed(0)).state_dict()
+    folder = tmp_path / "published"
+    folder.mkdir()
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    monkeypatch.setattr("cryofm_model.published._RELEASED", {config: ("CryoFM-XS", 5.0, 32)})
+    assert run(images, "--invert", "--prior", folder) == 2
+    assert "has no measured statistics" in (error := capsys.readouterr().err)
+    assert "choose --algorithm paper, which needs none" in error
+    assert run(images, "--invert", "--prior", folder, "--algorithm", "paper", "--tries", 1, "--steps", 2) == 0
+    assert read_map(tmp_path / "out" / "model_01.mrc").shape == (32, 32, 32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--loss", "sg"], "--loss belongs to --algorithm paper"),
+        (["--max-push", "5"], "--max-push belongs to --algorithm paper"),
+        (["--algorithm", "paper", "--sym", "C2"], "knows no --sym"),
+    ],
+)
+def test_flags_that_would_do_nothing(run, images, arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        run(images, *arguments)
+    assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("change", "arguments", "message"),
     [
@@ -77,6 +179,8 @@ def test_symmetry_is_imposed(run, images, tmp_path):
         (lambda y: y, ["--mask-diameter", 400], "does not fit"),
         (lambda y: y, ["--device", "nowhere"], "no device 'nowhere'"),
         (lambda y: np.repeat(y, 21, 0), [], "100 at most"),
+        (lambda y: y, ["--algorithm", "paper", "--poses", "given"], "the images come without poses"),
+        (lambda y: y, ["--algorithm", "paper", "--background", "70"], "fraction of the pixels"),
     ],
 )
 def test_bad_input(run, images, change, arguments, message, tmp_path, capsys):

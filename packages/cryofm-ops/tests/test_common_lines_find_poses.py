@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from cryofm_ops import (
     CommonLines,
@@ -19,6 +20,7 @@ from cryofm_ops import (
 )
 from cryofm_ops._central_slices import band
 from cryofm_ops.common_lines import _INDEPENDENT
+from cryofm_ops.pose_sampling import _SAME_LINE_DEG, _novelty
 
 N, ANGLES, RADIUS, SIGMA = 32, 120, 10, 1.5
 
@@ -130,30 +132,34 @@ def test_chains_do_not_depend_on_how_many_there_are():
     assert min(float((R - one.rotations[0]).abs().max()) for R in two.rotations) < 1e-5
 
 
-def test_symmetric_poses_are_found_up_to_symmetry():
-    half = atoms()[:12]
-    turn = torch.diag(torch.tensor([-1.0, -1.0, 1.0]))  # C2 about z
-    rotations, group = views(4, 6), torch.stack((torch.eye(3), turn))
-    images = project(torch.cat((half, half @ turn)), rotations, torch.zeros(4, 2))
+@pytest.mark.parametrize(("name", "unique", "chains"), [("C2", 12, 3), ("C4", 8, 1), ("D2", 8, 1), ("T", 4, 1)])
+def test_symmetric_poses_are_found_up_to_symmetry(name, unique, chains):
+    group = torch.from_numpy(Rotation.create_group(name).as_matrix()).float()
+    positions = (group @ atoms()[:unique].mT).mT.flatten(0, 1)
+    rotations = views(4, 6)
+    images = project(positions, rotations, torch.zeros(4, 2))
+    known = {"diameter_px": 26.0, "symmetry": group}
     found = sample_poses(
-        images,
-        chains=3,
-        generator=torch.Generator().manual_seed(0),
-        diameter_px=26.0,
-        noise=torch.zeros(12),
-        symmetry=group,
+        images, chains=chains, generator=torch.Generator().manual_seed(0), noise=torch.zeros(9), **known
     )
+    mates = rotations @ group[torch.arange(4) % len(group)]
     evidence = pose_log_evidence(
-        images, rotations[None], torch.zeros(1, 4, 2), diameter_px=26.0, noise=torch.zeros(6), symmetry=group
+        images, torch.stack((rotations, mates)), torch.zeros(2, 4, 2), noise=torch.zeros(6), **known
     )
-    turned = pose_log_evidence(
-        images, (rotations @ turn)[None], torch.zeros(1, 4, 2), diameter_px=26.0, noise=torch.zeros(6), symmetry=group
+    torch.testing.assert_close(evidence[0], evidence[1])  # it does not know one view from its symmetric mate
+    assert evidence[0] > pose_log_evidence(
+        images, views(4, 7)[None], torch.zeros(1, 4, 2), noise=torch.zeros(6), **known
     )
-    torch.testing.assert_close(evidence, turned)  # it does not know one view from its symmetric mate
-    views_of = [torch.stack([R, R @ turn]) for R in found.rotations[0]]
-    combinations = torch.cartesian_prod(*4 * [torch.arange(2)])
-    candidates = [torch.stack([v[i] for v, i in zip(views_of, c, strict=True)]) for c in combinations]
-    assert min(float(pose_difference_deg(rotations, c)) for c in candidates) < 12
+    assert pose_difference_deg(rotations, found.rotations[0], group) < 12
+
+
+def test_lines_on_one_place_of_an_image_count_once():
+    a = torch.randint(ANGLES, (2, 3, 50), generator=torch.Generator().manual_seed(0))
+    apart = (a[..., :, None] - a[..., None, :]) * (360.0 / ANGLES)
+    apart = (apart + 90) % 180 - 90  # of lines, which have no direction
+    n = (-0.5 * (apart / _SAME_LINE_DEG) ** 2).exp().sum(-1)
+    torch.testing.assert_close(_novelty(a), 2 / (1 + n))
+    torch.testing.assert_close(_novelty(torch.full((3,), 7)), torch.full((3,), 0.5))
 
 
 def test_evidence_is_a_normal_density():

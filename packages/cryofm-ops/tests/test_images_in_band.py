@@ -3,6 +3,7 @@
 import attrs
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from cryofm_ops import (
     FourierProjector,
@@ -94,6 +95,31 @@ def test_symmetry_is_the_same_as_its_constraint():
     mate = attrs.evolve(likelihood(symmetry=group).at(R @ turn, s), tolerance=1e-9).condition(mean, 1.0).mean
     torch.testing.assert_close(x, mate)
     torch.testing.assert_close(x, x.flip(-1, -2))  # the half turn about voxel n // 2
+
+
+@pytest.mark.parametrize("name", ["C4", "D2", "T", "O"])
+def test_symmetric_posterior_is_that_of_symmetric_volumes(name):
+    """Least squares over the volumes that have the symmetry, from each image once and as it is.
+
+    On an odd box these groups permute voxels, so such volumes are sums over orbits.
+    """
+    n = 9
+    group = torch.from_numpy(Rotation.create_group(name).as_matrix())
+    R, s = poses(1, 2)
+    x = attrs.evolve(likelihood(symmetry=group).at(R, s), tolerance=1e-9).condition(
+        torch.zeros(1, n, n, n).double(), 1.0
+    )
+
+    voxels = torch.cartesian_prod(*3 * [torch.arange(n)])  # (z, y, x)
+    moved = ((voxels - n // 2).double().flip(-1) @ group.mT).round().long().flip(-1) + n // 2
+    orbit = (moved @ torch.tensor([n * n, n, 1])).amin(0).unique(return_inverse=True)[1]  # of each voxel
+    basis = torch.nn.functional.one_hot(orbit).double()  # (voxels, orbits)
+    once = likelihood().at(R, s)
+    images = torch.stack([once.operator(volume.reshape(1, n, n, n)).flatten() for volume in basis.mT], -1)
+    precision = once.noise.precision(torch.ones_like(once.observation)).flatten()
+    normal = images.mT @ (precision[:, None] * images) + basis.mT @ basis
+    expected = basis @ torch.linalg.solve(normal, images.mT @ (precision * once.observation.flatten()))
+    torch.testing.assert_close(x.mean.flatten(), expected, rtol=1e-6, atol=1e-8)
 
 
 def test_poses_move_to_where_the_images_agree():

@@ -9,6 +9,7 @@ from scipy.spatial.transform import Rotation
 from cryofm_ops import (
     GeometryError,
     angular_distance_deg,
+    pose_difference_deg,
     quaternion_from_rotation,
     random_rotations,
     relion_from_rotation,
@@ -83,6 +84,37 @@ def test_distance_is_exact_from_0_to_180():
     assert angular_distance_deg(a[:4, None], a[None]).shape == (4, len(a))
     single = angular_distance_deg(torch.eye(3), rotation_from_vector(VECTORS.float()))
     torch.testing.assert_close(single, expected.float(), atol=2e-5, rtol=1e-6)
+
+
+def group(name):
+    return torch.from_numpy(Rotation.create_group(name).as_matrix())
+
+
+@pytest.mark.parametrize("name", ["C4", "D2", "D3"])
+def test_pose_difference_tries_all_mates_of_all_views(name):
+    """Against the plain difference from every choice of one mate for each view."""
+    G = group(name)
+    a, b = random_rotations(8, generator=torch.Generator().manual_seed(3), dtype=torch.float64).chunk(2)
+    near = rotation_from_vector(5 * torch.randn(4, 3, generator=torch.Generator().manual_seed(4)).double()) @ a @ b[0]
+    for other in (b, near, near @ G[-1]):
+        choices = torch.cartesian_prod(*4 * [torch.arange(len(G))])
+        expected = min(pose_difference_deg(a, other @ G[choice]) for choice in choices)
+        torch.testing.assert_close(pose_difference_deg(a, other, G), expected)
+
+
+@pytest.mark.parametrize("name", ["C4", "D2", "T", "O", "I"])
+def test_pose_difference_knows_mates_hand_and_orientation(name):
+    G = group(name)
+    a = random_rotations(6, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    off = rotation_from_vector(
+        torch.tensor([[0.0, 0, 0], [3, 0, 0], [0, 1, 0], [0, 0, 2], [4, 0, 0], [0, 5, 0]]).double()
+    )
+    mates = G[torch.randint(len(G), (6,), generator=torch.Generator().manual_seed(6))]
+    turn = random_rotations(1, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+    mirror = torch.diag(torch.tensor([1.0, 1.0, -1.0]).double())
+    b = mirror @ (off @ a @ turn @ mates) @ mirror
+    assert float(pose_difference_deg(a, b, mirror @ G @ mirror)) == pytest.approx(2.0, abs=0.01)  # the lower median
+    assert pose_difference_deg(a, b) > 10
 
 
 def test_random_rotations_are_uniform():

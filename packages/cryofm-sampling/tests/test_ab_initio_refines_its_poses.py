@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 
 from cryofm_ops import (
     FourierProjector,
@@ -132,6 +133,37 @@ def test_poses_come_nearer(problem):
     start = turned(rotations, 6.0, 5)
     found = run(problem, [start]).rotations[0]
     assert pose_difference_deg(found, rotations) < 0.7 * pose_difference_deg(start, rotations)
+
+
+@pytest.mark.parametrize("name", ["C4", "D2", "T"])
+def test_symmetric_models_from_mates_of_the_poses(name):
+    """Each image at a mate of its pose, a little off; the prior knows the object's power alone."""
+    group = torch.from_numpy(Rotation.create_group(name).as_matrix())
+    part = torch.tensor([[3.0, 1.0, 2.0], [2.0, -2.5, -1.0], [1.0, 2.0, -3.0]]).double()
+    centres = (group @ part.mT).mT.flatten(0, 1)
+    i = (torch.arange(N) - N // 2).double()
+    x, y, z = (torch.exp(-((i - centres[:, a, None]) ** 2) / 2.5) for a in range(3))
+    volume = torch.einsum("az,ay,ax->zyx", z, y, x)
+    volume = volume / volume.max()
+    mean = (volume - UNITS.mean) / UNITS.std
+    power = radial_mean(rfft(mean).abs() ** 2, (N, N, N))
+    family = MixturePrior(torch.ones(1), 0 * mean[None], radial(power, (N, N, N))[None])
+    examples = family.sample(4, generator=torch.Generator().manual_seed(3)).double()
+    prior = calibrate(family, examples, generator=torch.Generator().manual_seed(4))
+    rotations = random_rotations(K, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    images = FourierProjector(rotations, torch.zeros(K, 2).double(), (N, N, N))(volume)
+    start = turned(rotations, 6.0, 5).double() @ group[torch.arange(K) % len(group)]
+    told, untold = (
+        run((prior, ImagesInBand.of(images, 6, torch.zeros(6).double(), symmetry=G), rotations), [start])
+        for G in (group, None)
+    )
+    found = told.rotations[0]
+    assert pose_difference_deg(rotations, found, group) < 0.5 * pose_difference_deg(rotations, start, group)
+    assert pose_difference_deg(rotations, found) > 20
+    inner = told.x[0, 1:, 1:, 1:]  # about its middle voxel
+    assert (inner - inner.flip(-1, -2)).abs().max() < 0.05 * inner.max()  # all three have the half turn about z
+    right, less = (torch.corrcoef(torch.stack((m.x.flatten(), volume.flatten())))[0, 1] for m in (told, untold))
+    assert right > max(0.97, float(less) + 0.01)
 
 
 def test_resumed_is_uninterrupted(problem, tmp_path):

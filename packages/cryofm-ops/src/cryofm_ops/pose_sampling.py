@@ -195,10 +195,13 @@ def _novelty(a: Tensor) -> Tensor:
     comparison with their average, whose noise is (1 + 1/n)/2 of that with one of them. Without this weight the images
     would rather share a single line, all views in one plane, than be right.
     """
-    turn = (a[..., :, None] - a[..., None, :]) % (_ANGLES // 2)  # lines are the same after half a turn
-    degrees = 360 / _ANGLES * torch.minimum(turn, _ANGLES // 2 - turn)
-    n = (-0.5 * (degrees / _SAME_LINE_DEG) ** 2).exp().sum(-1)
-    return 2 / (1 + n)
+    half = _ANGLES // 2  # lines are the same after half a turn
+    place, bins = a % half, torch.arange(half, device=a.device)
+    turn = (bins[:, None] - bins) % half
+    degrees = 360 / _ANGLES * torch.minimum(turn, half - turn)
+    near = (-0.5 * (degrees / _SAME_LINE_DEG) ** 2).exp()
+    count = near.new_zeros(*a.shape[:-1], half).scatter_add(-1, place, near.new_ones(()).expand(a.shape))
+    return 2 / (1 + (count @ near).gather(-1, place))  # by bins: a point group makes J large
 
 
 def _draw_rotation(

@@ -166,21 +166,30 @@ def angular_distance_deg(a: Tensor, b: Tensor) -> Tensor:
     return torch.atan2(sin, r.diagonal(dim1=-2, dim2=-1).sum(-1) - 1).rad2deg()
 
 
-def pose_difference_deg(a: Tensor, b: Tensor) -> Tensor:
+def pose_difference_deg(a: Tensor, b: Tensor, symmetry: Tensor | None = None) -> Tensor:
     """How far two sets of views `(K, 3, 3)` are from one another, whatever the object's orientation and hand.
 
     The median over the K views of the angle between them, in degrees, after one object was turned, and mirrored if
     that is better, as suits one of the views best: projections know neither of the two.
+
+    Args:
+        a: object to view.
+        b: likewise, of an object in an orientation of its own.
+        symmetry: rotations `(G, 3, 3)` of the point group of the second object: each of its views R is as good as
+            any R g, and the nearest counts.
 
     >>> a = random_rotations(5, generator=torch.Generator().manual_seed(0))
     >>> bool(pose_difference_deg(a, a @ a[0]) < 0.1)
     True
     """
     mirror = a.new_tensor([1.0, 1.0, -1.0]).diag()
+    same = b[:, None] if symmetry is None else b[:, None] @ symmetry.to(b)  # (K, G, 3, 3)
     best = []
-    for seen in (b, mirror @ b @ mirror):
-        turns = a.mT @ seen
-        best.append(angular_distance_deg(a @ turns[:, None], seen).median(-1).values.min())
+    for seen in (same, mirror @ same @ mirror):
+        # One turn for each view is enough: another of its G would only change the order of all the others' G.
+        turned = a @ (a.mT @ seen[:, 0])[:, None]  # (K turns, K, 3, 3)
+        nearest = angular_distance_deg(turned[:, :, None], seen).amin(-1)
+        best.append(nearest.median(-1).values.min())
     return torch.stack(best).min()
 
 
