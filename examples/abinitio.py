@@ -8,6 +8,10 @@ and refines the poses: briefly in all chains, then at all --steps in the --keep 
 best fit), model_02.mrc, …, poses.star (of the best, in RELION's columns), pairs.png (each image beside the projection
 of the best model), scores.csv and run.json.
 
+With --ctf the images are particles, 1000 at most, whose CTFs the STAR file tells. Nothing centres or masks them, and
+their poses begin anywhere: in each chain they are drawn in the model while it forms, and those of the best chains are
+refined.
+
 What no projection tells: the hand (a model and its mirror image fit alike), the orientation, and the origin, which is
 near the centre of mass. Models that disagree about the poses mean that the images do not determine them.
 """
@@ -21,6 +25,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _particles import MOST as MOST_PARTICLES
+from _particles import ctf_of, particles
 from _script import WithProgress, add_flags, exit_code, launch, positive, settings, sha256, tiles, write_run
 from _site import calibrated_prior
 from numpy.typing import NDArray
@@ -58,6 +64,12 @@ NOTE = "The hand of a model is not in its images: its mirror image fits as well.
 def run(args: argparse.Namespace, folder: Path) -> None:
     """The whole job."""
     images = read_images(args.images, voxel_size=args.voxel_size)
+    if args.ctf:
+        if len(images) > MOST_PARTICLES:
+            raise CryoFMError(f"{args.images}: {len(images)} particles; give {MOST_PARTICLES} at most")
+        prepared, models, evaluations = particles(args, images, calibrated_prior(args), point_group(args.sym))
+        leave(args, folder, images, prepared, models, None, evaluations)
+        return
     if len(images) > MOST:
         raise CryoFMError(f"{args.images}: {len(images)} images; give class averages, {MOST} at most")
     if len(images) < 6:
@@ -120,7 +132,7 @@ def leave(
     images: ImageStack,
     prepared: PreparedImages,
     models: Models,
-    log_evidence: Tensor,
+    log_evidence: Tensor | None,
     evaluations: int,
 ) -> None:
     """Write models, poses, pictures and scores, and say how far to trust them."""
@@ -133,7 +145,8 @@ def leave(
     found = Poses(orthonormal(models.rotations[0]), shifts[0])
     write_poses(folder / "poses.star", images, prepared.original_poses(found))
 
-    project = FourierProjector(models.rotations[0].cpu(), models.shifts_px[0].cpu(), (box, box, box))
+    ctf = ctf_of(prepared.images) if args.ctf else None
+    project = FourierProjector(models.rotations[0].cpu(), models.shifts_px[0].cpu(), (box, box, box), ctf)
     projections = project(torch.from_numpy(volumes[0])).numpy()
     plot_pairs(prepared.images.data, projections, folder / "pairs.png")
     correlations = [
@@ -144,12 +157,10 @@ def leave(
         {
             "model": name,
             "misfit": round(float(misfit), 5),
-            "log_evidence_of_first_poses": round(float(evidence), 1),
-            "poses_from_the_best_deg": round(difference, 1),
+            **({} if log_evidence is None else {"log_evidence_of_first_poses": round(float(log_evidence[i]), 1)}),
+            "poses_from_the_best_deg": round(differences[i], 1),
         }
-        for name, misfit, evidence, difference in zip(
-            model_names(len(volumes)), models.misfit, log_evidence, differences, strict=True
-        )
+        for i, (name, misfit) in enumerate(zip(model_names(len(volumes)), models.misfit, strict=True))
     ]
     with atomic_write(folder / "scores.csv") as temporary, temporary.open("w", newline="") as file:
         table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
@@ -227,13 +238,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("images", type=Path, help="class averages: a stack (.mrcs) or a STAR file")
+    add("images", type=Path, help="class averages: a stack (.mrcs) or a STAR file; with --ctf particles")
     add("--voxel-size", type=float, help="of the images, Å per pixel (default: what the file says)")
     add("--mask-diameter", type=float, required=True, help="Å; a little more than the particle's longest side")
     add("--sym", type=symmetry, default="C1", help="point group, main axis along z: C1, C4, D7, T, O, I (default C1)")
     add("--tries", type=positive, default=8, help="chains of the pose search (default 8)")
     add("--keep", type=positive, default=3, help="models to make of the best of them (default 3)")
-    add("--offset-range", type=float, default=5.0, help="Å that images may be off their centre of mass (default 5)")
+    add("--offset-range", type=float, default=5.0, help="Å that images may be off centre, once prepared (default 5)")
+    add("--ctf", action="store_true", help="the images are noisy particles; a STAR file tells their CTFs")
     add("--invert", action="store_true", help="the particle is dark in the images")
     add_flags(parser, steps=20, of="levels of noise, one network evaluation each and model")
     parser.set_defaults(prior="cryofm-tiny-particles")

@@ -12,6 +12,7 @@ from cryofm_ops.so3_grid import so3_grid
 
 _ORDER = 2  # 4608 rotations, 7 degrees from any
 _STEP_PX = 0.5
+_SAMPLES = 2**16  # interpolated at a time, so that they stay in the cache
 
 
 def draw(
@@ -32,7 +33,7 @@ def draw(
     """
     frame = random_rotations(1, generator=generator, dtype=torch.float64)[0].to(y.device)
     grid = (so3_grid(_ORDER, device=y.device) @ frame).to(y.real)
-    p = slices(grid, k)
+    p = torch.cat([slices(some, k) for some in grid.split(max(1, _SAMPLES // len(k)))])
     weighed = precision * m * y
     fit = 2 * columns(weighed * phase(-shifts, k, n)) @ columns(p).mT - (precision * m**2) @ p.abs().square().mT
     rotations = grid[_choose(fit, generator)]
