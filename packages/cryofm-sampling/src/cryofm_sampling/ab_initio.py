@@ -140,7 +140,8 @@ class AbInitio:
             if t > self.draw_above:
                 R, s = y.drawn(x_0, _at(e, images.k), s, self.max_shift_px, noises)
                 if t < _TELLING:
-                    scale = images.fitting_scale(x_0, R, s)
+                    fit = images.fitting_scale(x_0, R, s)
+                    scale = torch.where(fit > 0, fit, scale)  # noise alone may fit as its own negative
                     y = images.scaled(scale)
             elif t < self.refine_below:
                 R, s = y.refined(x_0, _at(e, images.k), R, s, self.max_shift_px)
