@@ -57,7 +57,8 @@ def prepare_particles(
     data = sign * images.data.astype(np.float64)
     background = data[:, outside].mean(1)
     inside = data[:, ~outside].mean(1) - background
-    if inside.mean() < -3 * inside.std() / math.sqrt(len(inside)):
+    spread = max(inside.std(), data[:, outside].std() / math.sqrt(np.sum(~outside)))  # of white noise at least
+    if inside.mean() < -3 * spread / math.sqrt(len(inside)):
         message = "the particles are darker than their background: inverted contrast? (invert)"
         warnings.warn(message, MapWarning, stacklevel=2)
 
