@@ -3,27 +3,16 @@
 import argparse
 import sys
 from functools import partial
-from typing import NamedTuple
 
 import torch
+from _ranked import Ranked
 from _script import tiles
-from torch import Tensor
 from tqdm import tqdm
 
 from cryofm_io import CryoFMError, PreparedImages
 from cryofm_model import Prior
 from cryofm_ops import BlindProjections, PoseLikelihood, in_model_units
 from cryofm_sampling import BlindGuided, Guided
-
-
-class Ranked(NamedTuple):
-    """Models, the best first."""
-
-    x: Tensor  # densities, (C, n, n, n)
-    rotations: Tensor  # object to view, (C, K, 3, 3)
-    shifts_px: Tensor  # what centres the prepared images, (C, K, 2)
-    scores: dict[str, Tensor]  # (C,) each; the first is what they are ranked by
-    evaluations: int  # of the network, in all
 
 
 def algorithm_3(args: argparse.Namespace, prior: Prior, prepared: PreparedImages) -> Ranked:
@@ -92,7 +81,7 @@ def settle_algorithm_flags(parser: argparse.ArgumentParser, args: argparse.Names
     changed = [name for name in own if vars(args)[name] != parser.get_default(name)]
     if changed and not paper:
         parser.error(f"--{changed[0].replace('_', '-')} belongs to --algorithm paper")
-    if args.sym != "C1" and paper:
-        parser.error("--algorithm paper knows no --sym")
+    if (args.sym != "C1" or args.ctf) and paper:
+        parser.error("--algorithm paper knows neither --sym nor --ctf")
     if args.max_push <= 0:
         parser.error("--max-push must be positive")

@@ -12,6 +12,10 @@ of the best model), scores.csv and run.json.
 the projections' loss, with poses searched in every estimate or given. It takes priors without statistics, such as the
 published CryoFM-L in its own box.
 
+With --ctf the images are particles, 1000 at most, whose CTFs the STAR file tells. Nothing centres or masks them, and
+their poses begin anywhere: in each chain they are drawn in the model while it forms, and those of the best chains are
+refined.
+
 What no projection tells: the hand (a model and its mirror image fit alike), the orientation, and the origin, which is
 near the centre of mass. Models that disagree about the poses mean that the images do not determine them.
 """
@@ -25,7 +29,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _algorithm_3 import Ranked, add_algorithm_flags, algorithm_3, settle_algorithm_flags
+from _algorithm_3 import add_algorithm_flags, algorithm_3, settle_algorithm_flags
+from _particles import ctf_of, particles
+from _ranked import Ranked
 from _script import WithProgress, add_flags, exit_code, launch, positive, settings, sha256, tiles, write_run
 from _site import calibrated_prior, chosen_prior
 from numpy.typing import NDArray
@@ -64,6 +70,8 @@ NOTE = "The hand of a model is not in its images: its mirror image fits as well.
 def run(args: argparse.Namespace, folder: Path) -> None:
     """The whole job."""
     images = read_images(args.images, voxel_size=args.voxel_size)
+    if args.ctf:
+        return leave(args, folder, images, *particles(args, images, calibrated_prior(args), point_group(args.sym)))
     if len(images) > MOST:
         raise CryoFMError(f"{args.images}: {len(images)} images; give class averages, {MOST} at most")
     if len(images) < 6:
@@ -136,7 +144,8 @@ def leave(args: argparse.Namespace, folder: Path, images: ImageStack, prepared: 
     found = Poses(orthonormal(models.rotations[0]), shifts[0])
     write_poses(folder / "poses.star", images, prepared.original_poses(found))
 
-    project = FourierProjector(models.rotations[0].cpu(), models.shifts_px[0].cpu(), (box, box, box))
+    ctf = ctf_of(prepared.images) if args.ctf else None
+    project = FourierProjector(models.rotations[0].cpu(), models.shifts_px[0].cpu(), (box, box, box), ctf)
     projections = project(torch.from_numpy(volumes[0])).numpy()
     plot_pairs(prepared.images.data, projections, folder / "pairs.png")
     correlations = [
@@ -229,13 +238,14 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("images", type=Path, help="class averages: a stack (.mrcs) or a STAR file")
+    add("images", type=Path, help="class averages: a stack (.mrcs) or a STAR file; with --ctf particles")
     add("--voxel-size", type=float, help="of the images, Å per pixel (default: what the file says)")
     add("--mask-diameter", type=float, required=True, help="Å; a little more than the particle's longest side")
     add("--sym", type=symmetry, default="C1", help="point group, axis along z: C1, C4, D7, T, O, I (default C1)")
     add("--tries", type=positive, help="chains of the pose search (default 8; Algorithm 3: 3)")
     add("--keep", type=positive, default=3, help="models to make of the best of them (default 3)")
-    add("--offset-range", type=float, default=5.0, help="Å that images may be off their centre of mass (default 5)")
+    add("--offset-range", type=float, default=5.0, help="Å that images may be off centre, once prepared (default 5)")
+    add("--ctf", action="store_true", help="the images are noisy particles; a STAR file tells their CTFs")
     add("--invert", action="store_true", help="the particle is dark in the images")
     add_algorithm_flags(parser)
     levels = "levels of noise, one network evaluation each and model"

@@ -3,15 +3,27 @@
 import csv
 import json
 
+import attrs
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from scipy.spatial.transform import Rotation
 
-from cryofm_io import DensityMap, ImageStack, Poses, prepare_images, read_images, read_map, write_map, write_poses
+from cryofm_io import (
+    DensityMap,
+    ImageCtf,
+    ImageStack,
+    Poses,
+    fourier_resample,
+    prepare_images,
+    read_images,
+    read_map,
+    write_map,
+    write_poses,
+)
 from cryofm_model import Hourglass, HourglassConfig
-from cryofm_ops import BlindProjections, FourierProjector, angular_distance_deg, random_rotations
+from cryofm_ops import CTF, BlindProjections, FourierProjector, angular_distance_deg, random_rotations
 
 script = pytest.importorskip("_script")
 abinitio = pytest.importorskip("abinitio")
@@ -161,7 +173,8 @@ def test_published_weights_need_no_statistics(run, images, tmp_path, monkeypatch
     [
         (["--loss", "sg"], "--loss belongs to --algorithm paper"),
         (["--max-push", "5"], "--max-push belongs to --algorithm paper"),
-        (["--algorithm", "paper", "--sym", "C2"], "knows no --sym"),
+        (["--algorithm", "paper", "--sym", "C2"], "knows neither --sym nor --ctf"),
+        (["--algorithm", "paper", "--ctf"], "knows neither --sym nor --ctf"),
     ],
 )
 def test_flags_that_would_do_nothing(run, images, arguments, message, capsys):
@@ -201,3 +214,75 @@ def test_point_groups_that_are_none(run, images, name):
     with pytest.raises(SystemExit) as stopped:
         run(images, "--sym", name)
     assert stopped.value.code == 2
+
+
+@pytest.fixture
+def run_particles(monkeypatch, tmp_path):
+    """24 noisy particles off centre, dark, whose STAR file tells CTFs with astigmatism."""
+    rng, K, generator = np.random.default_rng(0), 24, torch.Generator().manual_seed(0)
+    grid = np.stack(np.meshgrid(*[np.arange(N)] * 3, indexing="ij"), -1)
+    density = sum(np.exp(-((grid - c) ** 2).sum(-1) / 8) for c in rng.uniform(12, 28, (12, 3)))
+    rotations, shifts = random_rotations(K, generator=generator), 4 * torch.rand(K, 2, generator=generator) - 2
+    defocus, one = rng.uniform(8000, 20000, K), np.ones(K)
+    values = {"defocus_u_angstrom": defocus, "defocus_v_angstrom": 0.9 * defocus, "defocus_angle_deg": 30 * one}
+    ctf = CTF(**{name: torch.from_numpy(value) for name, value in values.items()}, voxel_size_angstrom=SIZE)
+    clean = FourierProjector(rotations, shifts, (N, N, N), ctf)(torch.from_numpy(density).float()).numpy()
+    noisy = 5 - 3 * (clean + rng.normal(0, clean.std(), clean.shape))
+    names = [f"{i:06d}@particles.mrcs" for i in range(1, K + 1)]
+    optics = {"voltage_kv": 300 * one, "spherical_aberration_mm": 2.7 * one, "amplitude_contrast": 0.1 * one}
+    stack = ImageStack(noisy, SIZE, names, ImageCtf(**values, **optics, phase_shift_deg=0 * one))
+    write_map(tmp_path / "particles.mrcs", DensityMap(stack.data, SIZE))
+    write_poses(tmp_path / "particles.star", stack, Poses.from_angles(np.zeros((K, 3)), np.zeros((K, 2))))
+    monkeypatch.chdir(tmp_path)
+
+    def run(images, *arguments):
+        arguments = (images, "--mask-diameter", 112, "--out", "out", "--steps", 3, "--invert", *arguments)
+        monkeypatch.setattr("sys.argv", ["abinitio.py", *map(str, arguments)])
+        return script.exit_code(abinitio.main)
+
+    return run
+
+
+def test_poses_of_particles_are_those_of_the_originals(run_particles, tmp_path, capsys):
+    """The model at the poses and CTFs of poses.star shows the images that the file names, on their own pixels."""
+    arguments = ("--ctf", "--tries", 2, "--keep", 1, "--offset-range", 10)
+    assert run_particles("particles.star", *arguments) == 0
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == {
+        "model_01.mrc",
+        "poses.star",
+        "pairs.png",
+        "scores.csv",
+        "run.json",
+    }
+    assert (out / "scores.csv").read_text().startswith("model,misfit,poses_from_the_best_deg\n")
+    record = json.loads((out / "run.json").read_text())
+    assert record["network_evaluations"] == 2 * (6 + 3) + (3 + 3)
+    assert "24 particles hardly determine a model" in capsys.readouterr().err
+
+    found, model = read_images(out / "poses.star"), read_map(out / "model_01.mrc")
+    fields = {name: torch.from_numpy(values) for name, values in attrs.asdict(found.ctf).items()}
+    fine = torch.from_numpy(fourier_resample(model.data, (N, N, N)))  # 32 voxels of 5 Å are 40 of 4
+
+    def correlation(rotations, shifts):
+        ctf = CTF(**fields, voxel_size_angstrom=SIZE)
+        views = torch.from_numpy(rotations.copy()).float(), torch.from_numpy(shifts / SIZE).float()
+        made = FourierProjector(*views, (N, N, N), ctf)(fine).numpy()
+        return np.mean([np.corrcoef(a.ravel(), -b.ravel())[0, 1] for a, b in zip(made, found.data, strict=True)])
+
+    poses = found.poses
+    right = correlation(poses.rotations, poses.shifts)
+    assert right > 0.9 * np.mean(record["correlations_of_the_best"]) > 0.4
+    assert correlation(poses.rotations.mT, poses.shifts) < 0.8 * right
+    assert correlation(poses.rotations, -poses.shifts) < 0.9 * right
+
+
+def test_particles_without_ctf(run_particles, tmp_path, capsys):
+    assert run_particles("particles.mrcs", "--ctf") == 2
+    assert "particles.mrcs: --ctf needs a STAR file that tells the CTFs" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_particles_without_background_tell_no_noise(run_particles, capsys):
+    assert run_particles("particles.star", "--ctf", "--mask-diameter", 158) == 2
+    assert "no background" in capsys.readouterr().err

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.spatial.transform import Rotation
 
 from cryofm_io import CryoFMError, GeometryError, ImageStack, MapWarning, Poses, prepare_images
-from cryofm_io.image_prepare import _ratio
+from cryofm_io.image_prepare import sides
 
 RNG = np.random.default_rng(0)
 ATOMS = RNG.normal(scale=9, size=(7, 3))  # Å
@@ -132,7 +132,7 @@ def test_images_without_a_particle_are_told():
 @given(n=st.integers(32, 400), ratio=st.floats(0.08, 4))
 @example(n=32, ratio=1 + 1 / 128)
 def test_the_pixel_size_is_met(n, ratio):
-    padded, resampled = _ratio(n, ratio)
+    padded, resampled = sides(n, ratio)
     assert padded >= n
     assert abs(resampled / padded / ratio - 1) < 0.005
 

@@ -6,6 +6,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from cryofm_ops import (
+    CTF,
     FourierProjector,
     FourierSlices,
     GeometryError,
@@ -34,12 +35,21 @@ def smooth(n=N, seed=1):
     return torch.einsum("az,ay,ax->zyx", z, y, x)
 
 
-def operator(chains=2, images=3, radius=4):
-    return FourierSlices(*poses(chains, images), band(radius, torch.device("cpu")).double(), N)
+def operator(chains=2, images=3, radius=4, ctf=None):
+    return FourierSlices(*poses(chains, images), band(radius, torch.device("cpu")).double(), N, ctf)
 
 
-def test_adjoint_is_the_transpose():
-    A, generator = operator(), torch.Generator().manual_seed(2)
+def microscope(images):
+    """Transfers that have crossed zero before the band ends, and astigmatism."""
+    defocus = 4e4 + 1e4 * torch.arange(images)
+    return CTF(
+        defocus_u_angstrom=defocus, defocus_v_angstrom=0.9 * defocus, defocus_angle_deg=30.0, voxel_size_angstrom=5.0
+    )
+
+
+@pytest.mark.parametrize("ctf", [None, torch.linspace(-1, 1, 3 * 24).reshape(3, 24)])
+def test_adjoint_is_the_transpose(ctf):
+    A, generator = operator(ctf=ctf), torch.Generator().manual_seed(2)
     x = torch.randn(2, N, N, N, generator=generator, dtype=torch.float64)
     y = torch.randn(A(x).shape, generator=generator, dtype=torch.float64)
     torch.testing.assert_close((A(x) * y).sum(), (x * A.adjoint(y)).sum())
@@ -56,16 +66,28 @@ def test_slices_are_transforms_of_projections():
         assert error < 0.02
 
 
-def likelihood(n=9, symmetry=None):
+def test_slices_with_a_ctf_are_transforms_of_projections_with_it():
+    R, s = poses(1, 3)
+    images = FourierProjector(R[0], s[0], (N, N, N), microscope(3), padding=4)(smooth())
+    data = ImagesInBand.of(images, 6, torch.zeros(6).double(), ctf=microscope(3))
+    assert (data.ctf < 0).any()
+    assert (data.ctf > 0).any()
+    assert data.misfit(smooth()[None], R, s) < 0.02**2
+    blind = ImagesInBand.of(images, 6, torch.zeros(6).double())
+    assert blind.misfit(smooth()[None], R, s) > 0.1
+
+
+def likelihood(n=9, symmetry=None, ctf=None):
     generator = torch.Generator().manual_seed(3)
     images = torch.randn(2, n, n, generator=generator, dtype=torch.float64)
     noise = torch.tensor([3.0, 5.0], dtype=torch.float64)
-    return ImagesInBand.of(images, 2, noise, model_error=0.1, symmetry=symmetry)
+    return ImagesInBand.of(images, 2, noise, model_error=0.1, symmetry=symmetry, ctf=ctf)
 
 
-def test_conditioning_is_dense_gaussian_algebra():
+@pytest.mark.parametrize("ctf", [None, microscope(2)])
+def test_conditioning_is_dense_gaussian_algebra(ctf):
     n = 9
-    data = attrs.evolve(likelihood().at(*poses(1, 2)), tolerance=1e-9)
+    data = attrs.evolve(likelihood(ctf=ctf).at(*poses(1, 2)), tolerance=1e-9)
     mean = torch.randn(1, n, n, n, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
     variance = 0.7
     A = torch.stack([data.operator(e.reshape(1, n, n, n)).flatten() for e in torch.eye(n**3).double()], -1)
@@ -122,16 +144,56 @@ def test_symmetric_posterior_is_that_of_symmetric_volumes(name):
     torch.testing.assert_close(x.mean.flatten(), expected, rtol=1e-6, atol=1e-8)
 
 
-def test_poses_move_to_where_the_images_agree():
+@pytest.mark.parametrize("ctf", [None, microscope(4)])
+def test_poses_move_to_where_the_images_agree(ctf):
     volume, (R, s) = smooth(16), poses(1, 4)
-    images = FourierProjector(R[0], s[0], (16, 16, 16))(volume)
-    data = ImagesInBand.of(images, 6, torch.zeros(6, dtype=torch.float64))
+    images = FourierProjector(R[0], s[0], (16, 16, 16), ctf)(volume)
+    data = ImagesInBand.of(images, 6, torch.zeros(6, dtype=torch.float64), ctf=ctf)
     off = rotation_from_vector(4 * torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(5)).double()) @ R
     error = torch.full_like(data.noise[0], 1e-6)
     found, shifts = data.refined(volume[None], error, off, s + 0.3, 3.0, iterations=6)
     assert float(angular_distance_deg(found, R).max()) < 0.25 * float(angular_distance_deg(off, R).mean())
     assert (shifts - s).abs().max() < 0.1
     assert data.misfit(volume[None], found, shifts) < 0.2 * data.misfit(volume[None], off, s + 0.3)
+
+
+def test_poses_are_drawn_as_often_as_they_are_likely():
+    """The mean log likelihood and rotation of many draws, beside those of all SO(3) weighed by the likelihood."""
+    n, copies, generator = 9, 2000, torch.Generator().manual_seed(8)
+    volume, (R, s) = smooth(n), poses(1, 1)
+    image = FourierProjector(R[0], s[0], (n, n, n), microscope(1))(volume)
+    noise = torch.full((2,), 5 * float(image.square().sum()), dtype=torch.float64)
+    data = ImagesInBand.of(image.expand(2, -1, -1), 2, noise, ctf=microscope(1))
+    one = attrs.evolve(data, spectra=data.spectra[:1], noise=data.noise[:1], ctf=data.ctf[:1])
+    many = attrs.evolve(data, **{part: getattr(one, part).expand(copies, -1) for part in ("spectra", "noise", "ctf")})
+
+    def fit(rotations):
+        shifts = s.expand(len(rotations), 1, 2)
+        return one.at(rotations[:, None], shifts).log_prob(volume.expand(len(rotations), -1, -1, -1))
+
+    everywhere = random_rotations(8000, generator=generator, dtype=torch.float64)
+    log = torch.cat([fit(part) for part in everywhere.split(2000)])
+    weight = log.softmax(0)
+    assert 1000 < 1 / weight.square().sum() < 5000  # neither certain nor free
+    drawn, shifts = many.drawn(volume[None], torch.zeros_like(one.noise[0]), s.expand(1, copies, 2), 0.0, [generator])
+    assert torch.equal(shifts, torch.zeros(1, copies, 2).double())
+    theirs = fit(drawn[0])
+    spread = (weight @ (log - weight @ log).square()).sqrt()
+    assert theirs.mean() == pytest.approx(float(weight @ log), abs=0.1 * float(spread))
+    assert (drawn[0].mean(0) - torch.einsum("g,gij->ij", weight, everywhere)).abs().max() < 0.06
+
+
+def test_what_is_clear_is_drawn_there():
+    volume, (R, s) = smooth(16), poses(1, 5)
+    images = FourierProjector(R[0], s[0], (16, 16, 16), microscope(5))(volume)
+    data = ImagesInBand.of(images, 6, torch.zeros(6, dtype=torch.float64), ctf=microscope(5))
+    found, shifts = data.drawn(
+        volume[None], torch.zeros_like(data.noise[0]), s, 3.0, [torch.Generator().manual_seed(1)]
+    )
+    assert angular_distance_deg(found, R).max() < 14  # of the grid's neighbours
+    assert (shifts - s).abs().max() < 0.6
+    data = data.scaled(torch.tensor([7.0]))
+    assert float(data.fitting_scale(volume[None], R, s)) == pytest.approx(1 / 7, rel=0.02)
 
 
 def test_scaled_images_are_other_units():

@@ -8,6 +8,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from cryofm_ops import (
+    CTF,
     FourierProjector,
     ImagesInBand,
     pose_difference_deg,
@@ -164,6 +165,33 @@ def test_symmetric_models_from_mates_of_the_poses(name):
     assert (inner - inner.flip(-1, -2)).abs().max() < 0.05 * inner.max()  # all three have the half turn about z
     right, less = (torch.corrcoef(torch.stack((m.x.flatten(), volume.flatten())))[0, 1] for m in (told, untold))
     assert right > max(0.97, float(less) + 0.01)
+
+
+def test_poses_of_noisy_particles_are_found_from_nowhere(problem):
+    """With CTFs, a signal-to-noise ratio of 1, and nothing known of poses or scale."""
+    prior, generator = problem[0], torch.Generator().manual_seed(7)
+    rotations = random_rotations(40, generator=generator, dtype=torch.float64)
+    shifts = 2 * torch.rand(40, 2, generator=generator).double() - 1
+    ctf = CTF(defocus_u_angstrom=8000 + 17000 * torch.rand(40, generator=generator), voxel_size_angstrom=5.0)
+    images = 7 * FourierProjector(rotations, shifts, (N, N, N), ctf)(truth())
+    noise = images.var()
+    images = images + noise.sqrt() * torch.randn(images.shape, generator=generator).double()
+    data = ImagesInBand.of(images, 6, noise.expand(6) * N**2, ctf=ctf)
+    anywhere = random_rotations(40, generator=generator, dtype=torch.float64)
+    models = AbInitio(levels=10, ratios=(10.0, 0.4), draw_above=0.0, max_shift_px=1.0)(
+        prior,
+        data,
+        normalization=UNITS,
+        rotations=anywhere[None],
+        shifts_px=torch.zeros(1, 40, 2).double(),
+        generator=generator,
+    )
+    found, moved = models.rotations[0], models.shifts_px[0]
+    assert pose_difference_deg(anywhere, rotations) > 60
+    assert pose_difference_deg(found, rotations) < 12
+    assert (moved - shifts).abs().median() < 0.35  # of 0.5, were they not found
+    assert float(models.scale[0]) * 7 == pytest.approx(1, abs=0.3)
+    assert torch.corrcoef(torch.stack((models.x[0].flatten(), truth().flatten())))[0, 1] > 0.9
 
 
 def test_resumed_is_uninterrupted(problem, tmp_path):

@@ -26,6 +26,7 @@ from cryofm_io.intensity import Affine, normalise_clean
 from cryofm_io.masks import check_mask, read_mask, soft_mask, spherical_mask
 from cryofm_io.mrc_read import read_map
 from cryofm_io.mrc_write import VIEWING_NOTE, write_map
+from cryofm_io.particle_prepare import prepare_particles
 from cryofm_io.plots import plot_fsc, plot_pairs, plot_slices
 from cryofm_io.resample import fourier_resample
 from cryofm_io.simulate import simulate_density
@@ -61,6 +62,7 @@ __all__ = [
     "plot_pairs",
     "plot_slices",
     "prepare_images",
+    "prepare_particles",
     "read_images",
     "read_map",
     "read_mask",

@@ -106,12 +106,12 @@ def prepare_images(
         mask * np.real(np.fft.ifft2(fourier_shift(np.fft.fft2(image - level), shift[::-1])))
         for image, level, shift in zip(data, background, shifts_px, strict=True)
     ]
-    padded, resampled = _ratio(n, old / voxel_size)
+    padded, resampled = sides(n, old / voxel_size)
     new = old if padded == resampled else float(f"{old * padded / resampled:.7g}")
-    result = fourier_resample(_fit(np.stack(centred), padded)[:, None], (1, resampled, resampled))[:, 0]
+    result = fourier_resample(fitted(np.stack(centred), padded)[:, None], (1, resampled, resampled))[:, 0]
     if resolution is not None:
         result = _low_pass(result, resolution, new)
-    result = _fit(result, box)
+    result = fitted(result, box)
     if not result.any():
         raise CryoFMError(f"the images are constant within the mask of {mask_diameter:g} Å; choose another")
     scale = math.sqrt(len(result) * math.pi * (mask_diameter / 2 / new) ** 2 / np.sum(result**2))
@@ -161,7 +161,7 @@ def _warn(mass: NDArray[np.float64], n: int, shifts_px: NDArray[np.float64]) -> 
         warnings.warn(message, MapWarning, stacklevel=3)
 
 
-def _ratio(n: int, ratio: float) -> tuple[int, int]:
+def sides(n: int, ratio: float) -> tuple[int, int]:
     """Sides before and after resampling, the first at least n: the least padding within 0.1 %, or the best of all."""
     farthest = max(2 * n, 200)  # ratios close to 1 need a large side, however small the image
     candidates = [(p, max(1, round(p * ratio))) for p in range(n, farthest + 1)]
@@ -169,7 +169,7 @@ def _ratio(n: int, ratio: float) -> tuple[int, int]:
     return min(candidates, key=lambda pq: (max(error[pq], 1e-3), pq[0]))
 
 
-def _fit(data: NDArray[Any], m: int) -> NDArray[Any]:
+def fitted(data: NDArray[Any], m: int) -> NDArray[Any]:
     """Cropped or padded with zeros to m × m, pixel n // 2 to m // 2."""
     n = data.shape[-1]
     before, after = m // 2 - n // 2, (m - m // 2) - (n - n // 2)

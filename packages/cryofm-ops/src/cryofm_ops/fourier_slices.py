@@ -26,6 +26,7 @@ class FourierSlices:
         shifts_px: what centres the images, `(C, K, 2)`.
         k: frequencies (kx, ky) in units of 1/n, `(m, 2)`.
         n: side of the volumes, voxels.
+        ctf: real, what the microscope multiplied them by, `(K, m)`; nothing if not given.
 
     >>> slices = FourierSlices(torch.eye(3)[None, None], torch.zeros(1, 1, 2), torch.tensor([[1.0, 0.0]]), 8)
     >>> slices(torch.ones(1, 8, 8, 8)).shape
@@ -36,6 +37,7 @@ class FourierSlices:
     shifts_px: Tensor
     k: Tensor
     n: int
+    ctf: Tensor | None = None
 
     def __call__(self, x: Tensor, /) -> Tensor:
         """A x."""
@@ -86,4 +88,5 @@ class FourierSlices:
         side, depth = 2 * self._reach + 1, self._reach + 2
         index = ((at[..., 2] + self._reach) * side + at[..., 1] + self._reach) * depth + at[..., 0] + 1
         angle = 2 * math.pi / self.n * (self.shifts_px @ k.mT)
-        return index, weight, mirrored, torch.polar(torch.ones_like(angle), angle)
+        moved = torch.polar(torch.ones_like(angle), angle)
+        return index, weight, mirrored, moved if self.ctf is None else self.ctf.to(angle) * moved

@@ -1,4 +1,4 @@
-"""Models from a few images at poses that are nearly known: renoising, with the poses refined at every level.
+"""Models from images at poses that are nearly known, or not at all: renoising, with the poses refined at every level.
 
 As Algorithm 3 (paper, E.2) this goes from noise to a map and adjusts the poses on the way, but it begins with poses
 that come from elsewhere (`cryofm_ops.sample_poses`), and is exact where that can be: at every level x_0 given x_t is
@@ -12,10 +12,20 @@ times as large. Conditioning on images takes them so, or noisy images would coun
 8 true poses at a signal-to-noise ratio of 5, FSC_0.5 of four training structures is 18.5 Å with φ = 1, 15.1 with 1/4,
 14.2 with 1/20 or 1/40, and 14.4 with 1/100.
 
+Of many noisy images, such as particles, common lines tell nothing, but a model of them all tells much about each. There
+poses need not be known (`draw_above`): at every level each is drawn from what its image says of all rotations given
+x̂_0, with the variance e + noise. At large t only low frequencies say anything, and poses are nearly free; as t falls
+model and poses settle together. That is Gibbs sampling of both, annealed. It may settle wrongly: take several chains,
+whose misfits tell which to believe, and refine those by another call.
+
 The scale of class averages is arbitrary, that of the prior is not. It is found from the Wiener estimate at the first
 poses, whose highest density is K/(K + 4) of the truth's (8 training structures: 0.60 ± 0.08 for 6 clean images, 0.68 ±
 0.06 for 8, 0.87 ± 0.04 for 20; for 8 at a signal-to-noise ratio of 5 or 1, 0.69 ± 0.08 and 0.70 ± 0.09).
+Where poses are drawn it begins with what makes the images' power that of the prior, less their noise, and then is what
+fits x̂_0.
 """
+
+import math
 
 import attrs
 import torch
@@ -31,6 +41,7 @@ __all__ = ["AbInitio", "Models"]
 
 _LAST = (0.2, 0.2, 0.15)  # times of the evaluations without noise
 _QUANTILE = 0.99999  # a prior's densities are in units of this one
+_TELLING = 0.8  # flow time below which x̂_0 tells the scale of the images
 _FILLED = 1 / 25  # φ, the part of the box that errors are in
 
 
@@ -62,12 +73,17 @@ class AbInitio:
     """Models of an object from images and first poses; one network evaluation a level.
 
     Attributes:
-        levels: of noise, from 20 times the signal's unit to 0.15.
-        refine_below: poses move at flow times below this; before, x̂_0 knows less than they do.
+        levels: of noise.
+        ratios: of the noise to the signal's unit at the first and the last level.
+        draw_above: at flow times above this poses are drawn from all rotations, given x̂_0; 1: at none, since they are
+            nearly known.
+        refine_below: otherwise they are refined at times below this; before, x̂_0 knows less than they do.
         max_shift_px: how far off centre an image may be.
     """
 
     levels: int = attrs.field(default=20, validator=attrs.validators.ge(2))
+    ratios: tuple[float, float] = (20.0, 0.15)
+    draw_above: float = attrs.field(default=1.0, validator=attrs.validators.ge(0))
     refine_below: float = attrs.field(default=0.9, validator=attrs.validators.gt(0))
     max_shift_px: float = attrs.field(default=2.0, validator=attrs.validators.ge(0))
 
@@ -108,7 +124,8 @@ class AbInitio:
         mean, std = normalization.mean, normalization.std
         error = DenoisingError.of(calibrated(velocity, "AbInitio"), box, like)
         noises = streams(generator, (C,))
-        ratios = torch.logspace(1.30103, -0.8239, self.levels, dtype=torch.float64).tolist()  # 20 .. 0.15
+        first_ratio, last_ratio = map(math.log10, self.ratios)
+        ratios = torch.logspace(first_ratio, last_ratio, self.levels, dtype=torch.float64).tolist()
         times = [*(ratio / (1 + ratio) for ratio in ratios), *_LAST]
 
         def level(i: int, state: Tensor) -> tuple[Tensor, Tensor]:
@@ -120,12 +137,22 @@ class AbInitio:
             x_0 = std * (x_t - t * velocity(x_t, time_like(t, x_t))) + mean
             e = std**2 * error(t)
             y = images.scaled(scale)
-            if t < self.refine_below:
+            if t > self.draw_above:
+                R, s = y.drawn(x_0, _at(e, images.k), s, self.max_shift_px, noises)
+                if t < _TELLING:
+                    fit = images.fitting_scale(x_0, R, s)
+                    scale = torch.where(fit > 0, fit, scale)  # noise alone may fit as its own negative
+                    y = images.scaled(scale)
+            elif t < self.refine_below:
                 R, s = y.refined(x_0, _at(e, images.k), R, s, self.max_shift_px)
             x = y.at(R, s).condition(x_0, e / _FILLED).mean
             return _packed(x, R, s, scale), x
 
-        first = _packed(*_wiener(images, std**2 * error.power / _FILLED, rotations, shifts_px))
+        power = std**2 * error.power
+        if self.draw_above < 1:
+            first = _packed(power.new_zeros(C, *box), rotations, shifts_px, _by_power(images, power).expand(C))
+        else:
+            first = _packed(*_wiener(images, power / _FILLED, rotations, shifts_px))
         run = Run(self, velocity, _Told(images), (C, *box))
         state = iterate(level, first, len(times), run=run, streams=noises, callback=callback, checkpoint=checkpoint)
         x, R, s, scale = _unpacked(state, n, K)
@@ -158,6 +185,13 @@ def _wiener(
         scale = scale * K / (K + 4) / highest.clamp(min=1e-6)
     x = images.scaled(scale).at(rotations, shifts_px).condition(power.new_zeros(C, *box), power).mean
     return x, rotations, shifts_px, scale
+
+
+def _by_power(images: ImagesInBand, signal_power: Tensor) -> Tensor:
+    """The scale at which images have, beyond their noise, the power of projections of what the prior knows."""
+    expected = images.n**3 * (images.ctf.square() * _at(signal_power, images.k)).sum()
+    power = images.spectra.abs().square()
+    return (expected / (power - images.noise).sum().clamp(min=1e-3 * power.sum())).sqrt()
 
 
 def _at(radial_power: Tensor, k: Tensor) -> Tensor:
