@@ -33,7 +33,7 @@ def draw(
     """
     frame = random_rotations(1, generator=generator, dtype=torch.float64)[0].to(y.device)
     grid = (so3_grid(_ORDER, device=y.device) @ frame).to(y.real)
-    p = torch.cat([slices(some, k) for some in grid.split(max(1, _SAMPLES // len(k)))])
+    p = torch.cat([slices(some, k) for some in torch.split(grid, max(1, _SAMPLES // len(k)))])
     weighed = precision * m * y
     fit = 2 * columns(weighed * phase(-shifts, k, n)) @ columns(p).mT - (precision * m**2) @ p.abs().square().mT
     rotations = grid[_choose(fit, generator)]

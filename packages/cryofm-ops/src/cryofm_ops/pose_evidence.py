@@ -9,6 +9,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from cryofm_ops._central_slices import band
 from cryofm_ops._pose_refinement import phase
@@ -59,8 +60,7 @@ def pose_log_evidence(
         points = (k.to(R) @ R[:, :2, :]).flatten(0, 1).double()
         amplitude = signal.sqrt()[:, None] * signal.sqrt()
         near, far = (
-            sum(_ball(_distance(points, sign * points @ g) * (math.pi * diameter_px / n)) for g in group)
-            for sign in (1, -1)
+            sum(_kernel(points, sign * g, math.pi * diameter_px / n, len(group)) for g in group) for sign in (1, -1)
         )
         log = points.new_zeros(())
         for kernel, part in ((near + far, data.real), (near - far, data.imag)):
@@ -122,6 +122,18 @@ def refine_by_evidence(
         found.append([part.detach() for part in poses()])
     R, s = (torch.stack(parts) for parts in zip(*found, strict=True))
     return R.to(rotations), s.to(shifts_px)
+
+
+def _kernel(points: Tensor, g: Tensor, scale: float, views: int) -> Tensor:
+    """The kernel w between points and those that g makes of them; of several views made again in the backward pass."""
+
+    def kernel(points: Tensor, g: Tensor) -> Tensor:
+        return _ball(_distance(points, points @ g) * scale)
+
+    if views == 1:
+        return kernel(points, g)
+    made: Tensor = checkpoint(kernel, points, g, use_reentrant=False)  # together they would fill the memory
+    return made
 
 
 def _distance(a: Tensor, b: Tensor) -> Tensor:
