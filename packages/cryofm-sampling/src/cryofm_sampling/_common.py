@@ -37,6 +37,14 @@ def calibrated(velocity: object, needed_by: str) -> Calibrated:
     return velocity
 
 
+def diagonal(likelihood: object, needed_by: str) -> FourierDiagonal:
+    """The likelihood as `FourierDiagonal`, or an error that names what it lacks."""
+    if not isinstance(likelihood, FourierDiagonal):
+        lacking = missing(likelihood, "spectral_precision", "spectral_data")
+        raise CapabilityError(f"{needed_by} needs a FourierDiagonal likelihood; {lacking}")
+    return likelihood
+
+
 def spectral(likelihood: FourierDiagonal, batch: tuple[int, ...], box: Box) -> tuple[Tensor, Tensor]:
     """W and ỹ of a Fourier-diagonal likelihood, `(*batch, z, y, x // 2 + 1)`; ỹ is 0 where nothing was
     measured."""

@@ -28,7 +28,7 @@ from cryofm_sampling._common import (
     Box,
     DenoisingError,
     calibrated,
-    missing,
+    diagonal,
     spectral,
     split_shape,
     streams,
@@ -37,7 +37,6 @@ from cryofm_sampling._common import (
 )
 from cryofm_sampling._rotations import ROTATIONS, rotate, rotate_back
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
-from cryofm_sampling.errors import CapabilityError
 from cryofm_sampling.protocols import Callback, Draw, VelocityField
 
 __all__ = ["PlugAndPlay"]
@@ -141,11 +140,9 @@ class PlugAndPlay:
         checkpoint: Checkpoint | None = None,
     ) -> Draw:
         """The posterior mean for every element of the batch of `shape`; in model units."""
-        if not isinstance(likelihood, FourierDiagonal):
-            lacking = missing(likelihood, "spectral_precision", "spectral_data")
-            raise CapabilityError(f"PlugAndPlay needs a FourierDiagonal likelihood; {lacking}")
         batch, box = split_shape(shape)
-        Ws, ys = (part.reshape(-1, *part.shape[-3:]) for part in spectral(likelihood, batch, box))
+        measured = diagonal(likelihood, "PlugAndPlay")
+        Ws, ys = (part.reshape(-1, *part.shape[-3:]) for part in spectral(measured, batch, box))
         error = DenoisingError.of(calibrated(velocity, "PlugAndPlay"), box, ys)
         noises = streams(generator, batch)
         times = [self._times(W, error.power, box) for W in Ws]
@@ -160,7 +157,7 @@ class PlugAndPlay:
             xs = torch.stack([self._pass(velocity, x, y, W, error(t), t, box, noise) for x, y, W, t, noise in volumes])
             return torch.stack([xs, total + shares[:, i] * xs]), irfft(xs, box).reshape(shape)
 
-        run = Run(self, velocity, likelihood, shape)
+        run = Run(self, velocity, measured, shape)
         state = torch.stack([wiener, torch.zeros_like(wiener)])
         _, total = iterate(
             step, state, self.iterations, run=run, streams=noises, callback=callback, checkpoint=checkpoint

@@ -30,14 +30,13 @@ from cryofm_sampling._common import (
     Box,
     DenoisingError,
     calibrated,
-    missing,
+    diagonal,
     spectral,
     split_shape,
     streams,
     white_noise,
 )
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
-from cryofm_sampling.errors import CapabilityError
 from cryofm_sampling.plug_and_play import PlugAndPlay
 from cryofm_sampling.protocols import Callback, Draw, VelocityField
 
@@ -98,11 +97,9 @@ class PosteriorFlow:
         checkpoint: Checkpoint | None = None,
     ) -> Draw:
         """One sample for every element of the batch of `shape`; in model units."""
-        if not isinstance(likelihood, FourierDiagonal):
-            lacking = missing(likelihood, "spectral_precision", "spectral_data")
-            raise CapabilityError(f"PosteriorFlow needs a FourierDiagonal likelihood; {lacking}")
         batch, box = split_shape(shape)
-        Ws, ys = (part.reshape(-1, *part.shape[-3:]) for part in spectral(likelihood, batch, box))
+        measured = diagonal(likelihood, "PosteriorFlow")
+        Ws, ys = (part.reshape(-1, *part.shape[-3:]) for part in spectral(measured, batch, box))
         error = DenoisingError.of(calibrated(velocity, "PosteriorFlow"), box, ys)
         noises = streams(generator, batch)
         times = [1.0, *self._times()]
@@ -134,7 +131,7 @@ class PosteriorFlow:
         x_1 = rfft(torch.stack([white_noise(box, noise, ys) for noise in noises]))
         wiener = error.power / (error.power + 1 / Ws) * ys  # 0 where W = 0
         total = passes + self.steps
-        run = Run(self, velocity, likelihood, shape)
+        run = Run(self, velocity, measured, shape)
         state = torch.stack([x_1, wiener.to(x_1)])
         _, x = iterate(step, state, total, run=run, streams=noises, callback=callback, checkpoint=checkpoint)
         return Draw(irfft(x, box).reshape(shape), self.nfe, {"sampler": "PosteriorFlow", **attrs.asdict(self)})
