@@ -20,7 +20,8 @@ whose misfits tell which to believe, and refine those by another call.
 
 The scale of class averages is arbitrary, that of the prior is not. It is found from the Wiener estimate at the first
 poses, whose highest density is K/(K + 4) of the truth's (8 training structures: 0.60 ± 0.08 for 6 clean images, 0.68 ±
-0.06 for 8, 0.87 ± 0.04 for 20; for 8 at a signal-to-noise ratio of 5 or 1, 0.69 ± 0.08 and 0.70 ± 0.09).
+0.06 for 8, 0.87 ± 0.04 for 20; for 8 at a signal-to-noise ratio of 5 or 1, 0.69 ± 0.08 and 0.70 ± 0.09); under a point
+group K counts all views of all images.
 Where poses are drawn it begins with what makes the images' power that of the prior, less their noise, and then is what
 fits x̂_0.
 """
@@ -175,8 +176,8 @@ def _wiener(
     images: ImagesInBand, power: Tensor, rotations: Tensor, shifts_px: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What the images and a Gaussian prior say, and the scale at which its highest density is as expected."""
-    C, K = rotations.shape[:2]
-    box = (images.n,) * 3
+    C, box = len(rotations), (images.n,) * 3
+    K = rotations.shape[1] * (1 if images.symmetry is None else len(images.symmetry))
     expected = images.n**3 * _at(power, images.k).sum()
     scale = (expected / images.spectra.abs().square().mean(-2).sum(-1)).sqrt().expand(C)
     for _ in range(2):  # how strongly the prior smooths depends on the scale
