@@ -86,9 +86,9 @@ def two_processes(out):
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
     folder = Path(sys.argv[2])
-    if sys.argv[1] == "killed":
+    if sys.argv[1] == "killed":  # with as many threads as the process that goes on: they change the rounding
         start("unet", folder, killed_at(int(sys.argv[3])))
     else:
+        torch.set_num_threads(1)
         two_processes(folder)
