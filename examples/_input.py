@@ -38,7 +38,7 @@ class Input(NamedTuple):
 
 UNCERTAINTY = "uncertainty.mrc"
 SAMPLES_HELP = (
-    f"maps to draw of those that the data allow; {PosteriorFlow().steps} evaluations each, after those of the restored "
+    f"maps to draw of those that the data allow, each of {PosteriorFlow().steps} evaluations more than the restored "
     f"map; from two on, their standard deviation is {UNCERTAINTY} (default 0)"
 )
 

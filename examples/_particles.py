@@ -81,11 +81,24 @@ def ctf_of(images: ImageStack) -> CTF:
 
 
 def noise_of(images: ImageStack, prepared: PreparedImages, mask_diameter: float, radius: int) -> Tensor:
-    """Power of the prepared images' noise in their transforms, not normalised, at the frequencies 1..radius."""
+    """See `prepared_noise`; of images that were cut out as they are."""
+    power = background_power(torch.from_numpy(images.data), mask_diameter / images.voxel_size)
+    pixels = min(prepared.images.data.shape[-1], images.data.shape[-1] * images.voxel_size / prepared.images.voxel_size)
+    return prepared_noise(power, pixels**2, images, prepared, radius)
+
+
+def prepared_noise(power: Tensor, pixels: float, images: ImageStack, prepared: PreparedImages, radius: int) -> Tensor:
+    """Power of the prepared images' noise in their transforms, not normalised, at the frequencies 1..radius.
+
+    Args:
+        power: of the images' own noise, as `background_power` has it.
+        pixels: of a prepared image that have noise.
+        images: as they came.
+        prepared: what was made of them.
+        radius: in units of 1/box.
+    """
     n, box = images.data.shape[-1], prepared.images.data.shape[-1]
     old, new = images.voxel_size, prepared.images.voxel_size
-    power = background_power(torch.from_numpy(images.data), mask_diameter / old).numpy()
-    pixels = min(box, n * old / new) ** 2
     at = np.arange(1, radius + 1) * (n * old) / (box * new)
-    table = np.interp(at, np.arange(len(power)), power)
+    table = np.interp(at, np.arange(len(power)), power.numpy())
     return torch.from_numpy(prepared.scale**2 * (old / new) ** 2 * pixels * table).float()

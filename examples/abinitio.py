@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from _algorithm_3 import add_algorithm_flags, algorithm_3, settle_algorithm_flags
-from _particles import ctf_of, particles
+from _particles import ctf_of, particles, prepared_noise
 from _ranked import Ranked
 from _script import WithProgress, add_flags, exit_code, launch, positive, settings, sha256, tiles, write_run
 from _site import calibrated_prior, chosen_prior
@@ -188,8 +188,7 @@ def model_names(count: int) -> list[str]:
 
 
 def noise_of(images: ImageStack, prepared: PreparedImages, mask_diameter: float, radius: int) -> Tensor:
-    """Power of the prepared images' noise in their transforms, not normalised, at the frequencies 1..radius."""
-    n, box = images.data.shape[-1], prepared.images.data.shape[-1]
+    """See `prepared_noise`; of images that were centred and masked."""
     old, new = images.voxel_size, prepared.images.voxel_size
     shifts = np.round(prepared.shifts / old).astype(int)
     centred = np.stack([np.roll(image, s[::-1], (0, 1)) for image, s in zip(images.data, shifts, strict=True)])
@@ -198,10 +197,7 @@ def noise_of(images: ImageStack, prepared: PreparedImages, mask_diameter: float,
     except ValueError as error:
         warnings.warn(f"{error}: taken as free of noise", MapWarning, stacklevel=1)
         return torch.zeros(radius)
-    at = np.arange(1, radius + 1) * (n * old) / (box * new)
-    table = np.interp(at, np.arange(len(power)), power.numpy())
-    pixels = np.pi / 4 * (mask_diameter / new) ** 2
-    return torch.from_numpy(prepared.scale**2 * (old / new) ** 2 * pixels * table).float()
+    return prepared_noise(power, np.pi / 4 * (mask_diameter / new) ** 2, images, prepared, radius)
 
 
 def point_group(name: str) -> NDArray[np.float64]:
