@@ -49,8 +49,9 @@ def plug_and_play(nfe: int, row: str) -> PlugAndPlay:
 
 
 def posterior_flow(nfe: int, row: str) -> PosteriorFlow:
-    """A quarter of the evaluations on the mean, as many passes as it takes there at most; the others on the flow."""
-    first = plug_and_play(max(1, min(nfe // 4, 20 if row.startswith("wedge") else 8)), row)
+    """One evaluation, or where a gap has to be filled up to a quarter of them, on the mean; the others on the flow."""
+    passes = max(1, min(nfe // 4, 20)) if row.startswith("wedge") else 1
+    first = plug_and_play(passes, row)
     return PosteriorFlow(max(2, nfe - first.iterations * max(1, 2 * first.pairs)), first)
 
 

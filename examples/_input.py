@@ -38,8 +38,8 @@ class Input(NamedTuple):
 
 UNCERTAINTY = "uncertainty.mrc"
 SAMPLES_HELP = (
-    f"maps to draw of those that the data allow, each of {PosteriorFlow().steps} evaluations more than the restored "
-    f"map; from two on, their standard deviation is {UNCERTAINTY} (default 0)"
+    f"maps to draw of those that the data allow, each of {PosteriorFlow().nfe} network evaluations or some more; from "
+    f"two on, their standard deviation is {UNCERTAINTY} (default 0)"
 )
 
 

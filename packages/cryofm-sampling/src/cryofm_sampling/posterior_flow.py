@@ -10,10 +10,12 @@ diagonal in Fourier space remain so with it,
     W_t = W + 1/τ,    y_t = (W y + x_t / ((1 − t) τ)) / W_t,
 
 and `plug_and_play` knows the mean given such data, at one network evaluation a pass. It begins with the passes that
-estimate E[x_0 | y], which is the mean at t = 1. From then on every step makes one more pass, from the estimate that the
-step before has left: the data change little, and so does the mean. The denoiser's level is what the Wiener filter of
-y_t leaves open over what it takes, τ' = Σ E / Σ G with E = P / (1 + P W_t) and G = P W_t / (1 + P W_t); noiseless data
-count with E = 0, so that a gap between them is not filled by a denoiser that takes them for noisy.
+estimate E[x_0 | y], which is the mean at t = 1; one will do, unless gaps have to be filled. From
+then on every step makes one more pass, from the estimate that the step before has left: the data change little, and so
+does the mean. The denoiser's level is what the Wiener filter of y_t leaves open over what it takes, τ' = Σ E / Σ G with
+E = P / (1 + P W_t) and G = P W_t / (1 + P W_t). Noiseless data have E = 0 and count with a quarter of G: with all of it
+the passes in a gap between them lag behind the flow, and samples spread too little; without it the gap is filled by a
+denoiser that takes what surrounds it for noisy.
 
 For a Gaussian prior the passes converge to the exact mean, and the steps to the exact flow: both errors fall as
 1/steps. A prior's denoiser has to know noise with a colour, as the bundled one does (`PlugAndPlayLoss`).
@@ -43,12 +45,13 @@ from cryofm_sampling.protocols import Callback, Draw, VelocityField
 __all__ = ["PosteriorFlow"]
 
 _LEAST = 0.02  # t of a denoiser
+_NOISELESS = 0.25  # weight of a noiseless coefficient in its level
 _PASS = PlugAndPlay()
 
 
 def _level(W: Tensor, power: Tensor, box: Box) -> float:
     """The denoiser's t for data of precision W > 0, DC left out."""
-    weights = friedel_weights(box).to(power).expand(power.shape).clone()
+    weights = friedel_weights(box).to(power) * torch.where(W.isfinite(), 1, _NOISELESS)
     weights[0, 0, 0] = 0
     gain = weights * power / (power + 1 / W)
     root = math.sqrt(float((gain / W).sum() / gain.sum()))
@@ -61,7 +64,8 @@ class PosteriorFlow:
 
     Attributes:
         steps: from t = 1, at ratios t / (1 − t) that fall geometrically from 1.25 `steps` to 1.6 / `steps`.
-        first: the passes that estimate the posterior's mean, where the flow begins.
+        first: the passes that estimate the posterior's mean, where the flow begins. Where something was not measured,
+            `restore` takes the passes that fill it.
 
     Needs a `FourierDiagonal` likelihood and a `Calibrated` velocity field, and raises `CapabilityError` naming what is
     missing; `GridMismatchError` if the likelihood is on another grid. Volumes have the dtype and the device of the
@@ -73,11 +77,13 @@ class PosteriorFlow:
     >>> generator = torch.Generator().manual_seed(0)
     >>> draw = PosteriorFlow()(GaussianPrior(1.0, (12, 12, 12)), likelihood, shape=(12, 12, 12), generator=generator)
     >>> print(f"{draw.x.mean():.2f} ± {draw.x.std():.2f}, {draw.nfe} evaluations")  # exact: 0.75 ± 0.50
-    0.74 ± 0.46, 32 evaluations
+    0.74 ± 0.46, 25 evaluations
     """
 
     steps: int = attrs.field(default=24, validator=attrs.validators.ge(2))
-    first: PlugAndPlay = attrs.field(default=PlugAndPlay(), validator=attrs.validators.instance_of(PlugAndPlay))
+    first: PlugAndPlay = attrs.field(
+        default=PlugAndPlay(iterations=1), validator=attrs.validators.instance_of(PlugAndPlay)
+    )
 
     @property
     def nfe(self) -> int:

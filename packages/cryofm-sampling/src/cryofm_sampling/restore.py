@@ -140,7 +140,8 @@ def _choose(prior: VelocityField, likelihood: Likelihood | Blind, estimate: str)
         because = "the likelihood is FourierDiagonal and the prior Calibrated"
         mean, more = _mean(likelihood.spectral_precision())
         if estimate == "samples":
-            return PosteriorFlow(first=mean), f"samples were asked for, {because}: the flow of the posterior"
+            flow = PosteriorFlow(first=mean) if more else PosteriorFlow()
+            return flow, f"samples were asked for, {because}: the flow of the posterior"
         return mean, f"{because}: the mean in fewest evaluations{more}"
     if estimate == "samples" and isinstance(prior, Calibrated) and isinstance(likelihood, Conjugate):
         return Renoising(), "samples were asked for, the prior is Calibrated, and the likelihood conditions a Gaussian"
