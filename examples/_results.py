@@ -35,10 +35,13 @@ def leave(
 ) -> None:
     """Write the restored map, curves, pictures and ``run.json``, and say what was gained."""
     write_map(folder / "restored.mrc", attrs.evolve(site.like, data=candidates[RESTORED], labels=(VIEWING_NOTE,)))
-    spread = {} if uncertainty is None else {"samples' spread": uncertainty}
+    spread: dict[str, Volume] = {}
+    if uncertainty is not None:  # errors are small beside density, and all columns share a grey scale
+        times = max(1, int(candidates[RESTORED].max() / uncertainty.max()))
+        spread = {f"samples' spread × {times}": times * uncertainty}
     short = {INPUT: "input", WIENER: "Wiener"}
     pictures = {short.get(name, name): x for name, x in candidates.items() if name != RESTORED}
-    pictures |= spread | {RESTORED: candidates[RESTORED]}  # whose grey scale all share
+    pictures |= spread | {RESTORED: candidates[RESTORED]}
     results: dict[str, dict[str, float]] = {}
     if truth is not None:
         against = {name: site.compare(x, truth.data) for name, x in candidates.items()}
