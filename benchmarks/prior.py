@@ -58,7 +58,7 @@ ANISOTROPIC = (45, 30, 15)  # degrees of tilt either way
 ALPHA = 50**0.5  # of the amplitude
 DENSITY = 0.15
 WEDGE = MissingWedge(-60, 60)
-NOISE, GAP = PlugAndPlay(), PlugAndPlay(iterations=20, dither=1.0, relaxation=1.5)
+NOISE, GAP = PlugAndPlay(), PlugAndPlay(iterations=20)
 
 
 def velocity_errors(prior: CalibratedPrior, truths: Tensor) -> list[dict[str, object]]:

@@ -39,20 +39,10 @@ from cryofm_sampling import Guided, Inpainting, PlugAndPlay, PosteriorFlow, Reno
 COLUMNS = ("map", "box", "row", "sampler", "steps", "nfe", "seconds", "auc", "fsc05", "error", "auc_gap")
 
 
-def plug_and_play(nfe: int, row: str) -> PlugAndPlay:
-    """The plan for so many evaluations, see `PlugAndPlay` and `restore`."""
-    if row.endswith("noisy"):
-        return PlugAndPlay(iterations=max(1, nfe // 2), pairs=1, dither=0.6)
-    if row.startswith("wedge"):
-        return PlugAndPlay(iterations=nfe, dither=1.0, relaxation=1.0 if nfe > 20 else 1.5)
-    return PlugAndPlay(iterations=nfe)
-
-
 def posterior_flow(nfe: int, row: str) -> PosteriorFlow:
     """One evaluation, or where a gap has to be filled up to a quarter of them, on the mean; the others on the flow."""
     passes = max(1, min(nfe // 4, 20)) if row.startswith("wedge") else 1
-    first = plug_and_play(passes, row)
-    return PosteriorFlow(max(2, nfe - first.iterations * max(1, 2 * first.pairs)), first)
+    return PosteriorFlow(max(2, nfe - passes), PlugAndPlay(passes))
 
 
 def renoising(nfe: int, chains: int) -> Renoising:
@@ -63,7 +53,7 @@ def renoising(nfe: int, chains: int) -> Renoising:
 
 SAMPLERS: dict[str, Callable[[int, str], Sampler | None]] = {  # (steps, row)
     "default": lambda n, row: None,
-    "plug-and-play": plug_and_play,
+    "plug-and-play": lambda n, row: PlugAndPlay(n),
     "posterior flow": posterior_flow,
     "renoising, 4 chains": lambda n, row: renoising(n, 4),
     "renoising, 1 chain": lambda n, row: renoising(n, 1),

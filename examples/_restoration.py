@@ -101,7 +101,7 @@ def restore_halves(
     def generator() -> torch.Generator:  # every restoration has the same random numbers
         return torch.Generator(site.device).manual_seed(args.seed)
 
-    trial: Sampler = PlugAndPlay(iterations=2)
+    trial: Sampler = PlugAndPlay(iterations=3)
     with tqdm(unit=" evaluations", file=sys.stdout, leave=False, desc="scale") as bar:
         fit = fit_scale(
             WithProgress(site.velocity, site.prior, site.prior.normalization, bar),

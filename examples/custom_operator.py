@@ -19,7 +19,7 @@ from torch import Tensor
 
 from cryofm_ops import LowPass, WhiteNoise, gaussian_likelihood
 from cryofm_ops.testing import check_operator
-from cryofm_sampling import Renoising, restore
+from cryofm_sampling import PlugAndPlay, restore
 
 
 class FlexibleDomain:
@@ -45,21 +45,19 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     """From nothing to a restored map."""
     # Is it what it claims to be? A wrong adjoint, a changed input, a lost batch axis: all would be told.
     print("FlexibleDomain passes", ", ".join(check_operator(FlexibleDomain(8.0, voxel_size=1.5))))
-    with example(args, evaluations=4 * args.steps) as given:
+    with example(args, evaluations=args.steps) as given:
         operator, noise = FlexibleDomain(5.0, given.voxel_size), WhiteNoise(0.02 * given.brightest)
         observed = noise.sample(operator(given.x), generator=given.generator)
         likelihood = gaussian_likelihood(operator, noise, observed)
-        sampler = Renoising((0.8, 0.6, 0.4, 0.2), chains=args.steps)
-        draw = restore(
-            given.prior, likelihood, shape=given.shape, generator=given.generator, samples=1, sampler=sampler
-        )
+        sampler = PlugAndPlay(iterations=args.steps)
+        draw = restore(given.prior, likelihood, shape=given.shape, generator=given.generator, sampler=sampler)
     given.leave(folder, observed, draw)
 
 
 def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, steps=4, of="chains to average, 4 network evaluations each")
+    add_flags(parser, steps=8, of="network evaluations")
     launch(parser.parse_args(), FILES, run)
 
 

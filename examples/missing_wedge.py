@@ -45,13 +45,12 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
     prior = calibrated_prior(args)
     wedge = MissingWedge(args.tilt_min, args.tilt_max, args.tilt_axis)
+    sampler = PlugAndPlay(iterations=args.steps)
     if args.half2 is not None:
         given = read_halves(args)
         site = Site.of(args, prior, given.half1)
-        sampler = PlugAndPlay(iterations=max(1, args.steps // 2), pairs=1, dither=0.6)
         restore_halves(args, folder, site, given, noisy(site, given, wedge), sampler)
     else:
-        sampler = PlugAndPlay(iterations=args.steps, dither=1.0, relaxation=1.5)
         density, truth = read_input(args, wedge)
         name = DEMO_MAP if args.half1 is None else args.half1
         noiseless(args, folder, Site.of(args, prior, density), truth, {str(name): sha256(name)}, wedge, sampler)
@@ -110,7 +109,7 @@ def noiseless(
             torch.ones(max(shape) // 2 + 1),
             generator=generator(),
             guess=1 / float(np.percentile(y.cpu(), 99.999)),
-            sampler=Judged(attrs.evolve(sampler, iterations=2, dither=0.0), held_out),
+            sampler=Judged(PlugAndPlay(iterations=3), held_out),
         )
         drawing = PosteriorFlow(first=sampler)
         bar.reset(total=args.steps + args.samples * drawing.nfe)
@@ -173,10 +172,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add_map_flags(parser, "map")
     add("--allow-masked", action="store_true", help="take masked half maps; noise is then underestimated")
     add("--checkpoint", type=Path, help="file for the state of the restoration: the same line goes on from there")
-    add_flags(parser, steps=20, of="network evaluations for each restored map, 2 or more")
+    add_flags(parser, steps=20, of="network evaluations for each restored map, 2 or more; 8 with --half2")
+    parser.set_defaults(steps=None)
     args = parser.parse_args(arguments)
     if args.half1 is None and args.half2 is not None:
         parser.error("give the first half map as well")
+    args.steps = args.steps or (20 if args.half2 is None else 8)
     if args.steps < 2:
         parser.error("--steps must be at least 2")
     return args

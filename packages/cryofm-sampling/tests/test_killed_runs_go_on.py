@@ -16,7 +16,7 @@ from cryofm_sampling.testing import GaussianPrior
 
 BOX = (5, 6, 4)
 PRIOR = GaussianPrior(torch.tensor([3.0, 1.0, 0.2], dtype=torch.float64))
-SAMPLERS = [Guided(steps=6), Guided(steps=6, guidance="paper", max_push=0.1), PlugAndPlay(iterations=6, pairs=1)]
+SAMPLERS = [Guided(steps=6), Guided(steps=6, guidance="paper", max_push=0.1), PlugAndPlay(iterations=6)]
 
 
 class Killed(Exception):
@@ -191,7 +191,7 @@ def test_a_sampler_that_takes_no_checkpoint_is_named(tmp_path):
 
 def long_run(checkpoint, callback=None):
     torch.set_num_threads(1)
-    return run(PlugAndPlay(iterations=200, pairs=1), likelihood(), checkpoint=checkpoint, callback=callback)
+    return run(PlugAndPlay(iterations=200), likelihood(), checkpoint=checkpoint, callback=callback)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")

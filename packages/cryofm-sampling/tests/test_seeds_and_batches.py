@@ -10,7 +10,7 @@ BOX = (5, 6, 4)
 SAMPLERS = [
     Guided(steps=6),
     Guided(steps=6, guidance="paper", max_push=0.01),  # longer pushes overshoot, and amplify rounding
-    PlugAndPlay(pairs=1),
+    PlugAndPlay(),
 ]
 
 

@@ -8,7 +8,16 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops import FourierDiagonal, GridMismatchError, friedel_weights, half_shape, radial
+from cryofm_ops import (
+    Conjugate,
+    FourierDiagonal,
+    FourierGaussian,
+    GridMismatchError,
+    Likelihood,
+    friedel_weights,
+    half_shape,
+    radial,
+)
 from cryofm_sampling.errors import CapabilityError, SettingError
 from cryofm_sampling.protocols import Calibrated, SpectrallyCalibrated
 
@@ -58,6 +67,19 @@ def spectral(likelihood: FourierDiagonal, batch: tuple[int, ...], box: Box) -> t
             f"{tuple(y.shape)}; the volumes asked for, {(*batch, *box)}, need {(*batch, *half)}"
         ) from None
     return W, torch.where(W > 0, y, 0)
+
+
+def conjugates(
+    likelihood: FourierDiagonal | Likelihood, batch: tuple[int, ...], box: Box, like: Tensor, needed_by: str
+) -> tuple[list[Conjugate], Tensor]:
+    """The data of each volume of the batch, and what the volumes should be like."""
+    if isinstance(likelihood, FourierDiagonal):
+        Ws, ys = (part.reshape(-1, *part.shape[-3:]) for part in spectral(likelihood, batch, box))
+        return [FourierGaussian(W, y, box) for W, y in zip(Ws, ys, strict=True)], ys.real
+    if isinstance(likelihood, Conjugate):
+        return [likelihood] * math.prod(batch), like
+    lacking = missing(likelihood, "condition")
+    raise CapabilityError(f"{needed_by} needs a Conjugate or a FourierDiagonal likelihood; {lacking}")
 
 
 def streams(generator: torch.Generator, batch: tuple[int, ...]) -> list[torch.Generator]:

@@ -2,9 +2,13 @@
 
 from itertools import permutations, product
 
+import torch
 from torch import Tensor
 
-__all__ = ["ROTATIONS", "rotate", "rotate_back"]
+from cryofm_sampling._common import time_like
+from cryofm_sampling.protocols import VelocityField
+
+__all__ = ["ROTATIONS", "denoised", "rotate", "rotate_back"]
 
 
 def _even(permutation: tuple[int, ...]) -> bool:
@@ -30,3 +34,10 @@ def rotate_back(x: Tensor, rotation: int) -> Tensor:
     """R⁻¹ x."""
     p, flips = ROTATIONS[rotation]
     return x.flip(flips).permute(0, *(p.index(axis) + 1 for axis in range(3)))
+
+
+def denoised(velocity: VelocityField, u: Tensor, t: float, stream: torch.Generator) -> Tensor:
+    """D(u) of level t for a volume `(z, y, x)`: x̂_0 at x_t = (1 − t) u, seen by the network in a random orientation."""
+    rotation = int(torch.randint(len(ROTATIONS), (), generator=stream, device=stream.device))
+    x_t = rotate((1 - t) * u[None], rotation)
+    return rotate_back(x_t - t * velocity(x_t, time_like(t, x_t)), rotation)[0]

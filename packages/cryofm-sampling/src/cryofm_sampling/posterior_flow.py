@@ -27,7 +27,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops import FourierDiagonal, Likelihood, friedel_weights, irfft, rfft
+from cryofm_ops import FourierDiagonal, FourierGaussian, Likelihood, friedel_weights, irfft, rfft
 from cryofm_sampling._common import (
     Box,
     DenoisingError,
@@ -38,6 +38,8 @@ from cryofm_sampling._common import (
     streams,
     white_noise,
 )
+from cryofm_sampling._rotations import denoised
+from cryofm_sampling._self_noised import after, before
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.plug_and_play import PlugAndPlay
 from cryofm_sampling.protocols import Callback, Draw, VelocityField
@@ -46,7 +48,6 @@ __all__ = ["PosteriorFlow"]
 
 _LEAST = 0.02  # t of a denoiser
 _NOISELESS = 0.25  # weight of a noiseless coefficient in its level
-_PASS = PlugAndPlay()
 
 
 def _level(W: Tensor, power: Tensor, box: Box) -> float:
@@ -88,7 +89,7 @@ class PosteriorFlow:
     @property
     def nfe(self) -> int:
         """Network evaluations of a volume."""
-        return self.first.iterations * max(1, 2 * self.first.pairs) + self.steps
+        return self.first.iterations + self.steps
 
     @torch.no_grad()
     def __call__(
@@ -109,38 +110,43 @@ class PosteriorFlow:
         error = DenoisingError.of(calibrated(velocity, "PosteriorFlow"), box, ys)
         noises = streams(generator, batch)
         times = [1.0, *self._times()]
-        first = [self.first._times(W, error.power, box) for W in Ws]
+        data = [FourierGaussian(W, y, box) for W, y in zip(Ws, ys, strict=True)]
+        starts = [self.first._start(y, error.power, box, ys.real, noise) for y, noise in zip(data, noises, strict=True)]
         passes = self.first.iterations
 
-        def mean(i: int, x_hat: Tensor, v: int) -> Tensor:
-            t = first[v][i]
-            return self.first._pass(velocity, x_hat, ys[v], Ws[v], error(t), t, box, noises[v])
+        def mean(i: int, x: Tensor, u: Tensor, v: int) -> tuple[Tensor, Tensor, Tensor]:
+            return self.first._pass(velocity, data[v], x, u, starts[v][1], i, noises[v])
 
-        def flow(t: float, s: float, x_t: Tensor, x_hat: Tensor, v: int) -> Tensor:
+        def flow(t: float, s: float, x_t: Tensor, x_hat: Tensor, v: int) -> tuple[Tensor, Tensor]:
             x_t = s / t * x_t + (1 - s / t) * x_hat
             tau = (s / (1 - s)) ** 2
-            W_t = Ws[v] + 1 / tau
-            y_t = x_t / (1 - s) + (ys[v] - x_t / (1 - s)) / (1 + 1 / (tau * Ws[v]))
+            W_t, seen = Ws[v] + 1 / tau, rfft(x_t) / (1 - s)
+            y_t = seen + (ys[v] - seen) / (1 + 1 / (tau * Ws[v]))
             level = _level(W_t, error.power, box)
-            return torch.stack([x_t, _PASS._pass(velocity, x_hat, y_t, W_t, error(level), level, box, noises[v])])
+            root = (level / (1 - level)) ** 2
+            r, _ = before(rfft(x_hat), y_t, W_t, root)
+            x_hat = rfft(denoised(velocity, irfft(r, box), level, noises[v]))
+            return x_t, irfft(after(x_hat, y_t, W_t, error(level), root), box)
 
-        def step(i: int, state: Tensor) -> tuple[Tensor, Tensor]:  # (x_t and x̂, volume, half grid)
-            x_t, x_hat = state
+        def step(i: int, state: Tensor) -> tuple[Tensor, Tensor]:  # (x_t, x̂, x and u, volume, z, y, x)
+            x_t, x_hat, x, u = state
             volumes = range(len(ys))
             if i < passes:
-                state = torch.stack([x_t, torch.stack([mean(i, x_hat[v], v) for v in volumes])])
+                each = [torch.stack(mean(i, x[v], u[v], v)) for v in volumes]
+                state = torch.cat([x_t[None], torch.stack(each, 1)])
             else:
                 t, s = times[i - passes : i - passes + 2]
-                state = torch.stack([flow(t, s, x_t[v], x_hat[v], v) for v in volumes], 1)
-            return state, irfft(state[1], box).reshape(shape)
+                each = [torch.stack(flow(t, s, x_t[v], x_hat[v], v)) for v in volumes]
+                state = torch.cat([torch.stack(each, 1), state[2:]])
+            return state, state[1].reshape(shape)
 
-        x_1 = rfft(torch.stack([white_noise(box, noise, ys) for noise in noises]))
-        wiener = error.power / (error.power + 1 / Ws) * ys  # 0 where W = 0
+        x_1 = torch.stack([white_noise(box, noise, ys) for noise in noises])
+        wiener = torch.stack([x for x, _ in starts])
         total = passes + self.steps
         run = Run(self, velocity, measured, shape)
-        state = torch.stack([x_1, wiener.to(x_1)])
-        _, x = iterate(step, state, total, run=run, streams=noises, callback=callback, checkpoint=checkpoint)
-        return Draw(irfft(x, box).reshape(shape), self.nfe, {"sampler": "PosteriorFlow", **attrs.asdict(self)})
+        state = torch.stack([x_1, wiener, wiener, torch.zeros_like(wiener)])
+        x = iterate(step, state, total, run=run, streams=noises, callback=callback, checkpoint=checkpoint)[1]
+        return Draw(x.reshape(shape), self.nfe, {"sampler": "PosteriorFlow", **attrs.asdict(self)})
 
     def _times(self) -> list[float]:
         first, last = math.log10(1.25 * self.steps), math.log10(1.6 / self.steps)

@@ -23,7 +23,6 @@ References: split Gibbs samplers, Vono, Dobigeon and Chainais, IEEE Trans. Signa
 annealing, Zhang et al., arXiv 2407.01521; Flower, arXiv 2509.26287.
 """
 
-import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
@@ -31,20 +30,18 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops import Conjugate, FourierDiagonal, FourierGaussian, Likelihood, standard_normal
+from cryofm_ops import Conjugate, FourierDiagonal, Likelihood, standard_normal
 from cryofm_sampling._common import (
     Box,
     DenoisingError,
     calibrated,
-    missing,
-    spectral,
+    conjugates,
     split_shape,
     streams,
-    time_like,
 )
-from cryofm_sampling._rotations import ROTATIONS, rotate, rotate_back
+from cryofm_sampling._rotations import denoised
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
-from cryofm_sampling.errors import CapabilityError, GridMismatchError, SettingError
+from cryofm_sampling.errors import GridMismatchError, SettingError
 from cryofm_sampling.protocols import Callback, Draw, VelocityField
 
 __all__ = ["Renoising"]
@@ -59,19 +56,6 @@ def _numbers(times: Iterable[float]) -> tuple[float, ...]:
 def _falling(_: object, __: object, times: Sequence[float]) -> None:
     if not times or any(s >= t for t, s in pairwise((1.0, *times, 0.0))):
         raise SettingError(f"times must fall within (0, 1), got {list(times)}")
-
-
-def _conjugates(
-    likelihood: FourierDiagonal | Likelihood, batch: tuple[int, ...], box: Box, like: Tensor
-) -> tuple[list[Conjugate], Tensor]:
-    """The data of each volume of the batch, and what the volumes should be like."""
-    if isinstance(likelihood, FourierDiagonal):
-        Ws, ys = (part.reshape(-1, *part.shape[-3:]) for part in spectral(likelihood, batch, box))
-        return [FourierGaussian(W, y, box) for W, y in zip(Ws, ys, strict=True)], ys.real
-    if isinstance(likelihood, Conjugate):
-        return [likelihood] * math.prod(batch), like
-    lacking = missing(likelihood, "condition")
-    raise CapabilityError(f"Renoising needs a Conjugate or a FourierDiagonal likelihood; {lacking}")
 
 
 def _centred(noise: Tensor) -> Tensor:
@@ -94,16 +78,9 @@ def _first(data: Conjugate, power: Tensor, chains: int, box: Box, like: Tensor, 
 
 def _level(velocity: VelocityField, x: Tensor, data: Conjugate, e: Tensor, t: float, stream: torch.Generator) -> Tensor:
     """All chains `(K, z, y, x)` of one volume, noised, denoised and drawn anew."""
-    x_t = (1 - t) * x + t * _centred(standard_normal(x, stream))
-    posterior = data.condition(torch.stack([_denoised(velocity, chain, t, stream) for chain in x_t]), e)
+    u = x + t / (1 - t) * _centred(standard_normal(x, stream))
+    posterior = data.condition(torch.stack([denoised(velocity, chain, t, stream) for chain in u]), e)
     return posterior.mean + _centred(posterior.sample(stream) - posterior.mean)
-
-
-def _denoised(velocity: VelocityField, x_t: Tensor, t: float, stream: torch.Generator) -> Tensor:
-    """x̂_0 of one chain `(z, y, x)`, seen by the network in one of the 24 orientations of the cube."""
-    rotation = int(torch.randint(len(ROTATIONS), (), generator=stream, device=stream.device))
-    x_t = rotate(x_t[None], rotation)
-    return rotate_back(x_t - t * velocity(x_t, time_like(t, x_t)), rotation)[0]
 
 
 @attrs.frozen
@@ -153,7 +130,7 @@ class Renoising:
     ) -> Draw:
         """One sample, or average, for every element of the batch of `shape`; in model units."""
         batch, box = split_shape(shape)
-        data, like = _conjugates(likelihood, batch, box, torch.empty((), device=generator.device))
+        data, like = conjugates(likelihood, batch, box, torch.empty((), device=generator.device), "Renoising")
         error = DenoisingError.of(calibrated(velocity, "Renoising"), box, like)
         noises = streams(generator, batch)
         volumes = list(zip(data, noises, strict=True))

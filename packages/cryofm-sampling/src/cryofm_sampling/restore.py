@@ -6,7 +6,6 @@ from typing import Any, Literal, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
 
 from cryofm_ops import Blind, Conjugate, FourierDiagonal, Likelihood, in_model_units
 from cryofm_sampling._common import missing, streams
@@ -22,10 +21,7 @@ from cryofm_sampling.spread import spread
 
 __all__ = ["restore"]
 
-# In a missing wedge dither matters little to a prior that was trained on what plug-and-play shows (FSC_AUC of two
-# training maps .935 and .988, without .934 and .990) and much to one that was not (.890, .859); with noise, in pairs.
-_FILLING = PlugAndPlay(iterations=20, dither=1.0, relaxation=1.5)
-_FILLING_NOISY = PlugAndPlay(iterations=10, pairs=1, dither=0.6)
+_FILLING = PlugAndPlay(iterations=20)
 
 
 def restore(
@@ -53,11 +49,11 @@ def restore(
         likelihood: in data units.
         shape: of the volumes, `(*batch, z, y, x)`.
         generator: all randomness; the same seed gives the same volumes.
-        estimate: `"mean"`: the posterior mean, by `PlugAndPlay` where the likelihood is `FourierDiagonal` and
-            the prior `Calibrated` (with more passes where something was not measured at all), otherwise averaged
-            over `samples` runs of `Guided`, or of `BlindGuided` where the likelihood is `Blind`. `"samples"`: those
-            runs themselves; where the prior is `Calibrated`, runs of `PosteriorFlow` if the likelihood is
-            `FourierDiagonal`, and of `Renoising` if it is `Conjugate`.
+        estimate: `"mean"`: the posterior mean, by `PlugAndPlay` where the likelihood is `FourierDiagonal` or
+            `Conjugate` and the prior `Calibrated` (with more passes where something was not measured at all, and the
+            rest without noise), otherwise averaged over `samples` runs of `Guided`, or of `BlindGuided` where the
+            likelihood is `Blind`. `"samples"`: those runs themselves; where the prior is `Calibrated`, runs of
+            `PosteriorFlow` if the likelihood is `FourierDiagonal`, and of `Renoising` if it is `Conjugate`.
         samples: number of runs of a sampler that draws samples; the first k do not depend on how many follow.
         sampler: another algorithm than these.
         callback: is told of every step; of one run after the other where there are several.
@@ -136,27 +132,30 @@ def _at(checkpoint: Checkpoint | None, k: int, alone: bool) -> dict[str, Any]:
 def _choose(prior: VelocityField, likelihood: Likelihood | Blind, estimate: str) -> tuple[Sampler, str]:
     if isinstance(likelihood, Blind) and not hasattr(likelihood, "log_prob"):
         return BlindGuided(), "the likelihood is Blind: its poses are searched at every step"
-    if isinstance(likelihood, FourierDiagonal) and isinstance(prior, Calibrated):
-        because = "the likelihood is FourierDiagonal and the prior Calibrated"
-        mean, more = _mean(likelihood.spectral_precision())
-        if estimate == "samples":
-            flow = PosteriorFlow(first=mean) if more else PosteriorFlow()
+    kind = "FourierDiagonal" if isinstance(likelihood, FourierDiagonal) else "Conjugate"
+    if isinstance(prior, Calibrated) and isinstance(likelihood, FourierDiagonal | Conjugate):
+        because = f"the likelihood is {kind} and the prior Calibrated"
+        if estimate == "mean":
+            mean, more = _mean(likelihood)
+            return mean, f"{because}: the mean in fewest evaluations{more}"
+        if isinstance(likelihood, FourierDiagonal):
+            gap = bool((likelihood.spectral_precision() == 0).any())
+            flow = PosteriorFlow(first=_mean(likelihood)[0]) if gap else PosteriorFlow()
             return flow, f"samples were asked for, {because}: the flow of the posterior"
-        return mean, f"{because}: the mean in fewest evaluations{more}"
-    if estimate == "samples" and isinstance(prior, Calibrated) and isinstance(likelihood, Conjugate):
-        return Renoising(), "samples were asked for, the prior is Calibrated, and the likelihood conditions a Gaussian"
-    if estimate == "samples":
-        return Guided(), "samples were asked for, by way of the likelihood's gradient"
-    if not isinstance(likelihood, FourierDiagonal):
-        lacking = missing(likelihood, "spectral_precision", "spectral_data")
-        return Guided(), f"the likelihood is not FourierDiagonal: {lacking}; its samples are averaged"
-    lacking = missing(prior, "signal_power", "denoising_error")
-    return Guided(), f"the prior is not Calibrated: {lacking}; its samples are averaged"
+        return Renoising(), f"samples were asked for, {because}: it conditions a Gaussian"
+    lacking = (
+        missing(likelihood, "condition")
+        if isinstance(prior, Calibrated)
+        else f"the prior is not Calibrated: {missing(prior, 'signal_power', 'denoising_error')}"
+    )
+    averaged = "; its samples are averaged" if estimate == "mean" else ""
+    return Guided(), f"{lacking}{averaged}"
 
 
-def _mean(W: Tensor) -> tuple[PlugAndPlay, str]:
-    """The plan for the mean given data of this precision, and what it adds to the reasons."""
-    if not (W == 0).any():
-        return PlugAndPlay(), ""
-    noisy = bool(((W > 0) & W.isfinite()).any())
-    return _FILLING_NOISY if noisy else _FILLING, ", in more passes to fill what was not measured"
+def _mean(likelihood: FourierDiagonal | Likelihood) -> tuple[PlugAndPlay, str]:
+    """The plan for the mean, and what it adds to the reasons."""
+    if isinstance(likelihood, FourierDiagonal):
+        W = likelihood.spectral_precision()
+        if (W == 0).any() and not ((W > 0) & W.isfinite()).any():
+            return _FILLING, ", in more passes to fill what was not measured"
+    return PlugAndPlay(), ""

@@ -77,14 +77,14 @@ def fit_scale(
     *,
     generator: torch.Generator,
     guess: float,
-    sampler: Sampler = PlugAndPlay(iterations=2),  # noqa: B008 (frozen)
+    sampler: Sampler = PlugAndPlay(iterations=3),  # noqa: B008 (frozen)
     callback: Callback | None = None,
 ) -> ScaleFit:
     """Find the scale at which restoring one half map predicts the other best.
 
     Five scales from a quarter of the guess to 4 times the guess are tried; from the best the search climbs in steps
     of √2 until a trial lies between two worse ones, and ends at the top of the parabola through them: 7 or 8 trials of
-    2 network evaluations each.
+    3 network evaluations each.
 
     Args:
         prior: a velocity field with a `.normalization`.
