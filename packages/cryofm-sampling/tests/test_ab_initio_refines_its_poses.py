@@ -3,6 +3,7 @@
 import math
 from types import SimpleNamespace
 
+import attrs
 import pytest
 import torch
 from scipy.spatial.transform import Rotation
@@ -18,7 +19,7 @@ from cryofm_ops import (
     rfft,
     rotation_from_vector,
 )
-from cryofm_sampling import AbInitio, CapabilityError, Checkpoint, SettingError, calibrate
+from cryofm_sampling import AbInitio, CapabilityError, Checkpoint, CheckpointError, SettingError, calibrate
 from cryofm_sampling.testing import MixturePrior
 
 N, K, UNITS = 16, 6, SimpleNamespace(mean=0.05, std=0.2)
@@ -214,6 +215,40 @@ def test_resumed_is_uninterrupted(problem, tmp_path):
     assert torch.equal(resumed.x, whole.x)
     assert torch.equal(resumed.rotations, whole.rotations)
     assert not checkpoint.path.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda images: {"images": attrs.evolve(images, spectra=images.spectra.roll(1, 0))}, "set of images"),
+        (lambda images: {"images": attrs.evolve(images, noise=1.01 * images.noise)}, "set of images"),
+        (lambda images: {"images": attrs.evolve(images, ctf=0.99 * images.ctf)}, "set of images"),
+        (lambda images: {"images": attrs.evolve(images, symmetry=torch.eye(3)[None])}, "set of images"),
+        (lambda images: {"rotations": turned(torch.eye(3).expand(K, 3, 3), 1.0, 6)[None]}, "set of first poses"),
+        (lambda images: {"shifts_px": torch.full((1, K, 2), 0.1)}, "set of first poses"),
+        (lambda images: {"normalization": SimpleNamespace(mean=0.051, std=0.2)}, "normalization"),
+    ],
+)
+def test_the_checkpoint_of_other_images_or_poses_is_refused(problem, change, said, tmp_path):
+    prior, images, _ = problem
+
+    def go(images=images, **change):
+        asked = {
+            "normalization": UNITS,
+            "rotations": torch.eye(3).expand(1, K, 3, 3),
+            "shifts_px": torch.zeros(1, K, 2),
+        }
+        options = {"generator": torch.Generator().manual_seed(0), "checkpoint": Checkpoint(tmp_path / "run", 0)}
+        AbInitio(levels=2)(prior, images, **(asked | options | change))
+
+    def kill(step, total, x_0):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        go(callback=kill)
+    with pytest.raises(CheckpointError, match=rf"\(another {said}\)"):
+        go(**change(images))
 
 
 def test_what_it_needs(problem):

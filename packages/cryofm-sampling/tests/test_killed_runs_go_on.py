@@ -1,5 +1,6 @@
 """A run that was killed goes on from its checkpoint and ends with the bits of one that was not."""
 
+import json
 import signal
 import subprocess
 import sys
@@ -9,9 +10,10 @@ from pathlib import Path
 import attrs
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from cryofm_ops import Identity, SpectralNoise, WhiteNoise, gaussian_likelihood
-from cryofm_sampling import CapabilityError, Checkpoint, CheckpointError, Guided, PlugAndPlay, restore
+from cryofm_sampling import CapabilityError, Checkpoint, CheckpointError, Guided, PlugAndPlay, Renoising, restore
 from cryofm_sampling.testing import GaussianPrior
 
 BOX = (5, 6, 4)
@@ -110,24 +112,91 @@ def test_another_run_is_refused(change, said, tmp_path):
     run(**asked, checkpoint=checkpoint)  # the refusal left it as it was
 
 
-def test_one_voxel_of_the_data_is_enough_to_be_refused(tmp_path):
-    for make in (OnlyLogProb, lambda y: gaussian_likelihood(Identity(), WhiteNoise(1.0), y)):
-        checkpoint = Checkpoint(tmp_path / "run", 0)
+@pytest.mark.parametrize("times", [(0.8, 0.5, 0.3, 0.2), (0.8003, 0.5003, 0.3), (0.8, 0.5, 0.2)])
+def test_numbers_are_compared_exactly_and_named(times, tmp_path):
+    checkpoint = Checkpoint(tmp_path / "run", 0)
+    with pytest.raises(Killed):
+        run(Renoising((0.8, 0.5, 0.3)), likelihood(), checkpoint=checkpoint, callback=killer(2))
+    with pytest.raises(CheckpointError) as refusal:
+        run(Renoising(times), likelihood(), checkpoint=checkpoint)
+    assert f"(times: [0.8, 0.5, 0.3] there, {list(times)} here)" in str(refusal.value)
+
+
+def white(std):
+    return lambda y: gaussian_likelihood(Identity(), WhiteNoise(std), y)
+
+
+@pytest.mark.parametrize(
+    ("make", "shape", "step"), [(OnlyLogProb, BOX, 0.5), (white(1.0), BOX, 0.5), (white(0.3), (48, 48, 48), 0.3)]
+)
+def test_one_voxel_of_the_data_is_enough_to_be_refused(make, shape, step, tmp_path):
+    checkpoint = Checkpoint(tmp_path / "run", 0)
+    with pytest.raises(Killed):
+        run(Guided(steps=2), make(data(shape)), shape, checkpoint=checkpoint, callback=killer(1))
+    other = data(shape)
+    other[2, 3, 1] += step
+    with pytest.raises(CheckpointError, match=r"\(another likelihood\)"):
+        run(Guided(steps=2), make(other), shape, checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize("std", [0.03, 1e-3, 0.0])
+def test_other_data_are_refused_however_precise(std, tmp_path):
+    checkpoint = Checkpoint(tmp_path / "run", 0)
+    with pytest.raises(Killed):
+        run(PlugAndPlay(), white(std)(data()), checkpoint=checkpoint, callback=killer(1))
+    with pytest.raises(CheckpointError, match=r"\(another likelihood\)"):
+        run(PlugAndPlay(), white(std)(data(seed=1)), checkpoint=checkpoint)
+
+
+@pytest.mark.parametrize("make", [OnlyLogProb, white(0.3)])
+def test_rounding_of_the_data_is_let_pass(make, tmp_path):
+    checkpoint = Checkpoint(tmp_path / "run", 0)
+    with pytest.raises(Killed):
+        run(Guided(steps=3), make(data()), checkpoint=checkpoint, callback=killer(1))
+    run(Guided(steps=3), make(data() * (1 + 1e-7 * data(seed=1))), checkpoint=checkpoint)
+
+
+class Statistics:
+    """The prior, with statistics that may be others."""
+
+    def __init__(self, **other):
+        self.signal_power, self.denoising_error = PRIOR.signal_power, PRIOR.denoising_error
+        self.__dict__.update(other)
+
+    def __call__(self, x, t):
+        return PRIOR(x, t)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("signal_power", 0.01 * PRIOR.signal_power),
+        ("denoising_error", PRIOR.denoising_error * torch.tensor([1.0, 0.9])),
+        ("denoising_spectrum", torch.tensor([[0.3, 0.1, 0.1], [0.6, 0.2, 0.2]])),
+    ],
+)
+def test_other_statistics_of_the_prior_are_refused(name, value, tmp_path):
+    checkpoint, other = Checkpoint(tmp_path / "run", 0), Statistics(**{name: value})
+    for first, second in ((Statistics(), other), (other, Statistics())):
         with pytest.raises(Killed):
-            run(Guided(steps=6), make(data()), checkpoint=checkpoint, callback=killer(2))
-        other = data()
-        other[2, 3, 1] += 0.5
-        with pytest.raises(CheckpointError, match=r"\(another likelihood\)"):
-            run(Guided(steps=6), make(other), checkpoint=checkpoint)
+            run(PlugAndPlay(), likelihood(), prior=first, checkpoint=checkpoint, callback=killer(1))
+        with pytest.raises(CheckpointError, match=rf"\(another {name}\)"):
+            run(PlugAndPlay(), likelihood(), prior=second, checkpoint=checkpoint)
         checkpoint.remove()
+
+
+def test_a_checkpoint_of_another_format_is_refused(tmp_path):
+    header = json.dumps({"step": 1, "identity": {"sampler": "Guided", "steps": 6, "likelihood": [1.0, 0.5]}}).encode()
+    tensors = {"state": torch.zeros(BOX), "run": torch.tensor(list(header), dtype=torch.uint8)}
+    save_file(tensors, tmp_path / "run")
+    with pytest.raises(CheckpointError, match="is no checkpoint of a sampler"):
+        run(Guided(steps=6), likelihood(), checkpoint=Checkpoint(tmp_path / "run"))
 
 
 @pytest.mark.parametrize("content", [b"", b"no safetensors", None])
 def test_another_file_is_refused(content, tmp_path):
     path = tmp_path / "run"
     if content is None:
-        from safetensors.torch import save_file
-
         save_file({"weight": torch.zeros(3)}, path)
     else:
         path.write_bytes(content)
@@ -160,6 +229,26 @@ def test_finished_samples_are_not_drawn_again(estimate, tmp_path):
     x = samples(checkpoint=checkpoint, callback=lambda step, total, x_0: seen.append(step))
     assert seen == [3, 4, 1, 2, 3, 4]
     assert torch.equal(x, samples())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_parts_of_samples_that_are_no_longer_asked_for_are_removed(tmp_path):
+    def samples(number, **options):
+        generator, checkpoint = torch.Generator().manual_seed(0), Checkpoint(tmp_path / "run", 0)
+        asked = {"estimate": "samples", "samples": number, "sampler": Guided(steps=2), "generator": generator}
+        return restore(PRIOR, likelihood(), shape=BOX, checkpoint=checkpoint, **asked, **options).x
+
+    seen = []
+
+    def killer_in_the_third(step, total, x_0):
+        seen.append(step)
+        if len(seen) == 6:
+            raise Killed
+
+    with pytest.raises(Killed):
+        samples(3, callback=killer_in_the_third)
+    assert (tmp_path / "run-2").exists()
+    samples(2)
     assert list(tmp_path.iterdir()) == []
 
 

@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cryofm_sampling import Checkpoint, Draw, Guided, SettingError, Tiled, restore, spread
+from cryofm_ops import Identity, WhiteNoise, gaussian_likelihood
+from cryofm_sampling import Checkpoint, Draw, Guided, PlugAndPlay, SettingError, Tiled, restore, spread
 from cryofm_sampling.testing import GaussianPrior
 
 BOX = (9, 5, 12)  # 4 tiles of 8³ that overlap by half
@@ -92,6 +93,28 @@ def interrupted_and_resumed(group, folder):
     return resumed
 
 
+def restored_after_a_kill(group, folder, sampler, shared, tiled=False, **options):
+    """By `restore`, on a disk that all ranks have; `shared`: whether the caller thought of the checkpoint's group."""
+    path = Path(folder, f"restored-{dist.get_world_size(group)}-{type(sampler).__name__}-{shared}-{tiled}")
+    prior = Tiled(GaussianPrior(1.0), 8, 4, group=group) if tiled else GaussianPrior(1.0)
+    checkpoint = Checkpoint(path, 0, group=group if shared else None)
+    run = {"shape": BOX, "sampler": sampler, "group": None if tiled else group, "checkpoint": checkpoint, **options}
+    data = gaussian_likelihood(Identity(), WhiteNoise(0.5), Pull().y)
+
+    def stop(step, total, x_0):
+        if step == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        restore(prior, data, generator=torch.Generator().manual_seed(0), callback=stop, **run)
+    dist.barrier(group)  # the kill is of all
+    resumed = restore(prior, data, generator=torch.Generator().manual_seed(0), **run).x
+    whole = restore(prior, data, generator=torch.Generator().manual_seed(0), **run | {"checkpoint": None}).x
+    dist.barrier(group)
+    left = sorted(other.name for other in path.parent.glob(f"{path.name}*"))
+    return torch.equal(resumed, whole), left
+
+
 def worker(rank, folder):
     """Process `rank` of 3; the first two form a group as well, and the first alone."""
     torch.set_num_threads(1)
@@ -101,7 +124,14 @@ def worker(rank, folder):
     for size in range(rank + 1, 4):
         group = groups[size]
         results = velocity_and_gradients(group), guided(group), samples(group).x, interrupted_and_resumed(group, folder)
-        found[size] = (*results, spread_jobs(group))
+        kills = []
+        for shared in (False, True):
+            kills += [
+                restored_after_a_kill(group, folder, PlugAndPlay(), shared),
+                restored_after_a_kill(group, folder, PlugAndPlay(), shared, tiled=True),
+                restored_after_a_kill(group, folder, Guided(steps=4), shared, estimate="samples", samples=4),
+            ]
+        found[size] = (*results, spread_jobs(group), kills)
     group = groups[3]
     with pytest.raises(SettingError, match="hold different volumes"):
         Tiled(Convolutions(), 8, 4, group=group)(volumes(seed=rank), torch.tensor(0.5))
@@ -150,7 +180,7 @@ def test_tiles_are_those_of_one_process(found, size):
 def test_guided_sampling_through_tiles(found, size):
     alone = guided(None)
     for rank in range(size):
-        _, x, _, resumed, _ = found[rank][size]
+        _, x, _, resumed, *_ = found[rank][size]
         torch.testing.assert_close(x, alone, rtol=1e-4, atol=1e-4)
         assert torch.equal(x, found[0][size][1])
         assert torch.equal(resumed, x)
@@ -164,6 +194,12 @@ def test_samples_are_those_of_one_process(found, size):
         done, told = found[rank][size][4]
         assert done == list(range(rank, 4, size))
         assert told == [(i, i, i) for i in range(4)]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_checkpoints_of_ranks_on_a_common_disk(found, size):
+    for rank in range(size):
+        assert found[rank][size][5] == [(True, [])] * 6
 
 
 if __name__ == "__main__":

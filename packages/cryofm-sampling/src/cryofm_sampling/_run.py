@@ -1,4 +1,8 @@
-"""What makes a run the run that it is: settings, seeds, data and prior, told apart without keeping them."""
+"""What makes a run the run that it is: settings, seeds, data and prior, told apart without keeping them.
+
+Settings and seeds must be the same. Data and prior must be but for rounding, so that no hash would do: they are
+computed again, by transforms, gradients and networks, whose last bits differ between machines and numbers of threads.
+"""
 
 import hashlib
 import json
@@ -9,13 +13,21 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops import Blind, Conjugate, CryoFMError, FourierDiagonal, Likelihood
+from cryofm_ops import Blind, Conjugate, CryoFMError, FourierDiagonal, Likelihood, irfft
 from cryofm_sampling._common import split_shape, time_like
 from cryofm_sampling.protocols import VelocityField
 
 __all__ = ["Run", "differences"]
 
-_SAME = 1e-3  # of the root mean square: far above rounding, far below what other data or another prior would make
+# What rounding may change, of the root mean square: ten times what single precision was seen to, against double.
+_TRANSFORMS = 1e-5  # and tables
+_OPERATORS = 1e-4
+_NETWORKS = 1e-3  # and searches, and conjugate gradients
+_SUMS = 64
+_STATISTICS = ("signal_power", "denoising_error", "denoising_spectrum")
+
+Sketch = list[float]
+Identity = dict[str, dict[str, Any]]
 
 
 @attrs.frozen(eq=False)
@@ -24,45 +36,59 @@ class Run:
 
     sampler: Any  # an attrs class
     velocity: VelocityField
-    likelihood: Likelihood | FourierDiagonal | Blind
+    told: Likelihood | FourierDiagonal | Blind | Mapping[str, Sequence[Tensor]]  # the data; by name where no likelihood
     shape: tuple[int, ...]
 
-    def identity(self, state: Tensor, streams: Sequence[torch.Generator]) -> dict[str, object]:
+    def identity(self, state: Tensor, streams: Sequence[torch.Generator]) -> Identity:
         """Everything that the result depends on, as plain values, at the start."""
         seeds = hashlib.sha256(b"".join(stream.get_state().numpy().tobytes() for stream in streams))
         noise = torch.randn(self.shape, generator=torch.Generator().manual_seed(0), dtype=state.real.dtype)
         noise = noise.to(state.device)
         one = noise.reshape(-1, *split_shape(self.shape)[1])[0]
-        identity = {
+        settings = {
             "sampler": type(self.sampler).__name__,
             **attrs.asdict(self.sampler),
             "shape": list(self.shape),
             "dtype": str(state.dtype),
             "seed": seeds.hexdigest()[:8],
-            "velocity field": _sketch(self.velocity(one, time_like(0.5, one))),
-            "likelihood": _sketch(_told_by(self.likelihood, noise)),
         }
-        plain: dict[str, object] = json.loads(json.dumps(identity, default=str))
-        return plain
+        statistics = {name: getattr(self.velocity, name) for name in _STATISTICS if hasattr(self.velocity, name)}
+        if isinstance(self.told, Mapping):
+            data = {name: [_sketch(values) for values in tensors] for name, tensors in self.told.items()}
+        else:
+            data = {"likelihood": _told_by(self.told, noise)}
+        sketches = {
+            "velocity field": [_sketch(self.velocity(one, time_like(0.5, one)), _NETWORKS)],
+            **{name: [_sketch(table)] for name, table in statistics.items()},
+            **data,
+        }
+        return {"settings": json.loads(json.dumps(settings, default=str)), "sketches": sketches}
 
 
-def differences(theirs: Mapping[str, object], ours: Mapping[str, object]) -> list[str]:
+def differences(theirs: Identity, ours: Identity) -> list[str]:
     """In what two identities differ, for an error message."""
+    set_there, set_here = theirs["settings"], ours["settings"]
+    seen_there, seen_here = theirs["sketches"], ours["sketches"]
     return [
-        f"another {name}" if _is_sketch(value) else f"{name}: {theirs.get(name)} there, {value} here"
-        for name, value in ours.items()
-        if not _same(theirs.get(name), value)
+        f"{name}: {set_there.get(name)} there, {set_here.get(name)} here"
+        for name in set_here | set_there
+        if set_there.get(name) != set_here.get(name)
+    ] + [
+        f"another {name}"
+        for name in seen_here | seen_there
+        if not _same(seen_there.get(name, []), seen_here.get(name, []))
     ]
 
 
-def _told_by(likelihood: Likelihood | FourierDiagonal | Blind, x: Tensor) -> Tensor:
-    """Numbers that other data, another operator or another noise would change."""
+def _told_by(likelihood: Likelihood | FourierDiagonal | Blind, x: Tensor, slack: float = _OPERATORS) -> list[Sketch]:
+    """Sketches that other data, another operator or another noise would change."""
     if isinstance(likelihood, FourierDiagonal):
         W, y = likelihood.spectral_precision(), likelihood.spectral_data()
-        parts = (torch.where(W.isfinite(), W, -1), torch.view_as_real(torch.where(W > 0, y, 0)))
-        return torch.cat([part.flatten() for part in parts])
+        # In space, where one voxel is one value; weighed as with a white prior, as y without its noise may be anything.
+        y = irfft(torch.where(W > 0, y / (1 + 1 / W), 0), split_shape(x.shape)[1])
+        return [_sketch(torch.where(W.isfinite(), W.sqrt(), -1)), _sketch(y)]
     if not isinstance(likelihood, Likelihood):
-        return _told_by(likelihood.refine(x), x)
+        return _told_by(likelihood.refine(x), x, _NETWORKS)
     try:
         with torch.enable_grad():
             x = x.clone().requires_grad_()
@@ -70,23 +96,27 @@ def _told_by(likelihood: Likelihood | FourierDiagonal | Blind, x: Tensor) -> Ten
     except CryoFMError:  # noiseless data have no density
         if not isinstance(likelihood, Conjugate):
             raise
-        return likelihood.condition(x.detach(), 1.0).mean
-    return gradient
+        return [_sketch(likelihood.condition(x.detach(), 1.0).mean, _NETWORKS)]
+    return [_sketch(gradient, slack)]
 
 
-def _sketch(values: Tensor) -> list[float]:
-    """Root mean square, and projections on fixed random signs: any change moves them, rounding hardly does."""
-    v = values.detach().flatten().to("cpu", torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    signs = (2 * torch.randint(2, (len(v),), generator=generator, dtype=torch.int8) - 1 for _ in range(4))
-    return [float(v.square().mean().sqrt()), *(float(v @ sign.double()) / len(v) ** 0.5 for sign in signs)]
+def _sketch(values: Tensor, slack: float = _TRANSFORMS) -> Sketch:
+    """How much rounding may change a sum, and sums of every 64th value times fixed random signs.
+
+    One value among n is seen to change by more than slack · √(n / 64) times their root mean square (with `_TRANSFORMS`
+    4e-4 in a box of 48³, 5e-3 in one of 256³), all of them, independently, by a few times slack. Less is not seen.
+    """
+    real = torch.view_as_real(values) if values.is_complex() else values
+    v = real.detach().flatten().to("cpu", torch.float64)
+    v = torch.nn.functional.pad(v, (0, -len(v) % _SUMS))
+    signs = 2 * torch.randint(2, v.shape, generator=torch.Generator().manual_seed(0), dtype=torch.int8) - 1
+    sums: Sketch = (v * signs).reshape(-1, _SUMS).sum(0).tolist()
+    return [slack * float(v.norm()) / _SUMS**0.5, *sums]
 
 
-def _is_sketch(value: object) -> bool:
-    return isinstance(value, list) and any(isinstance(number, float) for number in value)
-
-
-def _same(theirs: Any, ours: Any) -> bool:
-    if not (_is_sketch(theirs) and _is_sketch(ours)):
-        return bool(theirs == ours)
-    return all(abs(a - b) <= _SAME * max(theirs[0], ours[0]) for a, b in zip(theirs, ours, strict=True))
+def _same(theirs: Sequence[Sketch], ours: Sequence[Sketch]) -> bool:
+    return len(theirs) == len(ours) and all(
+        abs(a - b) <= max(there[0], here[0])
+        for there, here in zip(theirs, ours, strict=True)
+        for a, b in zip(there, here, strict=True)
+    )

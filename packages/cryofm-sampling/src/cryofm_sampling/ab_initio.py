@@ -154,22 +154,17 @@ class AbInitio:
             first = _packed(power.new_zeros(C, *box), rotations, shifts_px, _by_power(images, power).expand(C))
         else:
             first = _packed(*_wiener(images, power / _FILLED, rotations, shifts_px))
-        run = Run(self, velocity, _Told(images), (C, *box))
+        told = {
+            "set of images": [part for part in attrs.astuple(images, recurse=False) if isinstance(part, Tensor)],
+            "set of first poses": [rotations, shifts_px],
+            "normalization": [torch.tensor(mean), torch.tensor(std)],
+        }
+        run = Run(self, velocity, told, (C, *box))
         state = iterate(level, first, len(times), run=run, streams=noises, callback=callback, checkpoint=checkpoint)
         x, R, s, scale = _unpacked(state, n, K)
         misfit = images.scaled(scale).misfit(x, R, s)
         best = misfit.argsort()
         return Models(x[best], R[best], s[best], scale[best], misfit[best], len(times), best)
-
-
-@attrs.frozen(eq=False)
-class _Told:
-    """The images as a `Likelihood` of nothing in particular, by which a checkpoint recognises them."""
-
-    images: ImagesInBand
-
-    def log_prob(self, x: Tensor, /) -> Tensor:
-        return self.images.spectra.abs().sum() + x.sum((-3, -2, -1))
 
 
 def _wiener(

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
-from cryofm_sampling._run import Run, differences
+from cryofm_sampling._run import Identity, Run, differences
 from cryofm_sampling.errors import CheckpointError
 from cryofm_sampling.protocols import Callback
 
@@ -29,14 +29,16 @@ class Checkpoint:
     """Where a run leaves its state; the same call finds it there and goes on.
 
     The file is written beside and renamed, so it is whole whenever the run dies, and removed when the run has ended.
-    Settings, seeds, data and prior are compared with those of the run that left it; to recognise the prior takes one
-    network evaluation, which no `nfe` counts.
+    Settings and seeds are compared with those of the run that left it; data and prior too, but for rounding: in a box
+    of 256³ one voxel of the data tells if it differs by some hundredths of their root mean square. To recognise the
+    prior takes one network evaluation, which no `nfe` counts.
 
     Attributes:
         path: of the file.
         every_seconds: between two checkpoints; 0: after every step.
         group: of processes that all do this run, such as those that share the tiles of `Tiled`: the first alone
-            writes and reads, and tells the others. Their machines need no common disk.
+            writes and reads, and tells the others. Their machines need no common disk. `restore` sees to it, given
+            its own group or that of `Tiled`.
         keep: leave the file after the last step, with the result: for a part of something longer.
 
     >>> Checkpoint("run.safetensors", every_seconds=300.0).path.name
@@ -104,7 +106,7 @@ def iterate(
     Raises `CheckpointError` if the file there is none, or belongs to another run; the differences are listed.
     """
     first = 0
-    identity: dict[str, object] = {}
+    identity: Identity = {}
     if checkpoint is not None:
         identity = run.identity(state, streams)
         content = checkpoint._read()
@@ -125,9 +127,7 @@ def iterate(
     return state
 
 
-def _tensors(
-    step: int, state: Tensor, streams: Sequence[torch.Generator], identity: dict[str, object]
-) -> dict[str, Tensor]:
+def _tensors(step: int, state: Tensor, streams: Sequence[torch.Generator], identity: Identity) -> dict[str, Tensor]:
     header = json.dumps({"step": step, "identity": identity}).encode()
     real = torch.view_as_real(state) if state.is_complex() else state
     numbers = {f"stream.{i}": stream.get_state() for i, stream in enumerate(streams)}
@@ -135,14 +135,15 @@ def _tensors(
 
 
 def _restored(
-    path: Path, content: bytes, identity: dict[str, object], state: Tensor, streams: Sequence[torch.Generator]
+    path: Path, content: bytes, identity: Identity, state: Tensor, streams: Sequence[torch.Generator]
 ) -> tuple[int, Tensor]:
     try:
         tensors = load(content)
         header = json.loads(tensors[_HEADER].numpy().tobytes())
+        found = differences(header["identity"], identity)
     except (SafetensorError, KeyError, ValueError):
         raise CheckpointError(f"{path} is no checkpoint of a sampler; choose another path or remove it") from None
-    if found := differences(header["identity"], identity):
+    if found:
         raise CheckpointError(f"{path} belongs to another run ({'; '.join(found)}); remove it to start anew")
     for i, stream in enumerate(streams):
         stream.set_state(tensors[f"stream.{i}"])

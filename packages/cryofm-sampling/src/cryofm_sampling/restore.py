@@ -2,13 +2,16 @@
 
 import inspect
 from functools import partial
+from itertools import count
 from typing import Any, Literal, cast
 
+import attrs
 import torch
 import torch.distributed as dist
 
 from cryofm_ops import Blind, Conjugate, FourierDiagonal, Likelihood, in_model_units
 from cryofm_sampling._common import missing, streams
+from cryofm_sampling._ranks import rank_and_size
 from cryofm_sampling.blind_guided import BlindGuided
 from cryofm_sampling.checkpoint import Checkpoint
 from cryofm_sampling.errors import CapabilityError, SettingError
@@ -58,7 +61,8 @@ def restore(
         sampler: another algorithm than these.
         callback: is told of every step; of one run after the other where there are several.
         checkpoint: a file from which the same call goes on after it was killed, to the same bits; one for every
-            sample, named after it, where there are several.
+            sample, named after it, where there are several. Where this call or the prior has a group, that decides
+            which ranks share a file.
         group: `torch.distributed` processes that share the samples, such as `torch.distributed.group.WORLD` under
             torchrun: sample k is drawn by rank k modulo their number, and all ranks return the same. A single run is
             done by every rank. (To share a volume instead, give `Tiled` the group.)
@@ -95,8 +99,13 @@ def restore(
 
     if checkpoint is not None and "checkpoint" not in inspect.signature(sampler).parameters:
         raise CapabilityError(f"a checkpoint was asked for, but {type(sampler).__name__} takes no checkpoint=")
-    if group is not None and getattr(prior, "group", None) is not None:
+    tiles = getattr(prior, "group", None)
+    if group is not None and tiles is not None:
         raise SettingError("the ranks share either samples (restore) or tiles (Tiled): give one of them the group")
+    if checkpoint is not None and (group is not None or tiles is not None):
+        # Ranks that do the same run share its file; those that share the samples have their own.
+        together = tiles if group is None else group if mean_only else None
+        checkpoint = attrs.evolve(checkpoint, group=together)
     data = cast(Likelihood, inner)  # a sampler of the caller's choice may take a Blind one
     # Every sample has a generator of its own, so that none depends on who draws the others, and on how many.
     generators = [generator] if mean_only else streams(generator, (samples,))
@@ -106,8 +115,7 @@ def restore(
     ]
     draws = [jobs[0]()] if mean_only else spread(jobs, group)
     if checkpoint is not None and not mean_only:
-        for k in range(samples):
-            checkpoint.part(k).remove()
+        _remove_parts(checkpoint, samples, *rank_and_size(group))
     x = torch.stack([draw.x for draw in draws])
     if estimate == "mean":
         x = x.mean(0)
@@ -127,6 +135,15 @@ def restore(
 def _at(checkpoint: Checkpoint | None, k: int, alone: bool) -> dict[str, Any]:
     """The argument for run k, for a sampler that has it."""
     return {} if checkpoint is None else {"checkpoint": checkpoint if alone else checkpoint.part(k)}
+
+
+def _remove_parts(checkpoint: Checkpoint, samples: int, rank: int, size: int) -> None:
+    """Those of the rank, and beyond `samples` what a call for more of them left when it was killed."""
+    for k in count(rank, size):
+        part = checkpoint.part(k)
+        if k >= samples and not part.path.exists():
+            return
+        part.remove()
 
 
 def _choose(prior: VelocityField, likelihood: Likelihood | Blind, estimate: str) -> tuple[Sampler, str]:
