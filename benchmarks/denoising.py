@@ -34,7 +34,7 @@ from cryofm_sampling import PlugAndPlay, fit_scale, restore
 
 CURVES = Path(__file__).parents[1] / "examples" / "data" / "fsc_curves.csv"
 BOX = (64, 64, 64)
-TWO, EIGHT = PlugAndPlay(iterations=2), PlugAndPlay()
+THREE, EIGHT = PlugAndPlay(iterations=3), PlugAndPlay()
 
 
 def crop(density: NDArray[np.float32], side: int = 64) -> NDArray[np.float32]:
@@ -106,7 +106,7 @@ def row_of(path: Path, level: str, seed: int, prior_name: str) -> dict[str, obje
     seconds["scale"] = time.perf_counter() - start
     fitted = attrs.evolve(prior, normalization=Normalization(fit.normalization.mean, fit.normalization.std))
     results["true_scale_8"] = timed("true_scale_8", prior, mean, noise.noise_power / 2, EIGHT)
-    results["mean_2"] = timed("mean_2", fitted, mean, noise.noise_power / 2, TWO)
+    results["mean_3"] = timed("mean_3", fitted, mean, noise.noise_power / 2, THREE)
     results["mean_8"] = timed("mean_8", fitted, mean, noise.noise_power / 2, EIGHT)
     both = [timed("halves_8", fitted, half, noise.noise_power, EIGHT) for half in halves]
     results["halves_8"] = (both[0] + both[1]) / 2

@@ -161,7 +161,7 @@ def test_renoising_finds_both_modes_but_not_their_weights():
         check_modes(Renoising(), prior, likelihood, runs=200)
 
 
-@pytest.mark.parametrize("sampler", [Guided(60), PlugAndPlay()])
+@pytest.mark.parametrize("sampler", [Guided(60), PlugAndPlay(100)])
 def test_samplers_keep_what_they_claim(sampler):
     check_mean(sampler, runs=100)
     check_dtype(sampler)

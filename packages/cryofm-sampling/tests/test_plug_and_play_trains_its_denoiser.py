@@ -1,10 +1,12 @@
-"""`PlugAndPlayLoss` against flow matching, and against what `PlugAndPlay` does with the network that it trains."""
+"""`PlugAndPlayLoss` against flow matching, and against self-noised passes with the network that it trains."""
 
 import pytest
 import torch
 
-from cryofm_ops import FourierGaussian, radial, rfft
-from cryofm_sampling import PlugAndPlay, PlugAndPlayLoss, plug_and_play_loss
+from cryofm_ops import irfft, radial, rfft
+from cryofm_sampling import PlugAndPlayLoss, plug_and_play_loss
+from cryofm_sampling._common import DenoisingError
+from cryofm_sampling._self_noised import after, before
 from cryofm_sampling.testing import GaussianPrior
 
 BOX = (16, 16, 16)
@@ -67,7 +69,7 @@ def test_crops_do_not_depend_on_their_batch():
 
 
 @pytest.mark.parametrize("passes", [1, 3])
-def test_it_shows_what_plug_and_play_shows(monkeypatch, passes):
+def test_it_shows_what_passes_show(monkeypatch, passes):
     seen = {}
 
     W = radial(torch.linspace(20, 0.2, 9), BOX)
@@ -92,12 +94,15 @@ def test_it_shows_what_plug_and_play_shows(monkeypatch, passes):
     PlugAndPlayLoss(GaussianPrior(1.0), 1.0)(network, x_0, torch.rand(1), x_1)
     ours = list(shown)
     shown.clear()
-    network.signal_power, network.denoising_error = GaussianPrior(1.0).signal_power, GaussianPrior(1.0).denoising_error
-    monkeypatch.setattr("cryofm_sampling.plug_and_play.rotate", lambda x, _: x)
-    monkeypatch.setattr("cryofm_sampling.plug_and_play.rotate_back", lambda x, _: x)
-    PlugAndPlay(iterations=passes, pairs=0, dither=0.0)(
-        network, FourierGaussian(W, seen["y"], BOX), shape=BOX, generator=torch.Generator()
-    )
+    error = DenoisingError.of(GaussianPrior(1.0), BOX, x_0)
+    t = ours[0][1]
+    tau = (t / (1 - t)) ** 2
+    x = seen["y"] / (1 + 1 / W)
+    for _ in range(passes):
+        r, _ = before(x, seen["y"], W, tau)
+        x_t = (1 - t) * irfft(r, BOX)[None]
+        x_hat = rfft((x_t - t * network(x_t, torch.tensor(t)))[0])
+        x = after(x_hat, seen["y"], W, error(t), tau)
     assert len(ours) == len(shown) == passes
     for (x, t), (x_pnp, t_pnp) in zip(ours, shown, strict=True):
         torch.testing.assert_close(x.squeeze(), x_pnp.squeeze(), rtol=1e-4, atol=1e-5)

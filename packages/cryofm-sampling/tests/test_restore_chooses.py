@@ -49,8 +49,8 @@ class LogProb:
 
 def test_plug_and_play_for_the_mean(y, likelihood):
     draw = run(Prior(1.0), likelihood)
-    # Prior and noise are equally wide: the mean is halfway between 0.04 and the data.
-    torch.testing.assert_close(draw.x, 0.04 + (y - 0.04) / 2)
+    # Prior and noise are equally wide: the mean is halfway between 0.04 and the data, and 8 passes come near.
+    torch.testing.assert_close(draw.x - 0.04, (y - 0.04) / 2, rtol=0.15, atol=0)
     assert draw.settings["algorithm"] == "PlugAndPlay"
     assert "FourierDiagonal" in draw.settings["because"]
     assert draw.nfe == 8
@@ -64,9 +64,23 @@ def test_many_passes_where_something_was_not_measured(y):
     assert "not measured" in draw.settings["because"]
     assert (draw.settings["iterations"], draw.nfe) == (20, 20)
     noisy = run(Prior(1.0), gaussian_likelihood(wedge, WhiteNoise(0.05), wedge(y)))
-    assert (noisy.settings["iterations"], noisy.nfe) == (10, 20)
+    assert (noisy.settings["iterations"], noisy.nfe) == (8, 8)
     # The flow of samples begins with the gap filled.
     assert run(Prior(1.0), noiseless, estimate="samples", samples=1).nfe == 44
+
+
+def test_plug_and_play_for_the_mean_of_any_linear_operator(y):
+    class Gain:
+        def __call__(self, x):
+            return torch.linspace(0.5, 1.5, BOX[-1]).to(x) * x
+
+        adjoint = __call__
+
+    draw = run(Prior(1.0), gaussian_likelihood(Gain(), WhiteNoise(0.09), Gain()(y)))
+    assert (draw.settings["algorithm"], draw.nfe) == ("PlugAndPlay", 8)
+    assert "Conjugate" in draw.settings["because"]
+    noiseless = run(Prior(1.0), gaussian_likelihood(Gain(), WhiteNoise(0.0), Gain()(y)))
+    torch.testing.assert_close(noiseless.x, y, rtol=0, atol=0.02)
 
 
 def test_poses_are_searched_where_the_likelihood_is_blind(y):
@@ -88,7 +102,7 @@ def test_an_average_of_chains_is_no_sample(y, likelihood):
 def test_guidance_averaged_where_the_likelihood_only_has_log_prob(y):
     draw = run(Prior(1.0), LogProb(y), samples=2)
     assert draw.settings["algorithm"] == "Guided"
-    assert draw.settings["because"].startswith("the likelihood is not FourierDiagonal")
+    assert draw.settings["because"] == "LogProb has no condition; its samples are averaged"
     assert draw.nfe == 2 * 199
     deviation = (draw.x - 0.04 - (y - 0.04) / 2) / (0.09 * 0.5)
     assert deviation.square().mean() == pytest.approx(1, abs=0.3)  # the error of a mean of two
@@ -131,7 +145,7 @@ def test_a_sampler_of_the_callers(likelihood):
 
 def test_a_prior_without_normalisation_works_in_data_units(y, likelihood):
     narrow = GaussianPrior(0.09**2)  # centred on 0
-    torch.testing.assert_close(run(narrow, likelihood).x, y / 2)
+    torch.testing.assert_close(run(narrow, likelihood, sampler=PlugAndPlay(60)).x, y / 2, rtol=1e-3, atol=0)
 
 
 def test_what_cannot_be_is_refused(likelihood):

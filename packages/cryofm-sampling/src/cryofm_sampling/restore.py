@@ -79,8 +79,8 @@ def restore(
     >>> likelihood = gaussian_likelihood(Identity(), WhiteNoise(1.0), torch.ones(8, 8, 8))
     >>> generator = torch.Generator().manual_seed(0)
     >>> draw = restore(GaussianPrior(1.0), likelihood, shape=(8, 8, 8), generator=generator)
-    >>> print(f"{draw.x.mean():.2f} by {draw.settings['algorithm']}")
-    0.50 by PlugAndPlay
+    >>> print(f"{draw.x.mean():.1f} by {draw.settings['algorithm']}")
+    0.5 by PlugAndPlay
     """
     if estimate not in ("mean", "samples"):
         raise SettingError(f'estimate must be "mean" or "samples", got {estimate!r}')

@@ -86,7 +86,7 @@ def check_mean(
         seed: of the draws.
 
     >>> from cryofm_sampling import PlugAndPlay
-    >>> check_mean(PlugAndPlay(), runs=20)
+    >>> check_mean(PlugAndPlay(100), runs=20)
     """
     u = _whitened(sampler, likelihood, runs, seed)
     excess = float((u.mean(0).abs() - _SIGMAS * u.std(0) / runs**0.5).max())
