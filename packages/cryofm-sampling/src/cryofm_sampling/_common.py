@@ -8,7 +8,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops import FourierDiagonal, GridMismatchError, friedel_weights, half_shape, radial
+from cryofm_ops import FourierDiagonal, GridMismatchError, friedel_weights, half_shape, irfft, radial
 from cryofm_sampling.errors import CapabilityError, SettingError
 from cryofm_sampling.protocols import Calibrated, SpectrallyCalibrated
 
@@ -76,6 +76,11 @@ def white_noise(box: Box, stream: torch.Generator, like: Tensor) -> Tensor:
     `like`."""
     noise = torch.randn(box, generator=stream, device=stream.device, dtype=like.real.dtype)
     return noise.to(like.device)
+
+
+def irfft_each(spectra: Tensor, box: Box) -> Tensor:
+    """Volumes from half spectra `(volumes, ...)`; one by one, since the FFT of a batch may round differently."""
+    return torch.stack([irfft(spectrum, box) for spectrum in spectra])
 
 
 def time_like(t: float, x: Tensor) -> Tensor:

@@ -29,6 +29,7 @@ from cryofm_sampling._common import (
     DenoisingError,
     calibrated,
     diagonal,
+    irfft_each,
     spectral,
     split_shape,
     streams,
@@ -155,14 +156,14 @@ class PlugAndPlay:
             # Volume by volume: what is drawn together never changes a bit.
             volumes = zip(xs, ys, Ws, [ts[i] for ts in times], noises, strict=True)
             xs = torch.stack([self._pass(velocity, x, y, W, error(t), t, box, noise) for x, y, W, t, noise in volumes])
-            return torch.stack([xs, total + shares[:, i] * xs]), irfft(xs, box).reshape(shape)
+            return torch.stack([xs, total + shares[:, i] * xs]), irfft_each(xs, box).reshape(shape)
 
         run = Run(self, velocity, measured, shape)
         state = torch.stack([wiener, torch.zeros_like(wiener)])
         _, total = iterate(
             step, state, self.iterations, run=run, streams=noises, callback=callback, checkpoint=checkpoint
         )
-        x = irfft(total, box).reshape(shape)
+        x = irfft_each(total, box).reshape(shape)
         nfe = self.iterations * max(1, 2 * self.pairs)
         settings = {"sampler": "PlugAndPlay", **attrs.asdict(self), "time": [ts[-1] for ts in times]}
         return Draw(x, nfe, settings)

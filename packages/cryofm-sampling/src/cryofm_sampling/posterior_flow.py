@@ -27,12 +27,13 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops import FourierDiagonal, Likelihood, friedel_weights, irfft, rfft
+from cryofm_ops import FourierDiagonal, Likelihood, friedel_weights, rfft
 from cryofm_sampling._common import (
     Box,
     DenoisingError,
     calibrated,
     diagonal,
+    irfft_each,
     spectral,
     split_shape,
     streams,
@@ -132,15 +133,15 @@ class PosteriorFlow:
             else:
                 t, s = times[i - passes : i - passes + 2]
                 state = torch.stack([flow(t, s, x_t[v], x_hat[v], v) for v in volumes], 1)
-            return state, irfft(state[1], box).reshape(shape)
+            return state, irfft_each(state[1], box).reshape(shape)
 
-        x_1 = rfft(torch.stack([white_noise(box, noise, ys) for noise in noises]))
+        x_1 = torch.stack([rfft(white_noise(box, noise, ys)) for noise in noises])
         wiener = error.power / (error.power + 1 / Ws) * ys  # 0 where W = 0
         total = passes + self.steps
         run = Run(self, velocity, measured, shape)
         state = torch.stack([x_1, wiener.to(x_1)])
         _, x = iterate(step, state, total, run=run, streams=noises, callback=callback, checkpoint=checkpoint)
-        return Draw(irfft(x, box).reshape(shape), self.nfe, {"sampler": "PosteriorFlow", **attrs.asdict(self)})
+        return Draw(irfft_each(x, box).reshape(shape), self.nfe, {"sampler": "PosteriorFlow", **attrs.asdict(self)})
 
     def _times(self) -> list[float]:
         first, last = math.log10(1.25 * self.steps), math.log10(1.6 / self.steps)
