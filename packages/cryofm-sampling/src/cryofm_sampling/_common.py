@@ -46,12 +46,12 @@ def diagonal(likelihood: object, needed_by: str) -> FourierDiagonal:
 
 
 def spectral(likelihood: FourierDiagonal, batch: tuple[int, ...], box: Box) -> tuple[Tensor, Tensor]:
-    """W and ỹ of a Fourier-diagonal likelihood, `(*batch, z, y, x // 2 + 1)`; ỹ is 0 where nothing was
-    measured."""
+    """W and ỹ of a Fourier-diagonal likelihood, `(*batch, z, y, x // 2 + 1)`, in the precision of ỹ; ỹ is 0 where
+    nothing was measured."""
     W, y = likelihood.spectral_precision(), likelihood.spectral_data()
     half = half_shape(box)
     try:
-        W, y = W.expand(*batch, *half), y.expand(*batch, *half)
+        W, y = W.to(y.real.dtype).expand(*batch, *half), y.expand(*batch, *half)
     except RuntimeError:
         raise GridMismatchError(
             f"{type(likelihood).__name__} has a spectral precision of shape {tuple(W.shape)} and data of shape "

@@ -33,7 +33,7 @@ def _replacement(
         return lambda x_0: irfft(torch.where(W > 0, y, rfft(x_0)), box), y
     if isinstance(likelihood, Conjugate):
         # Of data without noise the posterior under a white prior is the nearest volume that agrees with them.
-        return lambda x_0: likelihood.condition(x_0, 1.0).mean, like
+        return lambda x_0: likelihood.condition(x_0, 1.0).mean.to(x_0), like
     lacking = missing(likelihood, "spectral_precision", "spectral_data", "condition")
     raise CapabilityError(f"Inpainting needs a FourierDiagonal or a Conjugate likelihood; {lacking}")
 

@@ -89,14 +89,14 @@ def _first(data: Conjugate, power: Tensor, chains: int, box: Box, like: Tensor, 
             f"{type(data).__name__} conditions a volume {box} to {tuple(mean.shape)}; Renoising goes volume by volume, "
             "and needs the data of one (a FourierDiagonal likelihood may hold a batch)"
         )
-    return mean + _centred(torch.stack([posterior.sample(stream) - mean for _ in range(chains)]))
+    return (mean + _centred(torch.stack([posterior.sample(stream) - mean for _ in range(chains)]))).to(like)
 
 
 def _level(velocity: VelocityField, x: Tensor, data: Conjugate, e: Tensor, t: float, stream: torch.Generator) -> Tensor:
     """All chains `(K, z, y, x)` of one volume, noised, denoised and drawn anew."""
     x_t = (1 - t) * x + t * _centred(standard_normal(x, stream))
     posterior = data.condition(torch.stack([_denoised(velocity, chain, t, stream) for chain in x_t]), e)
-    return posterior.mean + _centred(posterior.sample(stream) - posterior.mean)
+    return (posterior.mean + _centred(posterior.sample(stream) - posterior.mean)).to(x)
 
 
 def _denoised(velocity: VelocityField, x_t: Tensor, t: float, stream: torch.Generator) -> Tensor:
