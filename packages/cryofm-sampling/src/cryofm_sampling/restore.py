@@ -146,7 +146,12 @@ def _choose(prior: VelocityField, likelihood: Likelihood | Blind, estimate: str)
     if estimate == "samples" and isinstance(prior, Calibrated) and isinstance(likelihood, Conjugate):
         return Renoising(), "samples were asked for, the prior is Calibrated, and the likelihood conditions a Gaussian"
     if estimate == "samples":
-        return Guided(), "samples were asked for, by way of the likelihood's gradient"
+        lacking = (
+            missing(likelihood, "spectral_precision", "spectral_data", "condition")
+            if isinstance(prior, Calibrated)
+            else missing(prior, "signal_power", "denoising_error")
+        )
+        return Guided(), f"samples were asked for, by way of the likelihood's gradient: {lacking}"
     if not isinstance(likelihood, FourierDiagonal):
         lacking = missing(likelihood, "spectral_precision", "spectral_data")
         return Guided(), f"the likelihood is not FourierDiagonal: {lacking}; its samples are averaged"
