@@ -14,6 +14,8 @@ from cryofm_sampling.protocols import Calibrated, SpectrallyCalibrated
 
 Box = tuple[int, int, int]
 
+_LEAST_KAPPA = 1e-12  # a table may say that nothing errs; beside data without noise that would be 0/0
+
 
 def split_shape(shape: Sequence[int]) -> tuple[tuple[int, ...], Box]:
     """`(*batch, z, y, x)` -> batch, box."""
@@ -135,6 +137,7 @@ class DenoisingError:
         if len(self.times) > 1:
             t_0, t_1 = self.times[at - 1], self.times[at]
             kappa = torch.lerp(self.kappa[at - 1], self.kappa[at], ((t - t_0) / (t_1 - t_0)).clamp(0, 1))
+        kappa = kappa.clamp(min=_LEAST_KAPPA)
         return torch.minimum(radial(kappa, self.box) * gaussian_error(self.power, t), self.power)
 
 
