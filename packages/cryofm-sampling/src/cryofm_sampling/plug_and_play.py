@@ -101,7 +101,8 @@ class PlugAndPlay:
             to √τ.
         relaxation: ω; coefficients that were not measured move by ω times the denoiser's step.
         time: t of the denoiser at the last pass (and at all of them where everything was measured). None: set
-            by the noise, √τ = mean of √N, weighted by the Wiener gain; for white noise τ = N.
+            by the noise, √τ = mean of √N, weighted by the Wiener gain; for white noise τ = N. (A single pass that
+            has a gap to fill is then at t = 0.8.)
 
     Needs a `FourierDiagonal` likelihood and a `Calibrated` velocity field, and raises `CapabilityError`
     naming what is missing; `GridMismatchError` if the likelihood is on another grid. Every evaluation sees
@@ -173,7 +174,8 @@ class PlugAndPlay:
         if last is None:
             root = automatic_level(W, power, box) ** 0.5
             last = root / (1 + root)
-        first = last if bool((W > 0).all()) else max(_FIRST, last)
+        only = self.iterations == 1 and self.time is not None
+        first = last if only or bool((W > 0).all()) else max(_FIRST, last)
         return torch.linspace(first, last, self.iterations, dtype=torch.float64).tolist()
 
     def _pass(
