@@ -10,7 +10,7 @@ with the data, and the comparison is carried back to x_t through the network. Tw
   Its samples are NOT calibrated: their spread is no uncertainty.
 - `"gaussian"`, exact conditioning. v_y = v − t/(1−t) ∇_{x_t} log p(y | x_t), where x_0 given x_t is taken as
   a normal of mean x̂_0 and variance e(ν, t), so that the data's noise variance N grows to N + e. For a
-  Gaussian prior and linear Gaussian data this is exact.
+  Gaussian prior and linear Gaussian data this is exact, as far as its gradient is (see `Guided`).
 """
 
 import math
@@ -80,14 +80,15 @@ class Guided:
         guidance: `"gaussian"` or `"paper"`, see the module.
         max_push: λ_max of `"paper"` in a box of 64³; other boxes scale it by √(voxels / 64³), as ‖x‖ grows.
 
-    Needs a `Likelihood`. `"gaussian"` has a closed form where that is also `FourierDiagonal`; for any other it
-    solves for the inflated gradient with gradients of `log_prob` alone. A `Calibrated`
-    velocity field says how large e(ν, t) is; without statistics the prior is taken as white of unit power,
-    e = t²/((1−t)² + t²). Samples have the dtype and the device of a `FourierDiagonal` likelihood's data,
-    otherwise the default dtype and the generator's device.
+    Needs a `Likelihood`. `"gaussian"` has a closed form where that is also `FourierDiagonal`; for any other it solves
+    for the inflated gradient with gradients of `log_prob` alone, which is approximate where signal over noise varies by
+    orders of magnitude. A `Calibrated` velocity field says how large e(ν, t) is; without statistics the prior is taken
+    as white of unit power, e = t²/((1−t)² + t²). Samples have the dtype and the device of a `FourierDiagonal`
+    likelihood's data, otherwise the default dtype and the generator's device.
 
-    The noise of a volume does not depend on the batch that it is drawn in; the network's and the likelihood's
-    rounding may. To be sure of every bit draw volumes one by one, as `restore` does.
+    The noise of a volume does not depend on the batch that it is drawn in; the network's and the likelihood's rounding
+    may, and solving for the gradient makes a thousandth of the standard deviation of it. To be sure of every bit draw
+    volumes one by one, as `restore` does.
 
     Raises `CapabilityError` if the likelihood has no `log_prob`, `GridMismatchError` if it is on another
     grid.

@@ -2,7 +2,8 @@
 
 At every step what was measured replaces what the prior makes of it,
 x̂_0' = A⁺ y + (I − A⁺ A) x̂_0, and x_{t−Δ} = (1 − 1/(N t)) x_t + x̂_0'/(N t) for t = 1, 1 − 1/N, …, 1/N; so the last step
-returns x̂_0'. The data are taken as noiseless, whatever the likelihood says.
+returns x̂_0'. This is for data without noise. Those of a `FourierDiagonal` likelihood are taken so, whatever it says of
+their noise; a `Conjugate` one weighs them by it (see `Inpainting`).
 
 What is missing is guided by what is measured only through the network, which sees that at noise level t. Where
 measured and missing parts are independent, as for a stationary Gaussian prior, the samples are exact for N → ∞;
