@@ -1,8 +1,8 @@
 """What the samplers share: shapes, random streams, and the size of a denoiser's error per frequency."""
 
 import math
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import attrs
 import torch
@@ -23,6 +23,19 @@ def split_shape(shape: Sequence[int]) -> tuple[tuple[int, ...], Box]:
         raise SettingError(f"shape must be (*batch, z, y, x) with positive sides, got {tuple(shape)}")
     z, y, x = shape[-3:]
     return tuple(shape[:-3]), (z, y, x)
+
+
+def within(*validators: Callable[[Any, Any, Any], object]) -> Callable[[Any, Any, Any], None]:
+    """A validator of attrs that passes what all of `validators` do, and otherwise raises `SettingError`."""
+
+    def validate(instance: object, attribute: object, value: object) -> None:
+        try:
+            for validator in validators:
+                validator(instance, attribute, value)
+        except ValueError as error:
+            raise SettingError(f"{type(instance).__name__}: {error.args[0]}") from None
+
+    return validate
 
 
 def missing(thing: object, *names: str) -> str:

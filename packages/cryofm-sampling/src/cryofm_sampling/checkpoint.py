@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from cryofm_sampling._common import within
 from cryofm_sampling._run import Run, differences
 from cryofm_sampling.errors import CheckpointError
 from cryofm_sampling.protocols import Callback
@@ -44,7 +45,7 @@ class Checkpoint:
     """
 
     path: Path = attrs.field(converter=Path)
-    every_seconds: float = attrs.field(default=60.0, validator=attrs.validators.ge(0))
+    every_seconds: float = attrs.field(default=60.0, validator=within(attrs.validators.ge(0)))
     group: "dist.ProcessGroup | None" = attrs.field(default=None, kw_only=True)
     keep: bool = attrs.field(default=False, kw_only=True)
 

@@ -35,6 +35,7 @@ from cryofm_sampling._common import (
     streams,
     time_like,
     white_noise,
+    within,
 )
 from cryofm_sampling._rotations import ROTATIONS, rotate, rotate_back
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
@@ -120,13 +121,13 @@ class PlugAndPlay:
     (0.75, 8)
     """
 
-    iterations: int = attrs.field(default=8, validator=attrs.validators.ge(1))
-    pairs: int = attrs.field(default=0, validator=attrs.validators.ge(0))
-    dither: float = attrs.field(default=0.0, validator=attrs.validators.ge(0))
-    relaxation: float = attrs.field(default=1.0, validator=attrs.validators.gt(0))
+    iterations: int = attrs.field(default=8, validator=within(attrs.validators.ge(1)))
+    pairs: int = attrs.field(default=0, validator=within(attrs.validators.ge(0)))
+    dither: float = attrs.field(default=0.0, validator=within(attrs.validators.ge(0)))
+    relaxation: float = attrs.field(default=1.0, validator=within(attrs.validators.gt(0)))
     time: float | None = attrs.field(
         default=None,
-        validator=attrs.validators.optional([attrs.validators.gt(0), attrs.validators.lt(1)]),
+        validator=attrs.validators.optional(within(attrs.validators.gt(0), attrs.validators.lt(1))),
     )
 
     @torch.no_grad()

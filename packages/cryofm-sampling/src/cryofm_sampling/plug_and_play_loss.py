@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import AnisotropicNoise, fourier_filter, frequencies, irfft, radial_mean, rfft, wedge_alpha
-from cryofm_sampling._common import Box, DenoisingError, split_shape, white_noise
+from cryofm_sampling._common import Box, DenoisingError, split_shape, white_noise, within
 from cryofm_sampling.plug_and_play import after, automatic_level, before
 from cryofm_sampling.protocols import Calibrated, VelocityField
 
@@ -76,7 +76,7 @@ class PlugAndPlayLoss:
     """
 
     prior: Calibrated
-    fraction: float = attrs.field(validator=[attrs.validators.ge(0), attrs.validators.le(1)])
+    fraction: float = attrs.field(validator=within(attrs.validators.ge(0), attrs.validators.le(1)))
 
     def __call__(self, network: VelocityField, x_0: Tensor, t: Tensor, x_1: Tensor) -> Tensor:
         """Weighted mean square error of the velocity, `(batch,)`.

@@ -38,6 +38,7 @@ from cryofm_sampling._common import (
     split_shape,
     streams,
     white_noise,
+    within,
 )
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.plug_and_play import PlugAndPlay
@@ -81,7 +82,7 @@ class PosteriorFlow:
     0.74 ± 0.46, 25 evaluations
     """
 
-    steps: int = attrs.field(default=24, validator=attrs.validators.ge(2))
+    steps: int = attrs.field(default=24, validator=within(attrs.validators.ge(2)))
     first: PlugAndPlay = attrs.field(
         default=PlugAndPlay(iterations=1), validator=attrs.validators.instance_of(PlugAndPlay)
     )

@@ -41,6 +41,7 @@ from cryofm_sampling._common import (
     split_shape,
     streams,
     time_like,
+    within,
 )
 from cryofm_sampling._rotations import ROTATIONS, rotate, rotate_back
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
@@ -137,7 +138,7 @@ class Renoising:
     """
 
     times: tuple[float, ...] = attrs.field(default=_TIMES, converter=_numbers, validator=_falling)
-    chains: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+    chains: int = attrs.field(default=1, validator=within(attrs.validators.ge(1)))
 
     @torch.no_grad()
     def __call__(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import Likelihood, Normalization, in_model_units, radial_mean, rfft
-from cryofm_sampling._common import split_shape
+from cryofm_sampling._common import split_shape, within
 from cryofm_sampling.errors import CapabilityError, SettingError
 from cryofm_sampling.plug_and_play import PlugAndPlay
 from cryofm_sampling.protocols import Callback, Sampler, VelocityField
@@ -39,7 +39,7 @@ class ScaledNormalization:
     """
 
     normalization: Normalization
-    scale: float = attrs.field(validator=attrs.validators.gt(0))
+    scale: float = attrs.field(validator=within(attrs.validators.gt(0)))
 
     @property
     def mean(self) -> float:
