@@ -53,6 +53,8 @@ def _paper_step(
         v = velocity(x_t, time_like(t, x_t))
         x_0 = x_t - t * v
         (g,) = torch.autograd.grad(-likelihood.log_prob(x_0).sum(), x_t)
+    largest = g.abs().amax((-3, -2, -1), keepdim=True)
+    g = torch.where(largest > 0, g / largest, 0)  # the square of a large gradient is infinite
     norm = g.square().sum((-3, -2, -1), keepdim=True).sqrt()
     g = torch.where(norm > 0, g / norm, 0)
     return (x_t - (t - s) * v - push * g).detach(), x_0.detach()

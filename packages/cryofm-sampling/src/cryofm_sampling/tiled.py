@@ -108,7 +108,9 @@ class Tiled:
             for first in firsts:
                 total[first : first + self.tile] += window
             weights.append(total)
-        cube = _outer([window] * 3).to(x)
+        wide = torch.promote_types(x.dtype, torch.float32)  # the corners of a window are 0 in float16
+        v = torch.zeros_like(x, dtype=wide)
+        cube = _outer([window] * 3).to(v)
 
         places = [
             (i, slice(z, z + self.tile), slice(y, y + self.tile), slice(w, w + self.tile))
@@ -118,7 +120,6 @@ class Tiled:
         rank, size = rank_and_size(self.group)
         together = self._together(x[places[0]][None], t[:1] if t.ndim else t)
         recompute = torch.is_grad_enabled() and x.requires_grad and len(places) > together
-        v = torch.zeros_like(x)
         for first in range(0, len(places), together * size):
             shared = places[first : first + together * size]
             each = math.ceil(len(shared) / size)  # the last rank repeats a tile where the shares are not even
@@ -133,7 +134,7 @@ class Tiled:
             # Always in this order, so that sums round the same.
             for place, tile in zip(shared, gathered(tiles, self.group), strict=False):
                 v[place] += cube * tile
-        v = v / _outer(weights).to(x)
+        v = (v / _outer(weights).to(v)).to(x.dtype)
         z, y, w = (slice((p - n) // 2, (p - n) // 2 + n) for p, n in zip(padded, box, strict=True))
         return v[:, z, y, w].reshape(*batch, *box)
 
