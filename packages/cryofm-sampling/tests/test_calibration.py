@@ -5,7 +5,16 @@ import pytest
 import torch
 
 from cryofm_ops import fourier_filter, radial
-from cryofm_sampling import Calibrated, PlugAndPlay, SettingError, SpectrallyCalibrated, calibrate
+from cryofm_sampling import (
+    Calibrated,
+    Guided,
+    PlugAndPlay,
+    PosteriorFlow,
+    Renoising,
+    SettingError,
+    SpectrallyCalibrated,
+    calibrate,
+)
 from cryofm_sampling._common import DenoisingError, gaussian_error
 from cryofm_sampling.testing import GaussianPrior
 
@@ -53,6 +62,22 @@ def test_error_of_a_shell_is_what_was_measured(measured):
     torch.testing.assert_close(finer(0.3)[0, 0, ::2], e(0.3)[0, 0])
     narrower = attrs.evolve(prior, denoising_spectrum=spectrum[:, [0, 1, 4, 7]])
     torch.testing.assert_close(DenoisingError.of(narrower, BOX, torch.empty(0))(0.3)[0, 0, ::3], e(0.3)[0, 0, ::3])
+
+
+@pytest.mark.parametrize("sampler", [PlugAndPlay(), PosteriorFlow(2), Renoising((0.5,)), Guided(4)])
+def test_data_without_noise_are_kept_where_nothing_is_said_to_err(sampler, kit):
+    class Certain:  # knows that all is 0
+        signal_power, denoising_error = torch.ones(2), torch.tensor([[0.1, 0.0], [1.0, 0.0]])
+
+        def __call__(self, x, t):
+            return x / t
+
+    y = torch.randn(BOX, generator=torch.Generator().manual_seed(0))
+    likelihood = kit.Spectral(y, torch.full((12, 12, 7), torch.inf))
+    draw = sampler(Certain(), likelihood, shape=BOX, generator=torch.Generator())
+    assert draw.x.isfinite().all()
+    if not isinstance(sampler, Guided):  # which sees the data through the network alone
+        torch.testing.assert_close(draw.x, y)
 
 
 def test_it_is_still_the_field_and_serves_plug_and_play(measured, kit):

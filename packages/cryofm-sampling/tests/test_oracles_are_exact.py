@@ -1,5 +1,6 @@
 """The mixture priors against brute force, and the checks against samplers that are known to be right and wrong."""
 
+import attrs
 import pytest
 import torch
 
@@ -83,6 +84,28 @@ def test_posterior_of_gaps_and_of_noiseless_data(mixture, kit):
     torch.testing.assert_close(certain.weights, prior.membership(y))
 
 
+def test_a_posterior_of_noiseless_data_is_a_prior(mixture, kit):
+    """What is certain tells its components no longer apart, and the same data again change nothing of it."""
+    prior, _ = mixture
+    y = torch.randn(BOX, generator=torch.Generator().manual_seed(2))
+    W = torch.full((2, 3, 3), 0.1)
+    W[1] = torch.inf
+    posterior = prior.given(kit.Spectral(y, W))
+    x = posterior.sample(2000, generator=torch.Generator().manual_seed(3))
+    found = posterior.membership(x)
+    assert (found.mean(0) - posterior.weights).abs().max() < 5 * 0.5 / 2000**0.5
+    again = posterior.given(kit.Spectral(y, torch.where(W.isfinite(), 0, W)))
+    for name in ("weights", "means", "power"):
+        torch.testing.assert_close(getattr(again, name), getattr(posterior, name))
+
+
+def test_the_exact_sampler_keeps_modes_beside_noiseless_data():
+    prior, likelihood = two_templates()
+    W = likelihood.precision.clone()
+    W[1] = W[3] = torch.inf
+    check_modes(exact, prior, attrs.evolve(likelihood, precision=W))
+
+
 def test_samples_are_of_the_mixture(mixture):
     prior, covariances = mixture
     x = prior.sample(4000, generator=torch.Generator().manual_seed(4)).flatten(1)
@@ -145,6 +168,10 @@ def test_weights_of_modes(toy):
     check_modes(Guided(40), *toy(), runs=200)
     with pytest.raises(SamplerError, match=r"draws fall into the modes as \[0.\d+, 0.\d+\], not as"):
         check_modes(first_mode_too_often, *toy(), runs=200)
+
+
+def exact(velocity, likelihood, /, *, shape, generator, callback=None):
+    return Draw(velocity.velocity.given(likelihood).sample(shape[0], generator=generator), 0, {})
 
 
 def first_mode_too_often(velocity, likelihood, /, *, shape, generator, callback=None):

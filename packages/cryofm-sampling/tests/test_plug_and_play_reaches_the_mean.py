@@ -116,6 +116,23 @@ def test_level_is_the_gain_weighted_mean_amplitude_of_the_noise(kit):
     assert (t / (1 - t)) ** 2 == pytest.approx(float(tau))
 
 
+@pytest.mark.parametrize("iterations", [1, 2, 5])
+def test_the_last_pass_is_at_the_time_asked_for(kit, iterations):
+    W = torch.ones(*BOX[:2], HALF)
+    W[2] = W[4] = 0
+    times = []
+
+    class Watched(GaussianPrior):
+        def __call__(self, x, t):
+            times.append(float(t))
+            return super().__call__(x, t)
+
+    run = {"shape": BOX, "generator": torch.Generator()}
+    draw = PlugAndPlay(iterations, time=0.2)(Watched(1.0), kit.Spectral(observed(), W), **run)
+    assert times[-1] == pytest.approx(0.2)
+    assert draw.settings["time"] == [times[-1]]
+
+
 def test_gaps_are_filled_and_noiseless_data_kept(kit):
     """A signal confined to a ball, so that its coefficients are correlated; half of them measured without noise."""
     n = 8

@@ -135,8 +135,13 @@ def worker(rank, folder):
     group = groups[3]
     with pytest.raises(SettingError, match="hold different volumes"):
         Tiled(Convolutions(), 8, 4, group=group)(volumes(seed=rank), torch.tensor(0.5))
-    with pytest.raises(SettingError, match="share either samples"):
-        restore(Tiled(GaussianPrior(1.0), 8, 4, group=group), Pull(), shape=BOX, generator=None, group=group)
+    one_differs = torch.stack([volumes()[0], volumes(seed=rank)[1]])
+    with pytest.raises(SettingError, match="hold different volumes"):
+        Tiled(Convolutions(), 8, 4, group=group)(one_differs, torch.tensor(0.5))
+    tiled = Tiled(GaussianPrior(1.0), 8, 4, group=group)
+    for prior in (tiled, calibrate(tiled, volumes(), generator=torch.Generator(), times=[0.5])):
+        with pytest.raises(SettingError, match="share either samples"):
+            restore(prior, Pull(), shape=BOX, generator=None, group=group)
     torch.save(found, f"{folder}/{rank}")
     dist.destroy_process_group()
 

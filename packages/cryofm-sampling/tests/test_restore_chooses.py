@@ -135,6 +135,13 @@ def test_samples_of_a_prior_without_statistics_are_guided(likelihood):
     prior = GaussianPrior(1.0)
     draw = run(lambda x, t: prior(x, t), likelihood, estimate="samples", samples=1)
     assert (draw.settings["algorithm"], draw.nfe) == ("Guided", 199)
+    assert "function has no signal_power and no denoising_error" in draw.settings["because"]
+
+
+def test_samples_are_guided_where_the_likelihood_only_has_log_prob(y):
+    draw = run(Prior(1.0), LogProb(y), estimate="samples", samples=1)
+    assert (draw.settings["algorithm"], draw.nfe) == ("Guided", 199)
+    assert "has no spectral_precision and no spectral_data and no condition" in draw.settings["because"]
 
 
 def test_a_sampler_of_the_callers(likelihood):

@@ -1,13 +1,14 @@
 """The scale of a map comes out of its halves, wherever the search begins."""
 
 import math
+import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from cryofm_ops import Identity, WhiteNoise, estimate_noise_power, gaussian_likelihood
-from cryofm_sampling import CapabilityError, ScaledNormalization, SettingError, calibrate, fit_scale
+from cryofm_sampling import CapabilityError, Draw, ScaledNormalization, SettingError, calibrate, fit_scale
 
 SCALE = 5.0
 
@@ -53,6 +54,33 @@ def test_a_hopeless_guess_is_told(problem):
     prior, *data = problem
     with pytest.warns(UserWarning, match="halves do not tell the scale"):
         fit_scale(prior, *data, generator=torch.Generator().manual_seed(1), guess=SCALE / 10)
+
+
+def scale_of(score):
+    """Found where a restoration scores so, by steps of √2 from the guess of 1: noise in place of a sampler."""
+    generator = torch.Generator().manual_seed(0)
+    truth, noise = torch.randn(2, 8, 8, 8, generator=generator)
+
+    def sampler(prior, likelihood, /, *, shape, generator, callback=None):
+        c = score(-math.log2(likelihood.normalization.std) * 2)
+        return Draw(c * truth + math.sqrt(1 - c * c) * noise, 1, {})
+
+    data = gaussian_likelihood(Identity(), WhiteNoise(1.0), truth), truth, torch.full((5,), 0.9)
+    return fit_scale(Spikes(), *data, generator=generator, guess=1.0, sampler=sampler).normalization.scale
+
+
+@pytest.mark.parametrize(
+    "score", [lambda s: 0.5 + 0.03 * s - 1e-4 * s * s, lambda s: 0.9 - 0.4 * math.exp(-0.05 * (s + 6))]
+)
+def test_a_score_that_rises_ends_at_the_end_of_the_range(score):
+    with pytest.warns(UserWarning, match="halves do not tell the scale"):
+        assert scale_of(score) == pytest.approx(8)
+
+
+def test_a_peak_at_the_end_of_the_range_is_one():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert scale_of(lambda s: 0.9 - 0.004 * (s - 6) ** 2) == pytest.approx(8, rel=0.05)
 
 
 def test_what_is_missing_is_named(problem):

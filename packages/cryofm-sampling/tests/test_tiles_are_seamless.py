@@ -44,6 +44,12 @@ def test_a_pointwise_field_is_unchanged_on_any_box(box, tile, data, batch):
     torch.testing.assert_close(tiled(x, T), x * x + 0.5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_reaches_the_corners(dtype):
+    x = torch.randn(40, 32, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    torch.testing.assert_close(Tiled(lambda x, t: x, 32, 16)(x, T), x)
+
+
 def test_every_tile_has_the_trained_size_and_its_own_time():
     shapes = []
 
@@ -59,7 +65,7 @@ def test_every_tile_has_the_trained_size_and_its_own_time():
 
 @torch.no_grad()
 def test_bits_do_not_depend_on_the_tile_batch_nor_on_the_batch():
-    """Convolutions do round differently in another batch size, which the first line makes sure of."""
+    """Convolutions may round differently in another batch size."""
     network = Convolutions()
     x = torch.randn(2, 20, 13, 25, dtype=torch.float32, generator=torch.Generator().manual_seed(0))
     t = T.float()

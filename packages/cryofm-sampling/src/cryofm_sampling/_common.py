@@ -1,8 +1,8 @@
 """What the samplers share: shapes, random streams, and the size of a denoiser's error per frequency."""
 
 import math
-from collections.abc import Sequence
-from typing import Self
+from collections.abc import Callable, Sequence
+from typing import Any, Self
 
 import attrs
 import torch
@@ -23,6 +23,8 @@ from cryofm_sampling.protocols import Calibrated, SpectrallyCalibrated
 
 Box = tuple[int, int, int]
 
+_LEAST_KAPPA = 1e-12  # a table may say that nothing errs; beside data without noise that would be 0/0
+
 
 def split_shape(shape: Sequence[int]) -> tuple[tuple[int, ...], Box]:
     """`(*batch, z, y, x)` -> batch, box."""
@@ -30,6 +32,19 @@ def split_shape(shape: Sequence[int]) -> tuple[tuple[int, ...], Box]:
         raise SettingError(f"shape must be (*batch, z, y, x) with positive sides, got {tuple(shape)}")
     z, y, x = shape[-3:]
     return tuple(shape[:-3]), (z, y, x)
+
+
+def within(*validators: Callable[[Any, Any, Any], object]) -> Callable[[Any, Any, Any], None]:
+    """A validator of attrs that passes what all of `validators` do, and otherwise raises `SettingError`."""
+
+    def validate(instance: object, attribute: object, value: object) -> None:
+        try:
+            for validator in validators:
+                validator(instance, attribute, value)
+        except ValueError as error:
+            raise SettingError(f"{type(instance).__name__}: {error.args[0]}") from None
+
+    return validate
 
 
 def missing(thing: object, *names: str) -> str:
@@ -55,12 +70,12 @@ def diagonal(likelihood: object, needed_by: str) -> FourierDiagonal:
 
 
 def spectral(likelihood: FourierDiagonal, batch: tuple[int, ...], box: Box) -> tuple[Tensor, Tensor]:
-    """W and ỹ of a Fourier-diagonal likelihood, `(*batch, z, y, x // 2 + 1)`; ỹ is 0 where nothing was
-    measured."""
+    """W and ỹ of a Fourier-diagonal likelihood, `(*batch, z, y, x // 2 + 1)`, in the precision of ỹ; ỹ is 0 where
+    nothing was measured."""
     W, y = likelihood.spectral_precision(), likelihood.spectral_data()
     half = half_shape(box)
     try:
-        W, y = W.expand(*batch, *half), y.expand(*batch, *half)
+        W, y = W.to(y.real.dtype).expand(*batch, *half), y.expand(*batch, *half)
     except RuntimeError:
         raise GridMismatchError(
             f"{type(likelihood).__name__} has a spectral precision of shape {tuple(W.shape)} and data of shape "
@@ -98,6 +113,11 @@ def white_noise(box: Box, stream: torch.Generator, like: Tensor) -> Tensor:
     `like`."""
     noise = torch.randn(box, generator=stream, device=stream.device, dtype=like.real.dtype)
     return noise.to(like.device)
+
+
+def irfft_each(spectra: Tensor, box: Box) -> Tensor:
+    """Volumes from half spectra `(volumes, ...)`; one by one, since the FFT of a batch may round differently."""
+    return torch.stack([irfft(spectrum, box) for spectrum in spectra])
 
 
 def time_like(t: float, x: Tensor) -> Tensor:
@@ -152,6 +172,7 @@ class DenoisingError:
         if len(self.times) > 1:
             t_0, t_1 = self.times[at - 1], self.times[at]
             kappa = torch.lerp(self.kappa[at - 1], self.kappa[at], ((t - t_0) / (t_1 - t_0)).clamp(0, 1))
+        kappa = kappa.clamp(min=_LEAST_KAPPA)
         return torch.minimum(radial(kappa, self.box) * gaussian_error(self.power, t), self.power)
 
 

@@ -122,7 +122,7 @@ class MixturePrior:
         W, y = spectral(likelihood, (), self.box)
         prior = rfft(self.means)
         variance = 1 / (1 / self.power + W)
-        gain = self.power / (self.power + 1 / W)
+        gain = torch.where(self.power > 0, self.power / (self.power + 1 / W), 0)
         evidence = torch.where(W > 0, self.power + 1 / W, 1)
         weights = self._membership(torch.where(W > 0, y - prior, 0), evidence)
         return type(self)(weights, irfft(prior + gain * (y - prior), self.box), variance)
@@ -140,5 +140,6 @@ class MixturePrior:
 
     def _membership(self, u: Tensor, variance: Tensor) -> Tensor:
         full = friedel_weights(self.box, device=u.device).to(variance)
-        distance = (full * (u.abs().square() / variance + variance.log())).sum((-3, -2, -1))
+        terms = torch.where(variance > 0, u.abs().square() / variance + variance.log(), 0)  # where all agree: nothing
+        distance = (full * terms).sum((-3, -2, -1))
         return (self.weights.to(distance).log() - distance / 2).softmax(-1)

@@ -31,9 +31,9 @@ def replicated(x: Tensor, group: "dist.ProcessGroup | None") -> Tensor:
 
 
 def check_same(x: Tensor, group: "dist.ProcessGroup | None") -> None:
-    """Raise `SettingError`, on every rank, where the ranks hold different volumes; eight voxels tell."""
+    """Raise `SettingError`, on every rank, where the ranks hold different volumes; eight voxels of each tell."""
     if group is not None:
-        some = x.detach().flatten()[:8]
+        some = x.detach().flatten(-3)[..., :8]
         all_of_them = torch.stack(_all_gather(some, group))
         if (all_of_them - all_of_them[0]).abs().max() > 1e-2 * all_of_them.abs().max():
             raise SettingError("the ranks that share tiles hold different volumes: give each the same seed and data")

@@ -24,10 +24,15 @@ def smoothed_gradient(likelihood: Likelihood, mean: Tensor, variance: Tensor) ->
     """∇_m log E[p(y | x)] over x ~ N(m, R), by Laplace's method, for a stationary R (> 0) on the half grid.
 
     E[p(y | x)] is dominated by the mode x* of p(y | x) N(x; m, R), and the gradient is R⁻¹ (x* − m). For linear
-    Gaussian data that is exact: Aᵀ (Σ + A R Aᵀ)⁻¹ (y − A m). With x = m + √R w, the mode is the minimum of
-    φ(w) = −log p(y | m + √R w) + |w|²/2, found by non-linear conjugate gradients (Polak and Ribière) that never
-    increase φ; for linear Gaussian data they are the linear ones. So `log_prob` is all that is asked for, and each
-    volume of a batch goes its own way.
+    Gaussian data that would be exact at the mode: Aᵀ (Σ + A R Aᵀ)⁻¹ (y − A m). With x = m + √R w, the mode is the
+    minimum of φ(w) = −log p(y | m + √R w) + |w|²/2, sought by non-linear conjugate gradients (Polak and Ribière) that
+    never increase φ; for linear Gaussian data they are the linear ones. So `log_prob` is all that is asked for, and
+    each volume of a batch goes its own way.
+
+    They stop after 20 steps, near the mode only where R over the noise varies little. For white noise the gradient is
+    exact with R = 1 and 0.1 % off with R from 100 to 0.1; for noise from 1e-3 to 1 it is 0.5 % off with R = 1, and 73 %
+    with R from 100 to 0.1 (40 steps: 23 %, 80: 1.6 %), mostly at high frequencies. On the way rounding grows, up to
+    1 % in float32, so that a volume's gradient depends on its batch.
     """
     root = variance.sqrt()
 

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import ImagesInBand, Normalization
-from cryofm_sampling._common import DenoisingError, calibrated, streams, time_like, white_noise
+from cryofm_sampling._common import DenoisingError, calibrated, streams, time_like, white_noise, within
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.errors import SettingError
 from cryofm_sampling.protocols import Callback, VelocityField
@@ -69,6 +69,12 @@ class Models:
     chain: Tensor
 
 
+def _falling(_: object, __: object, ratios: tuple[float, float]) -> None:
+    first, last = ratios
+    if not math.inf > first > last > 0:
+        raise SettingError(f"AbInitio: 'ratios' must be positive and fall, got {ratios}")
+
+
 @attrs.frozen
 class AbInitio:
     """Models of an object from images and first poses; one network evaluation a level.
@@ -82,11 +88,11 @@ class AbInitio:
         max_shift_px: how far off centre an image may be.
     """
 
-    levels: int = attrs.field(default=20, validator=attrs.validators.ge(2))
-    ratios: tuple[float, float] = (20.0, 0.15)
-    draw_above: float = attrs.field(default=1.0, validator=attrs.validators.ge(0))
-    refine_below: float = attrs.field(default=0.9, validator=attrs.validators.gt(0))
-    max_shift_px: float = attrs.field(default=2.0, validator=attrs.validators.ge(0))
+    levels: int = attrs.field(default=20, validator=within(attrs.validators.ge(2)))
+    ratios: tuple[float, float] = attrs.field(default=(20.0, 0.15), validator=_falling)
+    draw_above: float = attrs.field(default=1.0, validator=within(attrs.validators.ge(0)))
+    refine_below: float = attrs.field(default=0.9, validator=within(attrs.validators.gt(0)))
+    max_shift_px: float = attrs.field(default=2.0, validator=within(attrs.validators.ge(0)))
 
     @torch.no_grad()
     def __call__(

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import Blind, Likelihood
-from cryofm_sampling._common import DenoisingError, missing, split_shape, streams, white_noise
+from cryofm_sampling._common import DenoisingError, missing, split_shape, streams, white_noise, within
 from cryofm_sampling._smoothed import smoothed_gradient
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.errors import CapabilityError
@@ -65,11 +65,11 @@ class BlindGuided:
     0.74, 99 evaluations
     """
 
-    steps: int = attrs.field(default=100, validator=attrs.validators.ge(1))
+    steps: int = attrs.field(default=100, validator=within(attrs.validators.ge(1)))
     guidance: Literal["paper", "gaussian"] = attrs.field(
-        default="paper", validator=attrs.validators.in_(("paper", "gaussian"))
+        default="paper", validator=within(attrs.validators.in_(("paper", "gaussian")))
     )
-    max_push: float = attrs.field(default=5.0, validator=attrs.validators.gt(0))
+    max_push: float = attrs.field(default=5.0, validator=within(attrs.validators.gt(0)))
 
     @torch.no_grad()
     def __call__(

@@ -27,7 +27,7 @@ class CalibratedVelocity:
     denoising_spectrum: Tensor
 
     def __attrs_post_init__(self) -> None:
-        forward(self.velocity, self, "normalization")
+        forward(self.velocity, self, "normalization", "group")
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
         """The velocity at x `(*batch, z, y, x)` and t, a scalar or `(batch,)`."""

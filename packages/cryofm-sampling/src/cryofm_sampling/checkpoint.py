@@ -46,7 +46,7 @@ class Checkpoint:
     """
 
     path: Path = attrs.field(converter=Path)
-    every_seconds: float = attrs.field(default=60.0, validator=attrs.validators.ge(0))
+    every_seconds: float = attrs.field(default=60.0, validator=within(attrs.validators.ge(0)))
     group: "dist.ProcessGroup | None" = attrs.field(default=None, kw_only=True)
     keep: bool = attrs.field(default=False, kw_only=True)
 

@@ -2,7 +2,8 @@
 
 At every step what was measured replaces what the prior makes of it,
 x̂_0' = A⁺ y + (I − A⁺ A) x̂_0, and x_{t−Δ} = (1 − 1/(N t)) x_t + x̂_0'/(N t) for t = 1, 1 − 1/N, …, 1/N; so the last step
-returns x̂_0'. The data are taken as noiseless, whatever the likelihood says.
+returns x̂_0'. This is for data without noise. Those of a `FourierDiagonal` likelihood are taken so, whatever it says of
+their noise; a `Conjugate` one weighs them by it (see `Inpainting`).
 
 What is missing is guided by what is measured only through the network, which sees that at noise level t. Where
 measured and missing parts are independent, as for a stationary Gaussian prior, the samples are exact for N → ∞;
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import Conjugate, FourierDiagonal, Likelihood, irfft, rfft
-from cryofm_sampling._common import Box, missing, spectral, split_shape, streams, time_like, white_noise
+from cryofm_sampling._common import Box, missing, spectral, split_shape, streams, time_like, white_noise, within
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.errors import CapabilityError
 from cryofm_sampling.protocols import Callback, Draw, VelocityField
@@ -33,7 +34,7 @@ def _replacement(
         return lambda x_0: irfft(torch.where(W > 0, y, rfft(x_0)), box), y
     if isinstance(likelihood, Conjugate):
         # Of data without noise the posterior under a white prior is the nearest volume that agrees with them.
-        return lambda x_0: likelihood.condition(x_0, 1.0).mean, like
+        return lambda x_0: likelihood.condition(x_0, 1.0).mean.to(x_0), like
     lacking = missing(likelihood, "spectral_precision", "spectral_data", "condition")
     raise CapabilityError(f"Inpainting needs a FourierDiagonal or a Conjugate likelihood; {lacking}")
 
@@ -63,7 +64,7 @@ class Inpainting:
     (True, 100)
     """
 
-    steps: int = attrs.field(default=100, validator=attrs.validators.ge(1))
+    steps: int = attrs.field(default=100, validator=within(attrs.validators.ge(1)))
 
     @torch.no_grad()
     def __call__(

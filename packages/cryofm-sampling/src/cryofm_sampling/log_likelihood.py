@@ -120,7 +120,9 @@ def log_likelihood(
         solver = {"method": "dopri5", "rtol": rtol, "atol": atol, "options": options}
         settings: dict[str, object] = {"solver": "dopri5", "rtol": rtol, "atol": atol}
     else:
-        solver = {"method": "rk4", "options": {"step_size": 1 / steps}}
+        # Not "step_size", whose rounding may add a step of length 0.
+        grid = torch.linspace(0, 1, steps + 1, dtype=torch.float64, device=x.device)
+        solver = {"method": "rk4", "options": {"grid_constructor": lambda *_: grid}}
         settings = {"solver": "rk4", "steps": steps}
 
     def solve(x_0: Tensor, stream: torch.Generator) -> tuple[Tensor, int]:

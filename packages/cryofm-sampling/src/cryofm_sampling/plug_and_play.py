@@ -106,7 +106,7 @@ class PlugAndPlay:
     iterations: int = attrs.field(default=8, validator=attrs.validators.ge(1))
     time: float | None = attrs.field(
         default=None,
-        validator=attrs.validators.optional([attrs.validators.gt(0), attrs.validators.lt(1)]),
+        validator=attrs.validators.optional(within(attrs.validators.gt(0), attrs.validators.lt(1))),
     )
 
     @torch.no_grad()

@@ -77,7 +77,7 @@ class PlugAndPlayLoss:
     """
 
     prior: Calibrated
-    fraction: float = attrs.field(validator=[attrs.validators.ge(0), attrs.validators.le(1)])
+    fraction: float = attrs.field(validator=within(attrs.validators.ge(0), attrs.validators.le(1)))
 
     def __call__(self, network: VelocityField, x_0: Tensor, t: Tensor, x_1: Tensor) -> Tensor:
         """Weighted mean square error of the velocity, `(batch,)`.

@@ -33,10 +33,12 @@ from cryofm_sampling._common import (
     DenoisingError,
     calibrated,
     diagonal,
+    irfft_each,
     spectral,
     split_shape,
     streams,
     white_noise,
+    within,
 )
 from cryofm_sampling._rotations import denoised
 from cryofm_sampling._self_noised import after, before
@@ -81,7 +83,7 @@ class PosteriorFlow:
     0.74 ± 0.46, 25 evaluations
     """
 
-    steps: int = attrs.field(default=24, validator=attrs.validators.ge(2))
+    steps: int = attrs.field(default=24, validator=within(attrs.validators.ge(2)))
     first: PlugAndPlay = attrs.field(
         default=PlugAndPlay(iterations=1), validator=attrs.validators.instance_of(PlugAndPlay)
     )

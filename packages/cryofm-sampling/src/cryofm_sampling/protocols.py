@@ -55,7 +55,10 @@ class Callback(Protocol):
     """Is told of every step; for progress bars and for watching a run."""
 
     def __call__(self, step: int, total: int, x_0: Tensor, /) -> object:
-        """After step `step` of `total` (from 1), with the current estimate of x_0, in model units."""
+        """After step `step` of `total` (from 1), with the current estimate of x_0, in model units.
+
+        `Flow` shows x_t instead, and `AbInitio` x_0 as densities on the prior's scale.
+        """
         ...
 
 

@@ -73,7 +73,7 @@ def _first(data: Conjugate, power: Tensor, chains: int, box: Box, like: Tensor, 
             f"{type(data).__name__} conditions a volume {box} to {tuple(mean.shape)}; Renoising goes volume by volume, "
             "and needs the data of one (a FourierDiagonal likelihood may hold a batch)"
         )
-    return mean + _centred(torch.stack([posterior.sample(stream) - mean for _ in range(chains)]))
+    return (mean + _centred(torch.stack([posterior.sample(stream) - mean for _ in range(chains)]))).to(like)
 
 
 def _level(velocity: VelocityField, x: Tensor, data: Conjugate, e: Tensor, t: float, stream: torch.Generator) -> Tensor:
@@ -114,7 +114,7 @@ class Renoising:
     """
 
     times: tuple[float, ...] = attrs.field(default=_TIMES, converter=_numbers, validator=_falling)
-    chains: int = attrs.field(default=1, validator=attrs.validators.ge(1))
+    chains: int = attrs.field(default=1, validator=within(attrs.validators.ge(1)))
 
     @torch.no_grad()
     def __call__(

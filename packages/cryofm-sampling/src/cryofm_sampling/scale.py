@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import Likelihood, Normalization, in_model_units, radial_mean, rfft
-from cryofm_sampling._common import split_shape
+from cryofm_sampling._common import split_shape, within
 from cryofm_sampling.errors import CapabilityError, SettingError
 from cryofm_sampling.plug_and_play import PlugAndPlay
 from cryofm_sampling.protocols import Callback, Sampler, VelocityField
@@ -39,7 +39,7 @@ class ScaledNormalization:
     """
 
     normalization: Normalization
-    scale: float = attrs.field(validator=attrs.validators.gt(0))
+    scale: float = attrs.field(validator=within(attrs.validators.gt(0)))
 
     @property
     def mean(self) -> float:
@@ -148,15 +148,17 @@ def fit_scale(
     best = max(_COARSE, key=score)  # all of them: there may be a lesser maximum where the prior saturates
     while abs(best) < _FARTHEST and (better := max((best, best - 1, best + 1), key=score)) != best:
         best = better
-    if abs(best) == _FARTHEST:
+    low, middle, high = score(best - 1), score(best), score(best + 1)
+    curvature = low - 2 * middle + high
+    top = float(best)
+    if max(low, high) > middle:
         warnings.warn(
             f"the halves do not tell the scale: none from a {2 ** (_FARTHEST // 2)}th of {guess:.3g} to "
             f"{2 ** (_FARTHEST // 2)} times that is best; is the contrast right, are the halves raw?",
             stacklevel=2,
         )
-    low, middle, high = score(best - 1), score(best), score(best + 1)
-    curvature = low - 2 * middle + high
-    top = best + ((low - high) / (2 * curvature) if curvature < 0 else 0.0)
+    elif curvature < 0:
+        top += (low - high) / (2 * curvature)  # by no more than half a step
     return ScaleFit(
         ScaledNormalization(normalization, guess * math.exp(top * _STEP)),
         tuple((guess * math.exp(step * _STEP), value) for step, value in sorted(scores.items())),

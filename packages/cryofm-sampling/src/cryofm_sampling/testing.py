@@ -44,12 +44,12 @@ def _prior(dtype: torch.dtype = torch.float64, box: Box = _BOX) -> GaussianPrior
     return GaussianPrior(torch.tensor([6.0, 2.0, 0.5, 0.1], dtype=dtype), box)
 
 
-def _data(dtype: torch.dtype = torch.float64) -> FourierGaussian:
+def _data(dtype: torch.dtype = torch.float64, box: Box = _BOX) -> FourierGaussian:
     """Noise that grows with frequency, and nothing measured at kz = ±1/4."""
-    y = 2 * torch.randn(_BOX, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    W = radial(torch.tensor([20.0, 2.0, 0.5], dtype=torch.float64), _BOX)
-    W[[1, 3]] = 0
-    return FourierGaussian(W.to(dtype), rfft(y.to(dtype)), _BOX)
+    y = 2 * torch.randn(box, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    W = radial(torch.tensor([20.0, 2.0, 0.5], dtype=torch.float64), box)
+    W[[box[0] // 4, -(box[0] // 4)]] = 0
+    return FourierGaussian(W.to(dtype), rfft(y.to(dtype)), box)
 
 
 def _whitened(sampler: Sampler, likelihood: FourierGaussian | None, runs: int, seed: int) -> Tensor:
@@ -198,17 +198,22 @@ def check_batching(sampler: Sampler, *, tolerance: float = 1e-10) -> None:
     >>> from cryofm_sampling import Renoising
     >>> check_batching(Renoising(times=(0.6, 0.3)), tolerance=0.0)
     """
-    prior, likelihood = _prior(), _data()
+    for box in (_BOX, (8, 8, 8)):  # the FFT of a batch rounds as that of one, and otherwise
+        _check_batching(sampler, box, tolerance)
+
+
+def _check_batching(sampler: Sampler, box: Box, tolerance: float) -> None:
+    prior, likelihood = _prior(box=box), _data(box=box)
 
     def draw(*batch: int, seed: int = 7, generator: torch.Generator | None = None) -> Tensor:
         generator = generator or torch.Generator().manual_seed(seed)
-        return sampler(prior, likelihood, shape=(*batch, *_BOX), generator=generator).x
+        return sampler(prior, likelihood, shape=(*batch, *box), generator=generator).x
 
     state = torch.get_rng_state()
     four = draw(4)
     generator = torch.Generator().manual_seed(7)
     pairs = torch.cat([draw(2, generator=generator) for _ in range(2)])
-    _require(four.shape == (4, *_BOX), sampler, f"asked for {(4, *_BOX)}, it gives {tuple(four.shape)}")
+    _require(four.shape == (4, *box), sampler, f"asked for {(4, *box)}, it gives {tuple(four.shape)}")
     for name, other in {"2 and 2": pairs, "2 × 2": draw(2, 2).reshape(four.shape), "1": draw()[None]}.items():
         apart = float((four[: len(other)] - other).abs().max())
         _require(apart <= tolerance, sampler, f"4 volumes drawn together differ from {name} by {apart:.1e}")

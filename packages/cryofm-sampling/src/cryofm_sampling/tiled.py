@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from cryofm_sampling._common import forward, split_shape
+from cryofm_sampling._common import forward, split_shape, within
 from cryofm_sampling._memory import tiles_that_fit
 from cryofm_sampling._ranks import check_same, gathered, rank_and_size, replicated
 from cryofm_sampling.errors import SettingError
@@ -77,9 +77,9 @@ class Tiled:
     """
 
     velocity: VelocityField
-    tile: int = attrs.field(validator=attrs.validators.ge(1))
-    overlap: int = attrs.field(validator=attrs.validators.ge(0))
-    tile_batch: int = attrs.field(default=1, validator=attrs.validators.ge(1), kw_only=True)
+    tile: int = attrs.field(validator=within(attrs.validators.ge(1)))
+    overlap: int = attrs.field(validator=within(attrs.validators.ge(0)))
+    tile_batch: int = attrs.field(default=1, validator=within(attrs.validators.ge(1)), kw_only=True)
     group: "dist.ProcessGroup | None" = attrs.field(default=None, kw_only=True)
     _fit: dict[bool, int] = attrs.field(factory=dict, init=False, repr=False)  # found once, with gradients or without
 
@@ -108,7 +108,9 @@ class Tiled:
             for first in firsts:
                 total[first : first + self.tile] += window
             weights.append(total)
-        cube = _outer([window] * 3).to(x)
+        wide = torch.promote_types(x.dtype, torch.float32)  # the corners of a window are 0 in float16
+        v = torch.zeros_like(x, dtype=wide)
+        cube = _outer([window] * 3).to(v)
 
         places = [
             (i, slice(z, z + self.tile), slice(y, y + self.tile), slice(w, w + self.tile))
@@ -118,7 +120,6 @@ class Tiled:
         rank, size = rank_and_size(self.group)
         together = self._together(x[places[0]][None], t[:1] if t.ndim else t)
         recompute = torch.is_grad_enabled() and x.requires_grad and len(places) > together
-        v = torch.zeros_like(x)
         for first in range(0, len(places), together * size):
             shared = places[first : first + together * size]
             each = math.ceil(len(shared) / size)  # the last rank repeats a tile where the shares are not even
@@ -133,7 +134,7 @@ class Tiled:
             # Always in this order, so that sums round the same.
             for place, tile in zip(shared, gathered(tiles, self.group), strict=False):
                 v[place] += cube * tile
-        v = v / _outer(weights).to(x)
+        v = (v / _outer(weights).to(v)).to(x.dtype)
         z, y, w = (slice((p - n) // 2, (p - n) // 2 + n) for p, n in zip(padded, box, strict=True))
         return v[:, z, y, w].reshape(*batch, *box)
 
