@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import nn
 
 from cryofm_ops import Identity, WhiteNoise, gaussian_likelihood
-from cryofm_sampling import Checkpoint, Draw, Guided, PlugAndPlay, SettingError, Tiled, restore, spread
+from cryofm_sampling import Checkpoint, Draw, Guided, PlugAndPlay, SettingError, Tiled, calibrate, restore, spread
 from cryofm_sampling.testing import GaussianPrior
 
 BOX = (9, 5, 12)  # 4 tiles of 8³ that overlap by half

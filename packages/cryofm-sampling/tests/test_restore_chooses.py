@@ -102,7 +102,7 @@ def test_an_average_of_chains_is_no_sample(y, likelihood):
 def test_guidance_averaged_where_the_likelihood_only_has_log_prob(y):
     draw = run(Prior(1.0), LogProb(y), samples=2)
     assert draw.settings["algorithm"] == "Guided"
-    assert draw.settings["because"] == "LogProb has no condition; its samples are averaged"
+    assert draw.settings["because"].startswith("the likelihood is neither FourierDiagonal nor Conjugate")
     assert draw.nfe == 2 * 199
     deviation = (draw.x - 0.04 - (y - 0.04) / 2) / (0.09 * 0.5)
     assert deviation.square().mean() == pytest.approx(1, abs=0.3)  # the error of a mean of two
@@ -152,7 +152,7 @@ def test_a_sampler_of_the_callers(likelihood):
 
 def test_a_prior_without_normalisation_works_in_data_units(y, likelihood):
     narrow = GaussianPrior(0.09**2)  # centred on 0
-    torch.testing.assert_close(run(narrow, likelihood, sampler=PlugAndPlay(60)).x, y / 2, rtol=1e-3, atol=0)
+    torch.testing.assert_close(run(narrow, likelihood, sampler=PlugAndPlay(60)).x, y / 2, rtol=2e-3, atol=0)
 
 
 def test_what_cannot_be_is_refused(likelihood):

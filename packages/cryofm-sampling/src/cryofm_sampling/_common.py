@@ -115,11 +115,6 @@ def white_noise(box: Box, stream: torch.Generator, like: Tensor) -> Tensor:
     return noise.to(like.device)
 
 
-def irfft_each(spectra: Tensor, box: Box) -> Tensor:
-    """Volumes from half spectra `(volumes, ...)`; one by one, since the FFT of a batch may round differently."""
-    return torch.stack([irfft(spectrum, box) for spectrum in spectra])
-
-
 def time_like(t: float, x: Tensor) -> Tensor:
     """A flow time as the tensor that a velocity field takes, in the precision of x."""
     return torch.tensor(t, dtype=x.dtype, device=x.device)

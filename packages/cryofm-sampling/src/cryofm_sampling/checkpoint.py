@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from cryofm_sampling._common import within
 from cryofm_sampling._run import Identity, Run, differences
 from cryofm_sampling.errors import CheckpointError
 from cryofm_sampling.protocols import Callback

@@ -33,7 +33,7 @@ from cryofm_ops import (
     radial_mean,
     rfft,
 )
-from cryofm_sampling._common import Box, DenoisingError, calibrated, conjugates, split_shape, streams
+from cryofm_sampling._common import Box, DenoisingError, calibrated, conjugates, split_shape, streams, within
 from cryofm_sampling._rotations import denoised
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.protocols import Callback, Draw, VelocityField
@@ -103,7 +103,7 @@ class PlugAndPlay:
     0.73, 8 evaluations
     """
 
-    iterations: int = attrs.field(default=8, validator=attrs.validators.ge(1))
+    iterations: int = attrs.field(default=8, validator=within(attrs.validators.ge(1)))
     time: float | None = attrs.field(
         default=None,
         validator=attrs.validators.optional(within(attrs.validators.gt(0), attrs.validators.lt(1))),

@@ -33,7 +33,6 @@ from cryofm_sampling._common import (
     DenoisingError,
     calibrated,
     diagonal,
-    irfft_each,
     spectral,
     split_shape,
     streams,

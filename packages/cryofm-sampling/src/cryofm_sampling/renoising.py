@@ -38,6 +38,7 @@ from cryofm_sampling._common import (
     conjugates,
     split_shape,
     streams,
+    within,
 )
 from cryofm_sampling._rotations import denoised
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
@@ -80,7 +81,7 @@ def _level(velocity: VelocityField, x: Tensor, data: Conjugate, e: Tensor, t: fl
     """All chains `(K, z, y, x)` of one volume, noised, denoised and drawn anew."""
     u = x + t / (1 - t) * _centred(standard_normal(x, stream))
     posterior = data.condition(torch.stack([denoised(velocity, chain, t, stream) for chain in u]), e)
-    return posterior.mean + _centred(posterior.sample(stream) - posterior.mean)
+    return (posterior.mean + _centred(posterior.sample(stream) - posterior.mean)).to(x)
 
 
 @attrs.frozen

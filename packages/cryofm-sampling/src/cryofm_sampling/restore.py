@@ -160,13 +160,13 @@ def _choose(prior: VelocityField, likelihood: Likelihood | Blind, estimate: str)
             flow = PosteriorFlow(first=_mean(likelihood)[0]) if gap else PosteriorFlow()
             return flow, f"samples were asked for, {because}: the flow of the posterior"
         return Renoising(), f"samples were asked for, {because}: it conditions a Gaussian"
-    lacking = (
-        missing(likelihood, "condition")
-        if isinstance(prior, Calibrated)
-        else f"the prior is not Calibrated: {missing(prior, 'signal_power', 'denoising_error')}"
-    )
+    if isinstance(prior, Calibrated):
+        lacking = missing(likelihood, "spectral_precision", "spectral_data", "condition")
+        because = f"the likelihood is neither FourierDiagonal nor Conjugate: {lacking}"
+    else:
+        because = f"the prior is not Calibrated: {missing(prior, 'signal_power', 'denoising_error')}"
     averaged = "; its samples are averaged" if estimate == "mean" else ""
-    return Guided(), f"{lacking}{averaged}"
+    return Guided(), f"{because}{averaged}"
 
 
 def _mean(likelihood: FourierDiagonal | Likelihood) -> tuple[PlugAndPlay, str]:
