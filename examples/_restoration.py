@@ -124,11 +124,13 @@ def restore_halves(
         samples = draw_samples(args, units, likelihood, shape, generator(), drawing)
     say_how(fit, draw)
 
-    def back(x: Tensor, solvent: Tensor = solvent) -> Volume:
-        return site.back(x + solvent)
+    had = given.solvent + float(solvent)
+
+    def back(x: Tensor) -> Volume:
+        return site.back(x, had)
 
     uncertainty = leave_samples(folder, site, [back(sample) for sample in samples])
-    one, two = (back(half.x, own) for half, own in zip(restored_halves, own_solvents, strict=True))
+    one, two = (site.back(half.x) for half in restored_halves)
     curves = {
         HALVES: site.compare(given.half1.data, given.half2.data),
         SELF: site.compare(one, two),
@@ -144,7 +146,7 @@ def restore_halves(
         draw,
         fit,
         {
-            "solvent": float(solvent),
+            "solvent": had,
             "grid": attrs.asdict(site.grid),
             **model.record,
             "self_consistency_fsc_auc": curves[SELF].auc,

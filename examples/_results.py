@@ -37,8 +37,9 @@ def leave(
     write_map(folder / "restored.mrc", attrs.evolve(site.like, data=candidates[RESTORED], labels=(VIEWING_NOTE,)))
     spread: dict[str, Volume] = {}
     if uncertainty is not None:  # errors are small beside density, and all columns share a grey scale
-        times = max(1, int(candidates[RESTORED].max() / uncertainty.max()))
-        spread = {f"samples' spread × {times}": times * uncertainty}
+        ground = float(np.median(candidates[RESTORED]))
+        times = max(1, int((candidates[RESTORED].max() - ground) / uncertainty.max()))
+        spread = {f"samples' spread × {times}": ground + times * uncertainty}
     short = {INPUT: "input", WIENER: "Wiener"}
     pictures = {short.get(name, name): x for name, x in candidates.items() if name != RESTORED}
     pictures |= spread | {RESTORED: candidates[RESTORED]}

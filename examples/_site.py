@@ -60,10 +60,10 @@ class Site:
         """Voxels of the prior's grid over those of the map."""
         return self.grid.voxel_size / self.like.voxel_size
 
-    def back(self, x: Tensor) -> Volume:
-        """A map on the input's grid again, masked."""
+    def back(self, x: Tensor, solvent: float = 0.0) -> Volume:
+        """A map without solvent on the input's grid again: masked, or, where there is no mask, in its solvent."""
         result = self.grid.inverse(x.cpu().numpy())
-        return result if self.mask is None else result * self.mask
+        return result + solvent if self.mask is None else result * self.mask
 
     def compare(self, a: Volume, b: Volume, region: FourierOperator | None = None) -> FscCurve:
         """FSC on the prior's grid, inside the mask, of all coefficients or those of a region."""

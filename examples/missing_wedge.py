@@ -16,7 +16,7 @@ from pathlib import Path
 import attrs
 import numpy as np
 import torch
-from _input import DEMO_MAP, Input, add_map_flags, demo_truth, noise_of, read_halves, sample_files
+from _input import DEMO_MAP, Input, add_map_flags, demo_truth, noise_of, read_halves, sample_files, without_solvent
 from _restoration import Judged, Model, draw_samples, leave_samples, restore_halves, say_how
 from _results import FILES, RESTORED, leave
 from _script import WithProgress, add_flags, exit_code, launch, sha256
@@ -52,9 +52,9 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         restore_halves(args, folder, site, given, noisy(site, given, wedge), sampler)
     else:
         sampler = PlugAndPlay(iterations=args.steps, dither=1.0, relaxation=1.5)
-        density, truth = read_input(args, wedge)
-        name = DEMO_MAP if args.half1 is None else args.half1
-        noiseless(args, folder, Site.of(args, prior, density), truth, {str(name): sha256(name)}, wedge, sampler)
+        density, solvent, truth = read_input(args, wedge)
+        files = {str(name): sha256(name) for name in [args.half1 or DEMO_MAP]}
+        noiseless(args, folder, Site.of(args, prior, density), solvent, truth, files, wedge, sampler)
 
 
 def noisy(site: Site, given: Input, wedge: MissingWedge) -> Model:
@@ -80,16 +80,18 @@ def noiseless(
     args: argparse.Namespace,
     folder: Path,
     site: Site,
+    solvent: float,
     truth: DensityMap | None,
     files: dict[str, str],
     wedge: MissingWedge,
     sampler: PlugAndPlay,
 ) -> None:
-    """Fill the wedge of one map, and leave the results in ``folder``."""
+    """Fill the wedge of one map, which came in a solvent, and leave the results in ``folder``."""
     shape = site.grid.target
     y = site.forward(site.like.data)
-    solvent = y.median()  # the prior knows solvent as 0
-    y = wedge(y - solvent)
+    rest = y.median()  # the prior knows solvent as 0
+    y = wedge(y - rest)
+    had = solvent + float(rest)
 
     # The map's scale is the one at which a narrower range of tilts predicts the rest of them best.
     margin = HELD_OUT / 2 * (wedge.tilt_max - wedge.tilt_min)
@@ -128,12 +130,12 @@ def noiseless(
     say_how(fit, draw)
 
     def back(x: Tensor) -> Volume:
-        return site.back(x + solvent)
+        return site.back(x, had)
 
     candidates = {"input": back(y), RESTORED: back(draw.x)}
     # With the truth at hand nobody needs to know how much of the map is new.
     curves = {} if truth else {AGREEMENT: site.compare(candidates["input"], candidates[RESTORED])}
-    record = {"solvent": float(solvent), "grid": attrs.asdict(site.grid)}
+    record = {"solvent": had, "grid": attrs.asdict(site.grid)}
     missing = FourierMask(1 - wedge.transfer(shape), shape)
     uncertainty = leave_samples(folder, site, [back(sample) for sample in samples])
     leave(
@@ -152,13 +154,13 @@ def noiseless(
     )
 
 
-def read_input(args: argparse.Namespace, wedge: MissingWedge) -> tuple[DensityMap, DensityMap | None]:
-    """The map that the command line names, or the example and its truth."""
+def read_input(args: argparse.Namespace, wedge: MissingWedge) -> tuple[DensityMap, float, DensityMap | None]:
+    """The map that the command line names, without solvent, and that; or the example, and its truth."""
     if args.half1 is not None:
-        return read_map(args.half1, voxel_size=args.voxel_size), None
+        return *without_solvent(read_map(args.half1, voxel_size=args.voxel_size)), None
     truth = demo_truth()
     print(f"example: {DEMO_MAP.name} (human haemoglobin), tilts {args.tilt_min:g} to {args.tilt_max:g} degrees kept")
-    return attrs.evolve(truth, data=wedge(torch.from_numpy(truth.data)).numpy()), truth
+    return attrs.evolve(truth, data=wedge(torch.from_numpy(truth.data)).numpy()), 0.0, truth
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -95,6 +95,25 @@ def test_samples_and_mask(run, half_maps, tmp_path):
         assert data[mask == 1].any()
 
 
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_constant_under_the_halves_changes_nothing_but_itself(run, half_maps, tmp_path, capsys, scale_given, masked):
+    constant, half = 2000, read_map(half_maps[0])  # thousands of standard deviations
+    mask = np.zeros(half.shape, np.float32)
+    mask[6:20, 6:20, 6:20] = 1
+    write_map(tmp_path / "mask.mrc", attrs.evolve(half, data=mask))
+    lifted = [tmp_path / path.name for path in half_maps]
+    for path, to in zip(half_maps, lifted, strict=True):
+        write_map(to, attrs.evolve(half, data=read_map(path).data + constant))
+    maps, said = [], []
+    for name, files in (("plain", half_maps), ("lifted", lifted)):
+        options = ("--mask", tmp_path / "mask.mrc") if masked else ()
+        assert run(*files, "--out", tmp_path / name, "--steps", 2, *options) == 0
+        maps.append(read_map(tmp_path / name / "restored.mrc").data)
+        said.append(re.search("half maps: .*", capsys.readouterr().out)[0])
+    assert said[0] == said[1]
+    np.testing.assert_allclose(maps[1] - (0 if masked else constant), maps[0], atol=2e-3)
+
+
 @pytest.mark.parametrize("changed", [0, 1])
 def test_a_restored_half_depends_on_the_other_by_noise_and_scale_alone(
     run, half_maps, tmp_path, monkeypatch, scale_given, changed
