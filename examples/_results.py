@@ -1,6 +1,7 @@
 """What the scripts that restore a map leave behind: the map, FSC curves, pictures, ``run.json``, and the last lines."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,7 @@ def leave(
 def report(curves: dict[str, FscCurve], results: dict[str, dict[str, float]], voxel_size: float, where: str) -> None:
     """What was gained, in the last lines on screen."""
     if HALVES in curves:
-        resolution = curves[HALVES].resolution(0.143)
-        print(f"half maps: FSC_0.143 at {resolution:.2f} Å{where}; a restored map has no resolution of its own")
+        print(f"half maps: FSC_0.143 {crossing(curves[HALVES])}{where}; a restored map has no resolution of its own")
     if results:
         inside = any("fsc_auc_missing" in row for row in results.values())
         print(
@@ -90,6 +90,14 @@ def report(curves: dict[str, FscCurve], results: dict[str, dict[str, float]], vo
                 f"{name:42}{row['fsc_auc']:9.3f}{row['fsc_0.5_angstrom']:13.2f}{row['relative_error']:10.3f}"
                 + (f"{row['fsc_auc_missing']:30.3f}" if inside else "")
             )
+
+
+def crossing(curve: FscCurve) -> str:
+    """Where a curve falls below 0.143; one that ends above it, as the prior's grid does, tells no resolution."""
+    resolution = curve.resolution(0.143)
+    if resolution == math.inf:
+        return "in no shell"
+    return f"at {resolution:.2f} Å" if curve.crosses(0.143) else f"not reached by {resolution:.2f} Å"
 
 
 def score(x: Volume, truth: Volume, curve: FscCurve) -> dict[str, float]:

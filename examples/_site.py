@@ -66,12 +66,17 @@ class Site:
         return result + solvent if self.mask is None else result * self.mask
 
     def compare(self, a: Volume, b: Volume, region: FourierOperator | None = None) -> FscCurve:
-        """FSC on the prior's grid, inside the mask, of all coefficients or those of a region."""
+        """FSC on the prior's grid, inside the mask, of all coefficients or those of a region.
+
+        It ends with the shells that the input has: a mask makes correlated density of finer ones.
+        """
         a, b = (self.grid.forward(x) for x in (a, b))
         if region is not None:
             a, b = (region(torch.from_numpy(x)).numpy() for x in (a, b))
         mask = None if self.mask is None else self.grid.forward(self.mask)
-        return fsc(a, b, self.grid.voxel_size, mask)
+        curve = fsc(a, b, self.grid.voxel_size, mask)
+        measured = curve.frequency < (1 + 1e-6) / (2 * self.like.voxel_size)
+        return FscCurve(curve.frequency[measured], curve.correlation[measured], curve.n_voxels[measured])
 
     def in_units(self, normalization: ScaledNormalization, bar: "tqdm[Any]") -> WithProgress:
         """The prior for maps of another scale than its own."""

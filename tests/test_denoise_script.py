@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from cryofm_io import DensityMap, fsc, read_map, write_map
+from cryofm_io import DensityMap, FscCurve, fsc, read_map, write_map
 from cryofm_model import Normalization, Prior, load_prior, save_prior
 from cryofm_sampling import ScaledNormalization, ScaleFit
 
@@ -243,6 +243,23 @@ def test_voxels_coarser_than_the_prior_s(run, half_maps, tmp_path):
     assert after.shape == before.shape
     assert after.voxel_size == before.voxel_size
     assert np.corrcoef(before.data.ravel(), after.data.ravel())[0, 1] > 0.7
+
+
+def test_the_curves_end_where_the_input_does(run, half_maps, tmp_path, scale_given):
+    for i, path in enumerate(half_maps):
+        write_map(tmp_path / f"{i}.mrc", attrs.evolve(read_map(path), voxel_size=2.4))
+    assert run(tmp_path / "0.mrc", tmp_path / "1.mrc", "--out", tmp_path / "out", "--steps", 2) == 0
+    table = np.genfromtxt(tmp_path / "out" / "fsc.csv", delimiter=",", skip_header=1)
+    assert 4.8 - 1e-3 <= table[-1, 1] < 5.2
+
+
+@pytest.mark.parametrize(
+    ("correlation", "said"),
+    [((0.9, 0.8), "not reached by 4.00 Å"), ((0.9, 0.1), "at 4.11 Å"), ((0.1, 0), "in no shell")],
+)
+def test_a_resolution_is_said_only_where_the_curve_falls(correlation, said):
+    curve = FscCurve(np.array([0.125, 0.25]), np.array(correlation), np.array([10, 40]))
+    assert results.crossing(curve) == said
 
 
 def test_noise_beyond_what_was_measured_is_endless():
