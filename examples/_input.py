@@ -28,7 +28,7 @@ DEMO_MAP, DEMO_CURVES = DATA / "EMD-3488.mrc.gz", DATA / "fsc_curves.csv"
 
 
 class Input(NamedTuple):
-    """Two half maps without solvent, the truth where it is known, the SHA-256 sums of the files by name, the solvent."""
+    """Two half maps without solvent, the truth where it is known, SHA-256 sums of files by name, and the solvent."""
 
     half1: DensityMap
     half2: DensityMap

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from cryofm_io import DensityMap, FscCurve, GridTransform, fsc, read_mask, to_grid
+from cryofm_io import DensityMap, FscCurve, GridTransform, fsc, read_mask
 from cryofm_model import CalibratedPrior, Prior, WeightsError, load_prior
 from cryofm_ops import FourierOperator
 from cryofm_sampling import ScaledNormalization, Tiled
@@ -33,10 +33,8 @@ class Site:
     @classmethod
     def of(cls, args: argparse.Namespace, prior: CalibratedPrior, like: DensityMap) -> Self:
         """For a map; refused, before the start, where memory does not suffice."""
-        path = vars(args).get("mask")
-        mask = None if path is None else read_mask(path, like)
         # The prior's voxel size and not a voxel more: padding would break the noise's independent Fourier coefficients.
-        _, grid = to_grid(like, prior.voxel_size)
+        grid = GridTransform.of(like, prior.voxel_size)
         device = prior.signal_power.device
         finest = 2 * max(grid.voxel_size, like.voxel_size)
         print(f"map {by(like.shape)} voxels of {like.voxel_size:.4g} Å; prior {args.prior} on {device}")
@@ -45,6 +43,8 @@ class Site:
         )
         velocity = tiles(prior, grid.target, args.precision)
         check_memory(grid.target, velocity, device, gradients=False)
+        path = vars(args).get("mask")
+        mask = None if path is None else read_mask(path, like, voxel_size=args.voxel_size)
         return cls(like, mask, prior, velocity, grid, device)
 
     def forward(self, data: Volume) -> Tensor:

@@ -19,7 +19,7 @@ import torch
 from _input import DEMO_MAP, Input, add_map_flags, demo_truth, noise_of, read_halves, sample_files, without_solvent
 from _restoration import Judged, Model, draw_samples, leave_samples, restore_halves, say_how
 from _results import FILES, RESTORED, leave
-from _script import WithProgress, add_flags, exit_code, launch, sha256
+from _script import WithProgress, add_flags, exit_code, launch, sha256, state_file
 from _site import Site, Volume, calibrated_prior
 from torch import Tensor
 from tqdm import tqdm
@@ -174,7 +174,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--tilt-axis", choices=("x", "y"), default="y", help="the beam is along z (default y)")
     add_map_flags(parser, "map")
     add("--allow-masked", action="store_true", help="take masked half maps; noise is then underestimated")
-    add("--checkpoint", type=Path, help="file for the state of the restoration: the same line goes on from there")
+    add("--checkpoint", type=state_file, help="file for the state of the restoration: the same line goes on from there")
     add_flags(parser, steps=20, of="network evaluations for each restored map, 2 or more")
     args = parser.parse_args(arguments)
     if args.half1 is None and args.half2 is not None:

@@ -1,7 +1,9 @@
 """examples/denoise.py as its user runs it: what it leaves, what it refuses, and that it gains."""
 
 import json
+import os
 import re
+import signal
 
 import attrs
 import mrcfile
@@ -231,7 +233,12 @@ def test_a_wrong_voxel_size_can_be_put_right(run, half_maps, tmp_path):
     with mrcfile.open(path2, "r+") as file:
         file.set_data(read_map(half_maps[1]).data)
         file.voxel_size = 0
-    assert run(path, path2, "--voxel-size", 1.3, "--out", tmp_path / "out", "--steps", 2) == 0
+    mask = tmp_path / "mask.mrc"
+    mask.write_bytes(path.read_bytes())
+    with mrcfile.open(mask, "r+") as file:
+        file.set_data((file.data > 0.5).astype(np.float32))
+        file.voxel_size = 0
+    assert run(path, path2, "--voxel-size", 1.3, "--mask", mask, "--out", tmp_path / "out", "--steps", 2) == 0
     assert read_map(tmp_path / "out" / "restored.mrc").voxel_size == pytest.approx(1.3)
 
 
@@ -324,6 +331,60 @@ def test_results_are_not_overwritten_unasked(run, half_maps, tmp_path, capsys):
     assert {path.name for path in out.iterdir()} == RESULTS | {"notes.txt"}
 
 
+def test_overwriting_leaves_nothing_of_the_former_run(run, half_maps, tmp_path, scale_given):
+    out = tmp_path / "out"
+    assert run(*half_maps, "--out", out, "--steps", 2, "--samples", 2) == 0
+    (out / "sample_of_mine.mrc").write_text("mine")
+    assert run(*half_maps, "--out", out, "--steps", 2, "--overwrite") == 0
+    assert {path.name for path in out.iterdir()} == RESULTS | {"sample_of_mine.mrc"}
+
+
+def test_results_are_made_on_the_file_system_where_they_will_lie(tmp_path):
+    there, link = tmp_path / "disk" / "there", tmp_path / "link"
+    there.parent.mkdir()
+    link.symlink_to(there)
+    for where in (there.parent, there):  # at first it does not exist
+        with script.output_folder(link, [], False) as partial, script.output_folder(link, [], False) as another:
+            assert partial.parent == another.parent == where
+            (partial / "file").write_text("whole")
+        assert [path.name for path in there.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("existing", [".", "made"])
+def test_the_folder_one_is_in_and_folders_to_make(run, half_maps, tmp_path, monkeypatch, scale_given, existing):
+    out = tmp_path / "here" / existing
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run(*half_maps, "--out", existing, "--steps", 2) == 0
+    assert {path.name for path in out.iterdir()} == RESULTS
+
+
+@pytest.mark.parametrize("out", ["file", "file/in/it", "locked/in/it"])
+def test_impossible_folders_are_one_line(run, half_maps, tmp_path, capsys, monkeypatch, out):
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "locked").mkdir()
+    make = script.tempfile.mkdtemp
+
+    def refuse(dir, **options):  # whoever runs the tests may write everywhere
+        if dir.name == "locked":
+            raise PermissionError(13, "Permission denied", str(dir))
+        return make(dir=dir, **options)
+
+    monkeypatch.setattr(script.tempfile, "mkdtemp", refuse)
+    before = set(tmp_path.iterdir())
+    assert run(*half_maps, "--out", tmp_path / out) == 2
+    assert re.fullmatch("error: .*(is a file|cannot be written to).*", capsys.readouterr().err.strip())
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(("option", "value"), [("--out", ""), ("--seed", 10**23)])
+def test_values_that_cannot_be_are_refused_by_the_command_line(run, half_maps, tmp_path, capsys, option, value):
+    with pytest.raises(SystemExit) as stop:
+        run(*half_maps, "--out", tmp_path / "out", option, value)
+    assert stop.value.code == 2
+    assert f"argument {option}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("module", "where"), [(restoration, "restore"), (results, "plot_slices"), (results, "write_run")]
 )
@@ -337,6 +398,21 @@ def test_ctrl_c_leaves_nothing_half_written(run, half_maps, tmp_path, capsys, mo
     assert list(tmp_path.iterdir()) == []
 
 
+def test_sigterm_is_as_ctrl_c(run, half_maps, tmp_path, monkeypatch):
+    monkeypatch.setattr(restoration, "restore", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    assert run(*half_maps, "--out", tmp_path / "made" / "out", "--steps", 2) == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("voxel_size", "message"), [(100, "needs about"), (1e-9, "is the voxel size right")])
+def test_absurd_voxel_sizes_are_told_before_anything_is_resampled(
+    run, half_maps, tmp_path, capsys, monkeypatch, voxel_size, message
+):
+    monkeypatch.setattr(script, "_available_memory", lambda _: 4 * 2**30)
+    assert run(*half_maps, "--out", tmp_path / "out", "--voxel-size", voxel_size) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_too_little_memory_is_said_before_the_start(run, half_maps, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(script, "_available_memory", lambda _: 10 * 2**20)
     monkeypatch.setattr(restoration, "restore", None)
@@ -348,6 +424,8 @@ def test_a_device_that_is_not_there_is_an_error_not_a_change(run, half_maps, tmp
     missing = "cuda:7" if torch.cuda.device_count() < 8 else "xpu:7"
     assert run(*half_maps, "--out", tmp_path / "out", "--device", missing) == 2
     assert missing in capsys.readouterr().err
+    assert run(*half_maps, "--out", tmp_path / "out", "--device", "meta") == 2
+    assert "no device 'meta'" in capsys.readouterr().err
 
 
 def test_weights_that_are_none(run, half_maps, tmp_path, capsys):

@@ -17,6 +17,7 @@ from cryofm_ops import AnisotropicNoise, MissingWedge, wedge_alpha
 script = pytest.importorskip("_script")
 given = pytest.importorskip("_input")
 example = pytest.importorskip("_example")
+abinitio = pytest.importorskip("abinitio")
 SCRIPTS = ("anisotropic", "missing_wedge", "sample_prior", "likelihood", "custom_operator")
 anisotropic, missing_wedge, sample_prior, likelihood, custom_operator = map(pytest.importorskip, SCRIPTS)
 RESTORED = {"restored.mrc", "fsc.csv", "fsc.png", "slices.png", "run.json"}
@@ -269,6 +270,22 @@ def test_bad_input(run, name, arguments, message, tmp_path, capsys):
     assert run(globals()[name], *arguments) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", [anisotropic, missing_wedge])
+@pytest.mark.parametrize("state", ["none/state", "file/state", "."])
+def test_a_checkpoint_that_cannot_be_written_is_told_at_the_start(run, module, state, tmp_path, capsys):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(SystemExit) as stop:
+        run(module, "--checkpoint", tmp_path / state)
+    assert stop.value.code == 2
+    assert "argument --checkpoint" in capsys.readouterr().err
+
+
+def test_what_the_scripts_leave_is_known_as_theirs():
+    modules = anisotropic, missing_wedge, sample_prior, likelihood, abinitio
+    names = {*given.sample_files(100), *abinitio.model_names(100)}.union(*(module.FILES for module in modules))
+    assert [name for name in names if not script.RESULT.fullmatch(name)] == []
 
 
 @pytest.mark.parametrize("name", SCRIPTS)
