@@ -122,9 +122,11 @@ def add_half_map_flags(parser: argparse.ArgumentParser) -> None:
 def add_map_flags(parser: argparse.ArgumentParser, of: str) -> None:
     """What may be said of the input maps."""
     parser.add_argument(
-        "--mask", type=Path, help=f"soft mask, 0..1, on the {of}' grid: applied to the result and the FSC"
+        "--mask",
+        type=Path,
+        help=f"soft mask, 0..1, on the grid of the {of}: applied to the FSC and the result, whose solvent is then 0",
     )
-    parser.add_argument("--voxel-size", type=float, help=f"of the {of}, Å, where their headers are wrong")
+    parser.add_argument("--voxel-size", type=float, help=f"of the {of} and the mask, Å, where the headers are wrong")
     parser.add_argument("--samples", type=natural, default=0, help=SAMPLES_HELP)
 
 

@@ -3,7 +3,8 @@
     python examples/missing_wedge.py map.mrc --tilt-min -60 --tilt-max 60 --out DIR
 
 What was measured is taken as free of noise and kept as it is. With the other half map, ``--half2``, its noise is
-estimated where something was measured, and denoised as the wedge is filled.
+estimated where something was measured, and denoised as the wedge is filled. Protein must be positive (tomograms often
+show it dark: invert them first).
 
 Without a map it restores the example in examples/data: EMD-3488 without what tilts beyond ±60° would measure. What is
 in the wedge then is the prior's word alone, and the result for looking and for building models only.
@@ -24,7 +25,7 @@ from _site import Site, Volume, calibrated_prior
 from torch import Tensor
 from tqdm import tqdm
 
-from cryofm_io import DensityMap, read_map
+from cryofm_io import DensityMap, check_contrast, read_map
 from cryofm_ops import (
     FourierGaussian,
     FourierMask,
@@ -157,7 +158,9 @@ def noiseless(
 def read_input(args: argparse.Namespace, wedge: MissingWedge) -> tuple[DensityMap, float, DensityMap | None]:
     """The map that the command line names, without solvent, and that; or the example, and its truth."""
     if args.half1 is not None:
-        return *without_solvent(read_map(args.half1, voxel_size=args.voxel_size)), None
+        density, solvent = without_solvent(read_map(args.half1, voxel_size=args.voxel_size))
+        check_contrast(density.data)
+        return density, solvent, None
     truth = demo_truth()
     print(f"example: {DEMO_MAP.name} (human haemoglobin), tilts {args.tilt_min:g} to {args.tilt_max:g} degrees kept")
     return attrs.evolve(truth, data=wedge(torch.from_numpy(truth.data)).numpy()), 0.0, truth

@@ -169,6 +169,13 @@ def test_missing_wedge_goes_on_after_a_kill(run, blobs, save, tmp_path, monkeypa
 missing_wedge_checkpoint = missing_wedge.Checkpoint
 
 
+def test_missing_wedge_warns_of_inverted_contrast(run, blobs, save, capsys):
+    assert run(missing_wedge, save("dark.mrc", 1 - blobs.data), "--steps", 2) == 0
+    captured = capsys.readouterr().err
+    assert "inverted contrast" in captured
+    assert "not writable" not in captured
+
+
 def test_sample_prior(run, tmp_path):
     assert run(sample_prior, "--number", 2, "--side", 16, "--steps", 2) == 0
     assert left(tmp_path) == {"sample_01.mrc", "sample_02.mrc", "samples.png", "power.csv", "power.png", "run.json"}
