@@ -31,6 +31,8 @@ from cryofm_sampling import (
     restore,
 )
 
+SPREAD_NOTE = "Standard deviation of maps that the data allow; where large, the prior's word."
+
 
 @attrs.frozen(eq=False)
 class Model:
@@ -129,7 +131,7 @@ def restore_halves(
     def back(x: Tensor) -> Volume:
         return site.back(x, had)
 
-    uncertainty = leave_samples(folder, site, [back(sample) for sample in samples])
+    uncertainty = leave_samples(folder, site, [back(sample.x) for sample in samples])
     one, two = (site.back(half.x) for half in restored_halves)
     curves = {
         HALVES: site.compare(given.half1.data, given.half2.data),
@@ -149,6 +151,7 @@ def restore_halves(
             "solvent": had,
             "grid": attrs.asdict(site.grid),
             **model.record,
+            **drawn_by(samples),
             "self_consistency_fsc_auc": curves[SELF].auc,
             "half_map_fsc_auc": curves[HALVES].auc,
         },
@@ -167,12 +170,18 @@ def draw_samples(
     shape: tuple[int, int, int],
     generator: torch.Generator,
     drawing: PosteriorFlow,
-) -> list[Tensor]:
+) -> list[Draw]:
     """As many as asked for, one after the other: a batch would take their number times the memory."""
     return [
-        restore(units, likelihood, shape=shape, generator=generator, sampler=drawing, samples=1).x
+        restore(units, likelihood, shape=shape, generator=generator, sampler=drawing, samples=1)
         for _ in range(args.samples)
     ]
+
+
+def drawn_by(samples: list[Draw]) -> dict[str, Any]:
+    """What ``run.json`` should say of the sampler, where there are samples."""
+    how = [{**sample.settings, "estimate": "samples", "samples": len(samples)} for sample in samples[:1]]
+    return {"drawing": how[0]} if how else {}
 
 
 def leave_samples(folder: Path, site: Site, samples: list[Volume]) -> Volume | None:
@@ -182,7 +191,7 @@ def leave_samples(folder: Path, site: Site, samples: list[Volume]) -> Volume | N
     if len(samples) < 2:
         return None
     uncertainty: Volume = np.std(samples, axis=0, ddof=1)
-    write_map(folder / UNCERTAINTY, attrs.evolve(site.like, data=uncertainty, labels=(VIEWING_NOTE,)))
+    write_map(folder / UNCERTAINTY, attrs.evolve(site.like, data=uncertainty, labels=(SPREAD_NOTE,)))
     return uncertainty
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 import numpy as np
-from _script import settings, sha256, write_run
+from _script import prior_sum, settings, sha256, write_run
 from _site import Site, Volume
 
 from cryofm_io import VIEWING_NOTE, DensityMap, FscCurve, plot_fsc, plot_slices, write_fsc_csv, write_map
@@ -71,7 +71,7 @@ def leave(
         "note": VIEWING_NOTE,
     }
     masks = {} if mask is None else {str(mask): sha256(mask)}
-    write_run(folder / "run.json", files | masks, content)
+    write_run(folder / "run.json", files | masks | prior_sum(args.prior), content)
     report(curves, results, site.grid.voxel_size, where)
 
 

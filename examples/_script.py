@@ -252,6 +252,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def prior_sum(name: str) -> dict[str, str]:
+    """The SHA-256 sum of a prior's file, by its path; a bundled one is told by its package's version."""
+    path = Path(name) / "model.safetensors" if Path(name).is_dir() else Path(name)
+    return {str(path): sha256(path)} if path.is_file() else {}
+
+
 def write_run(path: Path, inputs: dict[str, str], content: dict[str, Any]) -> None:
     """``run.json``: what is needed to get the same result again."""
     packages = ("cryofm-io", "cryofm-ops", "cryofm-sampling", "cryofm-model", "torch", "numpy")
@@ -259,6 +265,7 @@ def write_run(path: Path, inputs: dict[str, str], content: dict[str, Any]) -> No
         "program": Path(sys.argv[0]).name,
         "inputs_sha256": inputs,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "threads": torch.get_num_threads(),  # on which the order of sums depends, and so the last bits
         **content,
     }
     with cryofm_io.atomic_write(path) as temporary:

@@ -18,7 +18,7 @@ import attrs
 import numpy as np
 import torch
 from _input import DEMO_MAP, Input, add_map_flags, demo_truth, noise_of, read_halves, sample_files, without_solvent
-from _restoration import Judged, Model, draw_samples, leave_samples, restore_halves, say_how
+from _restoration import Judged, Model, draw_samples, drawn_by, leave_samples, restore_halves, say_how
 from _results import FILES, RESTORED, leave
 from _script import WithProgress, add_flags, exit_code, launch, sha256, state_file
 from _site import Site, Volume, calibrated_prior
@@ -136,9 +136,9 @@ def noiseless(
     candidates = {"input": back(y), RESTORED: back(draw.x)}
     # With the truth at hand nobody needs to know how much of the map is new.
     curves = {} if truth else {AGREEMENT: site.compare(candidates["input"], candidates[RESTORED])}
-    record = {"solvent": had, "grid": attrs.asdict(site.grid)}
+    record = {"solvent": had, "grid": attrs.asdict(site.grid), **drawn_by(samples)}
     missing = FourierMask(1 - wedge.transfer(shape), shape)
-    uncertainty = leave_samples(folder, site, [back(sample) for sample in samples])
+    uncertainty = leave_samples(folder, site, [back(sample.x) for sample in samples])
     leave(
         args,
         folder,

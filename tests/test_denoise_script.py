@@ -33,7 +33,7 @@ def run(monkeypatch, small_prior):
     return run
 
 
-def test_results_lie_on_the_input_grid(run, half_maps, tmp_path, capsys):
+def test_results_lie_on_the_input_grid(run, small_prior, half_maps, tmp_path, capsys):
     assert run(*half_maps, "--out", tmp_path / "out", "--samples", 0) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == RESULTS
     before, after = read_map(half_maps[0]), read_map(tmp_path / "out" / "restored.mrc")
@@ -44,7 +44,10 @@ def test_results_lie_on_the_input_grid(run, half_maps, tmp_path, capsys):
     assert np.corrcoef(mean.ravel(), after.data.ravel())[0, 1] > 0.8
     assert 0.7 < after.data.std() / mean.std() < 1.1
     record = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert len(record["inputs_sha256"]) == 2
+    assert len(record["inputs_sha256"]) == 3  # the prior's file too
+    assert record["inputs_sha256"][record["settings"]["prior"]] == script.sha256(small_prior)
+    assert record["threads"] == torch.get_num_threads()
+    assert "drawing" not in record
     assert record["settings"]["seed"] == 0
     assert record["algorithm"]["algorithm"] == "PlugAndPlay"
     assert set(record["versions"]) >= {"cryofm-io", "cryofm-ops", "cryofm-sampling", "cryofm-model", "torch"}
@@ -88,7 +91,11 @@ def test_samples_and_mask(run, half_maps, tmp_path):
     assert run(*half_maps, "--out", tmp_path / "out", "--samples", 2, "--mask", tmp_path / "mask.mrc") == 0
     one, two = (read_map(tmp_path / "out" / f"sample_0{i}.mrc").data for i in (1, 2))
     assert not np.array_equal(one, two)
+    drawing = json.loads((tmp_path / "out" / "run.json").read_text())["drawing"]
+    assert (drawing["algorithm"], drawing["samples"]) == ("PosteriorFlow", 2)
+    assert drawing["steps"] > 2
     uncertainty = read_map(tmp_path / "out" / "uncertainty.mrc")
+    assert uncertainty.labels == (restoration.SPREAD_NOTE,)
     np.testing.assert_allclose(uncertainty.data, np.abs(one - two) / 2**0.5, rtol=1e-4, atol=1e-6)
     assert (uncertainty.voxel_size, uncertainty.origin) == (half.voxel_size, half.origin)
     restored = read_map(tmp_path / "out" / "restored.mrc").data
