@@ -180,8 +180,9 @@ def draw_samples(
 
 def drawn_by(samples: list[Draw]) -> dict[str, Any]:
     """What ``run.json`` should say of the sampler, where there are samples."""
-    how = [{**sample.settings, "estimate": "samples", "samples": len(samples)} for sample in samples[:1]]
-    return {"drawing": how[0]} if how else {}
+    if not samples:
+        return {}
+    return {"drawing": {**samples[0].settings, "estimate": "samples", "samples": len(samples)}}
 
 
 def leave_samples(folder: Path, site: Site, samples: list[Volume]) -> Volume | None:

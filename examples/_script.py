@@ -33,7 +33,6 @@ from cryofm_sampling import Calibrated, SpectrallyCalibrated, Tiled, VelocityFie
 # Bytes of peak memory: fixed, per voxel of the grid, and per voxel of a tile without and with a backward pass.
 BYTES_FIXED, BYTES_GRID, BYTES_NETWORK, BYTES_GRADIENT = 300 * 2**20, 200, 250, 1000
 
-RUN = "run.json"
 RESULT = re.compile(  # what any script may leave
     r"((restored|uncertainty|(sample|model)_\d+)\.mrc|(fsc|power|likelihood|scores)\.csv"
     r"|(fsc|slices|samples|power|pairs)\.png|poses\.star|run\.json)"
@@ -152,7 +151,7 @@ def output_folder(folder: Path, names: list[str], overwrite: bool) -> Iterator[P
         yield partial
         folder.mkdir(parents=True, exist_ok=True)
         former = [path for path in folder.iterdir() if RESULT.fullmatch(path.name)]
-        for path in former if (folder / RUN).exists() else []:
+        for path in former if (folder / "run.json").exists() else []:
             path.unlink()
         for path in sorted(partial.iterdir()):
             os.replace(path, folder / path.name)

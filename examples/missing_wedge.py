@@ -54,8 +54,9 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     else:
         sampler = PlugAndPlay(iterations=args.steps, dither=1.0, relaxation=1.5)
         density, solvent, truth = read_input(args, wedge)
-        files = {str(name): sha256(name) for name in [args.half1 or DEMO_MAP]}
-        noiseless(args, folder, Site.of(args, prior, density), solvent, truth, files, wedge, sampler)
+        name = args.half1 or DEMO_MAP
+        site = Site.of(args, prior, density)
+        noiseless(args, folder, site, solvent, truth, {str(name): sha256(name)}, wedge, sampler)
 
 
 def noisy(site: Site, given: Input, wedge: MissingWedge) -> Model:
@@ -135,7 +136,7 @@ def noiseless(
 
     candidates = {"input": back(y), RESTORED: back(draw.x)}
     # With the truth at hand nobody needs to know how much of the map is new.
-    curves = {} if truth else {AGREEMENT: site.compare(candidates["input"], candidates[RESTORED])}
+    curves = {} if truth else {AGREEMENT: site.compare(site.back(y), site.back(draw.x))}
     record = {"solvent": had, "grid": attrs.asdict(site.grid), **drawn_by(samples)}
     missing = FourierMask(1 - wedge.transfer(shape), shape)
     uncertainty = leave_samples(folder, site, [back(sample.x) for sample in samples])

@@ -169,6 +169,17 @@ def test_missing_wedge_goes_on_after_a_kill(run, blobs, save, tmp_path, monkeypa
 missing_wedge_checkpoint = missing_wedge.Checkpoint
 
 
+def test_missing_wedge_of_a_map_on_a_constant(run, blobs, save, tmp_path):
+    maps, curves = [], []
+    for constant in (0, 2000):
+        path = save(f"{constant}.mrc", MissingWedge(-60, 60)(torch.from_numpy(blobs.data)).numpy() + constant)
+        assert run(missing_wedge, path, "--steps", 2, "--overwrite") == 0
+        maps.append(read_map(tmp_path / "out" / "restored.mrc").data - constant)
+        curves.append(np.genfromtxt(tmp_path / "out" / "fsc.csv", delimiter=",", skip_header=1))
+    np.testing.assert_allclose(maps[1], maps[0], atol=1e-2)
+    np.testing.assert_allclose(curves[1], curves[0], atol=2e-3)
+
+
 def test_missing_wedge_warns_of_inverted_contrast(run, blobs, save, capsys):
     assert run(missing_wedge, save("dark.mrc", 1 - blobs.data), "--steps", 2) == 0
     captured = capsys.readouterr().err
