@@ -28,12 +28,13 @@ DEMO_MAP, DEMO_CURVES = DATA / "EMD-3488.mrc.gz", DATA / "fsc_curves.csv"
 
 
 class Input(NamedTuple):
-    """Two half maps, the truth where it is known, and the SHA-256 sums of the files by name."""
+    """Two half maps without solvent, the truth where it is known, SHA-256 sums of files by name, and the solvent."""
 
     half1: DensityMap
     half2: DensityMap
     truth: DensityMap | None
     files: dict[str, str]
+    solvent: float = 0.0  # of the mean of both
 
 
 UNCERTAINTY = "uncertainty.mrc"
@@ -47,7 +48,18 @@ def read_halves(args: argparse.Namespace) -> Input:
     """The two half maps that the command line names."""
     half1, half2 = (read_map(path, voxel_size=args.voxel_size) for path in (args.half1, args.half2))
     check_half_maps(half1, half2, allow_masked=args.allow_masked)
-    return Input(half1, half2, None, {str(path): sha256(path) for path in (args.half1, args.half2)})
+    (half1, one), (half2, two) = without_solvent(half1), without_solvent(half2)
+    return Input(half1, half2, None, {str(path): sha256(path) for path in (args.half1, args.half2)}, (one + two) / 2)
+
+
+def without_solvent(density: DensityMap) -> tuple[DensityMap, float]:
+    """A map less its median, and that.
+
+    The prior knows solvent as 0; beside a large constant, transforms in single precision lose the map; and a mask makes
+    a plateau of it, on which everything agrees.
+    """
+    solvent = float(np.median(density.data))
+    return attrs.evolve(density, data=density.data - solvent), solvent
 
 
 def demo_truth() -> DensityMap:
@@ -110,9 +122,11 @@ def add_half_map_flags(parser: argparse.ArgumentParser) -> None:
 def add_map_flags(parser: argparse.ArgumentParser, of: str) -> None:
     """What may be said of the input maps."""
     parser.add_argument(
-        "--mask", type=Path, help=f"soft mask, 0..1, on the {of}' grid: applied to the result and the FSC"
+        "--mask",
+        type=Path,
+        help=f"soft mask, 0..1, on the grid of the {of}: applied to the FSC and the result, whose solvent is then 0",
     )
-    parser.add_argument("--voxel-size", type=float, help=f"of the {of}, Å, where their headers are wrong")
+    parser.add_argument("--voxel-size", type=float, help=f"of the {of} and the mask, Å, where the headers are wrong")
     parser.add_argument("--samples", type=natural, default=0, help=SAMPLES_HELP)
 
 

@@ -31,6 +31,8 @@ from cryofm_sampling import (
     restore,
 )
 
+SPREAD_NOTE = "Standard deviation of maps that the data allow; where large, the prior's word."
+
 
 @attrs.frozen(eq=False)
 class Model:
@@ -124,11 +126,13 @@ def restore_halves(
         samples = draw_samples(args, units, likelihood, shape, generator(), drawing)
     say_how(fit, draw)
 
-    def back(x: Tensor, solvent: Tensor = solvent) -> Volume:
-        return site.back(x + solvent)
+    had = given.solvent + float(solvent)
 
-    uncertainty = leave_samples(folder, site, [back(sample) for sample in samples])
-    one, two = (back(half.x, own) for half, own in zip(restored_halves, own_solvents, strict=True))
+    def back(x: Tensor) -> Volume:
+        return site.back(x, had)
+
+    uncertainty = leave_samples(folder, site, [back(sample.x) for sample in samples])
+    one, two = (site.back(half.x) for half in restored_halves)
     curves = {
         HALVES: site.compare(given.half1.data, given.half2.data),
         SELF: site.compare(one, two),
@@ -144,9 +148,10 @@ def restore_halves(
         draw,
         fit,
         {
-            "solvent": float(solvent),
+            "solvent": had,
             "grid": attrs.asdict(site.grid),
             **model.record,
+            **drawn_by(samples),
             "self_consistency_fsc_auc": curves[SELF].auc,
             "half_map_fsc_auc": curves[HALVES].auc,
         },
@@ -165,12 +170,19 @@ def draw_samples(
     shape: tuple[int, int, int],
     generator: torch.Generator,
     drawing: PosteriorFlow,
-) -> list[Tensor]:
+) -> list[Draw]:
     """As many as asked for, one after the other: a batch would take their number times the memory."""
     return [
-        restore(units, likelihood, shape=shape, generator=generator, sampler=drawing, samples=1).x
+        restore(units, likelihood, shape=shape, generator=generator, sampler=drawing, samples=1)
         for _ in range(args.samples)
     ]
+
+
+def drawn_by(samples: list[Draw]) -> dict[str, Any]:
+    """What ``run.json`` should say of the sampler, where there are samples."""
+    if not samples:
+        return {}
+    return {"drawing": {**samples[0].settings, "estimate": "samples", "samples": len(samples)}}
 
 
 def leave_samples(folder: Path, site: Site, samples: list[Volume]) -> Volume | None:
@@ -180,7 +192,7 @@ def leave_samples(folder: Path, site: Site, samples: list[Volume]) -> Volume | N
     if len(samples) < 2:
         return None
     uncertainty: Volume = np.std(samples, axis=0, ddof=1)
-    write_map(folder / UNCERTAINTY, attrs.evolve(site.like, data=uncertainty, labels=(VIEWING_NOTE,)))
+    write_map(folder / UNCERTAINTY, attrs.evolve(site.like, data=uncertainty, labels=(SPREAD_NOTE,)))
     return uncertainty
 
 

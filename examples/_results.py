@@ -1,12 +1,13 @@
 """What the scripts that restore a map leave behind: the map, FSC curves, pictures, ``run.json``, and the last lines."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import Any
 
 import attrs
 import numpy as np
-from _script import settings, sha256, write_run
+from _script import prior_sum, settings, sha256, write_run
 from _site import Site, Volume
 
 from cryofm_io import VIEWING_NOTE, DensityMap, FscCurve, plot_fsc, plot_slices, write_fsc_csv, write_map
@@ -37,8 +38,9 @@ def leave(
     write_map(folder / "restored.mrc", attrs.evolve(site.like, data=candidates[RESTORED], labels=(VIEWING_NOTE,)))
     spread: dict[str, Volume] = {}
     if uncertainty is not None:  # errors are small beside density, and all columns share a grey scale
-        times = max(1, int(candidates[RESTORED].max() / uncertainty.max()))
-        spread = {f"samples' spread × {times}": times * uncertainty}
+        ground = float(np.median(candidates[RESTORED]))
+        times = max(1, int((candidates[RESTORED].max() - ground) / uncertainty.max()))
+        spread = {f"samples' spread × {times}": ground + times * uncertainty}
     short = {INPUT: "input", WIENER: "Wiener"}
     pictures = {short.get(name, name): x for name, x in candidates.items() if name != RESTORED}
     pictures |= spread | {RESTORED: candidates[RESTORED]}
@@ -69,15 +71,14 @@ def leave(
         "note": VIEWING_NOTE,
     }
     masks = {} if mask is None else {str(mask): sha256(mask)}
-    write_run(folder / "run.json", files | masks, content)
+    write_run(folder / "run.json", files | masks | prior_sum(args.prior), content)
     report(curves, results, site.grid.voxel_size, where)
 
 
 def report(curves: dict[str, FscCurve], results: dict[str, dict[str, float]], voxel_size: float, where: str) -> None:
     """What was gained, in the last lines on screen."""
     if HALVES in curves:
-        resolution = curves[HALVES].resolution(0.143)
-        print(f"half maps: FSC_0.143 at {resolution:.2f} Å{where}; a restored map has no resolution of its own")
+        print(f"half maps: FSC_0.143 {crossing(curves[HALVES])}{where}; a restored map has no resolution of its own")
     if results:
         inside = any("fsc_auc_missing" in row for row in results.values())
         print(
@@ -89,6 +90,14 @@ def report(curves: dict[str, FscCurve], results: dict[str, dict[str, float]], vo
                 f"{name:42}{row['fsc_auc']:9.3f}{row['fsc_0.5_angstrom']:13.2f}{row['relative_error']:10.3f}"
                 + (f"{row['fsc_auc_missing']:30.3f}" if inside else "")
             )
+
+
+def crossing(curve: FscCurve) -> str:
+    """Where a curve falls below 0.143; one that ends above it, as the prior's grid does, tells no resolution."""
+    resolution = curve.resolution(0.143)
+    if resolution == math.inf:
+        return "in no shell"
+    return f"at {resolution:.2f} Å" if curve.crosses(0.143) else f"not reached by {resolution:.2f} Å"
 
 
 def score(x: Volume, truth: Volume, curve: FscCurve) -> dict[str, float]:

@@ -7,8 +7,11 @@ import logging
 import math
 import os
 import platform
+import re
 import shutil
+import signal
 import sys
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,17 +33,22 @@ from cryofm_sampling import Calibrated, SpectrallyCalibrated, Tiled, VelocityFie
 # Bytes of peak memory: fixed, per voxel of the grid, and per voxel of a tile without and with a backward pass.
 BYTES_FIXED, BYTES_GRID, BYTES_NETWORK, BYTES_GRADIENT = 300 * 2**20, 200, 250, 1000
 
+RESULT = re.compile(  # what any script may leave
+    r"((restored|uncertainty|(sample|model)_\d+)\.mrc|(fsc|power|likelihood|scores)\.csv"
+    r"|(fsc|slices|samples|power|pairs)\.png|poses\.star|run\.json)"
+)
+
 ERRORS = (cryofm_io.CryoFMError, cryofm_ops.CryoFMError, cryofm_model.CryoFMError)
 
 
 def add_flags(parser: argparse.ArgumentParser, *, steps: int, of: str) -> None:
     """The flags of every script; ``of`` says what a step is."""
     add = parser.add_argument
-    add("--out", type=Path, required=True, help="folder for the results; made if need be")
+    add("--out", type=named_folder, required=True, help="folder for the results; made if need be")
     add("--steps", type=positive, default=steps, help=f"{of} (default {steps})")
     add(
         "--seed",
-        type=int,
+        type=seed,
         default=0,
         help="of all random numbers; the same seed gives the same files (default 0)",
     )
@@ -52,7 +60,7 @@ def add_flags(parser: argparse.ArgumentParser, *, steps: int, of: str) -> None:
         default="fp32",
         help="of the network; bf16 is faster on processors that have it, and far slower on others (default fp32)",
     )
-    add("--overwrite", action="store_true", help="replace results that exist")
+    add("--overwrite", action="store_true", help="replace results that exist; others of the former run are removed")
 
 
 def positive(text: str) -> int:
@@ -63,10 +71,36 @@ def positive(text: str) -> int:
     return number
 
 
+def seed(text: str) -> int:
+    """A number that random generators take, or what argparse makes a message of."""
+    number = int(text)
+    if not -(2**63) <= number < 2**64:
+        raise argparse.ArgumentTypeError("must be of 64 bits")
+    return number
+
+
+def named_folder(text: str) -> Path:
+    """A path; an empty one, of a variable that is not set, would be the folder that one is in."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return Path(text)
+
+
+def state_file(text: str) -> Path:
+    """A path where a file can be written, or what argparse makes a message of: not after hours of work."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a folder; give the name of a file")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{path.parent} is no folder that can be written to")
+    return path
+
+
 def launch(args: argparse.Namespace, names: list[str], run: Callable[[argparse.Namespace, Path], None]) -> None:
     """Run with a folder for the files ``names``; nothing appears in the output folder unless everything went well."""
     logging.basicConfig(format="note: %(message)s")
     logging.getLogger("cryofm_io").setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, which leaves nothing behind
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     with output_folder(args.out, names, args.overwrite) as folder:
         run(args, folder)
@@ -77,8 +111,11 @@ def exit_code(main: Callable[[], None]) -> int:
     """Run ``main``; a mistake of the user's is one line and status 2, Ctrl-C is status 130."""
     try:
         main()
-    except ERRORS as error:
+    except (*ERRORS, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        print(f"error: out of memory ({error}); crop the maps, or use a machine with more", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
@@ -88,21 +125,34 @@ def exit_code(main: Callable[[], None]) -> int:
 
 @contextmanager
 def output_folder(folder: Path, names: list[str], overwrite: bool) -> Iterator[Path]:
-    """A temporary folder beside ``folder``, whose files are moved there at the end, and dropped on any exception.
+    """A temporary folder, whose files are moved to ``folder`` at the end, and dropped on any exception.
+
+    What a former run has left in ``folder`` is removed then, so that nobody takes it for a part of this one.
 
     Raises:
-        OutputExistsError: before anything is computed, if a file of ``names`` exists and may not be replaced.
+        OutputExistsError: before anything is computed, if a file of ``names`` exists and may not be replaced, or
+            ``folder`` cannot be written to.
     """
+    folder = folder.resolve()
     existing = [name for name in names if (folder / name).exists()]
     if existing and not overwrite:
         raise cryofm_io.OutputExistsError(f"{folder} has {', '.join(existing)} already; give --overwrite to replace")
-    if folder.exists() and not folder.is_dir():
-        raise cryofm_io.OutputExistsError(f"{folder} is a file; give a folder")
-    partial = folder.with_name(f".partial-{os.getpid()}-{folder.name}")
-    partial.mkdir(parents=True)
+    # In the folder or what it will be made in: what lies beside a mount point is on another file system.
+    place = next(path for path in (folder, *folder.parents) if path.exists())
+    if not place.is_dir():
+        raise cryofm_io.OutputExistsError(f"{place} is a file; give a folder")
+    try:
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=place))
+    except OSError as error:
+        raise cryofm_io.OutputExistsError(
+            f"{place} cannot be written to ({error.strerror}); give another --out"
+        ) from None
     try:
         yield partial
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        former = [path for path in folder.iterdir() if RESULT.fullmatch(path.name)]
+        for path in former if (folder / "run.json").exists() else []:
+            path.unlink()
         for path in sorted(partial.iterdir()):
             os.replace(path, folder / path.name)
     finally:
@@ -156,7 +206,9 @@ def settings(args: argparse.Namespace) -> dict[str, Any]:
 def choose_device(name: str) -> torch.device:
     """The device of that name, or an error that says what there is."""
     try:
-        return torch.zeros(1, device=name).device
+        probe = torch.zeros(1, device=name)
+        probe.cpu()  # from "meta" nothing comes back
+        return probe.device
     except (RuntimeError, AssertionError) as error:
         there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         reason = str(error).splitlines()[0]
@@ -199,6 +251,12 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def prior_sum(name: str) -> dict[str, str]:
+    """The SHA-256 sum of a prior's file, by its path; a bundled one is told by its package's version."""
+    path = Path(name) / "model.safetensors" if Path(name).is_dir() else Path(name)
+    return {str(path): sha256(path)} if path.is_file() else {}
+
+
 def write_run(path: Path, inputs: dict[str, str], content: dict[str, Any]) -> None:
     """``run.json``: what is needed to get the same result again."""
     packages = ("cryofm-io", "cryofm-ops", "cryofm-sampling", "cryofm-model", "torch", "numpy")
@@ -206,6 +264,7 @@ def write_run(path: Path, inputs: dict[str, str], content: dict[str, Any]) -> No
         "program": Path(sys.argv[0]).name,
         "inputs_sha256": inputs,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "threads": torch.get_num_threads(),  # on which the order of sums depends, and so the last bits
         **content,
     }
     with cryofm_io.atomic_write(path) as temporary:

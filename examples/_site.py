@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from cryofm_io import DensityMap, FscCurve, GridTransform, fsc, read_mask, to_grid
+from cryofm_io import DensityMap, FscCurve, GridTransform, fsc, read_mask
 from cryofm_model import CalibratedPrior, Prior, WeightsError, load_prior
 from cryofm_ops import FourierOperator
 from cryofm_sampling import ScaledNormalization, Tiled
@@ -33,10 +33,8 @@ class Site:
     @classmethod
     def of(cls, args: argparse.Namespace, prior: CalibratedPrior, like: DensityMap) -> Self:
         """For a map; refused, before the start, where memory does not suffice."""
-        path = vars(args).get("mask")
-        mask = None if path is None else read_mask(path, like)
         # The prior's voxel size and not a voxel more: padding would break the noise's independent Fourier coefficients.
-        _, grid = to_grid(like, prior.voxel_size)
+        grid = GridTransform.of(like, prior.voxel_size)
         device = prior.signal_power.device
         finest = 2 * max(grid.voxel_size, like.voxel_size)
         print(f"map {by(like.shape)} voxels of {like.voxel_size:.4g} Å; prior {args.prior} on {device}")
@@ -45,6 +43,8 @@ class Site:
         )
         velocity = tiles(prior, grid.target, args.precision)
         check_memory(grid.target, velocity, device, gradients=False)
+        path = vars(args).get("mask")
+        mask = None if path is None else read_mask(path, like, voxel_size=args.voxel_size)
         return cls(like, mask, prior, velocity, grid, device)
 
     def forward(self, data: Volume) -> Tensor:
@@ -60,18 +60,23 @@ class Site:
         """Voxels of the prior's grid over those of the map."""
         return self.grid.voxel_size / self.like.voxel_size
 
-    def back(self, x: Tensor) -> Volume:
-        """A map on the input's grid again, masked."""
+    def back(self, x: Tensor, solvent: float = 0.0) -> Volume:
+        """A map without solvent on the input's grid again: masked, or, where there is no mask, in its solvent."""
         result = self.grid.inverse(x.cpu().numpy())
-        return result if self.mask is None else result * self.mask
+        return result + solvent if self.mask is None else result * self.mask
 
     def compare(self, a: Volume, b: Volume, region: FourierOperator | None = None) -> FscCurve:
-        """FSC on the prior's grid, inside the mask, of all coefficients or those of a region."""
+        """FSC on the prior's grid, inside the mask, of all coefficients or those of a region.
+
+        It ends with the shells that the input has: a mask makes correlated density of finer ones.
+        """
         a, b = (self.grid.forward(x) for x in (a, b))
         if region is not None:
             a, b = (region(torch.from_numpy(x)).numpy() for x in (a, b))
         mask = None if self.mask is None else self.grid.forward(self.mask)
-        return fsc(a, b, self.grid.voxel_size, mask)
+        curve = fsc(a, b, self.grid.voxel_size, mask)
+        measured = curve.frequency < (1 + 1e-6) / (2 * self.like.voxel_size)
+        return FscCurve(curve.frequency[measured], curve.correlation[measured], curve.n_voxels[measured])
 
     def in_units(self, normalization: ScaledNormalization, bar: "tqdm[Any]") -> WithProgress:
         """The prior for maps of another scale than its own."""

@@ -32,7 +32,7 @@ import torch
 from _algorithm_3 import add_algorithm_flags, algorithm_3, settle_algorithm_flags
 from _particles import ctf_of, particles, prepared_noise
 from _ranked import Ranked
-from _script import WithProgress, add_flags, exit_code, launch, positive, settings, sha256, tiles, write_run
+from _script import WithProgress, add_flags, exit_code, launch, positive, prior_sum, settings, sha256, tiles, write_run
 from _site import calibrated_prior, chosen_prior
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
@@ -173,7 +173,8 @@ def leave(args: argparse.Namespace, folder: Path, images: ImageStack, prepared: 
         "correlations_of_the_best": [round(c, 4) for c in correlations],
         "note": NOTE,
     }
-    write_run(folder / "run.json", {str(args.images): sha256(args.images)}, content)
+    files = {str(args.images): sha256(args.images)} | prior_sum(args.prior)
+    write_run(folder / "run.json", files, content)
     score = next(iter(models.scores))
     print(f"best model: {score} {rows[0][score]}, correlation with the images {np.mean(correlations):.3f}; {NOTE}")
     if len(differences) > 1 and args.poses == "searched":

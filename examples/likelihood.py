@@ -21,7 +21,19 @@ import attrs
 import numpy as np
 import torch
 from _input import DEMO_MAP, demo_truth
-from _script import WithProgress, add_flags, by, check_memory, exit_code, launch, settings, sha256, tiles, write_run
+from _script import (
+    WithProgress,
+    add_flags,
+    by,
+    check_memory,
+    exit_code,
+    launch,
+    prior_sum,
+    settings,
+    sha256,
+    tiles,
+    write_run,
+)
 from _site import calibrated_prior
 from torch import Tensor
 from tqdm import tqdm
@@ -73,7 +85,8 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         table = csv.DictWriter(file, rows[0], lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-    write_run(folder / "run.json", files, {"settings": settings(args), "algorithm": algorithm, "results": rows})
+    content = {"settings": settings(args), "algorithm": algorithm, "results": rows}
+    write_run(folder / "run.json", files | prior_sum(args.prior), content)
 
 
 def central(density: DensityMap, side: int, voxel_size: float) -> Tensor:

@@ -3,7 +3,8 @@
     python examples/missing_wedge.py map.mrc --tilt-min -60 --tilt-max 60 --out DIR
 
 What was measured is taken as free of noise and kept as it is. With the other half map, ``--half2``, its noise is
-estimated where something was measured, and denoised as the wedge is filled.
+estimated where something was measured, and denoised as the wedge is filled. Protein must be positive (tomograms often
+show it dark: invert them first).
 
 Without a map it restores the example in examples/data: EMD-3488 without what tilts beyond ±60° would measure. What is
 in the wedge then is the prior's word alone, and the result for looking and for building models only.
@@ -16,15 +17,15 @@ from pathlib import Path
 import attrs
 import numpy as np
 import torch
-from _input import DEMO_MAP, Input, add_map_flags, demo_truth, noise_of, read_halves, sample_files
-from _restoration import Judged, Model, draw_samples, leave_samples, restore_halves, say_how
+from _input import DEMO_MAP, Input, add_map_flags, demo_truth, noise_of, read_halves, sample_files, without_solvent
+from _restoration import Judged, Model, draw_samples, drawn_by, leave_samples, restore_halves, say_how
 from _results import FILES, RESTORED, leave
-from _script import WithProgress, add_flags, exit_code, launch, sha256
+from _script import WithProgress, add_flags, exit_code, launch, sha256, state_file
 from _site import Site, Volume, calibrated_prior
 from torch import Tensor
 from tqdm import tqdm
 
-from cryofm_io import DensityMap, read_map
+from cryofm_io import DensityMap, check_contrast, read_map
 from cryofm_ops import (
     FourierGaussian,
     FourierMask,
@@ -51,9 +52,10 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         site = Site.of(args, prior, given.half1)
         restore_halves(args, folder, site, given, noisy(site, given, wedge), sampler)
     else:
-        density, truth = read_input(args, wedge)
-        name = DEMO_MAP if args.half1 is None else args.half1
-        noiseless(args, folder, Site.of(args, prior, density), truth, {str(name): sha256(name)}, wedge, sampler)
+        density, solvent, truth = read_input(args, wedge)
+        name = args.half1 or DEMO_MAP
+        site = Site.of(args, prior, density)
+        noiseless(args, folder, site, solvent, truth, {str(name): sha256(name)}, wedge, sampler)
 
 
 def noisy(site: Site, given: Input, wedge: MissingWedge) -> Model:
@@ -79,16 +81,18 @@ def noiseless(
     args: argparse.Namespace,
     folder: Path,
     site: Site,
+    solvent: float,
     truth: DensityMap | None,
     files: dict[str, str],
     wedge: MissingWedge,
     sampler: PlugAndPlay,
 ) -> None:
-    """Fill the wedge of one map, and leave the results in ``folder``."""
+    """Fill the wedge of one map, which came in a solvent, and leave the results in ``folder``."""
     shape = site.grid.target
     y = site.forward(site.like.data)
-    solvent = y.median()  # the prior knows solvent as 0
-    y = wedge(y - solvent)
+    rest = y.median()  # the prior knows solvent as 0
+    y = wedge(y - rest)
+    had = solvent + float(rest)
 
     # The map's scale is the one at which a narrower range of tilts predicts the rest of them best.
     margin = HELD_OUT / 2 * (wedge.tilt_max - wedge.tilt_min)
@@ -127,14 +131,14 @@ def noiseless(
     say_how(fit, draw)
 
     def back(x: Tensor) -> Volume:
-        return site.back(x + solvent)
+        return site.back(x, had)
 
     candidates = {"input": back(y), RESTORED: back(draw.x)}
     # With the truth at hand nobody needs to know how much of the map is new.
-    curves = {} if truth else {AGREEMENT: site.compare(candidates["input"], candidates[RESTORED])}
-    record = {"solvent": float(solvent), "grid": attrs.asdict(site.grid)}
+    curves = {} if truth else {AGREEMENT: site.compare(site.back(y), site.back(draw.x))}
+    record = {"solvent": had, "grid": attrs.asdict(site.grid), **drawn_by(samples)}
     missing = FourierMask(1 - wedge.transfer(shape), shape)
-    uncertainty = leave_samples(folder, site, [back(sample) for sample in samples])
+    uncertainty = leave_samples(folder, site, [back(sample.x) for sample in samples])
     leave(
         args,
         folder,
@@ -151,13 +155,15 @@ def noiseless(
     )
 
 
-def read_input(args: argparse.Namespace, wedge: MissingWedge) -> tuple[DensityMap, DensityMap | None]:
-    """The map that the command line names, or the example and its truth."""
+def read_input(args: argparse.Namespace, wedge: MissingWedge) -> tuple[DensityMap, float, DensityMap | None]:
+    """The map that the command line names, without solvent, and that; or the example, and its truth."""
     if args.half1 is not None:
-        return read_map(args.half1, voxel_size=args.voxel_size), None
+        density, solvent = without_solvent(read_map(args.half1, voxel_size=args.voxel_size))
+        check_contrast(density.data)
+        return density, solvent, None
     truth = demo_truth()
     print(f"example: {DEMO_MAP.name} (human haemoglobin), tilts {args.tilt_min:g} to {args.tilt_max:g} degrees kept")
-    return attrs.evolve(truth, data=wedge(torch.from_numpy(truth.data)).numpy()), truth
+    return attrs.evolve(truth, data=wedge(torch.from_numpy(truth.data)).numpy()), 0.0, truth
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -171,7 +177,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--tilt-axis", choices=("x", "y"), default="y", help="the beam is along z (default y)")
     add_map_flags(parser, "map")
     add("--allow-masked", action="store_true", help="take masked half maps; noise is then underestimated")
-    add("--checkpoint", type=Path, help="file for the state of the restoration: the same line goes on from there")
+    add("--checkpoint", type=state_file, help="file for the state of the restoration: the same line goes on from there")
     add_flags(parser, steps=20, of="network evaluations for each restored map, 2 or more; 8 with --half2")
     parser.set_defaults(steps=None)
     args = parser.parse_args(arguments)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from _input import sample_names
-from _script import add_flags, by, check_memory, exit_code, launch, settings, tiles, write_run
+from _script import add_flags, by, check_memory, exit_code, launch, prior_sum, settings, tiles, write_run
 from _site import calibrated_prior
 from numpy.typing import NDArray
 from torch import Tensor
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         "power_over_the_prior_s_data": float(ratio),
         "note": NOTE,
     }
-    write_run(folder / "run.json", {}, content)
+    write_run(folder / "run.json", prior_sum(args.prior), content)
     print(f"{2 * args.steps - 1} network evaluations each; median power {ratio:.2f} times that of the prior's data")
 
 

@@ -1,7 +1,9 @@
 """examples/denoise.py as its user runs it: what it leaves, what it refuses, and that it gains."""
 
 import json
+import os
 import re
+import signal
 
 import attrs
 import mrcfile
@@ -9,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from cryofm_io import DensityMap, fsc, read_map, write_map
+from cryofm_io import DensityMap, FscCurve, fsc, read_map, write_map
 from cryofm_model import Normalization, Prior, load_prior, save_prior
 from cryofm_sampling import ScaledNormalization, ScaleFit
 
@@ -31,7 +33,7 @@ def run(monkeypatch, small_prior):
     return run
 
 
-def test_results_lie_on_the_input_grid(run, half_maps, tmp_path, capsys):
+def test_results_lie_on_the_input_grid(run, small_prior, half_maps, tmp_path, capsys):
     assert run(*half_maps, "--out", tmp_path / "out", "--samples", 0) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == RESULTS
     before, after = read_map(half_maps[0]), read_map(tmp_path / "out" / "restored.mrc")
@@ -42,7 +44,10 @@ def test_results_lie_on_the_input_grid(run, half_maps, tmp_path, capsys):
     assert np.corrcoef(mean.ravel(), after.data.ravel())[0, 1] > 0.8
     assert 0.7 < after.data.std() / mean.std() < 1.1
     record = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert len(record["inputs_sha256"]) == 2
+    assert len(record["inputs_sha256"]) == 3  # the prior's file too
+    assert record["inputs_sha256"][record["settings"]["prior"]] == script.sha256(small_prior)
+    assert record["threads"] == torch.get_num_threads()
+    assert "drawing" not in record
     assert record["settings"]["seed"] == 0
     assert record["algorithm"]["algorithm"] == "PlugAndPlay"
     assert set(record["versions"]) >= {"cryofm-io", "cryofm-ops", "cryofm-sampling", "cryofm-model", "torch"}
@@ -86,13 +91,36 @@ def test_samples_and_mask(run, half_maps, tmp_path):
     assert run(*half_maps, "--out", tmp_path / "out", "--samples", 2, "--mask", tmp_path / "mask.mrc") == 0
     one, two = (read_map(tmp_path / "out" / f"sample_0{i}.mrc").data for i in (1, 2))
     assert not np.array_equal(one, two)
+    drawing = json.loads((tmp_path / "out" / "run.json").read_text())["drawing"]
+    assert (drawing["algorithm"], drawing["samples"]) == ("PosteriorFlow", 2)
+    assert drawing["steps"] > 2
     uncertainty = read_map(tmp_path / "out" / "uncertainty.mrc")
+    assert uncertainty.labels == (restoration.SPREAD_NOTE,)
     np.testing.assert_allclose(uncertainty.data, np.abs(one - two) / 2**0.5, rtol=1e-4, atol=1e-6)
     assert (uncertainty.voxel_size, uncertainty.origin) == (half.voxel_size, half.origin)
     restored = read_map(tmp_path / "out" / "restored.mrc").data
     for data in (one, two, restored):
         assert not data[mask == 0].any()
         assert data[mask == 1].any()
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_constant_under_the_halves_changes_nothing_but_itself(run, half_maps, tmp_path, capsys, scale_given, masked):
+    constant, half = 2000, read_map(half_maps[0])  # thousands of standard deviations
+    mask = np.zeros(half.shape, np.float32)
+    mask[6:20, 6:20, 6:20] = 1
+    write_map(tmp_path / "mask.mrc", attrs.evolve(half, data=mask))
+    lifted = [tmp_path / path.name for path in half_maps]
+    for path, to in zip(half_maps, lifted, strict=True):
+        write_map(to, attrs.evolve(half, data=read_map(path).data + constant))
+    maps, said = [], []
+    for name, files in (("plain", half_maps), ("lifted", lifted)):
+        options = ("--mask", tmp_path / "mask.mrc") if masked else ()
+        assert run(*files, "--out", tmp_path / name, "--steps", 2, *options) == 0
+        maps.append(read_map(tmp_path / name / "restored.mrc").data)
+        said.append(re.search("half maps: .*", capsys.readouterr().out)[0])
+    assert said[0] == said[1]
+    np.testing.assert_allclose(maps[1] - (0 if masked else constant), maps[0], atol=2e-3)
 
 
 @pytest.mark.parametrize("changed", [0, 1])
@@ -212,7 +240,12 @@ def test_a_wrong_voxel_size_can_be_put_right(run, half_maps, tmp_path):
     with mrcfile.open(path2, "r+") as file:
         file.set_data(read_map(half_maps[1]).data)
         file.voxel_size = 0
-    assert run(path, path2, "--voxel-size", 1.3, "--out", tmp_path / "out", "--steps", 2) == 0
+    mask = tmp_path / "mask.mrc"
+    mask.write_bytes(path.read_bytes())
+    with mrcfile.open(mask, "r+") as file:
+        file.set_data((file.data > 0.5).astype(np.float32))
+        file.voxel_size = 0
+    assert run(path, path2, "--voxel-size", 1.3, "--mask", mask, "--out", tmp_path / "out", "--steps", 2) == 0
     assert read_map(tmp_path / "out" / "restored.mrc").voxel_size == pytest.approx(1.3)
 
 
@@ -224,6 +257,23 @@ def test_voxels_coarser_than_the_prior_s(run, half_maps, tmp_path):
     assert after.shape == before.shape
     assert after.voxel_size == before.voxel_size
     assert np.corrcoef(before.data.ravel(), after.data.ravel())[0, 1] > 0.7
+
+
+def test_the_curves_end_where_the_input_does(run, half_maps, tmp_path, scale_given):
+    for i, path in enumerate(half_maps):
+        write_map(tmp_path / f"{i}.mrc", attrs.evolve(read_map(path), voxel_size=2.4))
+    assert run(tmp_path / "0.mrc", tmp_path / "1.mrc", "--out", tmp_path / "out", "--steps", 2) == 0
+    table = np.genfromtxt(tmp_path / "out" / "fsc.csv", delimiter=",", skip_header=1)
+    assert 4.8 - 1e-3 <= table[-1, 1] < 5.2
+
+
+@pytest.mark.parametrize(
+    ("correlation", "said"),
+    [((0.9, 0.8), "not reached by 4.00 Å"), ((0.9, 0.1), "at 4.11 Å"), ((0.1, 0), "in no shell")],
+)
+def test_a_resolution_is_said_only_where_the_curve_falls(correlation, said):
+    curve = FscCurve(np.array([0.125, 0.25]), np.array(correlation), np.array([10, 40]))
+    assert results.crossing(curve) == said
 
 
 def test_noise_beyond_what_was_measured_is_endless():
@@ -288,6 +338,60 @@ def test_results_are_not_overwritten_unasked(run, half_maps, tmp_path, capsys):
     assert {path.name for path in out.iterdir()} == RESULTS | {"notes.txt"}
 
 
+def test_overwriting_leaves_nothing_of_the_former_run(run, half_maps, tmp_path, scale_given):
+    out = tmp_path / "out"
+    assert run(*half_maps, "--out", out, "--steps", 2, "--samples", 2) == 0
+    (out / "sample_of_mine.mrc").write_text("mine")
+    assert run(*half_maps, "--out", out, "--steps", 2, "--overwrite") == 0
+    assert {path.name for path in out.iterdir()} == RESULTS | {"sample_of_mine.mrc"}
+
+
+def test_results_are_made_on_the_file_system_where_they_will_lie(tmp_path):
+    there, link = tmp_path / "disk" / "there", tmp_path / "link"
+    there.parent.mkdir()
+    link.symlink_to(there)
+    for where in (there.parent, there):  # at first it does not exist
+        with script.output_folder(link, [], False) as partial, script.output_folder(link, [], False) as another:
+            assert partial.parent == another.parent == where
+            (partial / "file").write_text("whole")
+        assert [path.name for path in there.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("existing", [".", "made"])
+def test_the_folder_one_is_in_and_folders_to_make(run, half_maps, tmp_path, monkeypatch, scale_given, existing):
+    out = tmp_path / "here" / existing
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run(*half_maps, "--out", existing, "--steps", 2) == 0
+    assert {path.name for path in out.iterdir()} == RESULTS
+
+
+@pytest.mark.parametrize("out", ["file", "file/in/it", "locked/in/it"])
+def test_impossible_folders_are_one_line(run, half_maps, tmp_path, capsys, monkeypatch, out):
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "locked").mkdir()
+    make = script.tempfile.mkdtemp
+
+    def refuse(dir, **options):  # whoever runs the tests may write everywhere
+        if dir.name == "locked":
+            raise PermissionError(13, "Permission denied", str(dir))
+        return make(dir=dir, **options)
+
+    monkeypatch.setattr(script.tempfile, "mkdtemp", refuse)
+    before = set(tmp_path.iterdir())
+    assert run(*half_maps, "--out", tmp_path / out) == 2
+    assert re.fullmatch("error: .*(is a file|cannot be written to).*", capsys.readouterr().err.strip())
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(("option", "value"), [("--out", ""), ("--seed", 10**23)])
+def test_values_that_cannot_be_are_refused_by_the_command_line(run, half_maps, tmp_path, capsys, option, value):
+    with pytest.raises(SystemExit) as stop:
+        run(*half_maps, "--out", tmp_path / "out", option, value)
+    assert stop.value.code == 2
+    assert f"argument {option}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("module", "where"), [(restoration, "restore"), (results, "plot_slices"), (results, "write_run")]
 )
@@ -301,6 +405,21 @@ def test_ctrl_c_leaves_nothing_half_written(run, half_maps, tmp_path, capsys, mo
     assert list(tmp_path.iterdir()) == []
 
 
+def test_sigterm_is_as_ctrl_c(run, half_maps, tmp_path, monkeypatch):
+    monkeypatch.setattr(restoration, "restore", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    assert run(*half_maps, "--out", tmp_path / "made" / "out", "--steps", 2) == 130
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("voxel_size", "message"), [(100, "needs about"), (1e-9, "is the voxel size right")])
+def test_absurd_voxel_sizes_are_told_before_anything_is_resampled(
+    run, half_maps, tmp_path, capsys, monkeypatch, voxel_size, message
+):
+    monkeypatch.setattr(script, "_available_memory", lambda _: 4 * 2**30)
+    assert run(*half_maps, "--out", tmp_path / "out", "--voxel-size", voxel_size) == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_too_little_memory_is_said_before_the_start(run, half_maps, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(script, "_available_memory", lambda _: 10 * 2**20)
     monkeypatch.setattr(restoration, "restore", None)
@@ -312,6 +431,8 @@ def test_a_device_that_is_not_there_is_an_error_not_a_change(run, half_maps, tmp
     missing = "cuda:7" if torch.cuda.device_count() < 8 else "xpu:7"
     assert run(*half_maps, "--out", tmp_path / "out", "--device", missing) == 2
     assert missing in capsys.readouterr().err
+    assert run(*half_maps, "--out", tmp_path / "out", "--device", "meta") == 2
+    assert "no device 'meta'" in capsys.readouterr().err
 
 
 def test_weights_that_are_none(run, half_maps, tmp_path, capsys):

@@ -17,6 +17,7 @@ from cryofm_ops import AnisotropicNoise, MissingWedge, wedge_alpha
 script = pytest.importorskip("_script")
 given = pytest.importorskip("_input")
 example = pytest.importorskip("_example")
+abinitio = pytest.importorskip("abinitio")
 SCRIPTS = ("anisotropic", "missing_wedge", "sample_prior", "likelihood", "custom_operator")
 anisotropic, missing_wedge, sample_prior, likelihood, custom_operator = map(pytest.importorskip, SCRIPTS)
 RESTORED = {"restored.mrc", "fsc.csv", "fsc.png", "slices.png", "run.json"}
@@ -168,6 +169,24 @@ def test_missing_wedge_goes_on_after_a_kill(run, blobs, save, tmp_path, monkeypa
 missing_wedge_checkpoint = missing_wedge.Checkpoint
 
 
+def test_missing_wedge_of_a_map_on_a_constant(run, blobs, save, tmp_path):
+    maps, curves = [], []
+    for constant in (0, 2000):
+        path = save(f"{constant}.mrc", MissingWedge(-60, 60)(torch.from_numpy(blobs.data)).numpy() + constant)
+        assert run(missing_wedge, path, "--voxel-size", 1.2, "--steps", 2, "--overwrite") == 0  # which is resampled
+        maps.append(read_map(tmp_path / "out" / "restored.mrc").data - constant)
+        curves.append(np.genfromtxt(tmp_path / "out" / "fsc.csv", delimiter=",", skip_header=1))
+    np.testing.assert_allclose(maps[1], maps[0], atol=1e-2)
+    np.testing.assert_allclose(curves[1], curves[0], atol=2e-3)
+
+
+def test_missing_wedge_warns_of_inverted_contrast(run, blobs, save, capsys):
+    assert run(missing_wedge, save("dark.mrc", 1 - blobs.data), "--steps", 2) == 0
+    captured = capsys.readouterr().err
+    assert "inverted contrast" in captured
+    assert "not writable" not in captured
+
+
 def test_sample_prior(run, tmp_path):
     assert run(sample_prior, "--number", 2, "--side", 16, "--steps", 2) == 0
     assert left(tmp_path) == {"sample_01.mrc", "sample_02.mrc", "samples.png", "power.csv", "power.png", "run.json"}
@@ -269,6 +288,22 @@ def test_bad_input(run, name, arguments, message, tmp_path, capsys):
     assert run(globals()[name], *arguments) == 2
     assert message in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("module", [anisotropic, missing_wedge])
+@pytest.mark.parametrize("state", ["none/state", "file/state", "."])
+def test_a_checkpoint_that_cannot_be_written_is_told_at_the_start(run, module, state, tmp_path, capsys):
+    (tmp_path / "file").write_text("precious")
+    with pytest.raises(SystemExit) as stop:
+        run(module, "--checkpoint", tmp_path / state)
+    assert stop.value.code == 2
+    assert "argument --checkpoint" in capsys.readouterr().err
+
+
+def test_what_the_scripts_leave_is_known_as_theirs():
+    modules = anisotropic, missing_wedge, sample_prior, likelihood, abinitio
+    names = {*given.sample_files(100), *abinitio.model_names(100)}.union(*(module.FILES for module in modules))
+    assert [name for name in names if not script.RESULT.fullmatch(name)] == []
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

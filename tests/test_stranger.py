@@ -3,10 +3,12 @@
 import importlib.util
 from pathlib import Path
 
+import pytest
 import torch
 
 from cryofm_ops import FourierDiagonal, Likelihood, LinearOperator, Noise, Operator, gaussian_likelihood
-from cryofm_sampling import Guided, VelocityField
+from cryofm_sampling import Callback, Draw, Guided, Renoising, VelocityField
+from cryofm_sampling.testing import SamplerError, check_batching, check_dtype
 
 spec = importlib.util.spec_from_file_location("stranger", Path(__file__).with_name("stranger.py"))
 assert spec is not None
@@ -49,3 +51,27 @@ def test_alg_1_inverts_it() -> None:
         assert least < chi_2 < most
         assert (draw.x - truth).square().mean() < 0.6 * truth.square().mean()
     assert velocity.calls == 200
+
+
+class Flattened:
+    """A sampler of the right volumes that forgets how their batch was shaped."""
+
+    def __call__(
+        self,
+        velocity: VelocityField,
+        likelihood: Likelihood,
+        /,
+        *,
+        shape: tuple[int, ...],
+        generator: torch.Generator,
+        callback: Callback | None = None,
+    ) -> Draw:
+        x = Renoising((0.5,))(velocity, likelihood, shape=shape, generator=generator).x
+        return Draw(x.reshape(-1, *shape[-3:]), 1, {})
+
+
+def test_a_sampler_that_reshapes_the_batch_is_told() -> None:
+    with pytest.raises(SamplerError, match=r"asked for \(2, 2, .*, it gives \(4, "):
+        check_batching(Flattened())
+    with pytest.raises(SamplerError, match=r"asked for \(4, 3, 5\), it gives \(1, 4, 3, 5\)"):
+        check_dtype(Flattened())

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryofm_io import DensityMap, GeometryError, GridMismatchError, fourier_resample, to_grid
+from cryofm_io import DensityMap, GeometryError, GridMismatchError, GridTransform, fourier_resample, to_grid
 
 
 def noise(*shape):
@@ -33,6 +33,13 @@ def test_every_shape_goes_there_and_back(shape, voxel_size, target, multiple, mi
     assert back.dtype == np.float32
     if grid.voxel_size <= voxel_size:  # nothing was lost
         np.testing.assert_allclose(back, density.data, atol=2e-5)
+
+
+def test_the_transform_is_known_before_the_array():
+    density = DensityMap(noise(20, 21, 22), 1.1)
+    assert GridTransform.of(density, 1.5, multiple=8, minimum=24) == to_grid(density, 1.5, multiple=8, minimum=24)[1]
+    with pytest.raises(GeometryError, match="is the voxel size right"):
+        GridTransform.of(DensityMap(noise(20, 21, 22), 1e-9), 1.5)
 
 
 def test_a_map_at_the_voxel_size_is_only_padded():

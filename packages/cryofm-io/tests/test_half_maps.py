@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from cryofm_io import DensityMap, GridMismatchError, HalfMapError, MapWarning, check_half_maps, spherical_mask
+from cryofm_io import (
+    DensityMap,
+    GridMismatchError,
+    HalfMapError,
+    MapWarning,
+    check_contrast,
+    check_half_maps,
+    spherical_mask,
+)
 
 SHAPE = (36, 40, 37)
 
@@ -89,6 +97,8 @@ def test_scales(halves):
 def test_inverted_contrast(halves):
     with pytest.warns(MapWarning, match="inverted contrast"):
         check_half_maps(*changed(halves, np.negative))
+    with pytest.warns(MapWarning, match="inverted contrast"):
+        check_contrast(1e4 - halves[0].data)
 
 
 def test_sharpened_halves_are_told():

@@ -43,6 +43,7 @@ def test_round_trip_is_exact(tmp_path, shape, hundredths, nstart, suffix):
     )
     write_map(path, before, overwrite=True)
     assert_same(read_map(path), before)
+    assert read_map(path).data.flags.writeable  # torch warns of arrays that are not
 
 
 def test_file_is_valid_and_its_header_is_right(tmp_path, capsys):

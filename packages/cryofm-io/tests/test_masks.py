@@ -7,6 +7,7 @@ from cryofm_io import (
     DensityMap,
     GeometryError,
     InputFileError,
+    MapWarning,
     MaskError,
     check_mask,
     read_mask,
@@ -73,6 +74,12 @@ def test_wrong_masks_are_refused(tmp_path, mask, message):
     write_map(tmp_path / "mask.mrc", mask)
     with pytest.raises(MaskError, match=rf"mask\.mrc: .*{message}"):
         read_mask(tmp_path / "mask.mrc", LIKE)
+
+
+def test_a_wrong_voxel_size_of_a_mask_can_be_put_right(tmp_path):
+    write_map(tmp_path / "mask.mrc", DensityMap(np.ones(LIKE.shape), 3.0, origin=LIKE.origin))
+    with pytest.warns(MapWarning, match="3 Å in the file"):
+        assert read_mask(tmp_path / "mask.mrc", LIKE, voxel_size=1.5).shape == LIKE.shape
 
 
 def test_good_masks_are_clipped(tmp_path):

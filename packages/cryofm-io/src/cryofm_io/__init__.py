@@ -18,7 +18,7 @@ from cryofm_io.errors import (
 )
 from cryofm_io.fsc import FscCurve, fsc, write_fsc_csv
 from cryofm_io.grid import GridTransform, to_grid
-from cryofm_io.halves import check_half_maps
+from cryofm_io.halves import check_contrast, check_half_maps
 from cryofm_io.image_prepare import PreparedImages, prepare_images
 from cryofm_io.image_read import read_images
 from cryofm_io.image_stack import ImageCtf, ImageStack, Poses
@@ -52,6 +52,7 @@ __all__ = [
     "Poses",
     "PreparedImages",
     "atomic_write",
+    "check_contrast",
     "check_half_maps",
     "check_mask",
     "check_same_grid",

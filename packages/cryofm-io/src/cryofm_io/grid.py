@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import attrs
 import numpy as np
@@ -17,6 +17,7 @@ __all__ = ["GridTransform", "to_grid"]
 Shape = tuple[int, int, int]
 
 _TOLERANCE = 0.01  # of the voxel size
+_LEAST_BOX = 0.1  # new voxels that the map must fill; the search for a ratio takes the longer, the fewer they are
 _FADE = 8  # voxels over which padding fades to the border's mean
 
 
@@ -42,6 +43,28 @@ class GridTransform:
     target: Shape
     source_voxel_size: float
     voxel_size: float
+
+    @classmethod
+    def of(cls, map: DensityMap, voxel_size: float, multiple: int = 1, minimum: int = 1) -> Self:
+        """The transform of `to_grid`, without the array: for who wants to know first how large that is.
+
+        Raises:
+            GeometryError: As `to_grid`.
+        """
+        if not (voxel_size > 0 and multiple >= 1 and minimum >= 1):
+            what = f"voxel size {voxel_size} Å, multiple {multiple}, minimum {minimum}"
+            raise GeometryError(f"{what}: all must be positive")
+        if max(map.shape) * map.voxel_size < _LEAST_BOX * voxel_size:
+            raise GeometryError(
+                f"a box of {max(map.shape)} voxels of {map.voxel_size:g} Å is far smaller than one voxel of "
+                f"{voxel_size:g} Å; is the voxel size right?"
+            )
+        p, q = _ratio(map.voxel_size / voxel_size, map.shape)
+        padded = _each(map.shape, lambda n: math.ceil(n / q) * q)
+        resampled = _each(padded, lambda n: n // q * p)
+        target = _each(resampled, lambda m: math.ceil(max(m, minimum) / multiple) * multiple)
+        true = map.voxel_size if p == q else float(f"{map.voxel_size * q / p:.7g}")
+        return cls(map.shape, padded, resampled, target, map.voxel_size, true)
 
     def forward(self, data: NDArray[Any]) -> NDArray[Any]:
         """Bring an array ``(..., *source)`` to ``(..., *target)``.
@@ -102,7 +125,8 @@ def to_grid(
         The array on the new grid, and the transform that brings other arrays there and results back.
 
     Raises:
-        GeometryError: ``voxel_size``, ``multiple`` or ``minimum`` is not positive.
+        GeometryError: ``voxel_size``, ``multiple`` or ``minimum`` is not positive, or the whole map is less than a
+            tenth of a new voxel.
 
     Example:
         >>> half1 = DensityMap(np.random.default_rng(0).normal(size=(50, 51, 52)), voxel_size=1.05)
@@ -112,14 +136,7 @@ def to_grid(
         >>> grid.inverse(array).shape
         (50, 51, 52)
     """
-    if not (voxel_size > 0 and multiple >= 1 and minimum >= 1):
-        raise GeometryError(f"voxel size {voxel_size} Å, multiple {multiple}, minimum {minimum}: all must be positive")
-    p, q = _ratio(map.voxel_size / voxel_size, map.shape)
-    padded = _each(map.shape, lambda n: math.ceil(n / q) * q)
-    resampled = _each(padded, lambda n: n // q * p)
-    target = _each(resampled, lambda m: math.ceil(max(m, minimum) / multiple) * multiple)
-    true = map.voxel_size if p == q else float(f"{map.voxel_size * q / p:.7g}")
-    transform = GridTransform(map.shape, padded, resampled, target, map.voxel_size, true)
+    transform = GridTransform.of(map, voxel_size, multiple, minimum)
     return transform.forward(map.data), transform
 
 

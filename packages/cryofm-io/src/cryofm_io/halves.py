@@ -13,7 +13,7 @@ from cryofm_io.errors import HalfMapError, MapWarning
 from cryofm_io.fsc import fsc, shell_sums, transform
 from cryofm_io.resample import fourier_resample
 
-__all__ = ["check_half_maps"]
+__all__ = ["check_contrast", "check_half_maps"]
 
 # An unmasked half map has noise in every voxel and every shell.  On half maps with the noise of 3.2 to 15 Å
 # reconstructions the FSC near Nyquist stays under 0.1 and the power there above 1e-3 of the largest shell's.
@@ -76,9 +76,26 @@ def check_half_maps(half1: DensityMap, half2: DensityMap, *, allow_masked: bool 
             "Give unsharpened ones"
         )
         warnings.warn(message, MapWarning, stacklevel=2)
+    check_contrast(half1.data + half2.data)
+
+
+def check_contrast(data: NDArray[Any]) -> None:
+    """Warn where molecules seem to be dark.
+
+    Args:
+        data: Density ``(z, y, x)``, as measured; noise does no harm.
+
+    Warns:
+        MapWarning: The density has its tail on the negative side.
+
+    Example:
+        >>> blob = np.zeros((16, 16, 16))
+        >>> blob[6:10, 6:10, 6:10] = 1
+        >>> check_contrast(blob)
+    """
     # Molecules are few bright voxels.  On a coarse grid the noise no longer hides the sign of the tail.
-    coarse = [fourier_resample(half.data, [max(4, n // 4) for n in half.shape]) for half in (half1, half2)]
-    if skew((coarse[0] + coarse[1]).ravel()) < _MIN_SKEW:
+    coarse = fourier_resample(data - np.median(data), [max(4, n // 4) for n in data.shape])
+    if skew(coarse.ravel()) < _MIN_SKEW:
         message = "the density has its tail on the negative side: inverted contrast? Protein must be positive"
         warnings.warn(message, MapWarning, stacklevel=2)
 

@@ -67,12 +67,15 @@ def soft_mask(
     return raised_cosine(distance, dilate, soft_edge, voxel_size)
 
 
-def read_mask(path: str | os.PathLike[str], like: DensityMap) -> NDArray[np.float32]:
+def read_mask(
+    path: str | os.PathLike[str], like: DensityMap, *, voxel_size: float | None = None
+) -> NDArray[np.float32]:
     """Read a mask that belongs to a map.
 
     Args:
         path: An MRC or CCP4 file.
         like: The map on whose grid it must lie.
+        voxel_size: Å; wins over the header, as in `cryofm_io.read_map`.
 
     Returns:
         The mask ``(z, y, x)``, within [0, 1].
@@ -88,7 +91,7 @@ def read_mask(path: str | os.PathLike[str], like: DensityMap) -> NDArray[np.floa
         (4, 5, 6)
     """
     try:
-        return check_mask(read_values(path), like)
+        return check_mask(read_values(path, voxel_size=voxel_size), like)
     except MaskError as error:
         raise MaskError(f"{path}: {error}") from None
 

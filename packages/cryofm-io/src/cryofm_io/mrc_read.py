@@ -71,7 +71,7 @@ def read_values(path: str | os.PathLike[str], *, voxel_size: float | None = None
     stored_start = (header.nxstart, header.nystart, header.nzstart)
     nstart = [int(stored_start[axes.index(axis)]) for axis in (1, 2, 3)]
 
-    data = np.ascontiguousarray(data, dtype=np.float32)
+    data = np.require(data, np.float32, ["C", "W"])  # the reader's own buffer cannot be written to, which torch minds
     finite = np.isfinite(data)
     if not finite.all():
         first = np.unravel_index(int(finite.argmin()), data.shape)

@@ -12,7 +12,7 @@ from cryofm_ops import FourierGaussian, half_shape, irfft, radial, rfft
 from cryofm_sampling._common import Box
 from cryofm_sampling._exact_priors import GaussianPrior, MixturePrior
 from cryofm_sampling.calibrate import calibrate
-from cryofm_sampling.protocols import Sampler
+from cryofm_sampling.protocols import Sampler, VelocityField
 
 __all__ = [
     "GaussianPrior",
@@ -52,6 +52,19 @@ def _data(dtype: torch.dtype = torch.float64, box: Box = _BOX) -> FourierGaussia
     return FourierGaussian(W.to(dtype), rfft(y.to(dtype)), box)
 
 
+def _drawn(
+    sampler: Sampler,
+    velocity: VelocityField,
+    likelihood: FourierGaussian,
+    shape: tuple[int, ...],
+    generator: torch.Generator,
+) -> Tensor:
+    """The volumes, which must be as many as were asked for, in that shape: what broadcasts would pass for right."""
+    x = sampler(velocity, likelihood, shape=shape, generator=generator).x
+    _require(x.shape == shape, sampler, f"asked for {shape}, it gives {tuple(x.shape)}")
+    return x
+
+
 def _whitened(sampler: Sampler, likelihood: FourierGaussian | None, runs: int, seed: int) -> Tensor:
     """Draws `(runs, z, y, x)`, less the exact posterior mean, over the exact posterior spread per coefficient.
 
@@ -61,15 +74,15 @@ def _whitened(sampler: Sampler, likelihood: FourierGaussian | None, runs: int, s
     box = likelihood.shape
     prior = _prior(box=box)
     generator = torch.Generator().manual_seed(seed)
-    draw = sampler(prior, likelihood, shape=(runs, *box), generator=generator)
+    x = _drawn(sampler, prior, likelihood, (runs, *box), generator)
     posterior = likelihood.condition(torch.zeros(box, dtype=torch.float64), radial(prior.signal_power, box))
     variance = posterior.variance
     assert isinstance(variance, Tensor)
-    deviation = rfft(draw.x.double() - posterior.mean)
+    deviation = rfft(x.double() - posterior.mean)
     certain = variance == 0
     found = float((deviation.abs() * certain).max())
     _require(found < 1e-5, sampler, f"data without noise are missed by up to {found:.1e}")
-    white = rfft(torch.randn(draw.x.shape, generator=generator, dtype=torch.float64))
+    white = rfft(torch.randn(x.shape, generator=generator, dtype=torch.float64))
     return irfft(torch.where(certain, white, deviation / torch.where(certain, 1, variance).sqrt()), box)
 
 
@@ -181,9 +194,9 @@ def check_modes(
     """
     generator = torch.Generator().manual_seed(seed)
     velocity = calibrate(prior, prior.sample(128, generator=generator), generator=generator)
-    draw = sampler(velocity, likelihood, shape=(runs, *prior.box), generator=generator)
+    x = _drawn(sampler, velocity, likelihood, (runs, *prior.box), generator)
     posterior = prior.given(likelihood)
-    found = posterior.membership(draw.x.double()).mean(0)
+    found = posterior.membership(x.double()).mean(0)
     exact = posterior.weights
     tolerance = _SIGMAS * (exact * (1 - exact) / runs).sqrt() + bias
     claim = f"draws fall into the modes as {[round(f, 3) for f in found.tolist()]}, not as {exact.tolist()}"
@@ -207,13 +220,12 @@ def _check_batching(sampler: Sampler, box: Box, tolerance: float) -> None:
 
     def draw(*batch: int, seed: int = 7, generator: torch.Generator | None = None) -> Tensor:
         generator = generator or torch.Generator().manual_seed(seed)
-        return sampler(prior, likelihood, shape=(*batch, *box), generator=generator).x
+        return _drawn(sampler, prior, likelihood, (*batch, *box), generator)
 
     state = torch.get_rng_state()
     four = draw(4)
     generator = torch.Generator().manual_seed(7)
     pairs = torch.cat([draw(2, generator=generator) for _ in range(2)])
-    _require(four.shape == (4, *box), sampler, f"asked for {(4, *box)}, it gives {tuple(four.shape)}")
     for name, other in {"2 and 2": pairs, "2 × 2": draw(2, 2).reshape(four.shape), "1": draw()[None]}.items():
         apart = float((four[: len(other)] - other).abs().max())
         _require(apart <= tolerance, sampler, f"4 volumes drawn together differ from {name} by {apart:.1e}")
@@ -228,6 +240,6 @@ def check_dtype(sampler: Sampler) -> None:
     >>> check_dtype(PlugAndPlay())
     """
     for dtype in (torch.float32, torch.float64):
-        x = sampler(_prior(dtype), _data(dtype), shape=_BOX, generator=torch.Generator().manual_seed(0)).x
+        x = _drawn(sampler, _prior(dtype), _data(dtype), _BOX, torch.Generator().manual_seed(0))
         _require(x.dtype == dtype, sampler, f"of data in {dtype} it makes volumes in {x.dtype}")
         _require(not x.requires_grad, sampler, "its volumes carry a gradient")
