@@ -236,7 +236,7 @@ def test_custom_operator(run, blobs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(example, "demo_truth", lambda: blobs)
     assert run(custom_operator, "--steps", 2) == 0
     assert left(tmp_path) == RESTORED
-    assert record(tmp_path)["algorithm"]["algorithm"] == "Renoising"
+    assert record(tmp_path)["algorithm"]["algorithm"] == "PlugAndPlay"
     restored = read_map(tmp_path / "out" / "restored.mrc")
     assert same_grid(restored, blobs)
     assert np.corrcoef(restored.data.ravel(), blobs.data.ravel())[0, 1] > 0.7

@@ -3,13 +3,13 @@
 Flow matching teaches x̂_0 at x_t = (1 − t) x_0 + t x_1 from white noise x_1. Plug-and-play shows its denoiser something
 else wherever the noise of the data has a colour: r + n, with little noise where the data are good, and, where they are
 hidden, an estimate in place of the signal. A network that has learnt white noise alone may restore worse the better it
-has learnt it. Here a crop is observed with noise of a random colour, plug-and-play makes one to four passes over it,
-and what it shows takes the place of x_t:
+has learnt it. Here a crop is observed with noise of a random colour, one to four passes (`_self_noised`) are made over it,
+and what the last shows takes the place of x_t:
 
     x_t = (1 − t) (r + n),    x_1' = (x_t − (1 − t) x_0) / t,    loss |v(x_t, t) − (x_1' − x_0)|² / max(1, |x_1'|²),
 
-means over voxels. The loss is smallest where x̂_0 = x_t − t v is E[x_0 | x_t], the proximal step that `PlugAndPlay`
-wants. Data with white noise are shown as they are, so that there this IS flow matching.
+means over voxels. The loss is smallest where x̂_0 = x_t − t v is E[x_0 | x_t], the step that `PosteriorFlow` and
+`PlugAndPlay` want. Data with white noise are shown as they are, so that there this IS flow matching.
 
 Reference for training a denoiser as the solver uses it: Gilton, Ongie and Willett, IEEE Trans. Comput. Imaging 7, 2021.
 """

@@ -1,4 +1,4 @@
-"""Posterior samples by the flow of the posterior, whose mean plug-and-play estimates on the way.
+"""Posterior samples by the flow of the posterior, whose mean is estimated on the way.
 
 The flow of p(x_0 | y) is the prior's with another mean in it,
 
@@ -9,10 +9,10 @@ diagonal in Fourier space remain so with it,
 
     W_t = W + 1/τ,    y_t = (W y + x_t / ((1 − t) τ)) / W_t,
 
-and `plug_and_play` knows the mean given such data, at one network evaluation a pass. It begins with the passes that
-estimate E[x_0 | y], which is the mean at t = 1; one will do, unless gaps have to be filled. From
-then on every step makes one more pass, from the estimate that the step before has left: the data change little, and so
-does the mean. The denoiser's level is what the Wiener filter of y_t leaves open over what it takes, τ' = Σ E / Σ G with
+and passes of denoiser and data (`_self_noised`) find the mean given them, at one network evaluation each. It begins
+with those of `PlugAndPlay` that estimate E[x_0 | y], which is the mean at t = 1; one will do, unless gaps have to be
+filled. From then on every step makes one pass, from the estimate that the step before has left: the data change
+little, and so does the mean. The denoiser's level is what the Wiener filter of y_t leaves open over what it takes, τ' = Σ E / Σ G with
 E = P / (1 + P W_t) and G = P W_t / (1 + P W_t). Noiseless data have E = 0 and count with a quarter of G: with all of it
 the passes in a gap between them lag behind the flow, and samples spread too little; without it the gap is filled by a
 denoiser that takes what surrounds it for noisy.
