@@ -3,8 +3,8 @@
 Flow matching teaches x̂_0 at x_t = (1 − t) x_0 + t x_1 from white noise x_1. Plug-and-play shows its denoiser something
 else wherever the noise of the data has a colour: r + n, with little noise where the data are good, and, where they are
 hidden, an estimate in place of the signal. A network that has learnt white noise alone may restore worse the better it
-has learnt it. Here a crop is observed with noise of a random colour, one to four passes (`_self_noised`) are made over it,
-and what the last shows takes the place of x_t:
+has learnt it. Here a crop is observed with noise of a random colour, one to four passes (`_self_noised`) are made over
+it, and what the last shows takes the place of x_t:
 
     x_t = (1 − t) (r + n),    x_1' = (x_t − (1 − t) x_0) / t,    loss |v(x_t, t) − (x_1' − x_0)|² / max(1, |x_1'|²),
 

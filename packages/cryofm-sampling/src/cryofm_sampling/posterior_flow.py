@@ -12,10 +12,10 @@ diagonal in Fourier space remain so with it,
 and passes of denoiser and data (`_self_noised`) find the mean given them, at one network evaluation each. It begins
 with those of `PlugAndPlay` that estimate E[x_0 | y], which is the mean at t = 1; one will do, unless gaps have to be
 filled. From then on every step makes one pass, from the estimate that the step before has left: the data change
-little, and so does the mean. The denoiser's level is what the Wiener filter of y_t leaves open over what it takes, τ' = Σ E / Σ G with
-E = P / (1 + P W_t) and G = P W_t / (1 + P W_t). Noiseless data have E = 0 and count with a quarter of G: with all of it
-the passes in a gap between them lag behind the flow, and samples spread too little; without it the gap is filled by a
-denoiser that takes what surrounds it for noisy.
+little, and so does the mean. The denoiser's level is what the Wiener filter of y_t leaves open over what it takes, τ'
+= Σ E / Σ G with E = P / (1 + P W_t) and G = P W_t / (1 + P W_t). Noiseless data have E = 0 and count with a quarter
+of G: with all of it the passes in a gap between them lag behind the flow, and samples spread too little; without it
+the gap is filled by a denoiser that takes what surrounds it for noisy.
 
 For a Gaussian prior the passes converge to the exact mean, and the steps to the exact flow: both errors fall as
 1/steps. A prior's denoiser has to know noise with a colour, as the bundled one does (`PlugAndPlayLoss`).
