@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import attrs
 import torch
@@ -22,6 +22,7 @@ from cryofm_sampling.errors import CapabilityError, SettingError
 from cryofm_sampling.protocols import Calibrated, SpectrallyCalibrated
 
 Box = tuple[int, int, int]
+T = TypeVar("T")
 
 _LEAST_KAPPA = 1e-12  # a table may say that nothing errs; beside data without noise that would be 0/0
 
@@ -34,10 +35,10 @@ def split_shape(shape: Sequence[int]) -> tuple[tuple[int, ...], Box]:
     return tuple(shape[:-3]), (z, y, x)
 
 
-def within(*validators: Callable[[Any, Any, Any], object]) -> Callable[[Any, Any, Any], None]:
+def within(*validators: Callable[[Any, Any, T], object]) -> Callable[[Any, Any, T], None]:
     """A validator of attrs that passes what all of `validators` do, and otherwise raises `SettingError`."""
 
-    def validate(instance: object, attribute: object, value: object) -> None:
+    def validate(instance: object, attribute: object, value: T) -> None:
         try:
             for validator in validators:
                 validator(instance, attribute, value)
