@@ -83,7 +83,9 @@ class PlugAndPlay:
     """The posterior mean by plug-and-play; one network evaluation a pass. Its spread is no uncertainty.
 
     Attributes:
-        iterations: passes of denoiser and data. What is returned is the mean of the last two.
+        iterations: passes of denoiser and data. What is returned is the mean of the last two. Networks restore noisy
+            data best with 5 to 20, noiseless ones with more. Of a Gaussian prior's mean 8 passes leave some hundredths
+            to a fourth undone (three problems in 8³), 50 less than a thousandth.
         time: t of the denoiser at the last pass. None: set by the noise, √τ = mean of √N, weighted by the Wiener
             gain; for white noise τ = N.
 
