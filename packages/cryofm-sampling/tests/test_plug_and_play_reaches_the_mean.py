@@ -104,6 +104,30 @@ def test_any_linear_operator(noise):
     assert error(50) < 5e-4
 
 
+class Gain:
+    def __call__(self, x):
+        return torch.linspace(0.5, 1.5, x.shape[-1]).to(x) * x
+
+    adjoint = __call__
+
+
+def test_a_linear_operator_s_data_in_another_precision_or_of_two_volumes():
+    y = torch.randn(2, *BOX, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    run = {"shape": BOX, "generator": torch.Generator()}
+    dtypes = set()
+
+    @attrs.frozen(slots=False)
+    class Watched(GaussianPrior):
+        def __call__(self, x, t):
+            dtypes.add(x.dtype)
+            return super().__call__(x, t)
+
+    draw = PlugAndPlay(2)(Watched(1.0, BOX), gaussian_likelihood(Gain(), WhiteNoise(1.0), y[0]), **run)
+    assert dtypes == {draw.x.dtype} == {torch.get_default_dtype()}
+    with pytest.raises(GridMismatchError, match=r"LinearGaussian conditions a volume \(6, 5, 7\) to \(2, 6, 5, 7\)"):
+        PlugAndPlay()(PRIOR, gaussian_likelihood(Gain(), WhiteNoise(1.0), y), **run)
+
+
 def test_level_is_the_gain_weighted_mean_amplitude_of_the_noise(kit):
     noise = kit.on_full_grid([0.02, 0.3, 1.0, 3.0], BOX).clone()
     gain = kit.on_full_grid(TABLE, BOX) / (kit.on_full_grid(TABLE, BOX) + noise)

@@ -14,6 +14,7 @@ from cryofm_ops import (
     FourierGaussian,
     GridMismatchError,
     Likelihood,
+    Normal,
     friedel_weights,
     half_shape,
     radial,
@@ -96,6 +97,22 @@ def conjugates(
         return [likelihood] * math.prod(batch), like
     lacking = missing(likelihood, "condition")
     raise CapabilityError(f"{needed_by} needs a Conjugate or a FourierDiagonal likelihood; {lacking}")
+
+
+def first_posterior(data: Conjugate, power: Tensor, box: Box, like: Tensor) -> Normal:
+    """What the data of one volume and a Gaussian prior of this power say."""
+    posterior = data.condition(like.new_zeros(box), power)
+    if posterior.mean.shape != box:
+        raise GridMismatchError(
+            f"{type(data).__name__} conditions a volume {box} to {tuple(posterior.mean.shape)}; the data of one volume "
+            "are needed (a FourierDiagonal likelihood may hold a batch)"
+        )
+    return posterior
+
+
+def variance_at(t: float) -> float:
+    """τ = (t / (1 − t))²: of the white noise of x_t / (1 − t)."""
+    return (t / (1 - t)) ** 2
 
 
 def streams(generator: torch.Generator, batch: tuple[int, ...]) -> list[torch.Generator]:

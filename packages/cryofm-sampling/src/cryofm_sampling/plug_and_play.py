@@ -33,7 +33,17 @@ from cryofm_ops import (
     radial_mean,
     rfft,
 )
-from cryofm_sampling._common import Box, DenoisingError, calibrated, conjugates, split_shape, streams, within
+from cryofm_sampling._common import (
+    Box,
+    DenoisingError,
+    calibrated,
+    conjugates,
+    first_posterior,
+    split_shape,
+    streams,
+    variance_at,
+    within,
+)
 from cryofm_sampling._rotations import denoised
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.protocols import Callback, Draw, VelocityField
@@ -55,7 +65,7 @@ def automatic_level(W: Tensor, power: Tensor, box: Box) -> float:
     N = torch.where(weights > 0, 1 / W, 1)
     gain = weights * power / (power + N)
     if not gain.any():
-        return (_LEAST / (1 - _LEAST)) ** 2
+        return variance_at(_LEAST)
     return float((gain * N.sqrt()).sum() / gain.sum()) ** 2
 
 
@@ -74,25 +84,22 @@ def _noiseless_kept(data: Conjugate, x: Tensor, box: Box) -> Tensor:
     return irfft(torch.where(data.precision.isinf(), data.data, rfft(x)), box)
 
 
-def _variance(t: float) -> float:
-    return (t / (1 - t)) ** 2
-
-
 @attrs.frozen
 class PlugAndPlay:
     """The posterior mean by plug-and-play; one network evaluation a pass. Its spread is no uncertainty.
 
     Attributes:
-        iterations: passes of denoiser and data. What is returned is the mean of the last two. Networks restore noisy
-            data best with 5 to 20, noiseless ones with more. Of a Gaussian prior's mean 8 passes leave some hundredths
-            to a fourth undone (three problems in 8³), 50 less than a thousandth.
+        iterations: passes of denoiser and data. What is returned is the mean of the last two. The bundled prior
+            restores noisy data best with 5 to 20, noiseless ones with more. Of a Gaussian prior's mean 8 passes leave
+            some hundredths to a fourth undone (three problems in 8³), 50 less than a thousandth.
         time: t of the denoiser at the last pass. None: set by the noise, √τ = mean of √N, weighted by the Wiener
             gain; for white noise τ = N.
 
     Needs a `FourierDiagonal` or a `Conjugate` likelihood and a `Calibrated` velocity field, and raises
-    `CapabilityError` naming what is missing; `GridMismatchError` if the likelihood is on another grid. Every evaluation
-    sees the volume in one of the 24 orientations of the cube, drawn at random; a box that is no cube is shown with
-    its axes permuted.
+    `CapabilityError` naming what is missing; `GridMismatchError` if the likelihood is on another grid. Volumes have the
+    dtype and the device of a `FourierDiagonal` likelihood's data, of which what has no noise is kept; otherwise the
+    default dtype and the generator's device. Every evaluation sees the volume in one of the 24 orientations of the
+    cube, drawn at random; a box that is no cube is shown with its axes permuted.
 
     >>> from cryofm_sampling.testing import GaussianPrior
     >>> class Measured:  # y, with noise of variance 1/3
@@ -155,13 +162,13 @@ class PlugAndPlay:
         self, data: Conjugate, power: Tensor, box: Box, like: Tensor, stream: torch.Generator
     ) -> tuple[Tensor, list[float]]:
         """The Wiener estimate, and t of every pass."""
-        posterior = data.condition(like.new_zeros(box), power)
+        posterior = first_posterior(data, power, box, like)
         last = self.time
         if last is None:
             root = automatic_level(_precision(data, posterior, power, box, stream), power, box) ** 0.5
             last = max(_LEAST, root / (1 + root))
         first = max(_FIRST, last) if self.iterations > 1 else last
-        return posterior.mean, torch.linspace(first, last, self.iterations, dtype=torch.float64).tolist()
+        return posterior.mean.to(like), torch.linspace(first, last, self.iterations, dtype=torch.float64).tolist()
 
     def _pass(
         self,
@@ -174,8 +181,8 @@ class PlugAndPlay:
         stream: torch.Generator,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Pass i: x̂, x and u of a volume, from x and u of the pass before."""
-        tau = _variance(times[i])
-        s = x + tau / _variance(times[max(i - 1, 0)]) * u
+        tau = variance_at(times[i])
+        s = x + tau / variance_at(times[max(i - 1, 0)]) * u
         x_hat = denoised(velocity, s, times[i], stream)
         u = s - x_hat
-        return x_hat, data.condition(x_hat - u, tau).mean, u
+        return x_hat, data.condition(x_hat - u, tau).mean.to(x), u

@@ -36,6 +36,7 @@ from cryofm_sampling._common import (
     spectral,
     split_shape,
     streams,
+    variance_at,
     white_noise,
     within,
 )
@@ -120,14 +121,14 @@ class PosteriorFlow:
 
         def flow(t: float, s: float, x_t: Tensor, x_hat: Tensor, v: int) -> tuple[Tensor, Tensor]:
             x_t = s / t * x_t + (1 - s / t) * x_hat
-            tau = (s / (1 - s)) ** 2
+            tau = variance_at(s)
             W_t, seen = Ws[v] + 1 / tau, rfft(x_t) / (1 - s)
             y_t = seen + (ys[v] - seen) / (1 + 1 / (tau * Ws[v]))
             level = _level(W_t, error.power, box)
-            root = (level / (1 - level)) ** 2
-            r, _ = before(rfft(x_hat), y_t, W_t, root)
+            tau_prime = variance_at(level)
+            r, _ = before(rfft(x_hat), y_t, W_t, tau_prime)
             x_hat = rfft(denoised(velocity, irfft(r, box), level, noises[v]))
-            return x_t, irfft(after(x_hat, y_t, W_t, error(level), root), box)
+            return x_t, irfft(after(x_hat, y_t, W_t, error(level), tau_prime), box)
 
         def step(i: int, state: Tensor) -> tuple[Tensor, Tensor]:  # (x_t, x̂, x and u, volume, z, y, x)
             x_t, x_hat, x, u = state

@@ -36,13 +36,14 @@ from cryofm_sampling._common import (
     DenoisingError,
     calibrated,
     conjugates,
+    first_posterior,
     split_shape,
     streams,
     within,
 )
 from cryofm_sampling._rotations import denoised
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
-from cryofm_sampling.errors import GridMismatchError, SettingError
+from cryofm_sampling.errors import SettingError
 from cryofm_sampling.protocols import Callback, Draw, VelocityField
 
 __all__ = ["Renoising"]
@@ -67,13 +68,8 @@ def _centred(noise: Tensor) -> Tensor:
 
 def _first(data: Conjugate, power: Tensor, chains: int, box: Box, like: Tensor, stream: torch.Generator) -> Tensor:
     """What the data and a Gaussian prior of this power say, drawn for each chain."""
-    posterior = data.condition(like.new_zeros(box), power)
+    posterior = first_posterior(data, power, box, like)
     mean = posterior.mean
-    if mean.shape != box:
-        raise GridMismatchError(
-            f"{type(data).__name__} conditions a volume {box} to {tuple(mean.shape)}; Renoising goes volume by volume, "
-            "and needs the data of one (a FourierDiagonal likelihood may hold a batch)"
-        )
     return (mean + _centred(torch.stack([posterior.sample(stream) - mean for _ in range(chains)]))).to(like)
 
 

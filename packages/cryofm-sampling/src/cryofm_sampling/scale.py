@@ -24,7 +24,7 @@ from cryofm_sampling.protocols import Callback, Sampler, VelocityField
 __all__ = ["ScaleFit", "ScaledNormalization", "fit_scale"]
 
 _STEP = math.log(2) / 2  # in the logarithm of the scale
-_COARSE = (-6, -3, 0, 3, 6)  # where the prior sees nothing there may be a lesser maximum
+_COARSE = (-6, -3, 0, 3, 6)  # steps from the guess that are tried at first
 _FARTHEST = 6
 _LEAST_FSC = 0.02  # under which a shell of the halves says nothing
 
@@ -83,7 +83,7 @@ def fit_scale(
     """Find the scale at which restoring one half map predicts the other best.
 
     Five scales from an eighth of the guess to 8 times the guess are tried; from the best the search climbs in steps
-    of √2 until a trial lies between two worse ones, and ends at the top of the parabola through them: 7 to 9 trials of
+    of √2 until a trial lies between two worse ones, and ends at the top of the parabola through them: 7 or 8 trials of
     3 network evaluations each.
 
     Args:
@@ -145,7 +145,7 @@ def fit_scale(
             nfe += draw.nfe
         return scores[step]
 
-    best = max(_COARSE, key=score)  # all of them: there may be a lesser maximum where the prior saturates
+    best = max(_COARSE, key=score)  # all of them: where it saturates, or sees nothing, are lesser maxima
     while abs(best) < _FARTHEST and (better := max((best, best - 1, best + 1), key=score)) != best:
         best = better
     low, middle, high = score(best - 1), score(best), score(best + 1)
