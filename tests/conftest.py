@@ -7,7 +7,7 @@ import torch
 
 from cryofm_io import DensityMap, write_map
 from cryofm_model import Normalization, Prior, UNet, UNetConfig, save_prior
-from cryofm_sampling import calibrate
+from cryofm_sampling import ScaledNormalization, ScaleFit, calibrate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # where the scripts find _script.py
 
@@ -36,3 +36,22 @@ def half_maps(tmp_path_factory):
         noisy = 3 * density + rng.normal(0, 0.3, density.shape)
         write_map(folder / f"{name}.mrc", DensityMap(noisy, 1.3, origin=(1.3, -2.6, 3.9), nstart=(1, -2, 3)))
     return folder / "half1.mrc", folder / "half2.mrc"
+
+
+@pytest.fixture
+def run(monkeypatch, small_prior):
+    """examples/denoise.py with these arguments."""
+    denoise, script = pytest.importorskip("denoise"), pytest.importorskip("_script")
+
+    def run(*arguments, prior=small_prior):
+        monkeypatch.setattr("sys.argv", ["denoise.py", *map(str, arguments), "--prior", str(prior)])
+        return script.exit_code(denoise.main)
+
+    return run
+
+
+@pytest.fixture
+def scale_given(monkeypatch):
+    """No search for it."""
+    fit = ScaleFit(ScaledNormalization(Normalization(), 0.5), (), 0)
+    monkeypatch.setattr(pytest.importorskip("_restoration"), "fit_scale", lambda *_, **__: fit)

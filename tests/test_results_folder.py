@@ -1,0 +1,91 @@
+"""The folder of results: whole or not there, on its own file system, and nobody else's files touched."""
+
+import os
+import re
+import signal
+
+import pytest
+
+script = pytest.importorskip("_script")
+restoration = pytest.importorskip("_restoration")
+results = pytest.importorskip("_results")
+
+RESULTS = {"restored.mrc", "fsc.csv", "fsc.png", "slices.png", "run.json"}
+
+
+def test_results_are_not_overwritten_unasked(run, half_maps, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "restored.mrc").write_text("precious")
+    (out / "notes.txt").write_text("mine")
+    assert run(*half_maps, "--out", out, "--steps", 2) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert (out / "restored.mrc").read_text() == "precious"
+    assert run(*half_maps, "--out", out, "--steps", 2, "--overwrite") == 0
+    assert (out / "notes.txt").read_text() == "mine"
+    assert {path.name for path in out.iterdir()} == RESULTS | {"notes.txt"}
+
+
+def test_overwriting_leaves_nothing_of_the_former_run(run, half_maps, tmp_path, scale_given):
+    out = tmp_path / "out"
+    assert run(*half_maps, "--out", out, "--steps", 2, "--samples", 2) == 0
+    (out / "sample_of_mine.mrc").write_text("mine")
+    assert run(*half_maps, "--out", out, "--steps", 2, "--overwrite") == 0
+    assert {path.name for path in out.iterdir()} == RESULTS | {"sample_of_mine.mrc"}
+
+
+def test_results_are_made_on_the_file_system_where_they_will_lie(tmp_path):
+    there, link = tmp_path / "disk" / "there", tmp_path / "link"
+    there.parent.mkdir()
+    link.symlink_to(there)
+    for where in (there.parent, there):  # at first it does not exist
+        with script.output_folder(link, [], False) as partial, script.output_folder(link, [], False) as another:
+            assert partial.parent == another.parent == where
+            (partial / "file").write_text("whole")
+        assert [path.name for path in there.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("existing", [".", "made"])
+def test_the_folder_one_is_in_and_folders_to_make(run, half_maps, tmp_path, monkeypatch, scale_given, existing):
+    out = tmp_path / "here" / existing
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert run(*half_maps, "--out", existing, "--steps", 2) == 0
+    assert {path.name for path in out.iterdir()} == RESULTS
+
+
+@pytest.mark.parametrize("out", ["file", "file/in/it", "locked/in/it"])
+def test_impossible_folders_are_one_line(run, half_maps, tmp_path, capsys, monkeypatch, out):
+    (tmp_path / "file").write_text("precious")
+    (tmp_path / "locked").mkdir()
+    make = script.tempfile.mkdtemp
+
+    def refuse(dir, **options):  # whoever runs the tests may write everywhere
+        if dir.name == "locked":
+            raise PermissionError(13, "Permission denied", str(dir))
+        return make(dir=dir, **options)
+
+    monkeypatch.setattr(script.tempfile, "mkdtemp", refuse)
+    before = set(tmp_path.iterdir())
+    assert run(*half_maps, "--out", tmp_path / out) == 2
+    assert re.fullmatch("error: .*(is a file|cannot be written to).*", capsys.readouterr().err.strip())
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("module", "where"), [(restoration, "restore"), (results, "plot_slices"), (results, "write_run")]
+)
+def test_ctrl_c_leaves_nothing_half_written(run, half_maps, tmp_path, capsys, monkeypatch, module, where):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, where, interrupt)
+    assert run(*half_maps, "--out", tmp_path / "out", "--steps", 2) == 130
+    assert "nothing was written" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_sigterm_is_as_ctrl_c(run, half_maps, tmp_path, monkeypatch):
+    monkeypatch.setattr(restoration, "restore", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
+    assert run(*half_maps, "--out", tmp_path / "made" / "out", "--steps", 2) == 130
+    assert list(tmp_path.iterdir()) == []
