@@ -98,7 +98,7 @@ def restore_halves(
     likelihood = model.observe(mean - solvent, 1 / 2)
     linear_filtered = fourier_filter(mean - solvent, model.gain)
     shape, measured = site.grid.target, model.measured
-    drawing = PosteriorFlow()
+    drawing = PosteriorFlow() if measured is None else PosteriorFlow(first=sampler)  # which fills the gap
 
     def generator() -> torch.Generator:  # every restoration has the same random numbers
         return torch.Generator(site.device).manual_seed(args.seed)

@@ -120,6 +120,7 @@ def test_missing_wedge_of_two_noisy_halves(run, blobs, save, tmp_path):
     one, two = (save(f"half{i}.mrc", x.numpy()) for i, x in enumerate(noisy, 1))
     assert run(missing_wedge, one, "--half2", two, "--steps", 2, "--samples", 2) == 0
     assert left(tmp_path) == RESTORED | {"sample_01.mrc", "sample_02.mrc", "uncertainty.mrc"}
+    assert record(tmp_path)["drawing"]["first"]["iterations"] == 2  # samples begin with the gap filled
     power = np.array(record(tmp_path)["noise_power_of_one_half_where_measured"])
     assert np.median(power) == pytest.approx(0.01, rel=0.15)  # of the part that has any, not of whole shells
 
