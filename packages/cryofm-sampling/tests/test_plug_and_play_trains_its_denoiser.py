@@ -6,7 +6,6 @@ import torch
 from cryofm_ops import irfft, radial, rfft
 from cryofm_sampling import PlugAndPlayLoss, plug_and_play_loss
 from cryofm_sampling._common import DenoisingError
-from cryofm_sampling._self_noised import after, before
 from cryofm_sampling.testing import GaussianPrior
 
 BOX = (16, 16, 16)
@@ -99,10 +98,10 @@ def test_it_shows_what_passes_show(monkeypatch, passes):
     tau = (t / (1 - t)) ** 2
     x = seen["y"] / (1 + 1 / W)
     for _ in range(passes):
-        r, _ = before(x, seen["y"], W, tau)
+        r, _ = plug_and_play_loss._before(x, seen["y"], W, tau)
         x_t = (1 - t) * irfft(r, BOX)[None]
         x_hat = rfft((x_t - t * network(x_t, torch.tensor(t)))[0])
-        x = after(x_hat, seen["y"], W, error(t), tau)
+        x = plug_and_play_loss._after(x_hat, seen["y"], W, error(t), tau)
     assert len(ours) == len(shown) == passes
     for (x, t), (x_pnp, t_pnp) in zip(ours, shown, strict=True):
         torch.testing.assert_close(x.squeeze(), x_pnp.squeeze(), rtol=1e-4, atol=1e-5)

@@ -6,7 +6,7 @@ import attrs
 import pytest
 import torch
 
-from cryofm_ops import FourierGaussian, irfft, radial, rfft
+from cryofm_ops import FourierGaussian, LinearGaussian, WhiteNoise, fourier_filter, irfft, radial, rfft
 from cryofm_sampling import CapabilityError, Checkpoint, PlugAndPlay, PosteriorFlow, SettingError
 from cryofm_sampling.testing import (
     GaussianPrior,
@@ -56,6 +56,34 @@ def test_mean_and_covariance():
     check_covariance(sampler, runs=60, bias=0.1)
 
 
+class Blurred:
+    """Half of the volume, seen with a gain and through its neighbours."""
+
+    def __call__(self, x):
+        return ((x + x.roll(1, -3)) * torch.linspace(0.5, 1.5, BOX[-1]).to(x))[..., :2, :, :]
+
+    def adjoint(self, y):
+        z = torch.cat([y, y.new_zeros(*y.shape[:-3], BOX[0] - 2, *BOX[1:])], -3) * torch.linspace(0.5, 1.5, BOX[-1])
+        return z + z.roll(-1, -3)
+
+
+def test_any_linear_operator():
+    """By conjugate gradients, against the posterior of dense matrices."""
+    one = torch.eye(60).reshape(60, *BOX)
+    A = Blurred()(one).reshape(60, -1).T
+    C = fourier_filter(one, radial(PRIOR.signal_power.float(), BOX)).reshape(60, 60)
+    gain = C @ A.T @ torch.linalg.inv(A @ C @ A.T + 0.25 * torch.eye(30))
+    generator = torch.Generator().manual_seed(3)
+    y = torch.randn(2, *BOX[1:], generator=generator)
+    mean, cov = gain @ y.flatten(), C - gain @ A @ C
+    likelihood = LinearGaussian(Blurred(), WhiteNoise(0.5), y, tolerance=1e-6)
+    x = PosteriorFlow(40, PlugAndPlay())(PRIOR, likelihood, shape=(60, *BOX), generator=generator).x.flatten(1)
+    assert x.dtype == torch.get_default_dtype()
+    z = torch.linalg.solve(torch.linalg.cholesky(cov), (x - mean).T)
+    assert z.mean(1).abs().max() < 5 / 60**0.5
+    assert float(z.square().mean()) == pytest.approx(1, abs=0.1)
+
+
 def test_what_is_drawn_together():
     check_batching(PosteriorFlow(4), tolerance=0.0)
     check_dtype(PosteriorFlow(4))
@@ -94,7 +122,7 @@ def test_what_is_missing_is_named():
             return x.sum((-3, -2, -1))
 
     run = {"shape": BOX, "generator": torch.Generator()}
-    with pytest.raises(CapabilityError, match=r"PosteriorFlow needs a FourierDiagonal .* OnlyLogProb has no spectral_"):
+    with pytest.raises(CapabilityError, match=r"PosteriorFlow needs a Conjugate .* OnlyLogProb has no condition"):
         PosteriorFlow()(PRIOR, OnlyLogProb(), **run)
     with pytest.raises(CapabilityError, match=r"PosteriorFlow needs a Calibrated .* function has no signal_power"):
         PosteriorFlow()(lambda x, t: x, data([1.0, 1.0, 1.0]), **run)

@@ -131,6 +131,14 @@ def test_samples_spread_as_the_posterior(y, likelihood):
     assert torch.equal(fewer.x, draw.x[:2])
 
 
+def test_samples_where_a_gaussian_can_be_conditioned(y, likelihood):
+    class Conditions:
+        log_prob, condition = likelihood.log_prob, likelihood.condition
+
+    draw = restore(Prior(1.0), Conditions(), shape=BOX, generator=torch.Generator(), estimate="samples", samples=1)
+    assert (draw.settings["algorithm"], draw.nfe) == ("PosteriorFlow", 32)
+
+
 def test_samples_of_a_prior_without_statistics_are_guided(likelihood):
     prior = GaussianPrior(1.0)
     draw = run(lambda x, t: prior(x, t), likelihood, estimate="samples", samples=1)

@@ -3,16 +3,16 @@
 The flow prior's denoiser D takes what it is shown for the truth plus white noise of variance τ = (t / (1 − t))²: it is
 x̂_0 at x_t = (1 − t) s. Data and denoiser take turns, and a dual variable u keeps what they disagree about:
 
-    x̂ = D(x + u),    u ← x + u − x̂,    x = the mean of N(x̂ − u, τ) given the data.
+    x̂ = D(x + τ u),    u ← u + (x − x̂) / τ,    x = the mean of N(x̂ − τ u, τ) given the data.
 
 `Conjugate` likelihoods know the last for any linear operator. For a Gaussian prior D(s) = P / (P + τ) s, and where the
-two agree, x = x̂ and u = τ x / P: then x is exactly the posterior mean, whatever the operator and τ. What the denoiser
+two agree, x = x̂ and u = x / P: then x is exactly the posterior mean, whatever the operator and τ. What the denoiser
 is shown there is self-noised: of data that are diagonal in Fourier space it is (1 + τ/P) P / (P + N) y, whose noise
 has the variance τ where N = τ, and less elsewhere.
 
 The level falls evenly from t = 0.8 to that of the noise, so that what is coarse settles before what is fine, and gaps
-are filled from their edges. u is τ times a dual variable, and falls with it. It begins with the Wiener estimate and
-u = 0, which for a network is better than the Gaussian prior's u.
+are filled from their edges. It begins with the Wiener estimate and u = 0, which for a network is better than the
+Gaussian prior's u.
 
 Reference: Venkatakrishnan, Bouman and Wohlberg, GlobalSIP 2013.
 """
@@ -84,6 +84,17 @@ def _noiseless_kept(data: Conjugate, x: Tensor, box: Box) -> Tensor:
     return irfft(torch.where(data.precision.isinf(), data.data, rfft(x)), box)
 
 
+def alternate(
+    velocity: VelocityField, data: Conjugate, x: Tensor, u: Tensor, t: float, stream: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """One pass at level t: x̂, x and u, from the x and u of the pass before; all `(z, y, x)`."""
+    tau = variance_at(t)
+    s = x + tau * u
+    x_hat = denoised(velocity, s, t, stream)
+    u = (s - x_hat) / tau
+    return x_hat, data.condition(x_hat - tau * u, tau).mean.to(x), u
+
+
 @attrs.frozen
 class PlugAndPlay:
     """The posterior mean by plug-and-play; one network evaluation a pass. Its spread is no uncertainty.
@@ -142,47 +153,32 @@ class PlugAndPlay:
             # Volume by volume: what is drawn together never changes a bit.
             each = zip(data, state.unbind(1), starts, noises, strict=True)
             passes = [
-                torch.stack(self._pass(velocity, y, x, u, times, i, noise)) for y, (x, u, _), (_, times), noise in each
+                torch.stack(alternate(velocity, y, x, u, times[i], noise))
+                for y, (x, u, _), (_, times, _), noise in each
             ]
             x_hat, x, u = torch.stack(passes, 1)
             share = 1 / averaged if i >= self.iterations - averaged else 0.0
             return torch.stack([x, u, state[2] + share * x_hat]), x_hat.reshape(shape)
 
-        x = torch.stack([x for x, _ in starts])
+        x = torch.stack([x for x, _, _ in starts])
         state = torch.stack([x, torch.zeros_like(x), torch.zeros_like(x)])
         run = Run(self, velocity, likelihood, shape)
         *_, mean = iterate(
             step, state, self.iterations, run=run, streams=noises, callback=callback, checkpoint=checkpoint
         )
         x = torch.stack([_noiseless_kept(y, one, box) for y, one in zip(data, mean, strict=True)])
-        settings = {"sampler": "PlugAndPlay", **attrs.asdict(self), "time": [times[-1] for _, times in starts]}
+        settings = {"sampler": "PlugAndPlay", **attrs.asdict(self), "time": [times[-1] for _, times, _ in starts]}
         return Draw(x.reshape(shape), self.iterations, settings)
 
     def _start(
         self, data: Conjugate, power: Tensor, box: Box, like: Tensor, stream: torch.Generator
-    ) -> tuple[Tensor, list[float]]:
-        """The Wiener estimate, and t of every pass."""
+    ) -> tuple[Tensor, list[float], Tensor]:
+        """The Wiener estimate, t of every pass, and the precision of the data on the half grid."""
         posterior = first_posterior(data, power, box, like)
+        W = _precision(data, posterior, power, box, stream)
         last = self.time
         if last is None:
-            root = automatic_level(_precision(data, posterior, power, box, stream), power, box) ** 0.5
+            root = automatic_level(W, power, box) ** 0.5
             last = max(_LEAST, root / (1 + root))
         first = max(_FIRST, last) if self.iterations > 1 else last
-        return posterior.mean.to(like), torch.linspace(first, last, self.iterations, dtype=torch.float64).tolist()
-
-    def _pass(
-        self,
-        velocity: VelocityField,
-        data: Conjugate,
-        x: Tensor,
-        u: Tensor,
-        times: list[float],
-        i: int,
-        stream: torch.Generator,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Pass i: x̂, x and u of a volume, from x and u of the pass before."""
-        tau = variance_at(times[i])
-        s = x + tau / variance_at(times[max(i - 1, 0)]) * u
-        x_hat = denoised(velocity, s, times[i], stream)
-        u = s - x_hat
-        return x_hat, data.condition(x_hat - u, tau).mean.to(x), u
+        return posterior.mean.to(like), torch.linspace(first, last, self.iterations, dtype=torch.float64).tolist(), W

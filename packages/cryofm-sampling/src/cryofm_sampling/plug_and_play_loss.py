@@ -3,13 +3,21 @@
 Flow matching teaches x̂_0 at x_t = (1 − t) x_0 + t x_1 from white noise x_1. Plug-and-play shows its denoiser something
 else wherever the noise of the data has a colour: r + n, with little noise where the data are good, and, where they are
 hidden, an estimate in place of the signal. A network that has learnt white noise alone may restore worse the better it
-has learnt it. Here a crop is observed with noise of a random colour, one to four passes (`_self_noised`) are made over
-it, and what the last shows takes the place of x_t:
+has learnt it. Here a crop is observed with noise of a random colour, one to four passes are made over it, and what the
+last shows takes the place of x_t:
 
     x_t = (1 − t) (r + n),    x_1' = (x_t − (1 − t) x_0) / t,    loss |v(x_t, t) − (x_1' − x_0)|² / max(1, |x_1'|²),
 
-means over voxels. The loss is smallest where x̂_0 = x_t − t v is E[x_0 | x_t], the step that `PosteriorFlow` and
-`PlugAndPlay` want. Data with white noise are shown as they are, so that there this IS flow matching.
+means over voxels. The loss is smallest where x̂_0 = x_t − t v is E[x_0 | x_t]. Data with white noise are shown as they
+are, so that there this IS flow matching.
+
+A pass at level τ splits the precision W of the data in two, and is self-noised; those of `PlugAndPlay` and
+`PosteriorFlow` keep a dual variable instead, and show nearly the same:
+
+- min(W, 1/τ) enters BEFORE the denoiser, r = x + g (y − x) with g = min(τ W, 1): the noise of the observation itself is
+  (part of) the noise that the denoiser expects.
+- W' = max(W − 1/τ, 0), what the denoiser has not used, enters AFTER it: x = x̂ + e W' / (1 + e W') (y − x̂), with
+  e(ν, t) the denoiser's own error.
 
 Reference for training a denoiser as the solver uses it: Gilton, Ongie and Willett, IEEE Trans. Comput. Imaging 7, 2021.
 """
@@ -22,7 +30,6 @@ from torch import Tensor
 
 from cryofm_ops import AnisotropicNoise, fourier_filter, frequencies, irfft, radial_mean, rfft, wedge_alpha
 from cryofm_sampling._common import Box, DenoisingError, split_shape, white_noise, within
-from cryofm_sampling._self_noised import after, before
 from cryofm_sampling.plug_and_play import automatic_level
 from cryofm_sampling.protocols import Calibrated, VelocityField
 
@@ -58,6 +65,18 @@ def _observed(x_0: Tensor, noise: Tensor, box: Box, stream: torch.Generator) -> 
         N = N * AnisotropicNoise(torch.ones_like(power), alpha).power(box).to(N)
     N = N.clamp(min=1e-9)
     return 1 / N, rfft(x_0) + N.sqrt() * rfft(noise)
+
+
+def _before(x: Tensor, y: Tensor, W: Tensor, tau: float) -> tuple[Tensor, Tensor]:
+    """r, what the denoiser of level τ is shown, and the variance that may be added to it, on the half grid."""
+    g = (tau * W).clamp(max=1)
+    return x + g * (y - x), torch.where(W > 0, (tau - g**2 / W).clamp(min=0), 0)
+
+
+def _after(x_hat: Tensor, y: Tensor, W: Tensor, e: Tensor, tau: float) -> Tensor:
+    """The denoiser's answer, and what it has not used of the data, on the half grid; where W = 0 the answer alone."""
+    unused = (W - 1 / tau).clamp(min=0)
+    return x_hat + e / (e + 1 / unused) * (y - x_hat)
 
 
 @attrs.frozen(eq=False)
@@ -119,7 +138,7 @@ class PlugAndPlayLoss:
         dither = max(0.0, _between(*_DITHER, stream))
 
         def shown(x: Tensor) -> Tensor:
-            r, room = before(x, y, W, root**2)
+            r, room = _before(x, y, W, root**2)
             u = irfft(r, box) + dither * fourier_filter(white_noise(box, stream, x_0), room.sqrt())
             return u.mul(1 - t)
 
@@ -128,5 +147,5 @@ class PlugAndPlayLoss:
             if _between(0, 1, stream) >= _AGAIN:
                 break
             x_hat = x_t - t * network(x_t[None], x_t.new_tensor([t]))[0].to(x_t)
-            x_t = shown(after(rfft(x_hat), y, W, error(t), root**2))
+            x_t = shown(_after(rfft(x_hat), y, W, error(t), root**2))
         return t, (x_t - (1 - t) * x_0) / t

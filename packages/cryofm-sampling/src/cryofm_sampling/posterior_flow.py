@@ -2,23 +2,22 @@
 
 The flow of p(x_0 | y) is the prior's with another mean in it,
 
-    v_y(x_t, t) = (x_t − E[x_0 | x_t, y]) / t,    x_s = (s / t) x_t + (1 − s / t) E[x_0 | x_t, y]    (Euler),
+    v_y(x_t, t) = (x_t − E[x_0 | x_t, y]) / t,    x_s = (s / t) x_t + (1 − s / t) E.
 
-and x_t is one more observation of x_0: x_t / (1 − t) with white noise of variance τ = (t / (1 − t))². Data that are
-diagonal in Fourier space remain so with it,
+A step from t to s takes for E the mean at t and half of its change in the step before, which is the mean halfway in
+log σ to second order. And x_t is one more observation of x_0: x_t / (1 − t) with white noise of variance τ = (t / (1 −
+t))². So the mean is what passes of `PlugAndPlay` find if their x is conditioned on both. They begin with E[x_0 | y],
+the mean at t = 1; one will do, unless gaps have to be filled. From then on every step makes one pass, with the x, x̂ and
+u of the step before: x_t changes little, and so does the mean.
 
-    W_t = W + 1/τ,    y_t = (W y + x_t / ((1 − t) τ)) / W_t,
+The denoiser's level is what the Wiener filter of both leaves open over what it takes, τ' = Σ E / Σ G with W_t = W +
+1/τ, E = P / (1 + P W_t) and G = P W_t / (1 + P W_t). Noiseless data have E = 0 and count with half of G: with all of it
+samples spread too little, with none the gaps between them are filled by a denoiser that takes their edges for noisy.
 
-and passes of denoiser and data (`_self_noised`) find the mean given them, at one network evaluation each. It begins
-with those of `PlugAndPlay` that estimate E[x_0 | y], which is the mean at t = 1; one will do, unless gaps have to be
-filled. From then on every step makes one pass, from the estimate that the step before has left: the data change
-little, and so does the mean. The denoiser's level is what the Wiener filter of y_t leaves open over what it takes, τ'
-= Σ E / Σ G with E = P / (1 + P W_t) and G = P W_t / (1 + P W_t). Noiseless data have E = 0 and count with a quarter
-of G: with all of it the passes in a gap between them lag behind the flow, and samples spread too little; without it
-the gap is filled by a denoiser that takes what surrounds it for noisy.
+For a Gaussian prior the passes converge to the exact mean, and the steps to the exact flow: the error falls as
+1/steps, since the passes lag behind x_t.
 
-For a Gaussian prior the passes converge to the exact mean, and the steps to the exact flow: both errors fall as
-1/steps. A prior's denoiser has to know noise with a colour, as the bundled one does (`PlugAndPlayLoss`).
+Reference for the step: DPM-Solver++(2M), Lu et al., arXiv 2211.01095, Algorithm 2.
 """
 
 import math
@@ -27,29 +26,26 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops import FourierDiagonal, FourierGaussian, Likelihood, friedel_weights, irfft, rfft
+from cryofm_ops import Conjugate, FourierDiagonal, Likelihood, Normal, friedel_weights
 from cryofm_sampling._common import (
     Box,
     DenoisingError,
     calibrated,
-    diagonal,
-    spectral,
+    conjugates,
     split_shape,
     streams,
     variance_at,
     white_noise,
     within,
 )
-from cryofm_sampling._rotations import denoised
-from cryofm_sampling._self_noised import after, before
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
-from cryofm_sampling.plug_and_play import PlugAndPlay
+from cryofm_sampling.plug_and_play import PlugAndPlay, alternate
 from cryofm_sampling.protocols import Callback, Draw, VelocityField
 
 __all__ = ["PosteriorFlow"]
 
 _LEAST = 0.02  # t of a denoiser
-_NOISELESS = 0.25  # weight of a noiseless coefficient in its level
+_NOISELESS = 0.5  # weight of a noiseless coefficient in its level
 
 
 def _level(W: Tensor, power: Tensor, box: Box) -> float:
@@ -61,6 +57,19 @@ def _level(W: Tensor, power: Tensor, box: Box) -> float:
     return max(_LEAST, root / (1 + root))
 
 
+@attrs.frozen(eq=False)
+class _Both:
+    """Data, and `seen` with white noise of variance τ: `Conjugate` to white normals as the data are."""
+
+    data: Conjugate
+    seen: Tensor
+    tau: float
+
+    def condition(self, mean: Tensor, variance: Tensor | float, /) -> Normal:
+        precision = 1 / variance + 1 / self.tau
+        return self.data.condition((mean / variance + self.seen / self.tau) / precision, 1 / precision)
+
+
 @attrs.frozen
 class PosteriorFlow:
     """Posterior samples by the flow of the posterior; one network evaluation a step, after those of `first`.
@@ -70,9 +79,11 @@ class PosteriorFlow:
         first: the passes that estimate the posterior's mean, where the flow begins. Where something was not measured,
             `restore` takes the passes that fill it.
 
-    Needs a `FourierDiagonal` likelihood and a `Calibrated` velocity field, and raises `CapabilityError` naming what is
-    missing; `GridMismatchError` if the likelihood is on another grid. Volumes have the dtype and the device of the
-    likelihood's data. What is drawn together never changes a bit. Too few steps spread too little.
+    Needs a `FourierDiagonal` or a `Conjugate` likelihood and a `Calibrated` velocity field, and raises
+    `CapabilityError` naming what is missing; `GridMismatchError` if the likelihood is on another grid. Volumes have the
+    dtype and the device of a `FourierDiagonal` likelihood's data, of which what has no noise is kept; otherwise the
+    default dtype and the generator's device. What is drawn together never changes a bit. Too few steps spread too
+    little.
 
     >>> from cryofm_ops import Identity, WhiteNoise, gaussian_likelihood
     >>> from cryofm_sampling.testing import GaussianPrior
@@ -107,47 +118,39 @@ class PosteriorFlow:
     ) -> Draw:
         """One sample for every element of the batch of `shape`; in model units."""
         batch, box = split_shape(shape)
-        measured = diagonal(likelihood, "PosteriorFlow")
-        Ws, ys = (part.reshape(-1, *part.shape[-3:]) for part in spectral(measured, batch, box))
-        error = DenoisingError.of(calibrated(velocity, "PosteriorFlow"), box, ys)
+        data, like = conjugates(likelihood, batch, box, torch.empty((), device=generator.device), "PosteriorFlow")
+        power = DenoisingError.of(calibrated(velocity, "PosteriorFlow"), box, like).power
         noises = streams(generator, batch)
+        starts = [self.first._start(y, power, box, like, noise) for y, noise in zip(data, noises, strict=True)]
         times = [1.0, *self._times()]
-        data = [FourierGaussian(W, y, box) for W, y in zip(Ws, ys, strict=True)]
-        starts = [self.first._start(y, error.power, box, ys.real, noise) for y, noise in zip(data, noises, strict=True)]
         passes = self.first.iterations
 
-        def mean(i: int, x: Tensor, u: Tensor, v: int) -> tuple[Tensor, Tensor, Tensor]:
-            return self.first._pass(velocity, data[v], x, u, starts[v][1], i, noises[v])
-
-        def flow(t: float, s: float, x_t: Tensor, x_hat: Tensor, v: int) -> tuple[Tensor, Tensor]:
-            x_t = s / t * x_t + (1 - s / t) * x_hat
+        def flow(t: float, s: float, v: int, state: Tensor) -> list[Tensor]:
+            x_t, x_hat, x, u, before = state
+            x_t = s / t * x_t + (1 - s / t) * (x + (x - before) / 2)
             tau = variance_at(s)
-            W_t, seen = Ws[v] + 1 / tau, rfft(x_t) / (1 - s)
-            y_t = seen + (ys[v] - seen) / (1 + 1 / (tau * Ws[v]))
-            level = _level(W_t, error.power, box)
+            both = _Both(data[v], x_t / (1 - s), tau)
+            level = _level(starts[v][2] + 1 / tau, power, box)
             tau_prime = variance_at(level)
-            r, _ = before(rfft(x_hat), y_t, W_t, tau_prime)
-            x_hat = rfft(denoised(velocity, irfft(r, box), level, noises[v]))
-            return x_t, irfft(after(x_hat, y_t, W_t, error(level), tau_prime), box)
+            informed = both.condition(x_hat - tau_prime * u, tau_prime).mean.to(x)  # of the new x_t
+            return [x_t, *alternate(velocity, both, informed, u, level, noises[v]), x]
 
-        def step(i: int, state: Tensor) -> tuple[Tensor, Tensor]:  # (x_t, x̂, x and u, volume, z, y, x)
-            x_t, x_hat, x, u = state
-            volumes = range(len(ys))
-            if i < passes:
-                each = [torch.stack(mean(i, x[v], u[v], v)) for v in volumes]
-                state = torch.cat([x_t[None], torch.stack(each, 1)])
-            else:
-                t, s = times[i - passes : i - passes + 2]
-                each = [torch.stack(flow(t, s, x_t[v], x_hat[v], v)) for v in volumes]
-                state = torch.cat([torch.stack(each, 1), state[2:]])
-            return state, state[1].reshape(shape)
+        def step(i: int, state: Tensor) -> tuple[Tensor, Tensor]:  # (x_t, x̂, x, u and x before, volume, z, y, x)
+            each: list[list[Tensor]] = []
+            for v, one in enumerate(state.unbind(1)):
+                if i < passes:
+                    x_hat, x, u = alternate(velocity, data[v], one[2], one[3], starts[v][1][i], noises[v])
+                    each.append([one[0], x_hat, x, u, x])
+                else:
+                    each.append(flow(*times[i - passes : i - passes + 2], v, one))
+            state = torch.stack([torch.stack(one) for one in each], 1)
+            return state, state[2].reshape(shape)
 
-        x_1 = torch.stack([white_noise(box, noise, ys) for noise in noises])
-        wiener = torch.stack([x for x, _ in starts])
-        total = passes + self.steps
-        run = Run(self, velocity, measured, shape)
-        state = torch.stack([x_1, wiener, wiener, torch.zeros_like(wiener)])
-        x = iterate(step, state, total, run=run, streams=noises, callback=callback, checkpoint=checkpoint)[1]
+        x_1 = torch.stack([white_noise(box, noise, like) for noise in noises])
+        wiener = torch.stack([x for x, _, _ in starts])
+        state = torch.stack([x_1, wiener, wiener, torch.zeros_like(wiener), wiener])
+        run = Run(self, velocity, likelihood, shape)
+        x = iterate(step, state, self.nfe, run=run, streams=noises, callback=callback, checkpoint=checkpoint)[2]
         return Draw(x.reshape(shape), self.nfe, {"sampler": "PosteriorFlow", **attrs.asdict(self)})
 
     def _times(self) -> list[float]:

@@ -55,8 +55,8 @@ def restore(
         estimate: `"mean"`: the posterior mean, by `PlugAndPlay` where the likelihood is `FourierDiagonal` or
             `Conjugate` and the prior `Calibrated` (with more passes where something was not measured at all, and the
             rest without noise), otherwise averaged over `samples` runs of `Guided`, or of `BlindGuided` where the
-            likelihood is `Blind`. `"samples"`: those runs themselves; where the prior is `Calibrated`, runs of
-            `PosteriorFlow` if the likelihood is `FourierDiagonal`, and of `Renoising` if it is `Conjugate`.
+            likelihood is `Blind`. `"samples"`: those runs themselves, or, where the mean would be `PlugAndPlay`'s, runs
+            of `PosteriorFlow`.
         samples: number of runs of a sampler that draws samples; the first k do not depend on how many follow.
         sampler: another algorithm than these.
         callback: is told of every step; of one run after the other where there are several.
@@ -155,11 +155,9 @@ def _choose(prior: VelocityField, likelihood: Likelihood | Blind, estimate: str)
         if estimate == "mean":
             mean, more = _mean(likelihood)
             return mean, f"{because}: the mean in fewest evaluations{more}"
-        if isinstance(likelihood, FourierDiagonal):
-            gap = bool((likelihood.spectral_precision() == 0).any())
-            flow = PosteriorFlow(first=_mean(likelihood)[0]) if gap else PosteriorFlow()
-            return flow, f"samples were asked for, {because}: the flow of the posterior"
-        return Renoising(), f"samples were asked for, {because}: it conditions a Gaussian"
+        complete = isinstance(likelihood, FourierDiagonal) and bool((likelihood.spectral_precision() > 0).all())
+        flow = PosteriorFlow() if complete else PosteriorFlow(first=_mean(likelihood)[0])
+        return flow, f"samples were asked for, {because}: the flow of the posterior"
     if isinstance(prior, Calibrated):
         lacking = missing(likelihood, "spectral_precision", "spectral_data", "condition")
         because = f"the likelihood is neither FourierDiagonal nor Conjugate: {lacking}"
