@@ -1,14 +1,16 @@
 """Do samples spread as the truth does? ``python benchmarks/coverage.py MAPS... --out CSV``.
 
-A crop is observed as in ``samplers.py`` and K samples of its posterior are drawn by every sampler. With mean and
-standard deviation of the samples in every voxel, (truth − mean) / (sd √(1 + 1/K)) is Student's t with K − 1 degrees of
-freedom if truth and samples are draws of one normal distribution. Said of the voxels where the Wiener estimate has
-density (a mask made from the truth would choose voxels whose truth lies above what can be known):
+A crop is observed as in ``samplers.py``, or as one half of it blurred and all in white noise as strong as itself, and K
+samples of its posterior are drawn by every sampler. With mean and standard deviation of the samples in every voxel,
+(truth − mean) / (sd √(1 + 1/K)) is Student's t with K − 1 degrees of freedom if truth and samples are draws of one
+normal distribution. Said of the voxels where the Wiener estimate has density (a mask made from the truth would choose
+voxels whose truth lies above what can be known):
 
 - ``inside_50``, ``_80``, ``_95``: how often the truth lies within the interval that should hold it so often;
 - ``factor``: by what to multiply sd so that 68.27 % lie within ±1;
 - ``informs``: correlation of log sd with log |truth − mean|, over cubes of 4³ voxels: does sd tell where errors are?
-- ``chi_squared``: of the samples against the data, mean over shells where noise was measured; 1 if all is well;
+- ``chi_squared``: of the samples against the data, mean over shells where noise was measured (over voxels, where the
+  data are not diagonal in Fourier space); 1 if all is well;
 - ``auc_mean``, ``error_mean``: FSC_AUC and relative squared error of the mean of the samples.
 
 Lines of single crops come first, means over crops last. A backward pass through the network counts as an evaluation.
@@ -22,17 +24,27 @@ import numpy as np
 import torch
 from _table import write_csv
 from denoising import crop, sides
-from prior import DENSITY, wiener
+from prior import DENSITY
 from samplers import line_of, observations
 from scipy.stats import t as student
 from torch import Tensor
 
 from cryofm_io import CryoFMError, normalise_clean, read_map, to_grid
 from cryofm_model import CalibratedPrior, load_prior
-from cryofm_ops import FourierGaussian, radial_mean, rfft
+from cryofm_ops import (
+    FourierGaussian,
+    LinearGaussian,
+    LowPass,
+    WhiteNoise,
+    gaussian_likelihood,
+    radial,
+    radial_mean,
+    rfft,
+)
 from cryofm_sampling import Guided, PosteriorFlow, Renoising, Sampler, chi_squared, restore, summarise
 
 ROWS = ("spectral 4.3A", "anisotropic ±30°", "wedge ±60°, noisy")
+BLURRED = "half blurred"
 LEVELS = (50, 80, 95)  # per cent
 ONE_SIGMA = 0.6827
 
@@ -54,6 +66,39 @@ SAMPLERS: dict[str, Sampler | None] = {
 }
 
 
+class HalfBlurred:
+    """A = (1 − w) + w B, which is 1 in one half of the box and blurs to 8 Å in the other."""
+
+    blur = LowPass(8.0, 1.5)
+
+    def w(self, x: Tensor) -> Tensor:
+        """1 in the second half."""
+        return torch.arange(x.shape[-3]).ge(x.shape[-3] / 2).to(x)[:, None, None]
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """A x."""
+        return (1 - self.w(x)) * x + self.w(x) * self.blur(x)
+
+    def adjoint(self, y: Tensor, /) -> Tensor:
+        """Aᵀ y."""
+        return (1 - self.w(y)) * y + self.blur.adjoint(self.w(y) * y)
+
+
+def half_blurred(truth: Tensor, seed: int) -> LinearGaussian:
+    """Data of an operator that is linear, and not diagonal in Fourier space."""
+    noise, A = WhiteNoise(float(truth.std())), HalfBlurred()
+    observed = noise.sample(A(truth), generator=torch.Generator().manual_seed(seed))
+    return gaussian_likelihood(A, noise, observed)
+
+
+def misfit(x: Tensor, likelihood: FourierGaussian | LinearGaussian) -> float:
+    """χ² of volumes, mean over what was measured with noise."""
+    if isinstance(likelihood, FourierGaussian):
+        chi = chi_squared(x, likelihood)[..., 1:]
+        return float(chi[chi.isfinite()].mean())
+    return float(torch.stack([-2 * likelihood.log_prob(one) for one in x]).mean()) / x[0].numel()
+
+
 def blocks(x: Tensor) -> Tensor:
     """Means over cubes of 4³."""
     return torch.nn.functional.avg_pool3d(x[None, None], 4)[0, 0]
@@ -73,7 +118,7 @@ def spread_of(samples: Tensor, truth: Tensor, mask: Tensor) -> dict[str, float]:
 
 def line(
     prior: CalibratedPrior,
-    likelihood: FourierGaussian,
+    likelihood: FourierGaussian | LinearGaussian,
     truth: Tensor,
     row: str,
     sampler: Sampler | None,
@@ -88,11 +133,11 @@ def line(
     with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
         draw = restore(prior, likelihood, estimate="samples", **settings)
     seconds = time.perf_counter() - start
-    linear = wiener(likelihood, radial_mean(rfft(truth).abs().square(), box))
-    chi = chi_squared(draw.x, likelihood)[..., 1:]
+    power = radial(radial_mean(rfft(truth).abs().square(), box), box).clamp(min=1e-12)
+    linear = likelihood.condition(torch.zeros(box), power).mean
     of_mean = line_of(truth, draw.x.mean(0), row.startswith("wedge"))
     values = spread_of(draw.x, truth, linear > DENSITY) | {
-        "chi_squared": float(chi[chi.isfinite()].mean()),
+        "chi_squared": misfit(draw.x, likelihood),
         "auc_mean": of_mean["auc"],
         "error_mean": of_mean["error"],
         "seconds": seconds,
@@ -122,7 +167,8 @@ def main() -> None:
     for seed, path in enumerate(args.maps):
         density = normalise_clean(to_grid(read_map(path), prior.voxel_size)[0])[0]
         truth = torch.from_numpy(crop(density, args.box))
-        for row, likelihood in observations(truth, seed):
+        data: list[tuple[str, FourierGaussian | LinearGaussian]] = [*observations(truth, seed)]
+        for row, likelihood in [*data, (BLURRED, half_blurred(truth, seed))]:
             for name in args.samplers if row in args.rows else ():
                 found = line(prior, likelihood, truth, row, SAMPLERS[name], seed, args)
                 table.append({"map": path.stem, "row": row, "sampler": name, **found})
