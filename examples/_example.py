@@ -2,16 +2,17 @@
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import attrs
 import numpy as np
 import torch
-from _input import DEMO_MAP, demo_truth
-from _results import RESTORED, leave
-from _script import WithProgress, sha256
+from _input import DEMO_MAP, add_samples_flag, demo_truth, sample_files
+from _restoration import drawn_by, leave_samples
+from _results import FILES, RESTORED, leave
+from _script import WithProgress, add_flags, launch, sha256
 from _site import Site, calibrated_prior
 from torch import Tensor
 from tqdm import tqdm
@@ -49,12 +50,24 @@ class Example:
         """Å."""
         return self.site.grid.voxel_size
 
-    def leave(self, folder: Path, observed: Tensor, draw: Draw) -> None:
+    def leave(self, folder: Path, observed: Tensor, draw: Draw, samples: list[Draw]) -> None:
         """Write what denoise.py writes, and say what was gained over the observation."""
         print(f"restored by {draw.settings['algorithm']} in {draw.nfe} network evaluations")
         candidates = {"input": self.site.back(observed), RESTORED: self.site.back(draw.x)}
         files = {DEMO_MAP.name: sha256(DEMO_MAP)}
-        leave(self.args, folder, self.site, files, self.site.like, candidates, {}, draw, None, {})
+        uncertainty = leave_samples(folder, self.site, [self.site.back(sample.x) for sample in samples])
+        record = drawn_by(samples)
+        like = self.site.like
+        leave(self.args, folder, self.site, files, like, candidates, {}, draw, None, record, uncertainty=uncertainty)
+
+
+def start(description: str | None, run: Callable[[argparse.Namespace, Path], None]) -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_samples_flag(parser)
+    add_flags(parser, steps=8, of="network evaluations")
+    args = parser.parse_args()
+    launch(args, [*FILES, *sample_files(args.samples)], run)
 
 
 @contextmanager

@@ -127,6 +127,11 @@ def add_map_flags(parser: argparse.ArgumentParser, of: str) -> None:
         help=f"soft mask, 0..1, on the grid of the {of}: applied to the FSC and the result, whose solvent is then 0",
     )
     parser.add_argument("--voxel-size", type=float, help=f"of the {of} and the mask, Å, where the headers are wrong")
+    add_samples_flag(parser)
+
+
+def add_samples_flag(parser: argparse.ArgumentParser) -> None:
+    """How many maps to draw."""
     parser.add_argument("--samples", type=natural, default=0, help=SAMPLES_HELP)
 
 

@@ -12,14 +12,13 @@ import sys
 from pathlib import Path
 
 import torch
-from _example import example
-from _results import FILES
-from _script import add_flags, exit_code, launch
+from _example import example, start
+from _script import exit_code
 from torch import Tensor
 
 from cryofm_ops import LowPass, WhiteNoise, gaussian_likelihood
 from cryofm_ops.testing import check_operator
-from cryofm_sampling import PlugAndPlay, restore
+from cryofm_sampling import PlugAndPlay, PosteriorFlow, restore
 
 
 class FlexibleDomain:
@@ -45,20 +44,22 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     """From nothing to a restored map."""
     # Is it what it claims to be? A wrong adjoint, a changed input, a lost batch axis: all would be told.
     print("FlexibleDomain passes", ", ".join(check_operator(FlexibleDomain(8.0, voxel_size=1.5))))
-    with example(args, evaluations=args.steps) as given:
+    sampler = PlugAndPlay(iterations=args.steps)
+    drawing = PosteriorFlow(first=sampler)  # of maps that the data allow
+    with example(args, evaluations=args.steps + args.samples * drawing.nfe) as given:
         operator, noise = FlexibleDomain(5.0, given.voxel_size), WhiteNoise(0.02 * given.brightest)
         observed = noise.sample(operator(given.x), generator=given.generator)
         likelihood = gaussian_likelihood(operator, noise, observed)
-        sampler = PlugAndPlay(iterations=args.steps)
-        draw = restore(given.prior, likelihood, shape=given.shape, generator=given.generator, sampler=sampler)
-    given.leave(folder, observed, draw)
+        draw, *samples = (
+            restore(given.prior, likelihood, shape=given.shape, generator=given.generator, sampler=chosen, samples=1)
+            for chosen in [sampler] + args.samples * [drawing]
+        )
+    given.leave(folder, observed, draw, samples)
 
 
 def main() -> None:
     """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_flags(parser, steps=8, of="network evaluations")
-    launch(parser.parse_args(), FILES, run)
+    start(__doc__, run)
 
 
 if __name__ == "__main__":

@@ -246,6 +246,16 @@ def test_custom_operator(run, blobs, tmp_path, monkeypatch, capsys):
     assert re.search(r"input .*\nrestored .*", printed)
 
 
+def test_custom_operator_draws_samples(run, blobs, tmp_path, monkeypatch):
+    monkeypatch.setattr(example, "demo_truth", lambda: blobs)
+    assert run(custom_operator, "--steps", 1, "--samples", 2) == 0
+    assert left(tmp_path) == RESTORED | {"sample_01.mrc", "sample_02.mrc", "uncertainty.mrc"}
+    assert record(tmp_path)["drawing"]["algorithm"] == "PosteriorFlow"
+    one, two = (read_map(tmp_path / "out" / f"sample_0{k}.mrc").data for k in (1, 2))
+    spread = read_map(tmp_path / "out" / "uncertainty.mrc").data
+    np.testing.assert_allclose(spread, np.abs(one - two) / 2**0.5, atol=1e-5 * spread.max())
+
+
 def test_custom_operator_is_forty_lines():
     """From nothing to a restored map: what a stranger would have to write."""
     source = inspect.getsource(custom_operator)
