@@ -7,26 +7,31 @@ The flow of p(x_0 | y) is the prior's with another mean in it,
 A step from t to s takes for E the mean at t and half of its change in the step before, which is the mean halfway in
 log σ to second order. And x_t is one more observation of x_0: x_t / (1 − t) with white noise of variance τ = (t / (1 −
 t))². So the mean is what passes of `PlugAndPlay` find if their x is conditioned on both. They begin with E[x_0 | y],
-the mean at t = 1; one will do, unless gaps have to be filled. From then on every step makes one pass, with the x, x̂ and
-u of the step before: x_t changes little, and so does the mean.
+the mean at t = 1; one will do, unless gaps have to be filled. From then on every step makes one pass,
+
+    x̂ = D(x̂ + τ' (g + (x_t / (1 − t) − x) / τ)),    x = the mean of N(2 x̂ − what D was shown, τ') given both.
+
+g is the gradient at x of log p(y | x), zero where nothing was measured: the dual variable of `PlugAndPlay` less what
+x_t adds to it, which is known as soon as x_t has changed.
 
 The denoiser's level is what the Wiener filter of both leaves open over what it takes, τ' = Σ E / Σ G with W_t = W +
 1/τ, E = P / (1 + P W_t) and G = P W_t / (1 + P W_t). Noiseless data have E = 0 and count with half of G: with all of it
 samples spread too little, with none the gaps between them are filled by a denoiser that takes their edges for noisy.
 
-For a Gaussian prior the passes converge to the exact mean, and the steps to the exact flow: the error falls as
-1/steps, since the passes lag behind x_t.
+For a Gaussian prior the passes converge to the exact mean, and the steps to the exact flow: the error, 1.5 to 4 % of
+the spread with 24 steps, falls as 1/steps or faster.
 
 Reference for the step: DPM-Solver++(2M), Lu et al., arXiv 2211.01095, Algorithm 2.
 """
 
 import math
+from itertools import pairwise
 
 import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops import Conjugate, FourierDiagonal, Likelihood, Normal, friedel_weights
+from cryofm_ops import FourierDiagonal, Likelihood, friedel_weights
 from cryofm_sampling._common import (
     Box,
     DenoisingError,
@@ -38,6 +43,7 @@ from cryofm_sampling._common import (
     white_noise,
     within,
 )
+from cryofm_sampling._rotations import denoised
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.plug_and_play import PlugAndPlay, alternate
 from cryofm_sampling.protocols import Callback, Draw, VelocityField
@@ -55,19 +61,6 @@ def _level(W: Tensor, power: Tensor, box: Box) -> float:
     gain = weights * power / (power + 1 / W)
     root = math.sqrt(float((gain / W).sum() / gain.sum()))
     return max(_LEAST, root / (1 + root))
-
-
-@attrs.frozen(eq=False)
-class _Both:
-    """Data, and `seen` with white noise of variance τ: `Conjugate` to white normals as the data are."""
-
-    data: Conjugate
-    seen: Tensor
-    tau: float
-
-    def condition(self, mean: Tensor, variance: Tensor | float, /) -> Normal:
-        precision = 1 / variance + 1 / self.tau
-        return self.data.condition((mean / variance + self.seen / self.tau) / precision, 1 / precision)
 
 
 @attrs.frozen
@@ -91,7 +84,7 @@ class PosteriorFlow:
     >>> generator = torch.Generator().manual_seed(0)
     >>> draw = PosteriorFlow()(GaussianPrior(1.0, (12, 12, 12)), likelihood, shape=(12, 12, 12), generator=generator)
     >>> print(f"{draw.x.mean():.2f} ± {draw.x.std():.2f}, {draw.nfe} evaluations")  # exact: 0.75 ± 0.50
-    0.74 ± 0.46, 25 evaluations
+    0.74 ± 0.49, 25 evaluations
     """
 
     steps: int = attrs.field(default=24, validator=within(attrs.validators.ge(2)))
@@ -122,27 +115,34 @@ class PosteriorFlow:
         power = DenoisingError.of(calibrated(velocity, "PosteriorFlow"), box, like).power
         noises = streams(generator, batch)
         starts = [self.first._start(y, power, box, like, noise) for y, noise in zip(data, noises, strict=True)]
-        times = [1.0, *self._times()]
+        intervals = list(pairwise([1.0, *self._times()]))
         passes = self.first.iterations
 
         def flow(t: float, s: float, v: int, state: Tensor) -> list[Tensor]:
-            x_t, x_hat, x, u, before = state
+            x_t, x_hat, x, g, before = state
             x_t = s / t * x_t + (1 - s / t) * (x + (x - before) / 2)
-            tau = variance_at(s)
-            both = _Both(data[v], x_t / (1 - s), tau)
+            tau, seen = variance_at(s), x_t / (1 - s)
             level = _level(starts[v][2] + 1 / tau, power, box)
             tau_prime = variance_at(level)
-            informed = both.condition(x_hat - tau_prime * u, tau_prime).mean.to(x)  # of the new x_t
-            return [x_t, *alternate(velocity, both, informed, u, level, noises[v]), x]
+            shown = x_hat + tau_prime * (g + (seen - x) / tau)
+            x_hat = denoised(velocity, shown, level, noises[v])
+            r, precision = 2 * x_hat - shown, 1 / tau_prime + 1 / tau
+            both = data[v].condition((r / tau_prime + seen / tau) / precision, 1 / precision).mean.to(x)
+            return [x_t, x_hat, both, (both - r) / tau_prime - (seen - both) / tau, x]
 
-        def step(i: int, state: Tensor) -> tuple[Tensor, Tensor]:  # (x_t, x̂, x, u and x before, volume, z, y, x)
-            each: list[list[Tensor]] = []
-            for v, one in enumerate(state.unbind(1)):
-                if i < passes:
-                    x_hat, x, u = alternate(velocity, data[v], one[2], one[3], starts[v][1][i], noises[v])
-                    each.append([one[0], x_hat, x, u, x])
-                else:
-                    each.append(flow(*times[i - passes : i - passes + 2], v, one))
+        def first(i: int, v: int, state: Tensor) -> list[Tensor]:
+            x_t, _, x, u, _ = state
+            level = starts[v][1][i]
+            x_hat, x, u = alternate(velocity, data[v], x, u, level, noises[v])
+            if i == passes - 1:
+                u = u + (x - x_hat) / variance_at(level)  # which is g
+            return [x_t, x_hat, x, u, x]
+
+        def step(i: int, state: Tensor) -> tuple[Tensor, Tensor]:  # (x_t, x̂, x, u or g, x before; volume, z, y, x)
+            each = [
+                first(i, v, one) if i < passes else flow(*intervals[i - passes], v, one)
+                for v, one in enumerate(state.unbind(1))
+            ]
             state = torch.stack([torch.stack(one) for one in each], 1)
             return state, state[2].reshape(shape)
 
