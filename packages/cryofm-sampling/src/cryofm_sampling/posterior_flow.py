@@ -76,7 +76,7 @@ class PosteriorFlow:
     `CapabilityError` naming what is missing; `GridMismatchError` if the likelihood is on another grid. Volumes have the
     dtype and the device of a `FourierDiagonal` likelihood's data, of which what has no noise is kept; otherwise the
     default dtype and the generator's device. What is drawn together never changes a bit. Too few steps spread too
-    little.
+    little, and so does any number of them where a part of real space was not seen and the rest with little noise.
 
     >>> from cryofm_ops import Identity, WhiteNoise, gaussian_likelihood
     >>> from cryofm_sampling.testing import GaussianPrior
