@@ -100,6 +100,15 @@ def test_what_is_drawn_together():
     check_dtype(PosteriorFlow(4))
 
 
+def test_the_result_and_what_a_callback_sees_are_their_own():
+    run = {"shape": (2, *BOX), "generator": torch.Generator().manual_seed(0)}
+    draw = PosteriorFlow(3)(PRIOR, data([3.0, 3.0, 3.0]), **run)
+    assert draw.x.untyped_storage().nbytes() == draw.x.numel() * draw.x.element_size()
+    run["generator"].manual_seed(0)
+    spoilt = PosteriorFlow(3)(PRIOR, data([3.0, 3.0, 3.0]), callback=lambda i, n, x: x.zero_(), **run)
+    assert torch.equal(spoilt.x, draw.x)
+
+
 def test_two_modes():
     check_modes(PosteriorFlow(24), *two_spectra(), runs=100)
 

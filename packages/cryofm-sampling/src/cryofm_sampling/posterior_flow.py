@@ -18,8 +18,11 @@ The denoiser's level is what the Wiener filter of both leaves open over what it 
 1/τ, E = P / (1 + P W_t) and G = P W_t / (1 + P W_t). Noiseless data have E = 0 and count with half of G: with all of it
 samples spread too little, with none the gaps between them are filled by a denoiser that takes their edges for noisy.
 
-For a Gaussian prior the passes converge to the exact mean, and the steps to the exact flow: the error, 1.5 to 4 % of
-the spread with 24 steps, falls as 1/steps or faster.
+For a Gaussian prior the passes converge to the exact mean, and the steps to the exact flow: the error falls as 1/steps
+or faster. With 24 steps it is 1.5 to 5 % of the spread where signal and noise are within a factor of 10. What is
+measured far better hardly spreads, since the last step leaves out what x_t does not tell (of a noise of 1e-3 of the
+signal's power samples have a fifth of the variance); and where noise is a thousand times the signal samples begin too
+wide.
 
 Reference for the step: DPM-Solver++(2M), Lu et al., arXiv 2211.01095, Algorithm 2.
 """
@@ -144,14 +147,14 @@ class PosteriorFlow:
                 for v, one in enumerate(state.unbind(1))
             ]
             state = torch.stack([torch.stack(one) for one in each], 1)
-            return state, state[2].reshape(shape)
+            return state, state[2].reshape(shape).clone()  # which a callback may keep, or change
 
         x_1 = torch.stack([white_noise(box, noise, like) for noise in noises])
         wiener = torch.stack([x for x, _, _ in starts])
         state = torch.stack([x_1, wiener, wiener, torch.zeros_like(wiener), wiener])
         run = Run(self, velocity, likelihood, shape)
         x = iterate(step, state, self.nfe, run=run, streams=noises, callback=callback, checkpoint=checkpoint)[2]
-        return Draw(x.reshape(shape), self.nfe, {"sampler": "PosteriorFlow", **attrs.asdict(self)})
+        return Draw(x.reshape(shape).clone(), self.nfe, {"sampler": "PosteriorFlow", **attrs.asdict(self)})
 
     def _times(self) -> list[float]:
         first, last = math.log10(1.25 * self.steps), math.log10(1.6 / self.steps)

@@ -53,10 +53,10 @@ def restore(
         shape: of the volumes, `(*batch, z, y, x)`.
         generator: all randomness; the same seed gives the same volumes.
         estimate: `"mean"`: the posterior mean, by `PlugAndPlay` where the likelihood is `FourierDiagonal` or
-            `Conjugate` and the prior `Calibrated` (with more passes where something was not measured at all, and the
-            rest without noise), otherwise averaged over `samples` runs of `Guided`, or of `BlindGuided` where the
-            likelihood is `Blind`. `"samples"`: those runs themselves, or, where the mean would be `PlugAndPlay`'s, runs
-            of `PosteriorFlow`.
+            `Conjugate` and the prior `Calibrated` (with more passes where a `FourierDiagonal` one says that something
+            was not measured at all, and the rest without noise), otherwise averaged over `samples` runs of `Guided`,
+            or of `BlindGuided` where the likelihood is `Blind`. `"samples"`: those runs themselves, or, where the mean
+            would be `PlugAndPlay`'s, runs of `PosteriorFlow`.
         samples: number of runs of a sampler that draws samples; the first k do not depend on how many follow.
         sampler: another algorithm than these.
         callback: is told of every step; of one run after the other where there are several.
