@@ -100,6 +100,16 @@ def test_what_is_drawn_together():
     check_dtype(PosteriorFlow(4))
 
 
+@pytest.mark.parametrize("precision", [1e-6, 1e-3])
+def test_noise_that_drowns_the_signal_does_not_widen_the_flow(precision):
+    y = rfft(precision**-0.5 * torch.randn(BOX, generator=torch.Generator().manual_seed(2), dtype=torch.float64))
+    weak = attrs.evolve(data([precision] * 3), data=y)
+    posterior = weak.condition(torch.zeros(BOX, dtype=torch.float64), radial(PRIOR.signal_power, BOX))
+    x = PosteriorFlow()(PRIOR, weak, shape=(40, *BOX), generator=torch.Generator().manual_seed(0)).x
+    power = rfft(x - posterior.mean).abs().square().mean(0) / posterior.variance
+    assert float(power.mean()) == pytest.approx(1, abs=0.15)
+
+
 def test_the_result_and_what_a_callback_sees_are_their_own():
     run = {"shape": (2, *BOX), "generator": torch.Generator().manual_seed(0)}
     draw = PosteriorFlow(3)(PRIOR, data([3.0, 3.0, 3.0]), **run)

@@ -21,8 +21,7 @@ samples spread too little, with none the gaps between them are filled by a denoi
 For a Gaussian prior the passes converge to the exact mean, and the steps to the exact flow: the error falls as 1/steps
 or faster. With 24 steps it is 1.5 to 5 % of the spread where signal and noise are within a factor of 10. What is
 measured far better hardly spreads, since the last step leaves out what x_t does not tell (of a noise of 1e-3 of the
-signal's power samples have a fifth of the variance); and where noise is a thousand times the signal samples begin too
-wide.
+signal's power samples have a fifth of the variance).
 
 Reference for the step: DPM-Solver++(2M), Lu et al., arXiv 2211.01095, Algorithm 2.
 """
@@ -139,6 +138,7 @@ class PosteriorFlow:
             x_hat, x, u = alternate(velocity, data[v], x, u, level, noises[v])
             if i == passes - 1:
                 u = u + (x - x_hat) / variance_at(level)  # which is g
+                x = x_hat  # since noise that drowns the signal is half of x
             return [x_t, x_hat, x, u, x]
 
         def step(i: int, state: Tensor) -> tuple[Tensor, Tensor]:  # (x_t, x̂, x, u or g, x before; volume, z, y, x)
