@@ -32,10 +32,18 @@ def with_gaps_and_noiseless():
     return attrs.evolve(data([1.0, 1.0, 1.0]), precision=W)
 
 
+def mostly_gaps():
+    W = torch.zeros(4, 3, 3, dtype=torch.float64)
+    W[:2] = torch.inf
+    return attrs.evolve(data([1.0, 1.0, 1.0]), precision=W)
+
+
 def deviation(steps, likelihood):
-    """From the exact flow, root mean square, over the posterior's own."""
+    """Of the last mean from the exact flow, root mean square, over the posterior's own."""
     generator = torch.Generator().manual_seed(0)
-    x = PosteriorFlow(steps)(PRIOR, likelihood, shape=BOX, generator=generator).x
+    means = []
+    PosteriorFlow(steps)(PRIOR, likelihood, shape=BOX, generator=generator, callback=lambda i, n, x: means.append(x))
+    x = means[-1]
     seed = int(torch.randint(2**62, (), generator=torch.Generator().manual_seed(0)))
     x_1 = torch.randn(BOX, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     posterior = likelihood.condition(torch.zeros(BOX, dtype=torch.float64), radial(PRIOR.signal_power, BOX))
@@ -98,6 +106,31 @@ def test_any_linear_operator():
 def test_what_is_drawn_together():
     check_batching(PosteriorFlow(4), tolerance=0.0)
     check_dtype(PosteriorFlow(4))
+
+
+@pytest.mark.parametrize("precision", [0.1, 10.0, 1e3, 1e5])
+def test_it_spreads_as_the_posterior_however_well_measured(precision):
+    likelihood = data([precision] * 3)
+    posterior = likelihood.condition(torch.zeros(BOX, dtype=torch.float64), radial(PRIOR.signal_power, BOX))
+    x = PosteriorFlow()(PRIOR, likelihood, shape=(100, *BOX), generator=torch.Generator().manual_seed(0)).x
+    power = rfft(x - posterior.mean).abs().square().mean(0) / posterior.variance
+    assert float(power.mean()) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("likelihood", [data([20.0, 2.0, 0.5]), with_gaps_and_noiseless(), mostly_gaps()])
+def test_levels_never_rise(likelihood):
+    """To a network, which is not linear, what passes at lower levels leave would count a hundredfold."""
+    levels = []
+
+    class Recorded(GaussianPrior):
+        def __call__(self, x, t):
+            levels.append(float(t))
+            return super().__call__(x, t)
+
+    prior = Recorded(PRIOR.signal_power, BOX)
+    PosteriorFlow(24, PlugAndPlay(5))(prior, likelihood, shape=BOX, generator=torch.Generator().manual_seed(0))
+    assert len(levels) == 29
+    assert all(b <= a + 0.02 for a, b in pairwise(levels)), levels
 
 
 @pytest.mark.parametrize("precision", [1e-6, 1e-3])

@@ -115,6 +115,12 @@ def variance_at(t: float) -> float:
     return (t / (1 - t)) ** 2
 
 
+def time_of(tau: float) -> float:
+    """The inverse of `variance_at`."""
+    root = math.sqrt(tau)
+    return root / (1 + root)
+
+
 def streams(generator: torch.Generator, batch: tuple[int, ...]) -> list[torch.Generator]:
     """One generator per volume, so that a volume's noise does not depend on how many are drawn together.
 

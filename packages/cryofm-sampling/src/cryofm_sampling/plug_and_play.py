@@ -41,6 +41,7 @@ from cryofm_sampling._common import (
     first_posterior,
     split_shape,
     streams,
+    time_of,
     variance_at,
     within,
 )
@@ -52,21 +53,21 @@ __all__ = ["PlugAndPlay"]
 
 _FIRST = 0.8  # t of the first pass
 _LEAST = 0.05  # t of the last, where there is next to no noise
+_MOST = 0.99  # and where there is next to no signal
 _AVERAGED = 2  # passes at the end whose mean is returned
 
 
 def automatic_level(W: Tensor, power: Tensor, box: Box) -> float:
-    """√τ = Σ G √N / Σ G with gain G = P / (P + N), over what was measured with noise, DC left out.
+    """τ by √τ = Σ G √N / Σ G with gain G = P / (P + N), over what was measured with noise, DC left out.
 
     All power means of N are N where the noise is white; where it is not, this one is about twice the geometric one.
     """
-    weights = friedel_weights(box).to(W) * (W > 0) * W.isfinite()
+    weights = friedel_weights(box).to(W) * W.isfinite()
     weights[..., 0, 0, 0] = 0
-    N = torch.where(weights > 0, 1 / W, 1)
-    gain = weights * power / (power + N)
+    gain = weights * power * W.nan_to_num(posinf=0) / (1 + power * W)
     if not gain.any():
         return variance_at(_LEAST)
-    return float((gain * N.sqrt()).sum() / gain.sum()) ** 2
+    return float(torch.where(gain > 0, gain / W.sqrt(), 0).sum() / gain.sum()) ** 2
 
 
 def _precision(data: Conjugate, posterior: Normal, power: Tensor, box: Box, stream: torch.Generator) -> Tensor:
@@ -76,6 +77,12 @@ def _precision(data: Conjugate, posterior: Normal, power: Tensor, box: Box, stre
     deviation = rfft(posterior.sample(stream) - posterior.mean)
     E = radial(radial_mean(deviation.abs().square(), box), box)
     return (1 / E - 1 / power).clamp(min=0)
+
+
+def start(data: Conjugate, power: Tensor, box: Box, like: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The Wiener estimate, and the precision of the data on the half grid."""
+    posterior = first_posterior(data, power, box, like)
+    return posterior.mean.to(like), _precision(data, posterior, power, box, stream)
 
 
 def _noiseless_kept(data: Conjugate, x: Tensor, box: Box) -> Tensor:
@@ -146,39 +153,30 @@ class PlugAndPlay:
         data, like = conjugates(likelihood, batch, box, torch.empty((), device=generator.device), "PlugAndPlay")
         power = DenoisingError.of(calibrated(velocity, "PlugAndPlay"), box, like).power
         noises = streams(generator, batch)
-        starts = [self._start(y, power, box, like, noise) for y, noise in zip(data, noises, strict=True)]
+        starts = [start(y, power, box, like, noise) for y, noise in zip(data, noises, strict=True)]
+        times = [self._times(time_of(automatic_level(W, power, box))) for _, W in starts]
         averaged = min(_AVERAGED, self.iterations)
 
         def step(i: int, state: Tensor) -> tuple[Tensor, Tensor]:  # (x, u and the mean, volume, z, y, x)
             # Volume by volume: what is drawn together never changes a bit.
-            each = zip(data, state.unbind(1), starts, noises, strict=True)
-            passes = [
-                torch.stack(alternate(velocity, y, x, u, times[i], noise))
-                for y, (x, u, _), (_, times, _), noise in each
-            ]
+            each = zip(data, state.unbind(1), times, noises, strict=True)
+            passes = [torch.stack(alternate(velocity, y, x, u, ts[i], noise)) for y, (x, u, _), ts, noise in each]
             x_hat, x, u = torch.stack(passes, 1)
             share = 1 / averaged if i >= self.iterations - averaged else 0.0
             return torch.stack([x, u, state[2] + share * x_hat]), x_hat.reshape(shape)
 
-        x = torch.stack([x for x, _, _ in starts])
+        x = torch.stack([x for x, _ in starts])
         state = torch.stack([x, torch.zeros_like(x), torch.zeros_like(x)])
         run = Run(self, velocity, likelihood, shape)
         *_, mean = iterate(
             step, state, self.iterations, run=run, streams=noises, callback=callback, checkpoint=checkpoint
         )
         x = torch.stack([_noiseless_kept(y, one, box) for y, one in zip(data, mean, strict=True)])
-        settings = {"sampler": "PlugAndPlay", **attrs.asdict(self), "time": [times[-1] for _, times, _ in starts]}
+        settings = {"sampler": "PlugAndPlay", **attrs.asdict(self), "time": [ts[-1] for ts in times]}
         return Draw(x.reshape(shape), self.iterations, settings)
 
-    def _start(
-        self, data: Conjugate, power: Tensor, box: Box, like: Tensor, stream: torch.Generator
-    ) -> tuple[Tensor, list[float], Tensor]:
-        """The Wiener estimate, t of every pass, and the precision of the data on the half grid."""
-        posterior = first_posterior(data, power, box, like)
-        W = _precision(data, posterior, power, box, stream)
-        last = self.time
-        if last is None:
-            root = automatic_level(W, power, box) ** 0.5
-            last = max(_LEAST, root / (1 + root))
+    def _times(self, automatic: float) -> list[float]:
+        """Of every pass; of the last `automatic`, where `time` is None."""
+        last = min(max(_LEAST, automatic), _MOST) if self.time is None else self.time
         first = max(_FIRST, last) if self.iterations > 1 else last
-        return posterior.mean.to(like), torch.linspace(first, last, self.iterations, dtype=torch.float64).tolist(), W
+        return torch.linspace(first, last, self.iterations, dtype=torch.float64).tolist()
