@@ -114,6 +114,31 @@ def test_noiseless_data_that_contradict_one_another_are_an_error(generator):
         likelihood.condition(torch.zeros(3, 3, 3, dtype=torch.float64), 1.0)
 
 
+def test_noiseless_data_that_say_one_thing_twice_are_met_to_their_rounding(generator):
+    """Near them, what is asked for relative to the difference would be less than the rounding of the data."""
+    m = torch.randn(20, 64, generator=generator)
+    m = torch.cat([m, m[:10] / 3 + 0.7 * m[10:]])
+    truth = torch.randn(4, 4, 4, generator=generator)
+    likelihood = gaussian_likelihood(Dense(m, (4, 4, 4)), WhiteNoise(0), m @ truth.flatten())
+    for distance in (1.0, 1e-3, 1e-6):
+        posterior = likelihood.condition(truth + distance * torch.randn(4, 4, 4, generator=generator), 1e-2)
+        for x in (posterior.mean, posterior.sample(generator)):
+            torch.testing.assert_close(m @ x.flatten(), likelihood.observation, atol=1e-4, rtol=0)
+
+
+def test_autocast_does_not_reach_the_operator(generator):
+    m = torch.randn(20, 64, generator=generator)
+    likelihood = gaussian_likelihood(Dense(m, (4, 4, 4)), WhiteNoise(0.1), torch.randn(20, generator=generator))
+
+    def found():
+        posterior = likelihood.condition(torch.ones(4, 4, 4), 1.0)
+        return posterior.mean, posterior.sample(torch.Generator().manual_seed(0))
+
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = found()
+    torch.testing.assert_close(inside, found(), rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("std", [0.5, 0.0])
 def test_posterior_draws_have_the_posterior_covariance(generator, std):
     # 6 standard errors for each of 12² entries: a false alarm in 3e-7 of all seeds; the seed is fixed.

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from cryofm_ops import Identity, SpectralNoise, WhiteNoise, gaussian_likelihood
+from cryofm_ops import FourierGaussian, Identity, SpectralNoise, WhiteNoise, gaussian_likelihood, rfft
 from cryofm_sampling import CapabilityError, Checkpoint, CheckpointError, Guided, PlugAndPlay, Renoising, restore
 from cryofm_sampling.testing import GaussianPrior
 
@@ -49,6 +49,14 @@ class OnlyLogProb:
         return -0.5 * (x - self.y).square().sum((-3, -2, -1))
 
 
+class OnlyCondition:
+    def __init__(self, y):
+        self.y = y
+
+    def condition(self, mean, variance):
+        return FourierGaussian(torch.ones(5, 6, 3), rfft(self.y), BOX).condition(mean, variance)
+
+
 def run(sampler, data, shape=(2, *BOX), seed=3, prior=PRIOR, **options):
     return sampler(prior, data, shape=shape, generator=torch.Generator().manual_seed(seed), **options).x
 
@@ -77,6 +85,16 @@ def test_single_precision_and_data_without_a_spectrum(tmp_path):
     x = run(sampler, y, prior=prior, checkpoint=checkpoint)
     assert x.dtype == torch.float32
     assert torch.equal(x, run(sampler, y, prior=prior))
+
+
+def test_data_that_have_no_log_prob(tmp_path):
+    checkpoint = Checkpoint(tmp_path / "run", 0)
+    with pytest.raises(Killed):
+        run(PlugAndPlay(4), OnlyCondition(data()), checkpoint=checkpoint, callback=killer(2))
+    with pytest.raises(CheckpointError, match="another likelihood"):
+        run(PlugAndPlay(4), OnlyCondition(data(seed=1)), checkpoint=checkpoint)
+    x = run(PlugAndPlay(4), OnlyCondition(data()), checkpoint=checkpoint)
+    assert torch.equal(x, run(PlugAndPlay(4), OnlyCondition(data())))
 
 
 def test_nothing_is_written_before_its_time(tmp_path):

@@ -7,11 +7,22 @@ from torch import Tensor
 
 from cryofm_ops.errors import ConvergenceError, OperatorError
 
+_ROUNDED = 4  # units in the last place
+
 
 def conjugate_gradients(
-    matrix: Callable[[Tensor], Tensor], b: Tensor, batch_ndim: int, tolerance: float, max_iterations: int
+    matrix: Callable[[Tensor], Tensor],
+    b: Tensor,
+    batch_ndim: int,
+    tolerance: float,
+    max_iterations: int,
+    of: Tensor | None = None,
 ) -> Tensor:
-    """Solve matrix(u) = b, `(*batch, ...)`; every batch element stops by itself when it is done."""
+    """Solve matrix(u) = b, `(*batch, ...)`; every batch element stops by itself when it is done.
+
+    `of`, shaped like b: what b is a difference of. Its rounding is in b, and no more is asked for than that: a matrix
+    that is singular has no solution for it.
+    """
     axes = tuple(range(batch_ndim, b.ndim))
 
     def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -20,6 +31,8 @@ def conjugate_gradients(
     u, r, p = torch.zeros_like(b), b, b
     rho = dot(r, r)
     target = tolerance**2 * rho
+    if of is not None:
+        target = torch.maximum(target, (_ROUNDED * torch.finfo(b.dtype).eps) ** 2 * dot(of, of))
     for _ in range(max_iterations):
         open_ = rho > target
         if not open_.any():

@@ -75,9 +75,14 @@ class LinearGaussian(Gaussian):
         `mean` is `(*batch, z, y, x)`; `variance` is a number (white) or per coefficient (half grid).
 
         The covariance of the result has no simple form, so its `variance` is a function that draws a
-        deviation, by one more solve. Raises `ConvergenceError`.
+        deviation, by one more solve. Both are in the precision of `mean`, also where a network beside them runs under
+        autocast. Raises `ConvergenceError`.
         """
         check_variance(variance, mean)
+        with torch.autocast(mean.device.type, enabled=False):
+            return self._condition(mean, variance)
+
+    def _condition(self, mean: Tensor, variance: Tensor | float) -> Normal:
         spread = torch.as_tensor(variance, dtype=mean.dtype, device=mean.device).sqrt()
         data = -self._residual(mean)  # (*batch, *shape of y)
 
@@ -96,18 +101,20 @@ class LinearGaussian(Gaussian):
                 return colour(colour(self.operator.adjoint(p)))
 
             x = colour(u)
-            return x + v_adjoint(cg(lambda p: self.operator(v_adjoint(p)) + covariance(p), r - self.operator(x)))
+            y = self.observation.expand_as(data)
+            return x + v_adjoint(cg(lambda p: self.operator(v_adjoint(p)) + covariance(p), r - self.operator(x), y))
 
-        def cg(matrix: Callable[[Tensor], Tensor], b: Tensor) -> Tensor:
-            return conjugate_gradients(matrix, b, mean.ndim - 3, self.tolerance, self.max_iterations)
+        def cg(matrix: Callable[[Tensor], Tensor], b: Tensor, of: Tensor | None = None) -> Tensor:
+            return conjugate_gradients(matrix, b, mean.ndim - 3, self.tolerance, self.max_iterations, of)
 
         sigma = self._covariance_of_silent_noise()
         update = solve if sigma is None else partial(solve_hard, sigma)
 
         def deviation(generator: torch.Generator) -> Tensor:
-            epsilon = standard_normal(posterior_mean, generator)
-            n = self.noise.sample(torch.zeros_like(data), generator=generator)
-            return update(n, epsilon)
+            with torch.autocast(mean.device.type, enabled=False):
+                epsilon = standard_normal(posterior_mean, generator)
+                n = self.noise.sample(torch.zeros_like(data), generator=generator)
+                return update(n, epsilon)
 
         posterior_mean = mean + update(data, torch.zeros_like(mean))
         return Normal(posterior_mean, deviation)

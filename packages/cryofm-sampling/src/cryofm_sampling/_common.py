@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any, Self, TypeVar
 
 import attrs
@@ -43,10 +44,15 @@ def within(*validators: Callable[[Any, Any, T], object]) -> Callable[[Any, Any, 
         try:
             for validator in validators:
                 validator(instance, attribute, value)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise SettingError(f"{type(instance).__name__}: {error.args[0]}") from None
 
     return validate
+
+
+def whole(least: int) -> Callable[[Any, Any, int], None]:
+    """A validator of attrs for whole numbers from `least` on."""
+    return within(attrs.validators.instance_of(Integral), attrs.validators.ge(least))
 
 
 def missing(thing: object, *names: str) -> str:

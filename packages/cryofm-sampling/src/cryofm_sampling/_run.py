@@ -87,17 +87,18 @@ def _told_by(likelihood: Likelihood | FourierDiagonal | Blind, x: Tensor, slack:
         # In space, where one voxel is one value; weighed as with a white prior, as y without its noise may be anything.
         y = irfft(torch.where(W > 0, y / (1 + 1 / W), 0), split_shape(x.shape)[1])
         return [_sketch(torch.where(W.isfinite(), W.sqrt(), -1)), _sketch(y)]
-    if not isinstance(likelihood, Likelihood):
-        return _told_by(likelihood.refine(x), x, _NETWORKS)
-    try:
-        with torch.enable_grad():
-            x = x.clone().requires_grad_()
-            (gradient,) = torch.autograd.grad(likelihood.log_prob(x).sum(), x)
-    except CryoFMError:  # noiseless data have no density
-        if not isinstance(likelihood, Conjugate):
-            raise
-        return [_sketch(likelihood.condition(x.detach(), 1.0).mean, _NETWORKS)]
-    return [_sketch(gradient, slack)]
+    if isinstance(likelihood, Likelihood):
+        try:
+            with torch.enable_grad():
+                at = x.clone().requires_grad_()
+                (gradient,) = torch.autograd.grad(likelihood.log_prob(at).sum(), at)
+            return [_sketch(gradient, slack)]
+        except CryoFMError:  # noiseless data have no density
+            if not isinstance(likelihood, Conjugate):
+                raise
+    if isinstance(likelihood, Conjugate):
+        return [_sketch(likelihood.condition(x, 1.0).mean, _NETWORKS)]
+    return _told_by(likelihood.refine(x), x, _NETWORKS)
 
 
 def _sketch(values: Tensor, slack: float = _TRANSFORMS) -> Sketch:

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import ImagesInBand, Normalization
-from cryofm_sampling._common import DenoisingError, calibrated, streams, time_like, white_noise, within
+from cryofm_sampling._common import DenoisingError, calibrated, streams, time_like, white_noise, whole, within
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.errors import SettingError
 from cryofm_sampling.protocols import Callback, VelocityField
@@ -88,7 +88,7 @@ class AbInitio:
         max_shift_px: how far off centre an image may be.
     """
 
-    levels: int = attrs.field(default=20, validator=within(attrs.validators.ge(2)))
+    levels: int = attrs.field(default=20, validator=whole(2))
     ratios: tuple[float, float] = attrs.field(default=(20.0, 0.15), validator=_falling)
     draw_above: float = attrs.field(default=1.0, validator=within(attrs.validators.ge(0)))
     refine_below: float = attrs.field(default=0.9, validator=within(attrs.validators.gt(0)))

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import Blind, Likelihood
-from cryofm_sampling._common import DenoisingError, missing, split_shape, streams, white_noise, within
+from cryofm_sampling._common import DenoisingError, missing, split_shape, streams, white_noise, whole, within
 from cryofm_sampling._smoothed import smoothed_gradient
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.errors import CapabilityError
@@ -65,7 +65,7 @@ class BlindGuided:
     0.74, 99 evaluations
     """
 
-    steps: int = attrs.field(default=100, validator=within(attrs.validators.ge(1)))
+    steps: int = attrs.field(default=100, validator=whole(1))
     guidance: Literal["paper", "gaussian"] = attrs.field(
         default="paper", validator=within(attrs.validators.in_(("paper", "gaussian")))
     )

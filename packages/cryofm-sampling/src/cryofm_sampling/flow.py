@@ -15,7 +15,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_sampling._common import split_shape, streams, time_like, white_noise, within
+from cryofm_sampling._common import split_shape, streams, time_like, white_noise, whole, within
 from cryofm_sampling.protocols import Callback, Draw, VelocityField
 
 __all__ = ["Flow"]
@@ -58,7 +58,7 @@ class Flow:
     1.99, 39 evaluations
     """
 
-    steps: int = attrs.field(default=20, validator=within(attrs.validators.ge(1)))
+    steps: int = attrs.field(default=20, validator=whole(1))
     integrator: Literal["euler", "heun"] = attrs.field(
         default="heun", validator=within(attrs.validators.in_(tuple(_INTEGRATORS)))
     )

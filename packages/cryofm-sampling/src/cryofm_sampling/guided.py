@@ -31,6 +31,7 @@ from cryofm_sampling._common import (
     streams,
     time_like,
     white_noise,
+    whole,
     within,
 )
 from cryofm_sampling._smoothed import smoothed_gradient
@@ -114,7 +115,7 @@ class Guided:
     0.74 ± 0.48, 99 evaluations
     """
 
-    steps: int = attrs.field(default=100, validator=within(attrs.validators.ge(1)))
+    steps: int = attrs.field(default=100, validator=whole(1))
     guidance: Literal["paper", "gaussian"] = attrs.field(
         default="gaussian", validator=within(attrs.validators.in_(("paper", "gaussian")))
     )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import Conjugate, FourierDiagonal, Likelihood, irfft, rfft
-from cryofm_sampling._common import Box, missing, spectral, split_shape, streams, time_like, white_noise, within
+from cryofm_sampling._common import Box, missing, spectral, split_shape, streams, time_like, white_noise, whole
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.errors import CapabilityError
 from cryofm_sampling.protocols import Callback, Draw, VelocityField
@@ -64,7 +64,7 @@ class Inpainting:
     (True, 100)
     """
 
-    steps: int = attrs.field(default=100, validator=within(attrs.validators.ge(1)))
+    steps: int = attrs.field(default=100, validator=whole(1))
 
     @torch.no_grad()
     def __call__(

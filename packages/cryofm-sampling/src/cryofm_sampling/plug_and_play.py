@@ -43,6 +43,7 @@ from cryofm_sampling._common import (
     streams,
     time_of,
     variance_at,
+    whole,
     within,
 )
 from cryofm_sampling._rotations import denoised
@@ -130,7 +131,7 @@ class PlugAndPlay:
     0.73, 8 evaluations
     """
 
-    iterations: int = attrs.field(default=8, validator=within(attrs.validators.ge(1)))
+    iterations: int = attrs.field(default=8, validator=whole(1))
     time: float | None = attrs.field(
         default=None,
         validator=attrs.validators.optional(within(attrs.validators.gt(0), attrs.validators.lt(1))),

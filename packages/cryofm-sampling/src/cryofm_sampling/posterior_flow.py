@@ -47,6 +47,7 @@ from cryofm_sampling._common import (
     time_of,
     variance_at,
     white_noise,
+    whole,
     within,
 )
 from cryofm_sampling._rotations import denoised
@@ -92,9 +93,9 @@ class PosteriorFlow:
     0.74 ± 0.50, 25 evaluations
     """
 
-    steps: int = attrs.field(default=24, validator=within(attrs.validators.ge(2)))
+    steps: int = attrs.field(default=24, validator=whole(2))
     first: PlugAndPlay = attrs.field(
-        default=PlugAndPlay(iterations=1), validator=attrs.validators.instance_of(PlugAndPlay)
+        default=PlugAndPlay(iterations=1), validator=within(attrs.validators.instance_of(PlugAndPlay))
     )
 
     @property

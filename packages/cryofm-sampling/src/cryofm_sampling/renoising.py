@@ -39,7 +39,7 @@ from cryofm_sampling._common import (
     first_posterior,
     split_shape,
     streams,
-    within,
+    whole,
 )
 from cryofm_sampling._rotations import denoised
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
@@ -111,7 +111,7 @@ class Renoising:
     """
 
     times: tuple[float, ...] = attrs.field(default=_TIMES, converter=_numbers, validator=_falling)
-    chains: int = attrs.field(default=1, validator=within(attrs.validators.ge(1)))
+    chains: int = attrs.field(default=1, validator=whole(1))
 
     @torch.no_grad()
     def __call__(

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from cryofm_sampling._common import forward, split_shape, within
+from cryofm_sampling._common import forward, split_shape, whole
 from cryofm_sampling._memory import tiles_that_fit
 from cryofm_sampling._ranks import check_same, gathered, rank_and_size, replicated
 from cryofm_sampling.errors import SettingError
@@ -77,9 +77,9 @@ class Tiled:
     """
 
     velocity: VelocityField
-    tile: int = attrs.field(validator=within(attrs.validators.ge(1)))
-    overlap: int = attrs.field(validator=within(attrs.validators.ge(0)))
-    tile_batch: int = attrs.field(default=1, validator=within(attrs.validators.ge(1)), kw_only=True)
+    tile: int = attrs.field(validator=whole(1))
+    overlap: int = attrs.field(validator=whole(0))
+    tile_batch: int = attrs.field(default=1, validator=whole(1), kw_only=True)
     group: "dist.ProcessGroup | None" = attrs.field(default=None, kw_only=True)
     _fit: dict[bool, int] = attrs.field(factory=dict, init=False, repr=False)  # found once, with gradients or without
 
