@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cryofm_ops import FourierGaussian, WhiteNoise, fourier_filter, gaussian_likelihood, radial, rfft
-from cryofm_sampling import CapabilityError, GridMismatchError, PlugAndPlay
+from cryofm_sampling import CapabilityError, GridMismatchError, PlugAndPlay, PosteriorFlow
 from cryofm_sampling._rotations import ROTATIONS, rotate, rotate_back
 from cryofm_sampling.plug_and_play import alternate
 from cryofm_sampling.testing import GaussianPrior
@@ -125,6 +125,29 @@ def test_a_linear_operator_s_data_in_another_precision_or_of_two_volumes():
     assert dtypes == {draw.x.dtype} == {torch.get_default_dtype()}
     with pytest.raises(GridMismatchError, match=r"LinearGaussian conditions a volume \(6, 5, 7\) to \(2, 6, 5, 7\)"):
         PlugAndPlay()(PRIOR, gaussian_likelihood(Gain(), WhiteNoise(1.0), y), **run)
+
+
+def last_level(W, prior=PRIOR, box=BOX):
+    data = FourierGaussian(W, torch.zeros(W.shape, dtype=torch.complex128), box)
+    (time,) = PlugAndPlay()(prior, data, shape=box, generator=torch.Generator()).settings["time"]
+    return time
+
+
+def test_gaps_raise_the_level_by_their_power_over_what_was_measured():
+    power, box = 3.0, (4, 4, 4)
+    for kept, tau in ((1, power * 48**2 / (15 * 63)), (2, power * 32**2 / (31 * 63)), (3, power * 16**2 / (47 * 63))):
+        W = torch.zeros(4, 4, 3, dtype=torch.float64)
+        W[:kept] = torch.inf
+        time = last_level(W, GaussianPrior(power), box)
+        # counted over coefficients other than DC, whose mean power is P: m = 16 (4 − kept) / 63, g = 1 − m
+        assert (time / (1 - time)) ** 2 == pytest.approx(tau + (0.05 / 0.95) ** 2, rel=1e-6)
+
+
+def test_data_that_say_next_to_nothing_have_a_level():
+    for W in (1e-38, 1e-44, 0.0):
+        for sampler in (PlugAndPlay(2), PosteriorFlow(2)):
+            data = FourierGaussian(torch.full((6, 5, HALF), W), torch.zeros(6, 5, HALF, dtype=torch.complex64), BOX)
+            assert sampler(PRIOR, data, shape=BOX, generator=torch.Generator()).x.isfinite().all()
 
 
 def test_level_is_the_gain_weighted_mean_amplitude_of_the_noise(kit):

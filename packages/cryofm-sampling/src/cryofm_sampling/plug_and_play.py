@@ -10,9 +10,9 @@ two agree, x = x̂ and u = x / P: then x is exactly the posterior mean, whatever
 is shown there is self-noised: of data that are diagonal in Fourier space it is (1 + τ/P) P / (P + N) y, whose noise
 has the variance τ where N = τ, and less elsewhere.
 
-The level falls evenly from t = 0.8 to that of the noise, so that what is coarse settles before what is fine, and gaps
-are filled from their edges. It begins with the Wiener estimate and u = 0, which for a network is better than the
-Gaussian prior's u.
+The level falls evenly from t = 0.8 to that of the noise, or above it where there are gaps, so that what is coarse
+settles before what is fine, and gaps are filled from their edges. It begins with the Wiener estimate and u = 0, which
+for a network is better than the Gaussian prior's u.
 
 Reference: Venkatakrishnan, Bouman and Wohlberg, GlobalSIP 2013.
 """
@@ -71,13 +71,27 @@ def automatic_level(W: Tensor, power: Tensor, box: Box) -> float:
     return float(torch.where(gain > 0, gain / W.sqrt(), 0).sum() / gain.sum()) ** 2
 
 
+def gap_level(W: Tensor, power: Tensor, box: Box) -> float:
+    """τ = P̄ m² / (g (m + g)) for gaps, W = 0: m is their share of the power, g the mean gain, P̄ the mean power.
+
+    Far more than was measured is missing: τ is its power per coefficient that was, P̄ m / g. Far less: next to nothing.
+    """
+    weights = friedel_weights(box).to(power).expand(power.shape).clone()
+    weights[0, 0, 0] = 0
+    weights /= weights.sum()
+    mean = (weights * power).sum()
+    m = (weights * power * (W == 0)).sum() / mean
+    g = (weights * (1 - 1 / (1 + power * W))).sum()
+    return float(mean * m**2 / (g * (m + g)).clamp(min=torch.finfo(power.dtype).tiny))
+
+
 def _precision(data: Conjugate, posterior: Normal, power: Tensor, box: Box, stream: torch.Generator) -> Tensor:
     """W; of other operators, that which would leave a Gaussian prior as uncertain in every shell as these data do."""
     if isinstance(data, FourierGaussian):
         return data.precision
     deviation = rfft(posterior.sample(stream) - posterior.mean)
     E = radial(radial_mean(deviation.abs().square(), box), box)
-    return (1 / E - 1 / power).clamp(min=0)
+    return torch.maximum(1 / E - 1 / power, 1e-3 / power)  # one draw cannot tell less
 
 
 def start(data: Conjugate, power: Tensor, box: Box, like: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -112,7 +126,8 @@ class PlugAndPlay:
             restores noisy data best with 5 to 20, noiseless ones with more. Of a Gaussian prior's mean 8 passes leave
             some hundredths to a fourth undone (three problems in 8³), 50 less than a thousandth.
         time: t of the denoiser at the last pass. None: set by the noise, √τ = mean of √N, weighted by the Wiener
-            gain; for white noise τ = N.
+            gain; for white noise τ = N. To that τ is added, where a `FourierDiagonal` likelihood has W = 0, up to the
+            missing power per measured coefficient.
 
     Needs a `FourierDiagonal` or a `Conjugate` likelihood and a `Calibrated` velocity field, and raises
     `CapabilityError` naming what is missing; `GridMismatchError` if the likelihood is on another grid. Volumes have the
@@ -155,7 +170,7 @@ class PlugAndPlay:
         power = DenoisingError.of(calibrated(velocity, "PlugAndPlay"), box, like).power
         noises = streams(generator, batch)
         starts = [start(y, power, box, like, noise) for y, noise in zip(data, noises, strict=True)]
-        times = [self._times(time_of(automatic_level(W, power, box))) for _, W in starts]
+        times = [self._times(time_of(automatic_level(W, power, box) + gap_level(W, power, box))) for _, W in starts]
         averaged = min(_AVERAGED, self.iterations)
 
         def step(i: int, state: Tensor) -> tuple[Tensor, Tensor]:  # (x, u and the mean, volume, z, y, x)
