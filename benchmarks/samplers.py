@@ -2,9 +2,10 @@
 
 Rows are those of the paper (see ``prior.py``), with the ±60° wedge also with noise of the level 4.3 Å in what it keeps.
 One observation of a crop (for noise: the mean of two halves, whose noise is estimated from them) is restored by every
-sampler at every number of steps; the scale is the truth's. The CSV grows line by line, and lines that it has are not
-computed again: a stopped run goes on, and boxes, crops, rows, samplers or steps can be added later. ``--summary``
-prints what the CSV has, mean ± standard deviation over crops, and how many crops fall below the Wiener filter.
+sampler at every number of steps; the scale is the truth's. ``input`` is that observation, ``wiener`` the Wiener filter
+of the truth's own spectrum. The CSV grows line by line, and lines that it has are not computed again: a stopped run
+goes on, and boxes, crops, rows, samplers or steps can be added later. ``--summary`` prints what the CSV has, mean ±
+standard deviation over crops, and how many crops fall below the Wiener filter.
 
 ``default`` is what `restore` chooses by itself, whatever ``--steps``. NFE counts a backward pass through the network as
 one more evaluation. The whole grid on 20 maps is days on one core; README.md has an order in which to run parts of it.
@@ -31,6 +32,7 @@ from cryofm_ops import (
     FourierMask,
     WhiteNoise,
     gaussian_likelihood,
+    irfft,
     radial_mean,
     rfft,
 )
@@ -108,9 +110,11 @@ def measure(name: str, truth: Tensor, seed: int, prior: CalibratedPrior, args: a
         if args.rows and not any(row.startswith(chosen) for chosen in args.rows):
             continue
         gap = row.startswith("wedge")
-        if (name, str(box[0]), row, "wiener", "0") not in done:
-            signal = radial_mean(rfft(truth).abs() ** 2, box)
-            add(row, "wiener", 0, 0, 0.0, wiener(likelihood, signal), gap)
+        signal = radial_mean(rfft(truth).abs() ** 2, box)
+        plain = {"input": irfft(likelihood.data, box), "wiener": wiener(likelihood, signal)}
+        for kind, x in plain.items():
+            if (name, str(box[0]), row, kind, "0") not in done:
+                add(row, kind, 0, 0, 0.0, x, gap)
         for sampler in args.samplers:
             if sampler.startswith("inpainting") and row != "wedge ±60°":
                 continue  # which takes the data as noiseless

@@ -1,9 +1,11 @@
-"""Likelihoods that import nothing of ours, and dense matrices as oracles."""
+"""Likelihoods that import nothing of ours, dense matrices as oracles, and a prior that never errs."""
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
+
+from cryofm_sampling.testing import GaussianPrior
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +62,14 @@ def on_full_grid(table: list[float], box: tuple[int, int, int]) -> Tensor:
     return torch.from_numpy(np.interp(nu, np.linspace(0, 0.5, len(table)), table))
 
 
+class Sure(GaussianPrior):
+    """Its denoiser is said never to err, so that samplers add and take nothing for that in the end."""
+
+    @property
+    def denoising_error(self) -> Tensor:
+        return torch.tensor([[1e-6, 0.0], [1.0, 0.0]], dtype=torch.float64)
+
+
 @pytest.fixture
 def kit():
     """The classes and functions above (test modules cannot import each other)."""
@@ -68,5 +78,11 @@ def kit():
         pass
 
     kit = Kit()
-    kit.Spectral, kit.Dense, kit.covariance, kit.on_full_grid = Spectral, Dense, covariance, on_full_grid
+    kit.Spectral, kit.Dense, kit.Sure, kit.covariance, kit.on_full_grid = (
+        Spectral,
+        Dense,
+        Sure,
+        covariance,
+        on_full_grid,
+    )
     return kit

@@ -101,7 +101,7 @@ class LinearGaussian(Gaussian):
                 return colour(colour(self.operator.adjoint(p)))
 
             x = colour(u)
-            y = self.observation.expand_as(data)
+            y = self.observation.expand_as(r) if r is data else None  # a draw is no difference of theirs
             return x + v_adjoint(cg(lambda p: self.operator(v_adjoint(p)) + covariance(p), r - self.operator(x), y))
 
         def cg(matrix: Callable[[Tensor], Tensor], b: Tensor, of: Tensor | None = None) -> Tensor:

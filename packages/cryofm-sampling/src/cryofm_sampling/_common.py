@@ -123,8 +123,7 @@ def variance_at(t: float) -> float:
 
 def time_of(tau: float) -> float:
     """The inverse of `variance_at`."""
-    root = math.sqrt(tau)
-    return root / (1 + root)
+    return 1 - 1 / (1 + math.sqrt(tau))
 
 
 def streams(generator: torch.Generator, batch: tuple[int, ...]) -> list[torch.Generator]:

@@ -148,11 +148,18 @@ class PosteriorFlow:
                 x = x_hat  # since noise that drowns the signal is half of x
             return [x_t, x_hat, x, u, x]
 
+        def drawn(v: int, state: list[Tensor]) -> list[Tensor]:
+            x_t, x_hat, x, g, before = state
+            remains = data[v].condition(torch.zeros_like(x), error(intervals[-1][1]))
+            return [x_t, x_hat, x + (remains.sample(noises[v]) - remains.mean).to(x), g, before]
+
         def step(i: int, state: Tensor) -> tuple[Tensor, Tensor]:  # (x_t, x̂, x, u or g, x before; volume, z, y, x)
             each = [
                 first(i, v, one) if i < passes else flow(*intervals[i - passes], v, one)
                 for v, one in enumerate(state.unbind(1))
             ]
+            if i == self.nfe - 1:
+                each = [drawn(v, one) for v, one in enumerate(each)]
             state = torch.stack([torch.stack(one) for one in each], 1)
             return state, state[2].reshape(shape).clone()  # which a callback may keep, or change
 
@@ -161,10 +168,7 @@ class PosteriorFlow:
         state = torch.stack([x_1, wiener, wiener, torch.zeros_like(wiener), wiener])
         run = Run(self, velocity, likelihood, shape)
         x = iterate(step, state, self.nfe, run=run, streams=noises, callback=callback, checkpoint=checkpoint)[2]
-        remains = [y.condition(mean, error(intervals[-1][1])) for y, mean in zip(data, x, strict=True)]
-        drawn = [n.sample(noise) - n.mean for n, noise in zip(remains, noises, strict=True)]
-        x = (x + torch.stack(drawn).to(x)).reshape(shape)
-        return Draw(x, self.nfe, {"sampler": "PosteriorFlow", **attrs.asdict(self)})
+        return Draw(x.reshape(shape).clone(), self.nfe, {"sampler": "PosteriorFlow", **attrs.asdict(self)})
 
     def _times(self) -> list[float]:
         first, last = math.log10(1.25 * self.steps), math.log10(1.6 / self.steps)

@@ -3,6 +3,7 @@
 import inspect
 from functools import partial
 from itertools import count
+from numbers import Integral
 from typing import Any, Literal, cast
 
 import attrs
@@ -84,8 +85,8 @@ def restore(
     """
     if estimate not in ("mean", "samples"):
         raise SettingError(f'estimate must be "mean" or "samples", got {estimate!r}')
-    if samples < 1:
-        raise SettingError(f"samples must be at least 1, got {samples}")
+    if not (isinstance(samples, Integral) and samples >= 1):
+        raise SettingError(f"samples must be a whole number from 1, got {samples!r}")
     normalization = getattr(prior, "normalization", None)
     inner = likelihood if normalization is None else in_model_units(likelihood, normalization)
     because = "the caller chose it"
