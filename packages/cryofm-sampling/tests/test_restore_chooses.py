@@ -168,7 +168,7 @@ def test_what_cannot_be_is_refused(likelihood):
         run(Prior(1.0), likelihood, estimate="samples", sampler=PlugAndPlay())
     with pytest.raises(SettingError, match="estimate must be"):
         run(Prior(1.0), likelihood, estimate="mode")
-    with pytest.raises(SettingError, match="samples must be a whole number from 1, got 2.5"):
+    with pytest.raises(SettingError, match=r"samples must be a whole number from 1, got 2\.5"):
         run(Prior(1.0), likelihood, samples=2.5)
     with pytest.raises(SettingError, match="samples must be a whole number from 1, got 0"):
         run(Prior(1.0), likelihood, samples=0)

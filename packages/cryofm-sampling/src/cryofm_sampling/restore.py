@@ -3,7 +3,6 @@
 import inspect
 from functools import partial
 from itertools import count
-from numbers import Integral
 from typing import Any, Literal, cast
 
 import attrs
@@ -85,7 +84,7 @@ def restore(
     """
     if estimate not in ("mean", "samples"):
         raise SettingError(f'estimate must be "mean" or "samples", got {estimate!r}')
-    if not (isinstance(samples, Integral) and samples >= 1):
+    if not hasattr(samples, "__index__") or samples < 1:
         raise SettingError(f"samples must be a whole number from 1, got {samples!r}")
     normalization = getattr(prior, "normalization", None)
     inner = likelihood if normalization is None else in_model_units(likelihood, normalization)
