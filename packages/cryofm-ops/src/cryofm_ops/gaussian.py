@@ -75,8 +75,8 @@ class LinearGaussian(Gaussian):
         `mean` is `(*batch, z, y, x)`; `variance` is a number (white) or per coefficient (half grid).
 
         The covariance of the result has no simple form, so its `variance` is a function that draws a
-        deviation, by one more solve. Both are in the precision of `mean`, also where a network beside them runs under
-        autocast. Raises `ConvergenceError`.
+        deviation, by one more solve. Autocast, under which a network beside this may run, does not reach the operator.
+        Raises `ConvergenceError`.
         """
         check_variance(variance, mean)
         with torch.autocast(mean.device.type, enabled=False):

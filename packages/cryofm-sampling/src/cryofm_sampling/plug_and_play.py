@@ -58,7 +58,7 @@ __all__ = ["PlugAndPlay"]
 _FIRST = 0.8  # t of the first pass
 _LEAST = 0.05  # t of the last, where there is next to no noise
 _MOST = 0.99  # and where there is next to no signal
-_AVERAGED = 2  # passes at the end whose mean is returned
+_AVERAGED = 2  # passes at the end whose x̂ are averaged
 
 
 def automatic_level(W: Tensor, power: Tensor, box: Box) -> float:

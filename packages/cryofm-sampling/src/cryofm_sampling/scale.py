@@ -3,8 +3,8 @@
 A prior knows densities on one scale (the brightest voxels of a clean map are 1); half maps come on any. For a trial
 scale the first half is restored to x̂_1, and the second half, whose noise is independent, says how good that is: with F
 the FSC of the two halves, y_2 correlates with the truth as √F, so FSC(x̂_1, y_2) / √F estimates FSC(x̂_1, truth), and its
-mean over the shells where the halves agree the FSC_AUC of the restoration there. The best scale has the largest. Shells
-where they do not would add noise alone, and at 8.5 Å most of it.
+mean over the shells where the halves agree the FSC_AUC of the restoration there. The best scale has the largest. The
+other shells, most of them at 8.5 Å, would add noise alone.
 
 (The likelihood of y_2 at x̂_1 is no substitute: it hangs on the few shells without noise, and has several maxima.)
 """
