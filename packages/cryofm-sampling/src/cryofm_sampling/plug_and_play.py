@@ -20,6 +20,8 @@ settled that is x̂; what was measured far better than the level is kept, for wh
 Reference: Venkatakrishnan, Bouman and Wohlberg, GlobalSIP 2013.
 """
 
+import math
+
 import attrs
 import torch
 from torch import Tensor
@@ -61,14 +63,19 @@ _MOST = 0.99  # and where there is next to no signal
 _AVERAGED = 2  # passes at the end whose x̂ are averaged
 
 
+def weighted_gain(W: Tensor, power: Tensor, box: Box) -> Tensor:
+    """G = P / (P + N) times how often a coefficient of the half grid counts, DC left out."""
+    gain = friedel_weights(box).to(power) * power / (power + 1 / W)
+    gain[0, 0, 0] = 0
+    return gain
+
+
 def automatic_level(W: Tensor, power: Tensor, box: Box) -> float:
-    """τ by √τ = Σ G √N / Σ G with gain G = P / (P + N), over what was measured with noise, DC left out.
+    """τ by √τ = Σ G √N / Σ G, over what was measured with noise.
 
     All power means of N are N where the noise is white; where it is not, this one is about twice the geometric one.
     """
-    weights = friedel_weights(box).to(W) * W.isfinite()
-    weights[..., 0, 0, 0] = 0
-    gain = weights * power / (power + 1 / W)
+    gain = weighted_gain(W, power, box) * W.isfinite()
     if not gain.any():
         return variance_at(_LEAST)
     return float(torch.where(gain > 0, gain / W.sqrt(), 0).sum() / gain.sum()) ** 2
@@ -79,13 +86,12 @@ def gap_level(W: Tensor, power: Tensor, box: Box) -> float:
 
     Far more than was measured is missing: τ is its power per coefficient that was, P̄ m / g. Far less: next to nothing.
     """
-    weights = friedel_weights(box).to(power).expand(power.shape).clone()
-    weights[0, 0, 0] = 0
-    weights /= weights.sum()
-    mean = (weights * power).sum()
-    m = (weights * power * (W == 0)).sum() / mean
-    g = (weights * power / (power + 1 / W)).sum()
-    return float(mean * m**2 / (g * (m + g)).clamp(min=torch.finfo(power.dtype).tiny))
+    spectrum = friedel_weights(box).to(power) * power
+    spectrum[0, 0, 0] = 0
+    total, others = spectrum.sum(), math.prod(box) - 1
+    m = spectrum[W == 0].sum() / total
+    g = weighted_gain(W, power, box).sum() / others
+    return float(total / others * m**2 / (g * (m + g)).clamp(min=torch.finfo(power.dtype).tiny))
 
 
 def _precision(data: Conjugate, posterior: Normal, power: Tensor, box: Box, stream: torch.Generator) -> Tensor:

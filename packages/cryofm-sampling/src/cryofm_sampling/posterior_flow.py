@@ -36,7 +36,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops import FourierDiagonal, Likelihood, friedel_weights
+from cryofm_ops import FourierDiagonal, Likelihood
 from cryofm_sampling._common import (
     Box,
     DenoisingError,
@@ -52,7 +52,7 @@ from cryofm_sampling._common import (
 )
 from cryofm_sampling._rotations import denoised
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
-from cryofm_sampling.plug_and_play import PlugAndPlay, alternate, start
+from cryofm_sampling.plug_and_play import PlugAndPlay, alternate, start, weighted_gain
 from cryofm_sampling.protocols import Callback, Draw, VelocityField
 
 __all__ = ["PosteriorFlow"]
@@ -63,9 +63,7 @@ _NOISELESS = 0.5  # weight of a noiseless coefficient in its level
 
 def _level(W: Tensor, power: Tensor, box: Box) -> float:
     """The denoiser's t for data of precision W > 0, DC left out."""
-    weights = friedel_weights(box).to(power) * torch.where(W.isfinite(), 1, _NOISELESS)
-    weights[0, 0, 0] = 0
-    gain = weights * power / (power + 1 / W)
+    gain = weighted_gain(W, power, box) * torch.where(W.isfinite(), 1, _NOISELESS)
     return max(_LEAST, time_of(float((gain / W).sum() / gain.sum())))
 
 
