@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import attrs
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -138,6 +139,14 @@ def test_numbers_are_compared_exactly_and_named(times, tmp_path):
     with pytest.raises(CheckpointError) as refusal:
         run(Renoising(times), likelihood(), checkpoint=checkpoint)
     assert f"(times: [0.8, 0.5, 0.3] there, {list(times)} here)" in str(refusal.value)
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path):
+    checkpoint = Checkpoint(tmp_path / "run", 0)
+    with pytest.raises(Killed):
+        run(PlugAndPlay(np.int64(4), np.float64(0.5)), likelihood(), checkpoint=checkpoint, callback=killer(2))
+    x = run(PlugAndPlay(4, 0.5), likelihood(), checkpoint=checkpoint)
+    assert torch.equal(x, run(PlugAndPlay(4, 0.5), likelihood()))
 
 
 def white(std):

@@ -122,6 +122,20 @@ def test_borders_do_not_show(field):
     assert step_at_borders(Tiled(field, 20, 8)(x, T), 20, 12) == pytest.approx(1, abs=0.05)
 
 
+def test_a_window_weighs_the_tiles():
+    """Two tiles along z, of 0 and of 1, which meet in voxels 4 and 5."""
+    numbers = iter([0.0, 1.0])
+    window = torch.tensor([1.0, 2.0, 4.0, 4.0, 3.0, 1.0])
+    v = Tiled(lambda x, t: torch.full_like(x, next(numbers)), 6, 2, window)(torch.zeros(10, 6, 6), T)
+    torch.testing.assert_close(v[:, 2, 3], torch.tensor([0, 0, 0, 0, 1 / 4, 2 / 3, 1, 1, 1, 1]).to(v))
+
+
+@pytest.mark.parametrize("window", [torch.ones(5), torch.hann_window(6), torch.full((6,), torch.nan), torch.ones(6, 1)])
+def test_a_window_that_gives_no_weights_is_refused(window):
+    with pytest.raises(SettingError, match="window must be 6 positive weights, got"):
+        Tiled(lambda x, t: x, 6, 2, window)
+
+
 @torch.no_grad()
 def test_borders_would_show_without_overlap():
     x = torch.randn(60, 60, 60, generator=torch.Generator().manual_seed(0))

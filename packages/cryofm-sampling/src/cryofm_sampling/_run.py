@@ -7,6 +7,7 @@ computed again, by transforms, gradients and networks, whose last bits differ be
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from numbers import Integral, Real
 from typing import Any
 
 import attrs
@@ -62,7 +63,14 @@ class Run:
             **{name: [_sketch(table)] for name, table in statistics.items()},
             **data,
         }
-        return {"settings": json.loads(json.dumps(settings, default=str)), "sketches": sketches}
+        return {"settings": json.loads(json.dumps(settings, default=_plain)), "sketches": sketches}
+
+
+def _plain(value: object) -> object:
+    """A setting that JSON does not know; numbers of numpy are numbers."""
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if isinstance(value, Real) else str(value)
 
 
 def differences(theirs: Identity, ours: Identity) -> list[str]:

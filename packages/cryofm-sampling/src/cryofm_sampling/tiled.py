@@ -26,8 +26,8 @@ def _starts(size: int, tile: int, overlap: int) -> list[int]:
     return [min(start, size - tile) for start in range(0, size - overlap, stride)] if size > tile else [0]
 
 
-def _window(tile: int, overlap: int) -> Tensor:
-    """Raised cosine over the overlaps, 1 between: sin² up and cos² down, so that two neighbours sum to 1.
+def _raised_cosine(tile: int, overlap: int) -> Tensor:
+    """Rises and falls over the overlaps, 1 between: sin² up and cos² down, so that two neighbours sum to 1.
     `(tile,)`"""
     window = torch.ones(tile, dtype=torch.float64)
     ramp = torch.sin(math.pi / 2 * (torch.arange(overlap, dtype=torch.float64) + 0.5) / max(overlap, 1)) ** 2
@@ -47,10 +47,10 @@ def _mirrored(size: int, tile: int) -> Tensor:
 class Tiled:
     """A velocity field on any box, evaluated in overlapping cubic tiles; itself a `VelocityField`.
 
-    Tiles are blended by a raised-cosine window that vanishes towards their edges, where a network sees least,
-    so there are no seams. Axes shorter than a tile are extended by reflection, which keeps the statistics of
-    signal and noise (a constant would be noiseless), and cropped back. `Calibrated` exactly if the wrapped field
-    is, and with its normalisation if it has one.
+    Tiles are blended by a window that falls towards their edges, where a network sees least, so there are no
+    seams. Axes shorter than a tile are extended by reflection, which keeps the statistics of signal and noise (a
+    constant would be noiseless), and cropped back. `Calibrated` exactly if the wrapped field is, and with its
+    normalisation if it has one.
 
     Gradients flow through. Where there are several tiles each is evaluated again on the way back, a third
     evaluation's work beside the two that are counted, so that one tile's graph is in memory at a time.
@@ -59,6 +59,8 @@ class Tiled:
         velocity: the field on tiles.
         tile: side of a tile, in voxels, such as the box that the prior was trained on.
         overlap: voxels shared by neighbours, at most half a tile.
+        window: `(tile,)`: the weight of a tile's voxels along each axis, positive; where tiles overlap, weights are
+            divided by their sum. None: a raised cosine over the overlap.
         tile_batch: the most tiles to evaluate together on an accelerator. On a CUDA device a first tile shows how
             much memory one takes, and fewer go together where fewer fit; `SettingError` if not one does. On a CPU
             they always go one by one: convolutions round differently in another batch size, and there a batch
@@ -79,6 +81,7 @@ class Tiled:
     velocity: VelocityField
     tile: int = attrs.field(validator=whole(1))
     overlap: int = attrs.field(validator=whole(0))
+    window: Tensor | None = None
     tile_batch: int = attrs.field(default=1, validator=whole(1), kw_only=True)
     group: "dist.ProcessGroup | None" = attrs.field(default=None, kw_only=True)
     _fit: dict[bool, int] = attrs.field(factory=dict, init=False, repr=False)  # found once, with gradients or without
@@ -86,6 +89,9 @@ class Tiled:
     def __attrs_post_init__(self) -> None:
         if 2 * self.overlap > self.tile:
             raise SettingError(f"overlap is at most half a tile of {self.tile}, got {self.overlap}")
+        window = self.window
+        if window is not None and (window.shape != (self.tile,) or not ((window > 0) & window.isfinite()).all()):
+            raise SettingError(f"window must be {self.tile} positive weights, got {window}")
         forward(self.velocity, self, "signal_power", "denoising_error", "denoising_spectrum", "normalization")
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
@@ -101,7 +107,7 @@ class Tiled:
         t = t.expand(batch).reshape(-1) if t.ndim else t
 
         starts = [_starts(size, self.tile, self.overlap) for size in padded]
-        window = _window(self.tile, self.overlap)
+        window = _raised_cosine(self.tile, self.overlap) if self.window is None else self.window.double().cpu()
         weights = []  # per axis: what the windows sum to
         for size, firsts in zip(padded, starts, strict=True):
             total = torch.zeros(size, dtype=window.dtype)
