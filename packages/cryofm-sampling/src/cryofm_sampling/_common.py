@@ -69,14 +69,6 @@ def calibrated(velocity: object, needed_by: str) -> Calibrated:
     return velocity
 
 
-def diagonal(likelihood: object, needed_by: str) -> FourierDiagonal:
-    """The likelihood as `FourierDiagonal`, or an error that names what it lacks."""
-    if not isinstance(likelihood, FourierDiagonal):
-        lacking = missing(likelihood, "spectral_precision", "spectral_data")
-        raise CapabilityError(f"{needed_by} needs a FourierDiagonal likelihood; {lacking}")
-    return likelihood
-
-
 def spectral(likelihood: FourierDiagonal, batch: tuple[int, ...], box: Box) -> tuple[Tensor, Tensor]:
     """W and ỹ of a Fourier-diagonal likelihood, `(*batch, z, y, x // 2 + 1)`, in the precision of ỹ; ỹ is 0 where
     nothing was measured."""
@@ -124,6 +116,13 @@ def variance_at(t: float) -> float:
 def time_of(tau: float) -> float:
     """The inverse of `variance_at`."""
     return 1 - 1 / (1 + math.sqrt(tau))
+
+
+def falling_times(first: float, last: float, steps: int) -> list[float]:
+    """Flow times at ratios t / (1 − t) that fall geometrically."""
+    ratios = torch.logspace(math.log10(first), math.log10(last), steps, dtype=torch.float64)
+    times: list[float] = (ratios / (1 + ratios)).tolist()
+    return times
 
 
 def streams(generator: torch.Generator, batch: tuple[int, ...]) -> list[torch.Generator]:

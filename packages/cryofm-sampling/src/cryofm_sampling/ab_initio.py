@@ -33,7 +33,16 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import ImagesInBand, Normalization
-from cryofm_sampling._common import DenoisingError, calibrated, streams, time_like, white_noise, whole, within
+from cryofm_sampling._common import (
+    DenoisingError,
+    calibrated,
+    falling_times,
+    streams,
+    time_like,
+    white_noise,
+    whole,
+    within,
+)
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.errors import SettingError
 from cryofm_sampling.protocols import Callback, VelocityField
@@ -131,9 +140,7 @@ class AbInitio:
         mean, std = normalization.mean, normalization.std
         error = DenoisingError.of(calibrated(velocity, "AbInitio"), box, like)
         noises = streams(generator, (C,))
-        first_ratio, last_ratio = map(math.log10, self.ratios)
-        ratios = torch.logspace(first_ratio, last_ratio, self.levels, dtype=torch.float64).tolist()
-        times = [*(ratio / (1 + ratio) for ratio in ratios), *_LAST]
+        times = [*falling_times(*self.ratios, self.levels), *_LAST]
 
         def level(i: int, state: Tensor) -> tuple[Tensor, Tensor]:
             t = times[i]
@@ -159,7 +166,8 @@ class AbInitio:
         if self.draw_above < 1:
             first = _packed(power.new_zeros(C, *box), rotations, shifts_px, _by_power(images, power).expand(C))
         else:
-            first = _packed(*_wiener(images, power / _FILLED, rotations, shifts_px))
+            x, scale = _wiener(images, power / _FILLED, rotations, shifts_px)
+            first = _packed(x, rotations, shifts_px, scale)
         told = {
             "set of images": [part for part in attrs.astuple(images, recurse=False) if isinstance(part, Tensor)],
             "set of first poses": [rotations, shifts_px],
@@ -173,20 +181,20 @@ class AbInitio:
         return Models(x[best], R[best], s[best], scale[best], misfit[best], len(times), best)
 
 
-def _wiener(
-    images: ImagesInBand, power: Tensor, rotations: Tensor, shifts_px: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _wiener(images: ImagesInBand, power: Tensor, rotations: Tensor, shifts_px: Tensor) -> tuple[Tensor, Tensor]:
     """What the images and a Gaussian prior say, and the scale at which its highest density is as expected."""
     C, box = len(rotations), (images.n,) * 3
     K = rotations.shape[1] * (1 if images.symmetry is None else len(images.symmetry))
     expected = images.n**3 * _at(power, images.k).sum()
     scale = (expected / images.spectra.abs().square().mean(-2).sum(-1)).sqrt().expand(C)
+
+    def estimate() -> Tensor:
+        return images.scaled(scale).at(rotations, shifts_px).condition(power.new_zeros(C, *box), power).mean
+
     for _ in range(2):  # how strongly the prior smooths depends on the scale
-        x = images.scaled(scale).at(rotations, shifts_px).condition(power.new_zeros(C, *box), power).mean
-        highest = torch.stack([v.flatten().quantile(_QUANTILE) for v in x])
+        highest = torch.stack([v.flatten().quantile(_QUANTILE) for v in estimate()])
         scale = scale * K / (K + 4) / highest.clamp(min=1e-6)
-    x = images.scaled(scale).at(rotations, shifts_px).condition(power.new_zeros(C, *box), power).mean
-    return x, rotations, shifts_px, scale
+    return estimate(), scale
 
 
 def _by_power(images: ImagesInBand, signal_power: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ together. Run several, and rank them by `likelihood.refine(draw.x).log_prob(draw
 its images.
 """
 
-import math
 from typing import Literal
 
 import attrs
@@ -21,7 +20,7 @@ from cryofm_sampling._common import DenoisingError, missing, split_shape, stream
 from cryofm_sampling._smoothed import smoothed_gradient
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.errors import CapabilityError
-from cryofm_sampling.guided import Guided, _conditioned, _paper_step
+from cryofm_sampling.guided import Guided
 from cryofm_sampling.protocols import Callback, Draw, VelocityField
 
 __all__ = ["BlindGuided"]
@@ -90,21 +89,12 @@ class BlindGuided:
         like = torch.empty((), device=generator.device)
         noises = streams(generator, batch)
         x_1 = torch.stack([white_noise(box, noise, like) for noise in noises]).reshape(shape)
-        error = DenoisingError.of(velocity, box, x_1)
-        λ_max = self.max_push * (math.prod(box) / 64**3) ** 0.5
-        times = Guided(self.steps, self.guidance)._times()
 
         def gradient(x_0: Tensor, e: Tensor) -> Tensor:
             return smoothed_gradient(likelihood.refine(x_0), x_0, e)
 
-        def step(i: int, x_t: Tensor) -> tuple[Tensor, Tensor]:
-            t, s = times[i], times[i + 1]
-            if self.guidance == "paper":
-                push = min(λ_max, t / max(1 - t, 1e-9)) * 1000 / self.steps
-                return _paper_step(velocity, _Profile(likelihood), x_t, t, s, push)
-            x_0 = _conditioned(velocity, gradient, x_t, t, error(t))
-            return s / t * x_t + (1 - s / t) * x_0, x_0
-
+        alg_1 = Guided(self.steps, self.guidance, self.max_push)
+        step = alg_1._step(velocity, _Profile(likelihood), gradient, DenoisingError.of(velocity, box, x_1))
         run = Run(self, velocity, likelihood, shape)
         x = iterate(step, x_1, self.steps, run=run, streams=noises, callback=callback, checkpoint=checkpoint)
         return Draw(x, 2 * self.steps - 1, {"sampler": "BlindGuided", **attrs.asdict(self)})

@@ -14,6 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from cryofm_sampling._common import within
+from cryofm_sampling._ranks import rank_and_size
 from cryofm_sampling._run import Identity, Run, differences
 from cryofm_sampling.errors import CheckpointError
 from cryofm_sampling.protocols import Callback
@@ -65,7 +66,7 @@ class Checkpoint:
         return self.path.with_name(f"{self.path.name}.partial")
 
     def _is_first(self) -> bool:
-        return self.group is None or dist.get_rank(self.group) == 0
+        return rank_and_size(self.group)[0] == 0
 
     def _write(self, tensors: dict[str, Tensor]) -> None:
         if self._is_first():

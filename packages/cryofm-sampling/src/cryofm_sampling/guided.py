@@ -35,7 +35,7 @@ from cryofm_sampling._common import (
     within,
 )
 from cryofm_sampling._smoothed import smoothed_gradient
-from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
+from cryofm_sampling.checkpoint import Checkpoint, Run, Step, iterate
 from cryofm_sampling.errors import CapabilityError
 from cryofm_sampling.protocols import Callback, Draw, VelocityField
 
@@ -144,9 +144,16 @@ class Guided:
             gradient = _spectral_gradient(W, like)
         noises = streams(generator, batch)
         x_1 = torch.stack([white_noise(box, noise, like) for noise in noises]).reshape(shape)
-        error = DenoisingError.of(velocity, box, x_1)
-        λ_max = self.max_push * (math.prod(box) / 64**3) ** 0.5
-        times = self._times()
+        step = self._step(velocity, likelihood, gradient, DenoisingError.of(velocity, box, x_1))
+        run = Run(self, velocity, likelihood, shape)
+        x = iterate(step, x_1, self.steps, run=run, streams=noises, callback=callback, checkpoint=checkpoint)
+        nfe = 2 * self.steps - 1  # pure noise needs no backward pass
+        return Draw(x, nfe, {"sampler": "Guided", **attrs.asdict(self)})
+
+    def _step(self, velocity: VelocityField, likelihood: Likelihood, gradient: Gradient, error: DenoisingError) -> Step:
+        power = 1 if self.guidance == "paper" else 2
+        times = [((self.steps - i) / self.steps) ** power for i in range(self.steps + 1)]
+        λ_max = self.max_push * (math.prod(error.box) / 64**3) ** 0.5
 
         def step(i: int, x_t: Tensor) -> tuple[Tensor, Tensor]:
             t, s = times[i], times[i + 1]
@@ -156,11 +163,4 @@ class Guided:
             x_0 = _conditioned(velocity, gradient, x_t, t, error(t))
             return s / t * x_t + (1 - s / t) * x_0, x_0  # = x_t − (t − s) v_y, as v_y = (x_t − x_0) / t
 
-        run = Run(self, velocity, likelihood, shape)
-        x = iterate(step, x_1, self.steps, run=run, streams=noises, callback=callback, checkpoint=checkpoint)
-        nfe = 2 * self.steps - 1  # pure noise needs no backward pass
-        return Draw(x, nfe, {"sampler": "Guided", **attrs.asdict(self)})
-
-    def _times(self) -> list[float]:
-        power = 1 if self.guidance == "paper" else 2
-        return [((self.steps - i) / self.steps) ** power for i in range(self.steps + 1)]
+        return step

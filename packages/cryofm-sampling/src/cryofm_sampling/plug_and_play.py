@@ -70,7 +70,7 @@ def weighted_gain(W: Tensor, power: Tensor, box: Box) -> Tensor:
     return gain
 
 
-def automatic_level(W: Tensor, power: Tensor, box: Box) -> float:
+def automatic_tau(W: Tensor, power: Tensor, box: Box) -> float:
     """τ by √τ = Σ G √N / Σ G, over what was measured with noise.
 
     All power means of N are N where the noise is white; where it is not, this one is about twice the geometric one.
@@ -81,7 +81,7 @@ def automatic_level(W: Tensor, power: Tensor, box: Box) -> float:
     return float(torch.where(gain > 0, gain / W.sqrt(), 0).sum() / gain.sum()) ** 2
 
 
-def gap_level(W: Tensor, power: Tensor, box: Box) -> float:
+def gap_tau(W: Tensor, power: Tensor, box: Box) -> float:
     """τ = P̄ m² / (g (m + g)) for gaps, W = 0: m is their share of the power, g the mean gain, P̄ the mean power.
 
     Far more than was measured is missing: τ is its power per coefficient that was, P̄ m / g. Far less: next to nothing.
@@ -174,7 +174,7 @@ class PlugAndPlay:
         power = error.power
         noises = streams(generator, batch)
         starts = [start(y, power, box, like, noise) for y, noise in zip(data, noises, strict=True)]
-        times = [self._times(time_of(automatic_level(W, power, box) + gap_level(W, power, box))) for _, W in starts]
+        times = [self._times(time_of(automatic_tau(W, power, box) + gap_tau(W, power, box))) for _, W in starts]
         averaged = min(_AVERAGED, self.iterations)
 
         def step(i: int, state: Tensor) -> tuple[Tensor, Tensor]:  # (x, u and the mean, volume, z, y, x)

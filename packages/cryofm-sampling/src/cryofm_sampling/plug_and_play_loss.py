@@ -30,7 +30,7 @@ from torch import Tensor
 
 from cryofm_ops import AnisotropicNoise, fourier_filter, frequencies, irfft, radial_mean, rfft, wedge_alpha
 from cryofm_sampling._common import Box, DenoisingError, split_shape, white_noise, within
-from cryofm_sampling.plug_and_play import automatic_level
+from cryofm_sampling.plug_and_play import automatic_tau
 from cryofm_sampling.protocols import Calibrated, VelocityField
 
 __all__ = ["PlugAndPlayLoss"]
@@ -130,7 +130,7 @@ class PlugAndPlayLoss:
         _, box = split_shape(x_0.shape)
         error = DenoisingError.of(self.prior, box, x_0)
         W, y = _observed(x_0, x_1, box, stream)
-        root = automatic_level(W, error.power, box) ** 0.5 * math.exp(_between(*_JITTER, stream))
+        root = automatic_tau(W, error.power, box) ** 0.5 * math.exp(_between(*_JITTER, stream))
         t = root / (1 + root)
         if not _LEAST < t < 1 - _LEAST:
             return None

@@ -29,7 +29,6 @@ or faster. With 24 steps it is 1.5 to 5 % of the spread where signal and noise a
 Reference for the step: DPM-Solver++(2M), Lu et al., arXiv 2211.01095, Algorithm 2.
 """
 
-import math
 from itertools import pairwise
 
 import attrs
@@ -42,6 +41,7 @@ from cryofm_sampling._common import (
     DenoisingError,
     calibrated,
     conjugates,
+    falling_times,
     split_shape,
     streams,
     time_of,
@@ -61,7 +61,7 @@ _LEAST = 0.02  # t of a denoiser
 _NOISELESS = 0.5  # weight of a noiseless coefficient in its level
 
 
-def _level(W: Tensor, power: Tensor, box: Box) -> float:
+def _denoiser_time(W: Tensor, power: Tensor, box: Box) -> float:
     """The denoiser's t for data of precision W > 0, DC left out."""
     gain = weighted_gain(W, power, box) * torch.where(W.isfinite(), 1, _NOISELESS)
     return max(_LEAST, time_of(float((gain / W).sum() / gain.sum())))
@@ -120,44 +120,44 @@ class PosteriorFlow:
         power = error.power
         noises = streams(generator, batch)
         starts = [start(y, power, box, like, noise) for y, noise in zip(data, noises, strict=True)]
-        intervals = list(pairwise([1.0, *self._times()]))
-        seen_first = 1 / variance_at(intervals[0][1])
-        first_times = [self.first._times(_level(W + seen_first, power, box)) for _, W in starts]
+        intervals = list(pairwise([1.0, *falling_times(1.25 * self.steps, 1.6 / self.steps, self.steps)]))
+        first_tau = variance_at(intervals[0][1])
+        first_times = [self.first._times(_denoiser_time(W + 1 / first_tau, power, box)) for _, W in starts]
         passes = self.first.iterations
 
-        def flow(t: float, s: float, v: int, state: Tensor) -> list[Tensor]:
+        def flow(t: float, s: float, k: int, state: Tensor) -> list[Tensor]:
             x_t, x_hat, x, g, before = state
             x_t = s / t * x_t + (1 - s / t) * (x + (x - before) / 2)
             tau, seen = variance_at(s), x_t / (1 - s)
-            level = _level(starts[v][1] + 1 / tau, power, box)
-            tau_prime = variance_at(level)
+            t_prime = _denoiser_time(starts[k][1] + 1 / tau, power, box)
+            tau_prime = variance_at(t_prime)
             shown = x_hat + tau_prime * (g + (seen - x) / tau)
-            x_hat = denoised(velocity, shown, level, noises[v])
+            x_hat = denoised(velocity, shown, t_prime, noises[k])
             r, precision = 2 * x_hat - shown, 1 / tau_prime + 1 / tau
-            both = data[v].condition((r / tau_prime + seen / tau) / precision, 1 / precision).mean.to(x)
+            both = data[k].condition((r / tau_prime + seen / tau) / precision, 1 / precision).mean.to(x)
             return [x_t, x_hat, both, (both - r) / tau_prime - (seen - both) / tau, x]
 
-        def first(i: int, v: int, state: Tensor) -> list[Tensor]:
+        def first(i: int, k: int, state: Tensor) -> list[Tensor]:
             x_t, _, x, u, _ = state
-            level = first_times[v][i]
-            x_hat, x, u = alternate(velocity, data[v], x, u, level, noises[v])
+            t = first_times[k][i]
+            x_hat, x, u = alternate(velocity, data[k], x, u, t, noises[k])
             if i == passes - 1:
-                u = u + (x - x_hat) / variance_at(level)  # which is g
+                u = u + (x - x_hat) / variance_at(t)  # which is g
                 x = x_hat  # since noise that drowns the signal is half of x
             return [x_t, x_hat, x, u, x]
 
-        def drawn(v: int, state: list[Tensor]) -> list[Tensor]:
+        def drawn(k: int, state: list[Tensor]) -> list[Tensor]:
             x_t, x_hat, x, g, before = state
-            remains = data[v].condition(torch.zeros_like(x), error(intervals[-1][1]))
-            return [x_t, x_hat, x + (remains.sample(noises[v]) - remains.mean).to(x), g, before]
+            remains = data[k].condition(torch.zeros_like(x), error(intervals[-1][1]))
+            return [x_t, x_hat, x + (remains.sample(noises[k]) - remains.mean).to(x), g, before]
 
         def step(i: int, state: Tensor) -> tuple[Tensor, Tensor]:  # (x_t, x̂, x, u or g, x before; volume, z, y, x)
             each = [
-                first(i, v, one) if i < passes else flow(*intervals[i - passes], v, one)
-                for v, one in enumerate(state.unbind(1))
+                first(i, k, one) if i < passes else flow(*intervals[i - passes], k, one)
+                for k, one in enumerate(state.unbind(1))
             ]
             if i == self.nfe - 1:
-                each = [drawn(v, one) for v, one in enumerate(each)]
+                each = [drawn(k, one) for k, one in enumerate(each)]
             state = torch.stack([torch.stack(one) for one in each], 1)
             return state, state[2].reshape(shape).clone()  # which a callback may keep, or change
 
@@ -167,9 +167,3 @@ class PosteriorFlow:
         run = Run(self, velocity, likelihood, shape)
         x = iterate(step, state, self.nfe, run=run, streams=noises, callback=callback, checkpoint=checkpoint)[2]
         return Draw(x.reshape(shape).clone(), self.nfe, {"sampler": "PosteriorFlow", **attrs.asdict(self)})
-
-    def _times(self) -> list[float]:
-        first, last = math.log10(1.25 * self.steps), math.log10(1.6 / self.steps)
-        ratios = torch.logspace(first, last, self.steps, dtype=torch.float64)
-        times: list[float] = (ratios / (1 + ratios)).tolist()
-        return times

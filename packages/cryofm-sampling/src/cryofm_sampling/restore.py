@@ -3,7 +3,7 @@
 import inspect
 from functools import partial
 from itertools import count
-from typing import Any, Literal, cast
+from typing import Literal, cast
 
 import attrs
 import torch
@@ -23,8 +23,6 @@ from cryofm_sampling.renoising import Renoising
 from cryofm_sampling.spread import spread
 
 __all__ = ["restore"]
-
-_FILLING = PlugAndPlay(iterations=20)
 
 
 def restore(
@@ -104,16 +102,15 @@ def restore(
         raise SettingError("the ranks share either samples (restore) or tiles (Tiled): give one of them the group")
     if checkpoint is not None and (group is not None or tiles is not None):
         # Ranks that do the same run share its file; those that share the samples have their own.
-        together = tiles if group is None else group if mean_only else None
-        checkpoint = attrs.evolve(checkpoint, group=together)
+        checkpoint = attrs.evolve(checkpoint, group=group if group is not None and mean_only else tiles)
     data = cast(Likelihood, inner)  # a sampler of the caller's choice may take a Blind one
     # Every sample has a generator of its own, so that none depends on who draws the others, and on how many.
     generators = [generator] if mean_only else streams(generator, (samples,))
-    jobs = [
-        partial(sampler, prior, data, shape=shape, generator=own, callback=callback, **_at(checkpoint, k, mean_only))
-        for k, own in enumerate(generators)
-    ]
-    draws = [jobs[0]()] if mean_only else spread(jobs, group)
+    jobs = [partial(sampler, prior, data, shape=shape, generator=own, callback=callback) for own in generators]
+    if checkpoint is not None:
+        parts = [checkpoint] if mean_only else map(checkpoint.part, range(samples))
+        jobs = [partial(job, checkpoint=part) for job, part in zip(jobs, parts, strict=True)]
+    draws = spread(jobs, None if mean_only else group)
     if checkpoint is not None and not mean_only:
         _remove_parts(checkpoint, samples, *rank_and_size(group))
     x = torch.stack([draw.x for draw in draws])
@@ -132,11 +129,6 @@ def restore(
     return Draw(x, nfe, settings)
 
 
-def _at(checkpoint: Checkpoint | None, k: int, alone: bool) -> dict[str, Any]:
-    """The argument for run k, for a sampler that has it."""
-    return {} if checkpoint is None else {"checkpoint": checkpoint if alone else checkpoint.part(k)}
-
-
 def _remove_parts(checkpoint: Checkpoint, samples: int, rank: int, size: int) -> None:
     """Those of the rank, and beyond `samples` what a call for more of them left when it was killed."""
     for k in count(rank, size):
@@ -152,11 +144,12 @@ def _choose(prior: VelocityField, likelihood: Likelihood | Blind, estimate: str)
     kind = "FourierDiagonal" if isinstance(likelihood, FourierDiagonal) else "Conjugate"
     if isinstance(prior, Calibrated) and isinstance(likelihood, FourierDiagonal | Conjugate):
         because = f"the likelihood is {kind} and the prior Calibrated"
+        mean = _mean(likelihood)
         if estimate == "mean":
-            mean, more = _mean(likelihood)
+            more = "" if mean == PlugAndPlay() else ", in more passes to fill what was not measured"
             return mean, f"{because}: the mean in fewest evaluations{more}"
         complete = isinstance(likelihood, FourierDiagonal) and bool((likelihood.spectral_precision() > 0).all())
-        flow = PosteriorFlow() if complete else PosteriorFlow(first=_mean(likelihood)[0])
+        flow = PosteriorFlow() if complete else PosteriorFlow(first=mean)
         return flow, f"samples were asked for, {because}: the flow of the posterior"
     if isinstance(prior, Calibrated):
         lacking = missing(likelihood, "spectral_precision", "spectral_data", "condition")
@@ -167,10 +160,10 @@ def _choose(prior: VelocityField, likelihood: Likelihood | Blind, estimate: str)
     return Guided(), f"{because}{averaged}"
 
 
-def _mean(likelihood: FourierDiagonal | Likelihood) -> tuple[PlugAndPlay, str]:
-    """The plan for the mean, and what it adds to the reasons."""
+def _mean(likelihood: FourierDiagonal | Likelihood) -> PlugAndPlay:
+    """With more passes where gaps have to be filled beside data without noise."""
     if isinstance(likelihood, FourierDiagonal):
         W = likelihood.spectral_precision()
         if (W == 0).any() and not ((W > 0) & W.isfinite()).any():
-            return _FILLING, ", in more passes to fill what was not measured"
-    return PlugAndPlay(), ""
+            return PlugAndPlay(iterations=20)
+    return PlugAndPlay()

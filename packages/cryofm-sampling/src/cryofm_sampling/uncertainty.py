@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import FourierDiagonal, Likelihood, radial_mean, rfft
-from cryofm_sampling._common import diagonal, spectral, split_shape
-from cryofm_sampling.errors import SettingError
+from cryofm_sampling._common import missing, spectral, split_shape
+from cryofm_sampling.errors import CapabilityError, SettingError
 
 __all__ = ["Summary", "chi_squared", "summarise"]
 
@@ -65,8 +65,11 @@ def chi_squared(x: Tensor, likelihood: FourierDiagonal | Likelihood) -> Tensor:
     >>> chi_squared(torch.full((4, 4, 4), 2.0), likelihood)  # 64 in the coefficient of frequency 0
     tensor([64.,  0.,  0.])
     """
+    if not isinstance(likelihood, FourierDiagonal):
+        lacking = missing(likelihood, "spectral_precision", "spectral_data")
+        raise CapabilityError(f"chi_squared needs a FourierDiagonal likelihood; {lacking}")
     batch, box = split_shape(x.shape)
-    W, y = spectral(diagonal(likelihood, "chi_squared"), batch, box)
+    W, y = spectral(likelihood, batch, box)
     counted = (W > 0) & W.isfinite()
     residual = torch.where(counted, W * (rfft(x) - y).abs().square(), 0)
     return radial_mean(residual, box) / radial_mean(counted.to(residual), box)
