@@ -13,7 +13,7 @@ import signal
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
@@ -102,7 +102,7 @@ def launch(args: argparse.Namespace, names: list[str], run: Callable[[argparse.N
     logging.getLogger("cryofm_io").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, which leaves nothing behind
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    with output_folder(args.out, names, args.overwrite) as folder:
+    with output_folder(args.out, names, args.overwrite, read=named_files(args)) as folder:
         run(args, folder)
     print(f"results in {args.out}: {', '.join(names)}")
 
@@ -124,19 +124,20 @@ def exit_code(main: Callable[[], None]) -> int:
 
 
 @contextmanager
-def output_folder(folder: Path, names: list[str], overwrite: bool) -> Iterator[Path]:
+def output_folder(folder: Path, names: list[str], overwrite: bool, read: Sequence[Path] = ()) -> Iterator[Path]:
     """A temporary folder, whose files are moved to ``folder`` at the end, and dropped on any exception.
 
     What a former run has left in ``folder`` is removed then, so that nobody takes it for a part of this one.
 
     Raises:
-        OutputExistsError: before anything is computed, if a file of ``names`` exists and may not be replaced, or
-            ``folder`` cannot be written to.
+        OutputExistsError: before anything is computed, if a file of ``names`` exists and may not be replaced, one that
+            is to be ``read`` would go, or ``folder`` cannot be written to.
     """
     folder = folder.resolve()
     existing = [name for name in names if (folder / name).exists()]
     if existing and not overwrite:
         raise cryofm_io.OutputExistsError(f"{folder} has {', '.join(existing)} already; give --overwrite to replace")
+    refuse_to_lose(read, [*former(folder), *(folder / name for name in names)])
     # In the folder or what it will be made in: what lies beside a mount point is on another file system.
     place = next(path for path in (folder, *folder.parents) if path.exists())
     if not place.is_dir():
@@ -150,13 +151,30 @@ def output_folder(folder: Path, names: list[str], overwrite: bool) -> Iterator[P
     try:
         yield partial
         folder.mkdir(parents=True, exist_ok=True)
-        former = [path for path in folder.iterdir() if RESULT.fullmatch(path.name)]
-        for path in former if (folder / "run.json").exists() else []:
+        for path in former(folder):
             path.unlink()
         for path in sorted(partial.iterdir()):
             os.replace(path, folder / path.name)
     finally:
         shutil.rmtree(partial)
+
+
+def former(folder: Path) -> list[Path]:
+    """What a former run has left there."""
+    return [p for p in folder.iterdir() if RESULT.fullmatch(p.name)] if (folder / "run.json").exists() else []
+
+
+def refuse_to_lose(read: Iterable[Path], going: Sequence[Path]) -> None:
+    """Raise `OutputExistsError` where a file that is to be read is one that will be replaced or removed."""
+    for path in read:
+        if path.exists() and any(other.exists() and other.samefile(path) for other in going):
+            raise cryofm_io.OutputExistsError(f"{path} is read, and would be lost to the results; give another --out")
+
+
+def named_files(args: argparse.Namespace) -> list[Path]:
+    """Those that the command line names, the prior's among them."""
+    values = [v for value in vars(args).values() for v in (value if isinstance(value, list) else [value])]
+    return [*(v for v in values if isinstance(v, Path)), prior_file(args.prior)]
 
 
 class WithProgress:
@@ -251,9 +269,14 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def prior_file(name: str) -> Path:
+    """Where its weights are, unless it is a bundled one."""
+    return Path(name) / "model.safetensors" if Path(name).is_dir() else Path(name)
+
+
 def prior_sum(name: str) -> dict[str, str]:
     """The SHA-256 sum of a prior's file, by its path; a bundled one is told by its package's version."""
-    path = Path(name) / "model.safetensors" if Path(name).is_dir() else Path(name)
+    path = prior_file(name)
     return {str(path): sha256(path)} if path.is_file() else {}
 
 

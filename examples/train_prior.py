@@ -19,7 +19,7 @@ from typing import Any
 import attrs
 import numpy as np
 import torch
-from _script import ERRORS, sha256, write_run
+from _script import ERRORS, prior_file, refuse_to_lose, sha256, write_run
 from torch import nn
 
 from cryofm_model import CalibratedPrior, CryoFMError, Prior, load_prior, save_prior
@@ -64,6 +64,8 @@ def main() -> int:
 def run(args: argparse.Namespace, recipe: Recipe, device: torch.device) -> None:
     """Train and save; one of several processes where there are several."""
     rank, world = rank_and_world()
+    if args.init:
+        refuse_to_lose([prior_file(args.init)], [args.out / "model.safetensors"])
     files = {kind: files_in(getattr(args, kind)) for kind in ("maps", "measured", "validation")}
     if args.list:
         files["maps"] = curated(args.list).choose(files["maps"])

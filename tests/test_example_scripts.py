@@ -233,6 +233,15 @@ def test_likelihood_example(run, blobs, tmp_path, monkeypatch):
     assert len(record(tmp_path)["results"]) == 5
 
 
+def test_likelihood_never_replaces_what_it_reads(run, save, blobs, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "run.json").write_text("{}")
+    one, two = save("one.mrc", blobs.data), save("out/restored.mrc", blobs.data)
+    assert run(likelihood, one, two, "--steps", 1, "--overwrite") == 2
+    assert "out/restored.mrc is read, and would be lost" in capsys.readouterr().err
+    assert two.exists()
+
+
 def test_custom_operator(run, blobs, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(example, "demo_truth", lambda: blobs)
     assert run(custom_operator, "--steps", 2) == 0

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 
 import pytest
@@ -32,6 +33,23 @@ def test_overwriting_leaves_nothing_of_the_former_run(run, half_maps, tmp_path, 
     (out / "sample_of_mine.mrc").write_text("mine")
     assert run(*half_maps, "--out", out, "--steps", 2, "--overwrite") == 0
     assert {path.name for path in out.iterdir()} == RESULTS | {"sample_of_mine.mrc"}
+
+
+def test_what_a_run_reads_is_never_lost_to_its_results(run, half_maps, tmp_path, capsys):
+    out, mask = tmp_path / "out", tmp_path / "mask.mrc"
+    out.mkdir()
+    shutil.copy(half_maps[0], out / "restored.mrc")
+    shutil.copy(half_maps[1], out / "sample_07.mrc")  # of a former run with more samples
+    (out / "run.json").write_text("{}")
+    mask.symlink_to(out / "sample_07.mrc")
+    for arguments, said in [
+        ((out / "restored.mrc", half_maps[1]), "restored.mrc"),
+        ((half_maps[0], out / "sample_07.mrc"), "sample_07.mrc"),
+        ((*half_maps, "--mask", mask), "mask.mrc"),
+    ]:
+        assert run(*arguments, "--out", out, "--overwrite") == 2
+        assert re.fullmatch(f"error: .*{said} is read, and .* give another --out", capsys.readouterr().err.strip())
+    assert {path.name for path in out.iterdir()} == {"restored.mrc", "sample_07.mrc", "run.json"}
 
 
 def test_results_are_made_on_the_file_system_where_they_will_lie(tmp_path):

@@ -109,6 +109,8 @@ def test_from_models_to_a_prior_and_on_from_it(run, recipe, tmp_path, capsys):
     os.replace(tmp_path / "run" / "model.safetensors", tmp_path / "first" / "model.safetensors")
     assert run("--init", tmp_path / "first") == 2  # the run that is there did not start from it
     assert "init: None there" in capsys.readouterr().err
+    assert run("--init", tmp_path / "first", "--out", tmp_path / "first") == 2
+    assert "first/model.safetensors is read, and would be lost" in capsys.readouterr().err
     recipe.write_text(RECIPE.replace("crops = 6", "crops = 7"))
     assert run() == 2
     assert "training.crops: 6 there, 7 here" in capsys.readouterr().err
