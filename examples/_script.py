@@ -30,8 +30,10 @@ from cryofm_model import Prior
 from cryofm_ops import Normalization
 from cryofm_sampling import Calibrated, SpectrallyCalibrated, Tiled, VelocityField
 
-# Bytes of peak memory: fixed, per voxel of the grid, and per voxel of a tile without and with a backward pass.
+# Bytes of peak memory: fixed, per voxel of the grid, and per voxel of a tile without and with a backward pass; per
+# voxel of a grid on which a map is resampled and no more.
 BYTES_FIXED, BYTES_GRID, BYTES_NETWORK, BYTES_GRADIENT = 300 * 2**20, 200, 250, 1000
+BYTES_RESAMPLED = 16
 
 RESULT = re.compile(  # what any script may leave
     r"((restored|uncertainty|(sample|model)_\d+)\.mrc|(fsc|power|likelihood|scores)\.csv"
@@ -240,7 +242,11 @@ def check_memory(shape: tuple[int, int, int], tiled: Tiled, device: torch.device
     at a time, with what its backward pass needs.
     """
     network = tiled.tile**3 * (BYTES_GRADIENT if gradients else BYTES_NETWORK)
-    needed = BYTES_FIXED + math.prod(shape) * BYTES_GRID + network
+    check_available(BYTES_FIXED + math.prod(shape) * BYTES_GRID + network, shape, device)
+
+
+def check_available(needed: int, shape: tuple[int, int, int], device: torch.device) -> None:
+    """Refuse what needs so many bytes for a grid of that shape, where there are fewer."""
     available = _available_memory(device)
     if available is not None and needed > available:
         raise cryofm_io.CryoFMError(
@@ -290,5 +296,6 @@ def write_run(path: Path, inputs: dict[str, str], content: dict[str, Any]) -> No
         "threads": torch.get_num_threads(),  # on which the order of sums depends, and so the last bits
         **content,
     }
+    run = json.loads(json.dumps(run), parse_constant=lambda _: None)  # of NaN and infinity, which are no JSON
     with cryofm_io.atomic_write(path) as temporary:
         temporary.write_text(json.dumps(run, indent=2) + "\n")

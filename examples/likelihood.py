@@ -13,6 +13,7 @@ makes it less likely, and much blur more.
 
 import argparse
 import csv
+import math
 import sys
 import warnings
 from pathlib import Path
@@ -22,9 +23,12 @@ import numpy as np
 import torch
 from _input import DEMO_MAP, demo_truth
 from _script import (
+    BYTES_FIXED,
+    BYTES_RESAMPLED,
     WithProgress,
     add_flags,
     by,
+    check_available,
     check_memory,
     exit_code,
     launch,
@@ -35,10 +39,11 @@ from _script import (
     write_run,
 )
 from _site import calibrated_prior
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from cryofm_io import DensityMap, atomic_write, normalise_clean, read_map, to_grid
+from cryofm_io import DensityMap, GridTransform, atomic_write, normalise_clean, read_map
 from cryofm_ops import LowPass, WhiteNoise
 from cryofm_sampling import log_likelihood
 
@@ -51,9 +56,12 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     prior = calibrated_prior(args)
     device = prior.signal_power.device
     maps, files = read_input(args)
-    cubes = {name: central(density, args.side, prior.voxel_size) for name, density in maps.items()}
-    for cube in cubes.values():
-        check_memory(box(cube), tiles(prior, cube.shape, args.precision), device, gradients=True)
+    grids = {name: GridTransform.of(density, prior.voxel_size) for name, density in maps.items()}
+    for grid in grids.values():  # whole maps are resampled, on the CPU
+        check_available(BYTES_FIXED + BYTES_RESAMPLED * math.prod(grid.target), grid.target, torch.device("cpu"))
+        z, y, x = (min(args.side, n) for n in grid.target)
+        check_memory((z, y, x), tiles(prior, (z, y, x), args.precision), device, gradients=True)
+    cubes = {name: central(grids[name].forward(density.data), args.side) for name, density in maps.items()}
 
     rows, algorithm = [], {}
     print(f"{'map':40}{'voxels':>16}{'bits per voxel':>18}{'standard error':>16}")
@@ -89,9 +97,8 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     write_run(folder / "run.json", files | prior_sum(args.prior), content)
 
 
-def central(density: DensityMap, side: int, voxel_size: float) -> Tensor:
-    """The central cube of a map, at the prior's voxel size."""
-    data, _ = to_grid(density, voxel_size)
+def central(data: NDArray[np.float32], side: int) -> Tensor:
+    """The central cube of a map."""
     starts = [max(0, n // 2 - side // 2) for n in data.shape]
     z, y, x = (slice(start, start + side) for start in starts)
     return torch.from_numpy(data[z, y, x].copy())

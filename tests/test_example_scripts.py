@@ -230,7 +230,14 @@ def test_likelihood_of_normalised_maps_does_not_depend_on_their_scale(run, blobs
 def test_likelihood_example(run, blobs, tmp_path, monkeypatch):
     monkeypatch.setattr(likelihood, "demo_truth", lambda: blobs)
     assert run(likelihood, "--steps", 1, "--side", 16, "--probes", 1) == 0
-    assert len(record(tmp_path)["results"]) == 5
+    results = json.loads((tmp_path / "out" / "run.json").read_text(), parse_constant=pytest.fail)["results"]
+    assert [row["standard_error_nats"] for row in results] == [None] * 5  # one probe tells none
+
+
+def test_likelihood_tells_an_absurd_voxel_size_before_anything_is_resampled(run, blobs, save, monkeypatch, capsys):
+    monkeypatch.setattr(script, "_available_memory", lambda _: 2**30)
+    assert run(likelihood, save("one.mrc", blobs.data), "--voxel-size", 60) == 2
+    assert "a grid of 960 x 960 x 960 voxels needs about 13.5 GiB" in capsys.readouterr().err
 
 
 def test_likelihood_never_replaces_what_it_reads(run, save, blobs, tmp_path, capsys):
