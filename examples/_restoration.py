@@ -2,7 +2,8 @@
 
 import argparse
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from cryofm_sampling import (
     VelocityField,
     fit_scale,
     restore,
+    spread,
 )
 
 SPREAD_NOTE = "Standard deviation of maps that the data allow; where large, the prior's word."
@@ -94,14 +96,10 @@ def restore_halves(
     mean = (halves[0] + halves[1]) / 2
     solvent = mean.median()  # the prior knows solvent as 0
     own_solvents = [half.median() for half in halves]
-    likelihoods = [model.observe(half - own, 1) for half, own in zip(halves, own_solvents, strict=True)]
-    likelihood = model.observe(mean - solvent, 1 / 2)
+    of_halves = [model.observe(half - own, 1) for half, own in zip(halves, own_solvents, strict=True)]
     linear_filtered = fourier_filter(mean - solvent, model.gain)
-    shape, measured = site.grid.target, model.measured
+    measured = model.measured
     drawing = PosteriorFlow() if measured is None else PosteriorFlow(first=sampler)  # which fills the gap
-
-    def generator() -> torch.Generator:  # every restoration has the same random numbers
-        return torch.Generator(site.device).manual_seed(args.seed)
 
     trial: Sampler = PlugAndPlay(iterations=3)
     with tqdm(unit=" evaluations", file=sys.stdout, leave=False, desc="scale") as bar:
@@ -110,20 +108,15 @@ def restore_halves(
             model.observe(halves[0] - solvent, 1),
             halves[1] - solvent if measured is None else measured(halves[1] - solvent),
             model.fsc,
-            generator=generator(),
+            generator=site.generator(args.seed),
             guess=1 / float(np.percentile(linear_filtered.cpu(), 99.999)),
             sampler=trial if measured is None else Judged(trial, measured),
         )
         units = site.in_units(fit.normalization, bar)
         bar.reset(total=3 * args.steps + args.samples * drawing.nfe)
         bar.set_description("restoring")
-        path = vars(args).get("checkpoint")
-        parts = [None if path is None else Checkpoint(path).part(k) for k in range(3)]
-        draw, *restored_halves = (
-            restore(units, data, shape=shape, generator=generator(), sampler=sampler, checkpoint=part)
-            for data, part in zip((likelihood, *likelihoods), parts, strict=True)
-        )
-        samples = draw_samples(args, units, likelihood, shape, generator(), drawing)
+        likelihoods = [model.observe(mean - solvent, 1 / 2), *of_halves]
+        (draw, *restored_halves), samples = restored_and_drawn(args, site, units, likelihoods, sampler, drawing)
     say_how(fit, draw)
 
     had = given.solvent + float(solvent)
@@ -158,31 +151,47 @@ def restore_halves(
         missing=model.missing,
         uncertainty=uncertainty,
     )
-    for part in parts:
-        if part is not None:
-            part.remove()
 
 
-def draw_samples(
+def restored_and_drawn(
     args: argparse.Namespace,
+    site: Site,
     units: VelocityField,
-    likelihood: FourierGaussian,
-    shape: tuple[int, int, int],
-    generator: torch.Generator,
+    likelihoods: Sequence[FourierGaussian],
+    sampler: PlugAndPlay,
     drawing: PosteriorFlow,
-) -> list[Draw]:
-    """As many as asked for, one after the other: a batch would take their number times the memory."""
-    return [
-        restore(units, likelihood, shape=shape, generator=generator, sampler=drawing, samples=1)
-        for _ in range(args.samples)
-    ]
+) -> tuple[list[Draw], list[Draw]]:
+    """Restore a map by each likelihood, all with the same random numbers, and draw samples by the first.
+
+    Samples are drawn one by one: a batch would take their number times the memory.
+    """
+    shape, first = site.grid.target, likelihoods[0]
+
+    def part(k: int) -> Checkpoint | None:
+        return None if args.checkpoint is None else Checkpoint(args.checkpoint).part(k)
+
+    def restored(k: int) -> Draw:
+        generator = site.generator(args.seed)
+        return restore(units, likelihoods[k], shape=shape, generator=generator, sampler=sampler, checkpoint=part(k))
+
+    def drawn(seed: int, k: int) -> Draw:
+        # Given to the sampler: `restore` would remove it when this sample is done, and not when all is written.
+        keeping = partial(drawing, checkpoint=part(k))
+        return restore(units, first, shape=shape, generator=site.generator(seed), sampler=keeping, samples=1)
+
+    seeds = torch.randint(2**62, (args.samples,), generator=torch.Generator().manual_seed(args.seed)).tolist()
+    n = len(likelihoods)
+    jobs = [partial(restored, k) for k in range(n)] + [partial(drawn, seed, k) for k, seed in enumerate(seeds, n)]
+    draws = spread(jobs)
+    return draws[:n], draws[n:]
 
 
 def drawn_by(samples: list[Draw]) -> dict[str, Any]:
     """What ``run.json`` should say of the sampler, where there are samples."""
     if not samples:
         return {}
-    return {"drawing": {**samples[0].settings, "estimate": "samples", "samples": len(samples)}}
+    settings = samples[0].settings
+    return {"drawing": {**settings, "algorithm": settings["sampler"], "estimate": "samples", "samples": len(samples)}}
 
 
 def leave_samples(folder: Path, site: Site, samples: list[Volume]) -> Volume | None:

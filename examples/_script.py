@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
+from itertools import count
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -28,7 +29,7 @@ import cryofm_model
 import cryofm_ops
 from cryofm_model import Prior
 from cryofm_ops import Normalization
-from cryofm_sampling import Calibrated, SpectrallyCalibrated, Tiled, VelocityField
+from cryofm_sampling import Calibrated, Checkpoint, SpectrallyCalibrated, Tiled, VelocityField
 
 # Bytes of peak memory: fixed, per voxel of the grid, and per voxel of a tile without and with a backward pass; per
 # voxel of a grid on which a map is resampled and no more.
@@ -106,7 +107,19 @@ def launch(args: argparse.Namespace, names: list[str], run: Callable[[argparse.N
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     with output_folder(args.out, names, args.overwrite, read=named_files(args)) as folder:
         run(args, folder)
+    forget_checkpoints(args)
     print(f"results in {args.out}: {', '.join(names)}")
+
+
+def forget_checkpoints(args: argparse.Namespace) -> None:
+    """Remove those of a restored map, of its halves and samples, and of more samples that a killed run had begun."""
+    if (path := vars(args).get("checkpoint")) is None:
+        return
+    for k in count():
+        part = Checkpoint(path).part(k)
+        if k >= 3 + args.samples and not part.path.exists():
+            return
+        part.remove()
 
 
 def exit_code(main: Callable[[], None]) -> int:

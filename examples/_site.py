@@ -78,6 +78,10 @@ class Site:
         measured = curve.frequency < (1 + 1e-6) / (2 * self.like.voxel_size)
         return FscCurve(curve.frequency[measured], curve.correlation[measured], curve.n_voxels[measured])
 
+    def generator(self, seed: int) -> torch.Generator:
+        """Random numbers, the same ones every time."""
+        return torch.Generator(self.device).manual_seed(seed)
+
     def in_units(self, normalization: ScaledNormalization, bar: "tqdm[Any]") -> WithProgress:
         """The prior for maps of another scale than its own."""
         return WithProgress(self.velocity, self.prior, normalization, bar)

@@ -20,7 +20,7 @@ import torch
 from _input import Input, add_half_map_flags, demo_halves, noise_of, read_halves, sample_files
 from _restoration import Model, restore_halves
 from _results import FILES
-from _script import add_flags, exit_code, launch, state_file
+from _script import add_flags, exit_code, launch
 from _site import Site, calibrated_prior
 from torch import Tensor
 
@@ -87,7 +87,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--kept", type=float, nargs=2, metavar=("MIN", "MAX"), help="tilts in degrees between which noise is low")
     add("--amplitude", type=float, help="of the noise elsewhere over that between them; goes with --kept")
     add("--tilt-axis", choices=("x", "y"), default="y", help="of --kept; the beam is along z (default y)")
-    add("--checkpoint", type=state_file, help="file for the state of the restoration: the same line goes on from there")
     add_flags(parser, steps=8, of="network evaluations for each restored map, 2 or more")
     args = parser.parse_args(arguments)
     if (args.half1 is None) != (args.half2 is None):

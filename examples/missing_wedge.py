@@ -18,9 +18,9 @@ import attrs
 import numpy as np
 import torch
 from _input import DEMO_MAP, Input, add_map_flags, demo_truth, noise_of, read_halves, sample_files, without_solvent
-from _restoration import Judged, Model, draw_samples, drawn_by, leave_samples, restore_halves, say_how
+from _restoration import Judged, Model, drawn_by, leave_samples, restore_halves, restored_and_drawn, say_how
 from _results import FILES, RESTORED, leave
-from _script import WithProgress, add_flags, exit_code, launch, sha256, state_file
+from _script import WithProgress, add_flags, exit_code, launch, sha256
 from _site import Site, Volume, calibrated_prior
 from torch import Tensor
 from tqdm import tqdm
@@ -36,7 +36,7 @@ from cryofm_ops import (
     radial,
     radial_mean,
 )
-from cryofm_sampling import Checkpoint, PlugAndPlay, PosteriorFlow, fit_scale, restore
+from cryofm_sampling import PlugAndPlay, PosteriorFlow, fit_scale
 
 HELD_OUT = 0.25  # of the tilts, on either side together, by which the scale is found
 AGREEMENT = "restored against the input, missing directions included"
@@ -102,16 +102,13 @@ def noiseless(
     def data(measured: MissingWedge) -> FourierGaussian:
         return gaussian_likelihood(measured, WhiteNoise(0.0), measured(y))
 
-    def generator() -> torch.Generator:
-        return torch.Generator(site.device).manual_seed(args.seed)
-
     with tqdm(unit=" evaluations", file=sys.stdout, leave=False, desc="scale") as bar:
         fit = fit_scale(
             WithProgress(site.velocity, site.prior, site.prior.normalization, bar),
             data(narrower),
             held_out(y),
             torch.ones(max(shape) // 2 + 1),
-            generator=generator(),
+            generator=site.generator(args.seed),
             guess=1 / float(np.percentile(y.cpu(), 99.999)),
             sampler=Judged(PlugAndPlay(iterations=3), held_out),
         )
@@ -119,15 +116,7 @@ def noiseless(
         bar.reset(total=args.steps + args.samples * drawing.nfe)
         bar.set_description("restoring")
         units = site.in_units(fit.normalization, bar)
-        draw = restore(
-            units,
-            data(wedge),
-            shape=shape,
-            generator=generator(),
-            sampler=sampler,
-            checkpoint=None if args.checkpoint is None else Checkpoint(args.checkpoint),
-        )
-        samples = draw_samples(args, units, data(wedge), shape, generator(), drawing)
+        [draw], samples = restored_and_drawn(args, site, units, [data(wedge)], sampler, drawing)
     say_how(fit, draw)
 
     def back(x: Tensor) -> Volume:
@@ -177,7 +166,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--tilt-axis", choices=("x", "y"), default="y", help="the beam is along z (default y)")
     add_map_flags(parser, "map")
     add("--allow-masked", action="store_true", help="take masked half maps; noise is then underestimated")
-    add("--checkpoint", type=state_file, help="file for the state of the restoration: the same line goes on from there")
     add_flags(parser, steps=20, of="network evaluations for each restored map, 2 or more; 8 with --half2")
     parser.set_defaults(steps=None)
     args = parser.parse_args(arguments)

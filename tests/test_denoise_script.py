@@ -1,7 +1,12 @@
 """examples/denoise.py as its user runs it: what it leaves, what it refuses, and that it gains."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import attrs
 import mrcfile
@@ -18,6 +23,7 @@ given = pytest.importorskip("_input")
 restoration = pytest.importorskip("_restoration")
 results = pytest.importorskip("_results")
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 RESULTS = {"restored.mrc", "fsc.csv", "fsc.png", "slices.png", "run.json"}
 
 
@@ -53,6 +59,39 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(run, half_m
     a, b, c = (read_map(tmp_path / name / "sample_01.mrc").data for name in "abc")
     assert np.array_equal(a, b)
     assert not np.array_equal(a, c)
+
+
+KILLED = """
+import os, signal, sys
+import attrs, denoise
+from _script import Checkpoint, WithProgress, exit_code
+
+def killed(self, x, t, /, call=WithProgress.__call__, calls=[]):
+    calls.append(t)
+    if len(calls) == AT:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return call(self, x, t)
+
+WithProgress.__call__ = killed
+Checkpoint.part = lambda self, k, part=Checkpoint.part: attrs.evolve(part(self, k), every_seconds=0)
+sys.exit(exit_code(denoise.main))
+"""
+
+
+def test_a_killed_run_goes_on_to_the_same_bits(run, small_prior, half_maps, tmp_path, monkeypatch):
+    line = (*half_maps, "--steps", 2, "--samples", 1)
+    assert run(*line, "--out", tmp_path / "a") == 0
+    line = (*line, "--out", tmp_path / "b", "--checkpoint", tmp_path / "state.safetensors")
+    monkeypatch.setenv("PYTHONPATH", f"{EXAMPLES}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    killed = subprocess.run(
+        [sys.executable, "-c", KILLED.replace("AT", "55"), *map(str, line), "--prior", small_prior], timeout=300
+    )
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / "state-3.safetensors").exists()  # of the sample
+    assert run(*line) == 0
+    for name in ("restored.mrc", "sample_01.mrc"):
+        assert (tmp_path / "b" / name).read_bytes() == (tmp_path / "a" / name).read_bytes()
+    assert not list(tmp_path.glob("state*"))
 
 
 def test_precision(run, half_maps, tmp_path, scale_given):
@@ -349,7 +388,16 @@ def test_help_states_units(run, capsys):
         run("--help")
     assert stop.value.code == 0
     text = capsys.readouterr().out
-    for option in ("--mask", "--seed", "--steps", "--samples", "--device", "--overwrite", "--voxel-size"):
+    for option in (
+        "--mask",
+        "--seed",
+        "--steps",
+        "--samples",
+        "--checkpoint",
+        "--device",
+        "--overwrite",
+        "--voxel-size",
+    ):
         assert option in text
     assert "Å" in text
 

@@ -13,6 +13,7 @@ import torch
 
 from cryofm_io import DensityMap, fsc, read_map, to_grid, write_map
 from cryofm_ops import AnisotropicNoise, MissingWedge, wedge_alpha
+from cryofm_sampling import Checkpoint
 
 script = pytest.importorskip("_script")
 given = pytest.importorskip("_input")
@@ -135,39 +136,52 @@ def test_missing_wedge_says_how_much_of_the_wedge_is_right(run, blobs, tmp_path,
     assert "what was missing" in capsys.readouterr().out
 
 
-def test_missing_wedge_goes_on_after_a_kill(run, blobs, save, tmp_path, monkeypatch):
-    path = save("wedge.mrc", MissingWedge(-60, 60)(torch.from_numpy(blobs.data)).numpy())
-    assert run(missing_wedge, path, "--steps", 4) == 0
-    undisturbed = (tmp_path / "out" / "restored.mrc").read_bytes()
-
-    state = tmp_path / "state"
-    monkeypatch.setattr(missing_wedge, "Checkpoint", lambda path: missing_wedge_checkpoint(path, every_seconds=0))
+@pytest.fixture
+def evaluations_until(run, monkeypatch):
+    """Run to that evaluation, where it is interrupted, or to the end; the status, and how many there were."""
+    part = Checkpoint.part
+    monkeypatch.setattr(Checkpoint, "part", lambda self, k: attrs.evolve(part(self, k), every_seconds=0))
     call, calls = script.WithProgress.__call__, []
 
-    def killed(self, x, t, /):
-        calls.append(t)
-        if len(calls) == killed.at:
-            raise KeyboardInterrupt
-        return call(self, x, t)
-
-    def evaluations_until(at):
+    def evaluations_until(at, *arguments):
         calls.clear()
-        killed.at = at
-        status = run(missing_wedge, path, "--steps", 4, "--checkpoint", state, "--overwrite")
-        return status, len(calls)
 
-    monkeypatch.setattr(script.WithProgress, "__call__", killed)
-    _, total = evaluations_until(None)
-    assert evaluations_until(total - 1)[0] == 130
-    assert state.exists()
-    status, left_over = evaluations_until(None)
+        def interrupted(self, x, t, /):
+            calls.append(t)
+            if len(calls) == at:
+                raise KeyboardInterrupt
+            return call(self, x, t)
+
+        monkeypatch.setattr(script.WithProgress, "__call__", interrupted)
+        return run(*arguments), len(calls)
+
+    return evaluations_until
+
+
+@pytest.mark.parametrize("module", [anisotropic, missing_wedge])
+def test_an_interrupted_run_goes_on_to_the_same_bits(
+    run, evaluations_until, blobs, directional_halves, save, tmp_path, capsys, module
+):
+    wedge = save("wedge.mrc", MissingWedge(-60, 60)(torch.from_numpy(blobs.data)).numpy())
+    line = [module, *(directional_halves if module is anisotropic else [wedge]), "--steps", 2, "--samples", 2]
+    assert run(*line) == 0
+    maps = ("restored.mrc", "sample_01.mrc", "sample_02.mrc", "uncertainty.mrc")
+    undisturbed = [(tmp_path / "out" / name).read_bytes() for name in maps]
+
+    line += ["--checkpoint", tmp_path / "state", "--overwrite"]
+    status, total = evaluations_until(None, *line)
     assert status == 0
-    assert left_over == total - 2
-    assert (tmp_path / "out" / "restored.mrc").read_bytes() == undisturbed
-    assert not state.exists()
-
-
-missing_wedge_checkpoint = missing_wedge.Checkpoint
+    assert evaluations_until(total - 2, *line)[0] == 130
+    restorations, of_a_sample = (3, 25) if module is anisotropic else (1, 26)
+    assert {state.name for state in tmp_path.glob("state*")} == {f"state-{k}" for k in range(restorations + 2)}
+    assert run(*line, "--seed", 1) == 2
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert re.fullmatch(r"error: .*/state-0 belongs to another run \(seed: .* there, .* here.*", said)
+    status, left_over = evaluations_until(None, *line)
+    assert status == 0
+    assert left_over == total - restorations * 2 - 2 * of_a_sample + 3
+    assert [(tmp_path / "out" / name).read_bytes() for name in maps] == undisturbed
+    assert not list(tmp_path.glob("state*"))
 
 
 def test_missing_wedge_of_a_map_on_a_constant(run, blobs, save, tmp_path):
