@@ -11,6 +11,7 @@ import attrs
 import numpy as np
 import torch
 from _input import UNCERTAINTY, Input, sample_names
+from _ranks import agreed, everyone, is_first
 from _results import HALVES, INPUT, RESTORED, SELF, WIENER, leave
 from _script import WithProgress
 from _site import Site, Volume
@@ -103,20 +104,22 @@ def restore_halves(
 
     trial: Sampler = PlugAndPlay(iterations=3)
     with tqdm(unit=" evaluations", file=sys.stdout, leave=False, desc="scale") as bar:
-        fit = fit_scale(
-            WithProgress(site.velocity, site.prior, site.prior.normalization, bar),
-            model.observe(halves[0] - solvent, 1),
-            halves[1] - solvent if measured is None else measured(halves[1] - solvent),
-            model.fsc,
-            generator=site.generator(args.seed),
-            guess=1 / float(np.percentile(linear_filtered.cpu(), 99.999)),
-            sampler=trial if measured is None else Judged(trial, measured),
+        fit = agreed(
+            fit_scale(
+                WithProgress(site.velocity, site.prior, site.prior.normalization, bar),
+                model.observe(halves[0] - solvent, 1),
+                halves[1] - solvent if measured is None else measured(halves[1] - solvent),
+                model.fsc,
+                generator=site.generator(args.seed),
+                guess=1 / float(np.percentile(linear_filtered.cpu(), 99.999)),
+                sampler=trial if measured is None else Judged(trial, measured),
+            )
         )
         units = site.in_units(fit.normalization, bar)
-        bar.reset(total=3 * args.steps + args.samples * drawing.nfe)
-        bar.set_description("restoring")
         likelihoods = [model.observe(mean - solvent, 1 / 2), *of_halves]
         (draw, *restored_halves), samples = restored_and_drawn(args, site, units, likelihoods, sampler, drawing)
+    if not is_first():
+        return
     say_how(fit, draw)
 
     had = given.solvent + float(solvent)
@@ -156,19 +159,22 @@ def restore_halves(
 def restored_and_drawn(
     args: argparse.Namespace,
     site: Site,
-    units: VelocityField,
+    units: WithProgress,
     likelihoods: Sequence[FourierGaussian],
     sampler: PlugAndPlay,
     drawing: PosteriorFlow,
 ) -> tuple[list[Draw], list[Draw]]:
     """Restore a map by each likelihood, all with the same random numbers, and draw samples by the first.
 
-    Samples are drawn one by one: a batch would take their number times the memory.
+    Samples are drawn one by one: a batch would take their number times the memory. Where ranks do not share the tiles,
+    they share restorations and samples.
     """
+    tiles = site.velocity.group
+    group = everyone() if tiles is None else None
     shape, first = site.grid.target, likelihoods[0]
 
     def part(k: int) -> Checkpoint | None:
-        return None if args.checkpoint is None else Checkpoint(args.checkpoint).part(k)
+        return None if args.checkpoint is None else Checkpoint(args.checkpoint, group=tiles).part(k)
 
     def restored(k: int) -> Draw:
         generator = site.generator(args.seed)
@@ -182,7 +188,10 @@ def restored_and_drawn(
     seeds = torch.randint(2**62, (args.samples,), generator=torch.Generator().manual_seed(args.seed)).tolist()
     n = len(likelihoods)
     jobs = [partial(restored, k) for k in range(n)] + [partial(drawn, seed, k) for k, seed in enumerate(seeds, n)]
-    draws = spread(jobs)
+    evaluations = [args.steps] * n + [drawing.nfe] * args.samples
+    units.bar.reset(total=sum(evaluations[:: 1 if group is None else group.size()]))  # the first rank's
+    units.bar.set_description("restoring")
+    draws = spread(jobs, group)
     return draws[:n], draws[n:]
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from _ranks import dropped, everyone, is_first, ranks
 from torch import Tensor
 from tqdm import tqdm
 
@@ -29,7 +30,7 @@ import cryofm_model
 import cryofm_ops
 from cryofm_model import Prior
 from cryofm_ops import Normalization
-from cryofm_sampling import Calibrated, Checkpoint, SpectrallyCalibrated, Tiled, VelocityField
+from cryofm_sampling import Calibrated, Checkpoint, SpectrallyCalibrated, Tiled
 
 # Bytes of peak memory: fixed, per voxel of the grid, and per voxel of a tile without and with a backward pass; per
 # voxel of a grid on which a map is resampled and no more.
@@ -105,10 +106,13 @@ def launch(args: argparse.Namespace, names: list[str], run: Callable[[argparse.N
     logging.getLogger("cryofm_io").setLevel(logging.INFO)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, which leaves nothing behind
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    with output_folder(args.out, names, args.overwrite, read=named_files(args)) as folder:
-        run(args, folder)
+    with ranks(args.device):
+        ours = is_first()
+        with output_folder(args.out, names, args.overwrite, named_files(args)) if ours else dropped() as folder:
+            run(args, folder)
     forget_checkpoints(args)
-    print(f"results in {args.out}: {', '.join(names)}")
+    if ours:
+        print(f"results in {args.out}: {', '.join(names)}")
 
 
 def forget_checkpoints(args: argparse.Namespace) -> None:
@@ -197,12 +201,13 @@ class WithProgress:
 
     def __init__(
         self,
-        velocity: VelocityField,
+        velocity: Tiled,
         statistics: Calibrated,
         normalization: Normalization,
         bar: "tqdm[NoReturn]",
     ) -> None:
         self.velocity, self.normalization, self.bar = velocity, normalization, bar
+        self.group = velocity.group  # by which `restore` knows who shares a checkpoint
         self.signal_power, self.denoising_error = statistics.signal_power, statistics.denoising_error
         if isinstance(statistics, SpectrallyCalibrated):
             self.denoising_spectrum = statistics.denoising_spectrum
@@ -222,7 +227,8 @@ def tiles(prior: Prior, shape: tuple[int, ...], precision: str) -> Tiled:
     device = next(prior.network.parameters()).device.type
     velocity = torch.autocast(device, torch.bfloat16, enabled=precision == "bf16")(prior)
     tile = min(prior.box, math.ceil(max(shape) / prior.multiple) * prior.multiple)
-    return Tiled(velocity, tile, tile // 4 if tile < max(shape) else 0)
+    several = tile < max(shape)
+    return Tiled(velocity, tile, tile // 4 if several else 0, group=everyone() if several else None)
 
 
 def by(shape: tuple[int, ...]) -> str:

@@ -18,6 +18,7 @@ import attrs
 import numpy as np
 import torch
 from _input import DEMO_MAP, Input, add_map_flags, demo_truth, noise_of, read_halves, sample_files, without_solvent
+from _ranks import agreed, is_first
 from _restoration import Judged, Model, drawn_by, leave_samples, restore_halves, restored_and_drawn, say_how
 from _results import FILES, RESTORED, leave
 from _script import WithProgress, add_flags, exit_code, launch, sha256
@@ -103,20 +104,22 @@ def noiseless(
         return gaussian_likelihood(measured, WhiteNoise(0.0), measured(y))
 
     with tqdm(unit=" evaluations", file=sys.stdout, leave=False, desc="scale") as bar:
-        fit = fit_scale(
-            WithProgress(site.velocity, site.prior, site.prior.normalization, bar),
-            data(narrower),
-            held_out(y),
-            torch.ones(max(shape) // 2 + 1),
-            generator=site.generator(args.seed),
-            guess=1 / float(np.percentile(y.cpu(), 99.999)),
-            sampler=Judged(PlugAndPlay(iterations=3), held_out),
+        fit = agreed(
+            fit_scale(
+                WithProgress(site.velocity, site.prior, site.prior.normalization, bar),
+                data(narrower),
+                held_out(y),
+                torch.ones(max(shape) // 2 + 1),
+                generator=site.generator(args.seed),
+                guess=1 / float(np.percentile(y.cpu(), 99.999)),
+                sampler=Judged(PlugAndPlay(iterations=3), held_out),
+            )
         )
-        drawing = PosteriorFlow(first=sampler)
-        bar.reset(total=args.steps + args.samples * drawing.nfe)
-        bar.set_description("restoring")
         units = site.in_units(fit.normalization, bar)
-        [draw], samples = restored_and_drawn(args, site, units, [data(wedge)], sampler, drawing)
+        likelihoods = [data(wedge)]
+        [draw], samples = restored_and_drawn(args, site, units, likelihoods, sampler, PosteriorFlow(first=sampler))
+    if not is_first():
+        return
     say_how(fit, draw)
 
     def back(x: Tensor) -> Volume:
