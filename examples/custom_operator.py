@@ -5,6 +5,7 @@
 A flexible domain: it moves from particle to particle, so that the average is blurred there, and sharp elsewhere. No
 multiplication of Fourier coefficients does that, nothing that ships does, and a class of two methods says it. The data
 are the example in examples/data, EMD-3488, degraded by that very operator.
+Scale and noise are the truth's; the scale of your own data comes from two halves, by `cryofm_sampling.fit_scale`.
 """
 
 import argparse
