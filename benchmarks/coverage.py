@@ -1,13 +1,15 @@
 """Do samples spread as the truth does? ``python benchmarks/coverage.py MAPS... --out CSV``.
 
-A crop is observed as in ``samplers.py``, or as one half of it blurred and all in white noise as strong as itself, and K
-samples of its posterior are drawn by every sampler. With mean and standard deviation of the samples in every voxel,
+A crop is observed as in ``samplers.py``; or one half of it blurred, and all in white noise as strong as itself; or one
+half, or every second voxel along x, not at all, and the rest in noise of 2 % of the brightest voxels. K samples of its
+posterior are drawn by every sampler. With mean and standard deviation of the samples in every voxel,
 (truth − mean) / (sd √(1 + 1/K)) is Student's t with K − 1 degrees of freedom if truth and samples are draws of one
 normal distribution. Said of the voxels where the Wiener estimate has density (a mask made from the truth would choose
 voxels whose truth lies above what can be known):
 
 - ``inside_50``, ``_80``, ``_95``: how often the truth lies within the interval that should hold it so often;
 - ``factor``: by what to multiply sd so that 68.27 % lie within ±1;
+- ``variance``: of the samples, (1 + 1/K) times, over the squared error of their mean, both summed over the whole box;
 - ``informs``: correlation of log sd with log |truth − mean|, over cubes of 4³ voxels: does sd tell where errors are?
 - ``chi_squared``: of the samples against the data, mean over shells where noise was measured (over voxels, where the
   data are not diagonal in Fourier space); 1 if all is well;
@@ -18,6 +20,7 @@ Lines of single crops come first, means over crops last. A backward pass through
 
 import argparse
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +28,7 @@ import torch
 from _table import write_csv
 from denoising import crop, sides
 from prior import DENSITY
-from samplers import line_of, observations
+from samplers import line_of, observations, renoising
 from scipy.stats import t as student
 from torch import Tensor
 
@@ -34,6 +37,7 @@ from cryofm_model import CalibratedPrior, load_prior
 from cryofm_ops import (
     FourierGaussian,
     LinearGaussian,
+    LinearOperator,
     LowPass,
     WhiteNoise,
     gaussian_likelihood,
@@ -41,26 +45,20 @@ from cryofm_ops import (
     radial_mean,
     rfft,
 )
-from cryofm_sampling import Guided, PosteriorFlow, Renoising, Sampler, chi_squared, restore, summarise
+from cryofm_sampling import Guided, PosteriorFlow, Sampler, chi_squared, restore, summarise
 
-ROWS = ("spectral 4.3A", "anisotropic ±30°", "wedge ±60°, noisy")
-BLURRED = "half blurred"
+ROWS = ("spectral 4.3A", "anisotropic ±30°", "wedge ±60°", "wedge ±60°, noisy")  # of samplers.py
 LEVELS = (50, 80, 95)  # per cent
 ONE_SIGMA = 0.6827
-
-
-def falling(levels: int) -> Renoising:
-    """Levels that fall evenly from 0.8."""
-    return Renoising(tuple(np.linspace(0.8, 0.8 / levels, levels).tolist()))
 
 
 SAMPLERS: dict[str, Sampler | None] = {
     "default": None,  # of `restore`: the flow of the posterior with 24 steps
     "posterior flow, 12 steps": PosteriorFlow(12),
     "posterior flow, 48 steps": PosteriorFlow(48),
-    "renoising, 4 levels": falling(4),
-    "renoising, 8 levels": falling(8),
-    "renoising, 16 levels": falling(16),
+    "renoising, 4 levels": renoising(4, 1),
+    "renoising, 8 levels": renoising(8, 1),
+    "renoising, 16 levels": renoising(16, 1),
     "guided, 15 steps": Guided(15),
     "guided, 100 steps": Guided(100),
 }
@@ -84,11 +82,41 @@ class HalfBlurred:
         return (1 - self.w(y)) * y + self.blur.adjoint(self.w(y) * y)
 
 
-def half_blurred(truth: Tensor, seed: int) -> LinearGaussian:
-    """Data of an operator that is linear, and not diagonal in Fourier space."""
-    noise, A = WhiteNoise(float(truth.std())), HalfBlurred()
-    observed = noise.sample(A(truth), generator=torch.Generator().manual_seed(seed))
-    return gaussian_likelihood(A, noise, observed)
+class HalfUnseen:
+    """The first half along z."""
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """A x."""
+        return x[..., : x.shape[-3] // 2, :, :]
+
+    def adjoint(self, y: Tensor, /) -> Tensor:
+        """Aᵀ y."""
+        return torch.cat([y, torch.zeros_like(y)], -3)
+
+
+class EverySecond:
+    """Every second voxel along x."""
+
+    def __call__(self, x: Tensor, /) -> Tensor:
+        """A x."""
+        return x[..., ::2]
+
+    def adjoint(self, y: Tensor, /) -> Tensor:
+        """Aᵀ y."""
+        return torch.stack([y, torch.zeros_like(y)], -1).flatten(-2)
+
+
+def linear(truth: Tensor, seed: int) -> Iterator[tuple[str, LinearGaussian]]:
+    """Data of operators that are linear, and not diagonal in Fourier space."""
+    loud, quiet = WhiteNoise(float(truth.std())), WhiteNoise(0.02)
+    operators: dict[str, tuple[LinearOperator, WhiteNoise]] = {
+        "half blurred": (HalfBlurred(), loud),
+        "half unseen": (HalfUnseen(), quiet),
+        "every second voxel": (EverySecond(), quiet),
+    }
+    for row, (A, noise) in operators.items():
+        observed = noise.sample(A(truth), generator=torch.Generator().manual_seed(seed))
+        yield row, gaussian_likelihood(A, noise, observed)
 
 
 def misfit(x: Tensor, likelihood: FourierGaussian | LinearGaussian) -> float:
@@ -96,7 +124,7 @@ def misfit(x: Tensor, likelihood: FourierGaussian | LinearGaussian) -> float:
     if isinstance(likelihood, FourierGaussian):
         chi = chi_squared(x, likelihood)[..., 1:]
         return float(chi[chi.isfinite()].mean())
-    return float(torch.stack([-2 * likelihood.log_prob(one) for one in x]).mean()) / x[0].numel()
+    return float(torch.stack([-2 * likelihood.log_prob(one) for one in x]).mean()) / likelihood.observation.numel()
 
 
 def blocks(x: Tensor) -> Tensor:
@@ -134,9 +162,11 @@ def line(
         draw = restore(prior, likelihood, estimate="samples", **settings)
     seconds = time.perf_counter() - start
     power = radial(radial_mean(rfft(truth).abs().square(), box), box).clamp(min=1e-12)
-    linear = likelihood.condition(torch.zeros(box), power).mean
-    of_mean = line_of(truth, draw.x.mean(0), row.startswith("wedge"))
-    values = spread_of(draw.x, truth, linear > DENSITY) | {
+    wiener = likelihood.condition(torch.zeros(box), power).mean
+    mean, variance = draw.x.mean(0), draw.x.var(0).sum() * (1 + 1 / args.samples)
+    of_mean = line_of(truth, mean, row.startswith("wedge"))
+    values = spread_of(draw.x, truth, wiener > DENSITY) | {
+        "variance": float(variance / (truth - mean).square().sum()),
         "chi_squared": misfit(draw.x, likelihood),
         "auc_mean": of_mean["auc"],
         "error_mean": of_mean["error"],
@@ -150,7 +180,7 @@ def main() -> None:
     """Parse the command line, measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("maps", type=Path, nargs="+", help="maps that the prior was not trained on")
-    parser.add_argument("--rows", nargs="+", default=ROWS, help=f"rows of samplers.py (default {', '.join(ROWS)})")
+    parser.add_argument("--rows", nargs="+", help="(default: four of samplers.py, and those described above)")
     parser.add_argument(
         "--samplers", nargs="+", choices=SAMPLERS, default=["default", "renoising, 8 levels"], help="of samples"
     )
@@ -167,17 +197,20 @@ def main() -> None:
     for seed, path in enumerate(args.maps):
         density = normalise_clean(to_grid(read_map(path), prior.voxel_size)[0])[0]
         truth = torch.from_numpy(crop(density, args.box))
-        data: list[tuple[str, FourierGaussian | LinearGaussian]] = [*observations(truth, seed)]
-        for row, likelihood in [*data, (BLURRED, half_blurred(truth, seed))]:
-            for name in args.samplers if row in args.rows else ():
+        data: list[tuple[str, FourierGaussian | LinearGaussian]] = [*observations(truth, seed), *linear(truth, seed)]
+        chosen = args.rows or [*ROWS, *(row for row, _ in linear(truth, seed))]
+        for row, likelihood in data:
+            for name in args.samplers if row in chosen else ():
                 found = line(prior, likelihood, truth, row, SAMPLERS[name], seed, args)
-                table.append({"map": path.stem, "row": row, "sampler": name, **found})
+                about = {"map": path.stem, "box": args.box, "samples": args.samples, "row": row, "sampler": name}
+                table.append({**about, **found})
                 print(table[-1], flush=True)
     means: list[dict[str, object]] = []
     for row, name in dict.fromkeys((str(one["row"]), str(one["sampler"])) for one in table):
         group = [one for one in table if (one["row"], one["sampler"]) == (row, name)]
-        values = {key: round(float(np.mean([float(str(one[key])) for one in group])), 4) for key in list(group[0])[3:]}
-        means.append({"map": f"mean of {len(group)}", "row": row, "sampler": name, **values})
+        values = {key: round(float(np.mean([float(str(one[key])) for one in group])), 4) for key in list(group[0])[5:]}
+        about = {"map": f"mean of {len(group)}", "box": args.box, "samples": args.samples, "row": row, "sampler": name}
+        means.append({**about, **values})
         print(means[-1], flush=True)
     write_csv(args.out, table + means)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cryofm_ops import Identity, WhiteNoise, gaussian_likelihood
-from cryofm_sampling import Guided, PlugAndPlay, Renoising, ScaledNormalization, restore, spread
+from cryofm_sampling import Guided, PlugAndPlay, PosteriorFlow, Renoising, ScaledNormalization, restore, spread
 from cryofm_sampling.testing import GaussianPrior
 
 BOX = (6, 5, 8)
@@ -36,7 +36,10 @@ def restored(halves, sampler):
     return [draw.x for draw in spread([lambda y=y: job(y) for y in halves])]
 
 
-@pytest.mark.parametrize("sampler", [PlugAndPlay(), Guided(steps=4), Renoising(), Renoising(chains=2)], ids=str)
+SAMPLERS = [PlugAndPlay(), PosteriorFlow(4), Guided(steps=4), Renoising(), Renoising(chains=2)]
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
 @pytest.mark.parametrize("changed", [0, 1])
 def test_only_the_half_whose_data_change(sampler, changed):
     halves = list(torch.randn(2, *BOX, generator=torch.Generator().manual_seed(0)))

@@ -14,12 +14,29 @@ import torch
 from safetensors.torch import save_file
 
 from cryofm_ops import FourierGaussian, Identity, SpectralNoise, WhiteNoise, gaussian_likelihood, rfft
-from cryofm_sampling import CapabilityError, Checkpoint, CheckpointError, Guided, PlugAndPlay, Renoising, restore
+from cryofm_sampling import (
+    CapabilityError,
+    Checkpoint,
+    CheckpointError,
+    Guided,
+    Inpainting,
+    PlugAndPlay,
+    PosteriorFlow,
+    Renoising,
+    restore,
+)
 from cryofm_sampling.testing import GaussianPrior
 
 BOX = (5, 6, 4)
 PRIOR = GaussianPrior(torch.tensor([3.0, 1.0, 0.2], dtype=torch.float64))
-SAMPLERS = [Guided(steps=6), Guided(steps=6, guidance="paper", max_push=0.1), PlugAndPlay(iterations=6)]
+SAMPLERS = [  # of six steps
+    Guided(steps=6),
+    Guided(steps=6, guidance="paper", max_push=0.1),
+    Inpainting(steps=6),
+    PlugAndPlay(iterations=6),
+    PosteriorFlow(4, PlugAndPlay(iterations=2)),
+    Renoising((0.8, 0.7, 0.6, 0.5, 0.4, 0.3), chains=2),
+]
 
 
 class Killed(Exception):

@@ -7,15 +7,13 @@ import pytest
 import torch
 
 from cryofm_ops import FourierGaussian, LinearGaussian, WhiteNoise, fourier_filter, irfft, radial, rfft
-from cryofm_sampling import CapabilityError, Checkpoint, PlugAndPlay, PosteriorFlow, SettingError
+from cryofm_sampling import CapabilityError, PlugAndPlay, PosteriorFlow
 from cryofm_sampling.testing import (
     GaussianPrior,
     check_batching,
     check_covariance,
     check_dtype,
     check_mean,
-    check_modes,
-    two_spectra,
 )
 
 BOX = (4, 3, 5)
@@ -68,9 +66,8 @@ def test_where_nothing_was_measured_nothing_is_left_of_the_first_passes():
 
 
 def test_mean_and_covariance():
-    sampler = PosteriorFlow(60)
-    check_mean(sampler, runs=60, bias=0.1)
-    check_covariance(sampler, runs=60, bias=0.1)
+    check_mean(PosteriorFlow(60), runs=60, bias=0.1)
+    check_covariance(PosteriorFlow(30), runs=400, bias=0.1)
 
 
 class Blurred:
@@ -150,33 +147,6 @@ def test_the_result_and_what_a_callback_sees_are_their_own():
     assert torch.equal(spoilt.x, draw.x)
 
 
-def test_two_modes():
-    check_modes(PosteriorFlow(24), *two_spectra(), runs=100)
-
-
-def test_a_killed_run_goes_on(tmp_path):
-    run, likelihood = PosteriorFlow(4, PlugAndPlay(3)), data([20.0, 2.0, 0.5])
-    whole = run(PRIOR, likelihood, shape=(2, *BOX), generator=torch.Generator().manual_seed(1))
-    assert whole.nfe == 7
-    for killed_at in (5, 11):  # in the passes, in the flow; of 14 evaluations and one to say which velocity field it is
-        calls = 0
-
-        def dying(x, t):
-            nonlocal calls
-            calls += 1
-            if calls > killed_at:  # noqa: B023
-                raise KeyboardInterrupt
-            return PRIOR(x, t)
-
-        dying.signal_power, dying.denoising_error = PRIOR.signal_power, PRIOR.denoising_error
-        checkpoint = Checkpoint(tmp_path / "run", every_seconds=0)
-        arguments = {"shape": (2, *BOX), "checkpoint": checkpoint}
-        with pytest.raises(KeyboardInterrupt):
-            run(dying, likelihood, generator=torch.Generator().manual_seed(1), **arguments)
-        resumed = run(PRIOR, likelihood, generator=torch.Generator().manual_seed(1), **arguments)
-        assert torch.equal(resumed.x, whole.x)
-
-
 def test_what_is_missing_is_named():
     class OnlyLogProb:
         def log_prob(self, x):
@@ -187,5 +157,3 @@ def test_what_is_missing_is_named():
         PosteriorFlow()(PRIOR, OnlyLogProb(), **run)
     with pytest.raises(CapabilityError, match=r"PosteriorFlow needs a Calibrated .* function has no signal_power"):
         PosteriorFlow()(lambda x, t: x, data([1.0, 1.0, 1.0]), **run)
-    with pytest.raises(SettingError, match="steps"):
-        PosteriorFlow(1)

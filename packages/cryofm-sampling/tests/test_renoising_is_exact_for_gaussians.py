@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cryofm_ops import FourierGaussian, LinearGaussian, WhiteNoise
-from cryofm_sampling import CapabilityError, Checkpoint, GridMismatchError, Renoising, SettingError
+from cryofm_sampling import CapabilityError, GridMismatchError, Renoising, SettingError
 from cryofm_sampling.testing import GaussianPrior, check_covariance, check_mean
 
 BOX = (4, 3, 5)
@@ -90,27 +90,6 @@ def test_each_chain_of_an_average_is_a_sample(kit):
     expected = float((0.7**2 * P / (1 + P) + 0.3**2).mean())  # of x_t at t = 0.3
     found = torch.stack([x.square().mean() for i, x in enumerate(watched) if i % 6 >= 3])
     assert float(found.mean()) == pytest.approx(expected, abs=5 * float(found.std()) / 180**0.5)
-
-
-def test_a_killed_run_goes_on(kit, tmp_path):
-    likelihood = kit.Spectral(torch.ones(BOX), torch.ones(4, 3, 3))
-    run = Renoising((0.8, 0.5, 0.2), chains=2)
-    whole = run(PRIOR, likelihood, shape=(2, *BOX), generator=torch.Generator().manual_seed(1))
-    calls = 0
-
-    def dying(x, t):
-        nonlocal calls
-        calls += 1
-        if calls > 9:  # one to say which velocity field it is, 4 a level
-            raise KeyboardInterrupt
-        return PRIOR(x, t)
-
-    dying.signal_power, dying.denoising_error = PRIOR.signal_power, PRIOR.denoising_error
-    checkpoint = Checkpoint(tmp_path / "run", every_seconds=0)
-    with pytest.raises(KeyboardInterrupt):
-        run(dying, likelihood, shape=(2, *BOX), generator=torch.Generator().manual_seed(1), checkpoint=checkpoint)
-    resumed = run(PRIOR, likelihood, shape=(2, *BOX), generator=torch.Generator().manual_seed(1), checkpoint=checkpoint)
-    assert torch.equal(resumed.x, whole.x)
 
 
 def test_what_is_missing_is_named(kit):
