@@ -6,9 +6,9 @@ x̂_0 at x_t = (1 − t) s. Data and denoiser take turns, and a dual variable u 
     x̂ = D(x + τ u),    u ← u + (x − x̂) / τ,    x = the mean of N(x̂ − τ u, τ) given the data.
 
 `Conjugate` likelihoods know the last for any linear operator. For a Gaussian prior D(s) = P / (P + τ) s, and where the
-two agree, x = x̂ and u = x / P: then x is exactly the posterior mean, whatever the operator and τ. What the denoiser
-is shown there is self-noised: of data that are diagonal in Fourier space it is (1 + τ/P) P / (P + N) y, whose noise
-has the variance τ where N = τ, and less elsewhere.
+two agree, x = x̂ and u = x / P: then x is exactly the posterior mean, whatever the operator and τ. What the denoiser is
+then shown, of data y that are diagonal in Fourier space, is (1 + τ/P) P / (P + N) y: no noise is added to it, and where
+N = τ it is y itself, as the denoiser expects.
 
 The level falls evenly from t = 0.8 to that of the noise, or above it where there are gaps, so that what is coarse
 settles before what is fine, and gaps are filled from their edges. It begins with the Wiener estimate and u = 0, which
@@ -73,7 +73,7 @@ def weighted_gain(W: Tensor, power: Tensor, box: Box) -> Tensor:
 def automatic_tau(W: Tensor, power: Tensor, box: Box) -> float:
     """τ by √τ = Σ G √N / Σ G, over what was measured with noise.
 
-    All power means of N are N where the noise is white; where it is not, this one is about twice the geometric one.
+    For white noise τ = N; of other noise it is about twice the geometric mean of N.
     """
     gain = weighted_gain(W, power, box) * W.isfinite()
     if not gain.any():
@@ -84,7 +84,8 @@ def automatic_tau(W: Tensor, power: Tensor, box: Box) -> float:
 def gap_tau(W: Tensor, power: Tensor, box: Box) -> float:
     """τ = P̄ m² / (g (m + g)) for gaps, W = 0: m is their share of the power, g the mean gain, P̄ the mean power.
 
-    Far more than was measured is missing: τ is its power per coefficient that was, P̄ m / g. Far less: next to nothing.
+    Where most is missing (g ≪ m) that is the missing power per measured coefficient, P̄ m / g; where little is (m ≪ g),
+    next to nothing.
     """
     spectrum = friedel_weights(box).to(power) * power
     spectrum[0, 0, 0] = 0
@@ -120,7 +121,7 @@ def start(data: Conjugate, power: Tensor, box: Box, like: Tensor, stream: torch.
 def alternate(
     velocity: VelocityField, data: Conjugate, x: Tensor, u: Tensor, t: float, stream: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One pass at level t: x̂, x and u, from the x and u of the pass before; all `(z, y, x)`."""
+    """One pass with the denoiser at t: x̂, x and u, from the x and u of the pass before; all `(z, y, x)`."""
     tau = variance_at(t)
     s = x + tau * u
     x_hat = denoised(velocity, s, t, stream)

@@ -11,8 +11,8 @@ last shows takes the place of x_t:
 means over voxels. The loss is smallest where x̂_0 = x_t − t v is E[x_0 | x_t]. Data with white noise are shown as they
 are, so that there this IS flow matching.
 
-A pass at level τ splits the precision W of the data in two, and is self-noised; those of `PlugAndPlay` and
-`PosteriorFlow` keep a dual variable instead, and show nearly the same:
+A pass at level τ splits the precision W of the data in two (those of `PlugAndPlay` and `PosteriorFlow` keep a dual
+variable instead; what a network learns here serves them too):
 
 - min(W, 1/τ) enters BEFORE the denoiser, r = x + g (y − x) with g = min(τ W, 1): the noise of the observation itself is
   (part of) the noise that the denoiser expects.

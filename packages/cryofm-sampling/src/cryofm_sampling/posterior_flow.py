@@ -2,23 +2,26 @@
 
 The flow of p(x_0 | y) is the prior's with another mean in it,
 
-    v_y(x_t, t) = (x_t − E[x_0 | x_t, y]) / t,    x_s = (s / t) x_t + (1 − s / t) E.
+    v_y(x_t, t) = (x_t − m) / t,    x_s = (s / t) x_t + (1 − s / t) m,    m = E[x_0 | x_t, y].
 
-A step from t to s takes for E the mean at t and half of its change in the step before, which is the mean halfway in
-log σ to second order. And x_t is one more observation of x_0: x_t / (1 − t) with white noise of variance τ = (t / (1 −
-t))². So the mean is what passes of `PlugAndPlay` find if their x is conditioned on both. They begin with E[x_0 | y],
-the mean at t = 1; one will do, unless gaps have to be filled. Then every step makes one pass,
+For m a step takes its value at t and half of its change in the step before, which is m halfway in log(t / (1 − t)) to
+second order; the steps are even in that.
 
-    x̂ = D(x̂ + τ' (g + (x_t / (1 − t) − x) / τ)),    x = the mean of N(2 x̂ − what D was shown, τ') given both.
+Where m comes from: x_t / (1 − t) is one more observation of x_0, with white noise of variance τ = (t / (1 − t))². So m
+is what passes of `PlugAndPlay` find if their x is conditioned on y and x_t. Before the flow, passes on y alone find its
+value at t = 1, E[x_0 | y]; one will do, unless gaps have to be filled. Then every step makes one pass, at a τ' of its
+own,
 
-g is the gradient at x of log p(y | x), zero where nothing was measured: the dual variable of `PlugAndPlay` less what
-x_t adds to it, which is known as soon as x_t has changed.
+    s = x̂ + τ' (g + (x_t / (1 − t) − x) / τ),    x̂ = D(s),    x = the mean of N(2 x̂ − s, τ') given y and x_t.
 
-The denoiser's level is what the Wiener filter of both leaves open over what it takes, τ' = Σ E / Σ G with W_t = W +
-1/τ, E = P / (1 + P W_t) and G = P W_t / (1 + P W_t). Noiseless data have E = 0 and count with half of G: with all of it
-samples spread too little, with none the gaps between them are filled by a denoiser that takes their edges for noisy.
-The passes before the flow end at the level where it begins: what they leave in g at a lower one would count up to a
-hundredfold, which a network, not being linear, cannot undo.
+What τ' multiplies is the dual variable, the gradient at x of what y and x_t say together. Kept from pass to pass is the
+part of y, g = ∇ log p(y | x), zero where nothing was measured; the part of x_t is known as soon as x_t has changed.
+
+τ' = Σ V / Σ G, what a Wiener filter of both leaves open over what it takes: with W_t = W + 1/τ, V = P / (1 + P W_t) and
+G = P W_t / (1 + P W_t). Noiseless data have V = 0 and count with half of G: with all of it samples spread too little,
+with none the gaps between them are filled by a denoiser that takes their edges for noisy. The passes before the flow
+end at its first τ': what they leave in g at a lower one would count up to a hundredfold, which a network, not being
+linear, cannot undo.
 
 The last x_t leaves open N(x, e) given the data, with the denoiser's own error e at its t; what is drawn from that is
 most of the spread of what was measured better than x_t tells.

@@ -172,7 +172,7 @@ def check_coverage(
     y = rfft(truth) + torch.where(W > 0, rfft(white[1]) / W.double().sqrt(), 0)
     data = FourierGaussian(W, torch.where(W > 0, y, 0).repeat_interleave(_TOGETHER, 0), box)
     x = _drawn(sampler, prior, data, (runs * _TOGETHER, *box), generator).double()
-    std, mean = torch.std_mean(x.unflatten(0, (runs, _TOGETHER)), 1)
+    std, mean = torch.std_mean(x.reshape(runs, _TOGETHER, *box), 1)
     off = (truth - mean).abs() / (std * (1 + 1 / _TOGETHER) ** 0.5)
     for nominal, half_width in _STUDENT.items():
         found = (off < half_width).double().mean((1, 2, 3))
