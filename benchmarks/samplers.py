@@ -5,7 +5,8 @@ One observation of a crop (for noise: the mean of two halves, whose noise is est
 sampler at every number of steps; the scale is the truth's. ``input`` is that observation, ``wiener`` the Wiener filter
 of the truth's own spectrum. The CSV grows line by line, and lines that it has are not computed again: a stopped run
 goes on, and boxes, crops, rows, samplers or steps can be added later. ``--summary`` prints what the CSV has, mean ±
-standard deviation over crops, and how many crops fall below the Wiener filter.
+standard deviation over crops (of seconds the median, as other jobs may have run), how many crops fall below the Wiener
+filter, and how many failed: FSC_0.5 worse than 30 Å, as that of a sampler is that ends in an error and leaves nothing.
 
 ``default`` is what `restore` chooses by itself, whatever ``--steps``. NFE counts a backward pass through the network as
 one more evaluation. The whole grid on 20 maps is days on one core; README.md has an order in which to run parts of it.
@@ -36,8 +37,9 @@ from cryofm_ops import (
     radial_mean,
     rfft,
 )
-from cryofm_sampling import Guided, Inpainting, PlugAndPlay, PosteriorFlow, Renoising, Sampler, restore
+from cryofm_sampling import Draw, Guided, Inpainting, PlugAndPlay, PosteriorFlow, Renoising, Sampler, restore
 
+FAILED = 30.0  # Å
 COLUMNS = ("map", "box", "row", "sampler", "steps", "nfe", "seconds", "auc", "fsc05", "error", "auc_gap")
 
 
@@ -126,8 +128,12 @@ def measure(name: str, truth: Tensor, seed: int, prior: CalibratedPrior, args: a
                 start = time.perf_counter()
                 numbers = torch.Generator().manual_seed(seed)
                 algorithm = SAMPLERS[sampler](steps, row)
-                with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
-                    draw = restore(prior, likelihood, shape=box, generator=numbers, sampler=algorithm, samples=1)
+                try:
+                    with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
+                        draw = restore(prior, likelihood, shape=box, generator=numbers, sampler=algorithm, samples=1)
+                except CryoFMError as error:
+                    print(f"{name}, {row}, {sampler}, {steps} steps: {error}", flush=True)
+                    draw = Draw(torch.zeros(box), 0, {})
                 add(row, sampler, steps, draw.nfe, time.perf_counter() - start, draw.x, gap)
 
 
@@ -149,12 +155,15 @@ def summary(path: Path) -> None:
     for (box, row, sampler, steps), group in groups.items():
         values = {key: np.array([float(line[key]) for line in group]) for key in COLUMNS[5:]}
         below = sum(float(line["auc"]) < float(wieners[line["map"], box, row]) - 0.02 for line in group)
+        found = values["fsc05"] <= FAILED
+        resolution = values["fsc05"][found] if found.any() else np.array([math.nan])
         print(
             f"{box:>3}³ {row:20} {sampler:24} {steps:5} steps {values['nfe'].mean():6.0f} NFE "
-            f"{values['seconds'].mean():7.1f} s  "
-            f"AUC {values['auc'].mean():.3f} ± {values['auc'].std():.3f}  FSC_0.5 {values['fsc05'].mean():5.2f} Å  "
-            f"error {values['error'].mean():.3f}  gap {values['auc_gap'].mean():.3f}  "
-            f"{len(group)} maps, {below} worse than Wiener by .02"
+            f"{np.median(values['seconds']):7.1f} s  "
+            f"AUC {values['auc'].mean():.3f} ± {values['auc'].std():.3f}  "
+            f"FSC_0.5 {resolution.mean():5.2f} ± {resolution.std():4.2f} Å  "
+            f"error {values['error'].mean():.3f} ± {values['error'].std():.3f}  gap {values['auc_gap'].mean():.3f}  "
+            f"{len(group)} maps, {(~found).sum()} failed, {below} worse than Wiener by .02"
         )
 
 

@@ -1,4 +1,4 @@
-"""`PlugAndPlayLoss` against flow matching, and against passes that split the precision, with the network that it trains."""
+"""`PlugAndPlayLoss` against flow matching, and against its own passes with the network that it trains."""
 
 import pytest
 import torch
