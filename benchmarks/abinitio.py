@@ -27,12 +27,13 @@ import attrs
 import numpy as np
 import torch
 from _alignment import aligned, resolution
+from _inputs import calibrated_prior
 from _table import write_csv
 from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from cryofm_io import ImageStack, prepare_images, read_map
-from cryofm_model import CalibratedPrior, WeightsError, load_prior
+from cryofm_model import CalibratedPrior
 from cryofm_model.particles import whole_particle
 from cryofm_ops import (
     BlindProjections,
@@ -259,9 +260,7 @@ def main() -> None:
     parser.add_argument("--sym", help="point group of all the structures: C4, D7, T, O, I")
     parser.add_argument("--bf16", action="store_true", help="the network computes in bfloat16")
     args = parser.parse_args()
-    prior = load_prior(args.prior)
-    if not isinstance(prior, CalibratedPrior):
-        raise WeightsError(f"the prior {args.prior} carries no statistics; `calibrate` measures them")
+    prior = calibrated_prior(args.prior)
     if args.bf16:
         prior.network.forward = torch.autocast("cpu", torch.bfloat16)(prior.network.forward)
     rows: list[Row] = []

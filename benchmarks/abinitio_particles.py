@@ -23,11 +23,12 @@ import attrs
 import numpy as np
 import torch
 from _alignment import aligned, resolution
+from _inputs import calibrated_prior
 from _table import write_csv
 from torch import Tensor
 
 from cryofm_io import ImageStack, prepare_particles, read_map
-from cryofm_model import CalibratedPrior, WeightsError, load_prior
+from cryofm_model import CalibratedPrior
 from cryofm_model.particles import whole_particle
 from cryofm_ops import (
     CTF,
@@ -148,9 +149,7 @@ def main() -> None:
     parser.add_argument("--tries", type=int, default=4, help="chains of poses")
     parser.add_argument("--bf16", action="store_true", help="the network computes in bfloat16")
     args = parser.parse_args()
-    prior = load_prior(args.prior)
-    if not isinstance(prior, CalibratedPrior):
-        raise WeightsError(f"the prior {args.prior} carries no statistics; `calibrate` measures them")
+    prior = calibrated_prior(args.prior)
     if args.bf16:
         prior.network.forward = torch.autocast("cpu", torch.bfloat16)(prior.network.forward)
     rows: list[Row] = []

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _inputs import calibrated_prior, clean
 from _table import write_csv
 from denoising import crop, sides
 from prior import DENSITY
@@ -32,8 +33,7 @@ from samplers import line_of, observations, renoising
 from scipy.stats import t as student
 from torch import Tensor
 
-from cryofm_io import CryoFMError, normalise_clean, read_map, to_grid
-from cryofm_model import CalibratedPrior, load_prior
+from cryofm_model import CalibratedPrior
 from cryofm_ops import (
     FourierGaussian,
     LinearGaussian,
@@ -190,13 +190,10 @@ def main() -> None:
     parser.add_argument("--prior", default="cryofm-tiny")
     parser.add_argument("--out", type=Path, required=True, help=".csv file")
     args = parser.parse_args()
-    prior = load_prior(args.prior)
-    if not isinstance(prior, CalibratedPrior):
-        raise CryoFMError(f"the prior {args.prior} carries no statistics; `calibrate` measures them")
+    prior = calibrated_prior(args.prior)
     table: list[dict[str, object]] = []
     for seed, path in enumerate(args.maps):
-        density = normalise_clean(to_grid(read_map(path), prior.voxel_size)[0])[0]
-        truth = torch.from_numpy(crop(density, args.box))
+        truth = torch.from_numpy(crop(clean(path, prior.voxel_size), args.box))
         data: list[tuple[str, FourierGaussian | LinearGaussian]] = [*observations(truth, seed), *linear(truth, seed)]
         chosen = args.rows or [*ROWS, *(row for row, _ in linear(truth, seed))]
         for row, likelihood in data:

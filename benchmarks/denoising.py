@@ -13,11 +13,12 @@ from pathlib import Path
 import attrs
 import numpy as np
 import torch
+from _inputs import clean
 from _table import write_csv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cryofm_io import fsc, normalise_clean, read_map, to_grid
+from cryofm_io import fsc
 from cryofm_model import Normalization, Prior, load_prior
 from cryofm_ops import (
     FourierGaussian,
@@ -72,8 +73,7 @@ def halves_of(truth: Tensor, level: str, generator: torch.Generator) -> tuple[Te
 def row_of(path: Path, level: str, seed: int, prior_name: str) -> dict[str, object]:
     """Degrade one map and restore it in every way."""
     prior = load_prior(prior_name)
-    density, _ = normalise_clean(to_grid(read_map(path), prior.voxel_size)[0])
-    truth = torch.from_numpy(crop(density))
+    truth = torch.from_numpy(crop(clean(path, prior.voxel_size)))
     halves = halves_of(truth, level, torch.Generator().manual_seed(seed))
     noise = estimate_noise_power(*halves)
     mean = (halves[0] + halves[1]) / 2

@@ -10,12 +10,11 @@ import argparse
 from pathlib import Path
 
 import torch
+from _inputs import calibrated_prior
 from _table import write_csv
 from denoising import BOX, noise_power
 from torch import Tensor
 
-from cryofm_io import CryoFMError
-from cryofm_model import CalibratedPrior, load_prior
 from cryofm_ops import Identity, SpectralNoise, gaussian_likelihood, radial_mean, rfft
 from cryofm_sampling import Flow, PlugAndPlay, PosteriorFlow, Sampler, restore
 
@@ -37,9 +36,7 @@ def main() -> None:
     parser.add_argument("--prior", default="cryofm-tiny")
     parser.add_argument("--out", type=Path, required=True, help=".csv file")
     args = parser.parse_args()
-    prior = load_prior(args.prior)
-    if not isinstance(prior, CalibratedPrior):
-        raise CryoFMError(f"the prior {args.prior} carries no statistics; `calibrate` measures them")
+    prior = calibrated_prior(args.prior)
     autocast = torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16")
     with autocast:
         drawn = Flow()(prior, shape=(PRIOR_SAMPLES, *BOX), generator=torch.Generator().manual_seed(0)).x

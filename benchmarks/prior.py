@@ -26,13 +26,14 @@ from typing import SupportsFloat
 
 import numpy as np
 import torch
+from _inputs import calibrated_prior, clean
 from _table import write_csv
 from denoising import BOX, crop, halves_of, noise_power
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cryofm_io import fsc, normalise_clean, read_map, to_grid
-from cryofm_model import CalibratedPrior, WeightsError, load_prior
+from cryofm_io import fsc
+from cryofm_model import CalibratedPrior
 from cryofm_ops import (
     AnisotropicNoise,
     FourierGaussian,
@@ -219,10 +220,8 @@ def main() -> None:
 
 def measure(args: argparse.Namespace) -> None:
     """Write the tables."""
-    prior = load_prior(args.prior)
-    if not isinstance(prior, CalibratedPrior):
-        raise WeightsError(f"the prior {args.prior} carries no statistics; `calibrate` measures them")
-    truths = [crop(normalise_clean(to_grid(read_map(path), prior.voxel_size)[0])[0]) for path in args.maps]
+    prior = calibrated_prior(args.prior)
+    truths = [crop(clean(path, prior.voxel_size)) for path in args.maps]
     crops = torch.from_numpy(np.stack(truths))
     velocities = velocity_errors(prior, crops)
     for line in velocities:

@@ -15,24 +15,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _inputs import calibrated_prior, clean
 from _table import write_csv
 from denoising import BOX, crop, halves_of
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from cryofm_io import CryoFMError, fourier_resample, fsc, normalise_clean, read_map, to_grid
-from cryofm_model import CalibratedPrior, load_prior
+from cryofm_io import fourier_resample, fsc
+from cryofm_model import CalibratedPrior
 from cryofm_ops import Identity, SpectralNoise, fourier_filter, gaussian_likelihood, radial, radial_mean, rfft
 from cryofm_sampling import Flow, restore
 
 COARSE = 3  # times the prior's voxel
 SAMPLES = 16
-
-
-def clean(path: Path) -> NDArray[np.float32]:
-    """A map as the prior knows it, solvent 0 and full density 1."""
-    return normalise_clean(to_grid(read_map(path), 1.5)[0])[0]
 
 
 def coarse(density: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -58,7 +54,7 @@ def nearest(queries: list[NDArray[np.float32]], paths: list[Path]) -> list[tuple
     # Maps have empty margins, so that what wraps around is solvent; multiples of 8, so that shapes are few.
     maps: dict[tuple[int, ...], list[tuple[Tensor, str]]] = defaultdict(list)
     for path in tqdm(paths, unit="map", mininterval=10, desc="reading"):
-        density = torch.from_numpy(coarse(clean(path)))
+        density = torch.from_numpy(coarse(clean(path, 1.5)))
         maps[tuple(-(-max(n, side) // 8) * 8 for n in density.shape)].append((density, path.name))
     best = [(0.0, "")] * len(queries)
     with tqdm(total=len(paths) * len(queries), mininterval=10, desc="nearest") as bar:
@@ -140,10 +136,8 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="beginning of the names of all results")
     args = parser.parse_args()
     torch.set_autocast_enabled("cpu", args.bf16)
-    prior = load_prior(args.prior)
-    if not isinstance(prior, CalibratedPrior):
-        raise CryoFMError(f"the prior {args.prior} carries no statistics; `calibrate` measures them")
-    held_out = torch.from_numpy(np.stack([crop(clean(path)) for path in args.held_out[:SAMPLES]]))
+    prior = calibrated_prior(args.prior)
+    held_out = torch.from_numpy(np.stack([crop(clean(path, prior.voxel_size)) for path in args.held_out[:SAMPLES]]))
     generator = torch.Generator().manual_seed(0)
     bar = tqdm(range(SAMPLES), unit="sample")
     drawn = [Flow()(prior, shape=BOX, generator=generator).x for _ in bar]
@@ -163,7 +157,7 @@ def main() -> None:
     distance = torch.stack(torch.meshgrid(*[torch.arange(-32.0, 32)] * 3, indexing="ij")).square().sum(0).sqrt()
     sphere = 0.6 * (distance < 14)
     things = {"pure noise": held_out[0], "sphere": sphere}
-    things |= {path.stem: torch.from_numpy(crop(clean(path))) for path in args.foreign}
+    things |= {path.stem: torch.from_numpy(crop(clean(path, prior.voxel_size))) for path in args.foreign}
     table = [foreign(name, truth, prior) for name, truth in things.items()]
     print(*table, sep="\n", flush=True)
     write_csv(Path(f"{args.out}_foreign.csv"), table)

@@ -22,12 +22,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _inputs import calibrated_prior, clean
 from denoising import crop, sides
 from prior import WEDGE, noises, wiener
 from torch import Tensor
 
-from cryofm_io import CryoFMError, fsc, normalise_clean, read_map, to_grid
-from cryofm_model import CalibratedPrior, load_prior
+from cryofm_io import CryoFMError, fsc
+from cryofm_model import CalibratedPrior
 from cryofm_ops import (
     FourierGaussian,
     FourierMask,
@@ -184,12 +185,9 @@ def main() -> None:
     if args.summary:
         summary(args.out)
         return
-    prior = load_prior(args.prior)
-    if not isinstance(prior, CalibratedPrior):
-        raise CryoFMError(f"the prior {args.prior} carries no statistics; `calibrate` measures them")
+    prior = calibrated_prior(args.prior)
     for seed, path in enumerate(args.maps):
-        density = normalise_clean(to_grid(read_map(path), prior.voxel_size)[0])[0]
-        measure(path.stem, torch.from_numpy(crop(density, args.box)), seed, prior, args)
+        measure(path.stem, torch.from_numpy(crop(clean(path, prior.voxel_size), args.box)), seed, prior, args)
 
 
 if __name__ == "__main__":
