@@ -6,9 +6,11 @@ from cryofm_ops import (
     Blind,
     Conjugate,
     FourierDiagonal,
+    GridMismatchError,
     Identity,
     Likelihood,
     LinearGaussian,
+    LowPass,
     Normal,
     OperatorError,
     SpectralNoise,
@@ -54,13 +56,40 @@ class WithBoth(WithSpectrum, WithCondition):
     pass
 
 
+class OnlyCondition:
+    def __init__(self, inner):
+        self.condition = inner.condition
+
+
+class OnlySpectrum:
+    def __init__(self, inner):
+        self.spectral_precision, self.spectral_data = inner.spectral_precision, inner.spectral_data
+
+
+class WithPoses(OnlyLikelihood):
+    def refine(self, x):
+        return self.inner
+
+
 @pytest.fixture
 def data(oracle, generator):
     y = 0.04 + 0.09 * torch.randn(oracle.shape, generator=generator, dtype=torch.float64)
     return gaussian_likelihood(Identity(), NOISE, y)
 
 
-@pytest.mark.parametrize("wrap", [OnlyLikelihood, WithCondition, WithSpectrum, WithBoth, lambda x: x])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        OnlyLikelihood,
+        WithCondition,
+        WithSpectrum,
+        WithBoth,
+        OnlyCondition,
+        OnlySpectrum,
+        WithPoses,
+        lambda x: x,
+    ],
+)
 def test_keeps_exactly_the_capabilities(wrap, data):
     likelihood = wrap(data)
     model = in_model_units(likelihood, Affine())
@@ -81,6 +110,33 @@ def test_spectral_form_reproduces_log_prob(wrap, data, oracle, generator):
     z = torch.randn(oracle.shape, generator=generator, dtype=torch.float64)
     terms = model.spectral_precision() * (rfft(z) - model.spectral_data()).abs() ** 2
     torch.testing.assert_close(-0.5 * oracle.full(terms).sum(), model.log_prob(z))
+
+
+@pytest.mark.parametrize("width", [8, 9])
+def test_the_box_is_asked_for_where_the_data_do_not_tell(width, generator):
+    shape = (4, 5, width)
+    y = torch.full(shape, 0.04, dtype=torch.float64)
+    low = gaussian_likelihood(LowPass(4.0, 1.0), NOISE, y)
+    with pytest.raises(OperatorError, match=r"do not tell whether their box is \(4, 5, 8\) or \(4, 5, 9\)"):
+        in_model_units(WithSpectrum(low), Affine()).spectral_data()
+    known = in_model_units(WithSpectrum(low), Affine(), shape=shape)
+    torch.testing.assert_close(known.spectral_data(), torch.zeros_like(known.spectral_data()))
+    centred = in_model_units(WithSpectrum(low), Affine(mean=0.0))  # which takes nothing off
+    torch.testing.assert_close(centred.spectral_data(), low.spectral_data() / 0.09)
+
+
+def test_an_attribute_called_shape_is_not_taken_for_the_box(data):
+    stranger = WithSpectrum(data)
+    stranger.shape = (3,)
+    torch.testing.assert_close(
+        in_model_units(stranger, Affine()).spectral_data(), in_model_units(data, Affine()).spectral_data()
+    )
+
+
+def test_another_box_than_that_of_the_data_is_refused(data):
+    z, y, x = data.shape
+    with pytest.raises(GridMismatchError, match="the data have box"):
+        in_model_units(data, Affine(), shape=(z, y, x + 1))
 
 
 @pytest.mark.parametrize("variance", ["white", "per coefficient"])
@@ -127,7 +183,7 @@ def test_a_stranger_with_a_white_variance(oracle):
 
 
 def test_what_is_no_likelihood_or_normalization_is_named(data):
-    with pytest.raises(OperatorError, match="Identity has no log_prob"):
+    with pytest.raises(OperatorError, match="Identity has no log_prob, condition, refine"):
         in_model_units(Identity(), Affine())  # type: ignore[call-overload]  # pyright: ignore
     with pytest.raises(OperatorError, match=r"must be positive, got 0\.0"):
         in_model_units(data, Affine(0.0, 0.0))

@@ -1,11 +1,13 @@
 """The front door picks the algorithm from capabilities, and works in the units of the data."""
 
+from types import SimpleNamespace
+
 import attrs
 import pytest
 import torch
 
 from cryofm_ops import Identity, MissingWedge, WhiteNoise, gaussian_likelihood
-from cryofm_sampling import CapabilityError, Guided, PlugAndPlay, Renoising, SettingError, restore
+from cryofm_sampling import CapabilityError, GridMismatchError, Guided, PlugAndPlay, Renoising, SettingError, restore
 from cryofm_sampling.testing import GaussianPrior
 
 BOX = (6, 5, 8)
@@ -137,6 +139,18 @@ def test_samples_where_a_gaussian_can_be_conditioned(y, likelihood):
 
     draw = restore(Prior(1.0), Conditions(), shape=BOX, generator=torch.Generator(), estimate="samples", samples=1)
     assert (draw.settings["algorithm"], draw.nfe) == ("PosteriorFlow", 32)
+
+
+@pytest.mark.parametrize("names", [["spectral_precision", "spectral_data"], ["condition"]])
+def test_no_log_prob_is_needed_for_plug_and_play(names, likelihood):
+    partial = SimpleNamespace(**{name: getattr(likelihood, name) for name in names})
+    torch.testing.assert_close(run(Prior(1.0), partial).x, run(Prior(1.0), likelihood).x, rtol=0, atol=2e-3)
+
+
+def test_the_data_of_another_box_are_refused_though_their_half_grids_agree(y):
+    odd = gaussian_likelihood(Identity(), WhiteNoise(0.09), torch.zeros(6, 5, 9))
+    with pytest.raises(GridMismatchError, match=r"box \(6, 5, 9\)"):
+        run(Prior(1.0), odd)
 
 
 def test_samples_of_a_prior_without_statistics_are_guided(likelihood):

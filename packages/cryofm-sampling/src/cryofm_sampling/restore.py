@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from cryofm_ops import Blind, Conjugate, FourierDiagonal, Likelihood, in_model_units
-from cryofm_sampling._common import missing, streams
+from cryofm_sampling._common import missing, split_shape, streams
 from cryofm_sampling._ranks import rank_and_size
 from cryofm_sampling.blind_guided import BlindGuided
 from cryofm_sampling.checkpoint import Checkpoint
@@ -27,7 +27,7 @@ __all__ = ["restore"]
 
 def restore(
     prior: VelocityField,
-    likelihood: Likelihood | Blind,
+    likelihood: Likelihood | Conjugate | FourierDiagonal | Blind,
     /,
     *,
     shape: tuple[int, ...],
@@ -85,7 +85,8 @@ def restore(
     if not hasattr(samples, "__index__") or samples < 1:
         raise SettingError(f"samples must be a whole number from 1, got {samples!r}")
     normalization = getattr(prior, "normalization", None)
-    inner = likelihood if normalization is None else in_model_units(likelihood, normalization)
+    _, box = split_shape(shape)
+    inner = likelihood if normalization is None else in_model_units(likelihood, normalization, shape=box)
     because = "the caller chose it"
     if sampler is None:
         sampler, because = _choose(prior, inner, estimate)
@@ -103,7 +104,7 @@ def restore(
     if checkpoint is not None and (group is not None or tiles is not None):
         # Ranks that do the same run share its file; those that share the samples have their own.
         checkpoint = attrs.evolve(checkpoint, group=group if group is not None and mean_only else tiles)
-    data = cast(Likelihood, inner)  # a sampler of the caller's choice may take a Blind one
+    data = cast(Likelihood, inner)  # a sampler of the caller's choice may take another one
     # Every sample has a generator of its own, so that none depends on who draws the others, and on how many.
     generators = [generator] if mean_only else streams(generator, (samples,))
     jobs = [partial(sampler, prior, data, shape=shape, generator=own, callback=callback) for own in generators]
@@ -138,7 +139,9 @@ def _remove_parts(checkpoint: Checkpoint, samples: int, rank: int, size: int) ->
         part.remove()
 
 
-def _choose(prior: VelocityField, likelihood: Likelihood | Blind, estimate: str) -> tuple[Sampler, str]:
+def _choose(
+    prior: VelocityField, likelihood: Likelihood | Conjugate | FourierDiagonal | Blind, estimate: str
+) -> tuple[Sampler, str]:
     if isinstance(likelihood, Blind) and not hasattr(likelihood, "log_prob"):
         return BlindGuided(), "the likelihood is Blind: its poses are searched at every step"
     kind = "FourierDiagonal" if isinstance(likelihood, FourierDiagonal) else "Conjugate"
@@ -160,7 +163,7 @@ def _choose(prior: VelocityField, likelihood: Likelihood | Blind, estimate: str)
     return Guided(), f"{because}{averaged}"
 
 
-def _mean(likelihood: FourierDiagonal | Likelihood) -> PlugAndPlay:
+def _mean(likelihood: FourierDiagonal | Conjugate) -> PlugAndPlay:
     """With more passes where gaps have to be filled beside data without noise."""
     if isinstance(likelihood, FourierDiagonal):
         W = likelihood.spectral_precision()

@@ -139,7 +139,8 @@ def fit_scale(
         if step not in scores:
             units = ScaledNormalization(normalization, guess * math.exp(step * _STEP))
             stream = torch.Generator(generator.device).manual_seed(seed)
-            draw = sampler(prior, in_model_units(likelihood, units), shape=shape, generator=stream, callback=callback)
+            inner = in_model_units(likelihood, units, shape=shape)
+            draw = sampler(prior, inner, shape=shape, generator=stream, callback=callback)
             x_1 = rfft(draw.x * units.std + units.mean)
             cross = radial_mean((x_1 * y_2.conj()).real, shape, len(fsc))
             power_1 = radial_mean(x_1.abs() ** 2, shape, len(fsc))
