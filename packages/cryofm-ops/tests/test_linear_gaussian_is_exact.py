@@ -66,6 +66,14 @@ def test_log_prob_and_its_gradient_against_dense(problem, oracle, generator):
     assert torch.autograd.gradcheck(likelihood.log_prob, x, fast_mode=True)
 
 
+def test_each_of_several_observations_has_its_log_prob(problem, oracle, generator):
+    operator, noise, y, _, _ = problem
+    x = torch.randn(oracle.shape, generator=generator, dtype=torch.float64)
+    several = torch.stack([y, 2 * y, -y])
+    each = torch.stack([gaussian_likelihood(operator, noise, one).log_prob(x) for one in several])
+    torch.testing.assert_close(gaussian_likelihood(operator, noise, several).log_prob(x), each)
+
+
 @pytest.mark.parametrize("variance", ["white", "radial", "dirac"])
 def test_condition_against_a_dense_solve(problem, oracle, generator, variance):
     operator, noise, y, m, n = problem

@@ -37,10 +37,11 @@ class Gaussian:
 
     def log_prob(self, x: Tensor, /) -> Tensor:
         """−½ (A x − y)ᵀ Σ⁻¹ (A x − y), `(*batch,)`, for x `(*batch, z, y, x)`; no −½ ln det 2πΣ."""
-        r = self._residual(x)
-        return -0.5 * (r * self.noise.precision(r)).flatten(x.ndim - 3 - r.ndim).sum(-1)
+        r, axes = self._residual(x)
+        return -0.5 * (r * self.noise.precision(r)).reshape(*r.shape[: r.ndim - axes], -1).sum(-1)
 
-    def _residual(self, x: Tensor) -> Tensor:
+    def _residual(self, x: Tensor) -> tuple[Tensor, int]:
+        """A x − y, whose batch may be that of y, and how many axes one observation has."""
         made = self.operator(x)
         one = made.shape[x.ndim - 3 :]
         if self.observation.shape[-len(one) :] != one:
@@ -48,7 +49,7 @@ class Gaussian:
                 f"the operator makes {tuple(one)} of a volume {tuple(x.shape[-3:])}, "
                 f"but the observation has shape {tuple(self.observation.shape)}"
             )
-        return made - self.observation
+        return made - self.observation, len(one)
 
 
 @attrs.frozen(eq=False)
@@ -84,7 +85,7 @@ class LinearGaussian(Gaussian):
 
     def _condition(self, mean: Tensor, variance: Tensor | float) -> Normal:
         spread = torch.as_tensor(variance, dtype=mean.dtype, device=mean.device).sqrt()
-        data = -self._residual(mean)  # (*batch, *shape of y)
+        data = -self._residual(mean)[0]  # (*batch, *shape of y)
 
         def colour(u: Tensor) -> Tensor:  # V^½ u
             return spread * u if spread.ndim == 0 else fourier_filter(u, spread)
