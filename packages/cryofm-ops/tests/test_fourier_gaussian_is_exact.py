@@ -6,6 +6,7 @@ from cryofm_ops import (
     Identity,
     NoiseError,
     Normal,
+    ObservationError,
     SpectralNoise,
     WhiteNoise,
     fourier_filter,
@@ -120,6 +121,14 @@ def test_noiseless_data_have_no_log_prob():
     assert likelihood.spectral_precision().isinf().all()
     with pytest.raises(NoiseError, match="no density"):
         likelihood.log_prob(torch.zeros(4, 4, 4))
+
+
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf])
+def test_data_that_are_not_finite_are_refused(wrong):
+    data = torch.zeros(4, 4, 3, dtype=torch.complex64)
+    data[1, 0, 2] = wrong
+    with pytest.raises(ObservationError, match=r"spectral data have 1 values that are not finite.*\(1, 0, 2\)"):
+        FourierGaussian(torch.ones(4, 4, 3), data, (4, 4, 4))
 
 
 def test_a_silent_transfer_measures_nothing_even_without_noise():

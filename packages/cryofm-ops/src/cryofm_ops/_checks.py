@@ -13,12 +13,21 @@ def check_observation(_: Any, __: Any, y: Tensor) -> None:
     """An observation is a real, finite tensor (an attrs validator)."""
     if not y.is_floating_point():
         raise ObservationError(f"the observation must be real floating point, got {y.dtype}")
+    check_finite(y, "the observation has")
+
+
+def check_spectral_data(_: Any, __: Any, y: Tensor) -> None:
+    """The data of a spectrum are finite, also where nothing was measured (an attrs validator)."""
+    check_finite(y, "the spectral data have")
+
+
+def check_finite(y: Tensor, has: str) -> None:
+    """All values of y are finite; otherwise the message begins with what `has` those that are not."""
     wrong = ~y.isfinite()
     if wrong.any():
         first = tuple(wrong.nonzero()[0].tolist())
         raise ObservationError(
-            f"the observation has {int(wrong.sum())} values that are not finite, "
-            f"the first ({y[first].item()}) at index {first}"
+            f"{has} {int(wrong.sum())} values that are not finite, the first ({y[first].item()}) at index {first}"
         )
 
 

@@ -6,7 +6,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops._checks import check_observation, check_precision, check_variance
+from cryofm_ops._checks import check_observation, check_precision, check_spectral_data, check_variance
 from cryofm_ops.errors import GridMismatchError, NoiseError, OperatorError
 from cryofm_ops.fourier_operator import significant
 from cryofm_ops.normal import Normal
@@ -37,7 +37,7 @@ class FourierGaussian:
     """
 
     precision: Tensor = attrs.field(validator=check_precision)
-    data: Tensor
+    data: Tensor = attrs.field(validator=check_spectral_data)
     shape: Shape
 
     def __attrs_post_init__(self) -> None:
