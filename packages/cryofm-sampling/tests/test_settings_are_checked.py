@@ -1,14 +1,17 @@
-"""A setting out of range is refused by the error that says so, which names it."""
+"""A setting out of range, or data that cannot be, are refused by the error that says so, which names them."""
 
 import math
 
 import pytest
+import torch
 
+from cryofm_ops import Identity, NoiseError, ObservationError, WhiteNoise, gaussian_likelihood
 from cryofm_sampling import (
     AbInitio,
     BlindGuided,
     Checkpoint,
     Flow,
+    GridMismatchError,
     Guided,
     Inpainting,
     PlugAndPlay,
@@ -18,10 +21,41 @@ from cryofm_sampling import (
     ScaledNormalization,
     SettingError,
     Tiled,
+    chi_squared,
 )
 from cryofm_sampling.testing import GaussianPrior
 
 PRIOR = GaussianPrior(1.0)
+
+
+SAMPLERS = [PlugAndPlay(), PosteriorFlow(), Renoising(), Guided(2), Inpainting(2)]
+
+
+def run(sampler, likelihood, shape=(4, 4, 4)):
+    return sampler(PRIOR, likelihood, shape=shape, generator=torch.Generator())
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_data_of_an_odd_box_are_not_taken_for_those_of_an_even_one(sampler):
+    likelihood = gaussian_likelihood(Identity(), WhiteNoise(1.0), torch.zeros(4, 4, 5))
+    with pytest.raises(GridMismatchError, match=r"the data have box \(4, 4, 5\), the volumes asked for \(4, 4, 4\)"):
+        run(sampler, likelihood)
+    with pytest.raises(GridMismatchError, match="the data have box"):
+        chi_squared(torch.zeros(4, 4, 4), likelihood)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_spectrum_that_cannot_be_is_refused(sampler, kit):
+    negative, unknown = torch.ones(2, 4, 4, 3)
+    negative[1, 2, 0], unknown[1, 2, 0] = -0.5, 0
+    with pytest.raises(NoiseError, match=r"must not be negative or NaN, got -0\.5"):
+        run(sampler, kit.Spectral(torch.ones(4, 4, 4), negative))
+    likelihood = kit.Spectral(torch.ones(4, 4, 4), torch.ones(4, 4, 3))
+    likelihood.y[1, 2, 0] = torch.nan
+    with pytest.raises(ObservationError, match="1 values that are not finite"):
+        run(sampler, likelihood)
+    likelihood.W = unknown
+    assert run(sampler, likelihood).x.isfinite().all()  # where nothing was measured they may be anything
 
 
 @pytest.mark.parametrize(

@@ -71,7 +71,7 @@ def calibrated(velocity: object, needed_by: str) -> Calibrated:
 
 def spectral(likelihood: FourierDiagonal, batch: tuple[int, ...], box: Box) -> tuple[Tensor, Tensor]:
     """W and ỹ of a Fourier-diagonal likelihood, `(*batch, z, y, x // 2 + 1)`, in the precision of ỹ; ỹ is 0 where
-    nothing was measured."""
+    nothing was measured. Checked as those of `FourierGaussian` are."""
     W, y = likelihood.spectral_precision(), likelihood.spectral_data()
     half = half_shape(box)
     try:
@@ -81,7 +81,10 @@ def spectral(likelihood: FourierDiagonal, batch: tuple[int, ...], box: Box) -> t
             f"{type(likelihood).__name__} has a spectral precision of shape {tuple(W.shape)} and data of shape "
             f"{tuple(y.shape)}; the volumes asked for, {(*batch, *box)}, need {(*batch, *half)}"
         ) from None
-    return W, torch.where(W > 0, y, 0)
+    if isinstance(likelihood, FourierGaussian) and likelihood.shape != box:  # an odd and an even width share a grid
+        raise GridMismatchError(f"the data have box {likelihood.shape}, the volumes asked for {(*batch, *box)}")
+    checked = FourierGaussian(W, torch.where(W > 0, y, 0), box)
+    return checked.precision, checked.data
 
 
 def conjugates(
