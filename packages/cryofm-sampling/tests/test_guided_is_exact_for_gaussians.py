@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from cryofm_sampling import Guided
+from cryofm_sampling import BlindGuided, CapabilityError, Checkpoint, Guided
 from cryofm_sampling.testing import GaussianPrior
 
 BOX = (4, 3, 5)
@@ -156,6 +156,50 @@ def test_network_evaluations_are_counted(kit, guidance, nfe):
     assert draw.nfe == calls["forward"] + calls["backward"] == nfe
     assert seen == [(i, 10, (2, 4, 4, 4)) for i in range(1, 11)]
     assert draw.settings["guidance"] == guidance
+
+
+class Far:
+    def log_prob(self, x):
+        return -(x - 1).square().sum((-3, -2, -1))
+
+
+class Searched:
+    def refine(self, x):
+        return Far()
+
+
+GUIDED = [
+    (kind(steps=3, guidance=guidance), data)
+    for kind, data in ((Guided, Far()), (BlindGuided, Searched()))
+    for guidance in ("gaussian", "paper")
+]
+
+
+def draw(sampler, likelihood, prior=GaussianPrior(1.0), **options):  # noqa: B008
+    return sampler(prior, likelihood, shape=(4, 4, 4), generator=torch.Generator().manual_seed(0), **options).x
+
+
+@pytest.mark.parametrize(("sampler", "likelihood"), GUIDED)
+def test_a_caller_that_wants_no_gradients_gets_the_same(sampler, likelihood, tmp_path):
+    found = draw(sampler, likelihood)
+    with torch.inference_mode():
+        assert torch.equal(draw(sampler, likelihood, checkpoint=Checkpoint(tmp_path / "run", 0)), found)
+
+
+@pytest.mark.parametrize(("sampler", "likelihood"), GUIDED)
+def test_a_prior_that_lets_no_gradient_through_is_refused(sampler, likelihood):
+    with pytest.raises(CapabilityError, match="no gradient passes through the prior"):
+        draw(sampler, likelihood, torch.no_grad()(GaussianPrior(1.0).__call__))
+
+
+@pytest.mark.parametrize("guidance", ["gaussian", "paper"])
+def test_a_log_prob_that_lets_no_gradient_through_is_refused(guidance):
+    class Detached(Far):
+        def log_prob(self, x):
+            return super().log_prob(x.detach())
+
+    with pytest.raises(CapabilityError, match="no gradient passes through the log_prob of the likelihood"):
+        draw(Guided(steps=3, guidance=guidance), Detached())
 
 
 def test_a_likelihood_without_log_prob_is_named():

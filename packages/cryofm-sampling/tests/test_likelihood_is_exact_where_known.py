@@ -149,6 +149,22 @@ def test_single_precision_and_a_single_probe():
     assert one.standard_error.isnan()
 
 
+def test_a_caller_that_wants_no_gradients_gets_the_same():
+    x = torch.randn(BOX, generator=torch.Generator().manual_seed(5))
+    found = run(Mixture(), x, steps=3)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert torch.equal(run(Mixture(), x.clone(), steps=3).nats, found.nats)
+
+
+@pytest.mark.parametrize(
+    "prior", [torch.no_grad()(PRIOR.__call__), lambda x, t: torch.nn.Parameter(torch.ones(())) * PRIOR(x.detach(), t)]
+)
+def test_a_prior_that_lets_no_gradient_through_is_refused(prior):
+    with pytest.raises(CapabilityError, match="no gradient passes through the prior"):
+        run(prior, torch.ones(BOX))
+
+
 def test_what_is_missing_is_named(monkeypatch):
     x = torch.zeros(BOX)
     with pytest.raises(SettingError, match="probes and steps must be at least 1, got 0 and None"):

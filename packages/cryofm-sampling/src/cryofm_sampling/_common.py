@@ -151,6 +151,24 @@ def time_like(t: float, x: Tensor) -> Tensor:
     return torch.tensor(t, dtype=x.dtype, device=x.device)
 
 
+def backward(of: Tensor, x: Tensor, weights: Tensor, through: str, *, retain_graph: bool = False) -> Tensor:
+    """The gradient of Σ weights · of with respect to x, or an error that names what lets none through."""
+    found: Tensor | None = None
+    if of.requires_grad:
+        (found,) = torch.autograd.grad(of, x, weights, retain_graph=retain_graph, allow_unused=True)
+    if found is None:  # taken for 0, it would be wrong without a word
+        raise CapabilityError(f"no gradient passes through {through}: compute it without no_grad and detach")
+    return found
+
+
+def log_prob_and_gradient(likelihood: Likelihood, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Log p(y | x), `(*batch,)`, and its gradient."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        value = likelihood.log_prob(x)
+    return value.detach(), backward(value, x, torch.ones_like(value), "the log_prob of the likelihood")
+
+
 def gaussian_error(power: Tensor, t: float) -> Tensor:
     """r²(ν, t) = P t² / ((1 − t)² P + t²): the posterior variance of x_0 given x_t if the prior were
     Gaussian."""

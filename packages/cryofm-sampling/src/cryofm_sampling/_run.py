@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import Blind, Conjugate, CryoFMError, FourierDiagonal, Likelihood, irfft
-from cryofm_sampling._common import split_shape, time_like
+from cryofm_sampling._common import log_prob_and_gradient, split_shape, time_like
 from cryofm_sampling.protocols import VelocityField
 
 __all__ = ["Run", "differences"]
@@ -40,6 +40,8 @@ class Run:
     told: Likelihood | FourierDiagonal | Blind | Mapping[str, Sequence[Tensor]]  # the data; by name where no likelihood
     shape: tuple[int, ...]
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def identity(self, state: Tensor, streams: Sequence[torch.Generator]) -> Identity:
         """Everything that the result depends on, as plain values, at the start."""
         seeds = hashlib.sha256(b"".join(stream.get_state().numpy().tobytes() for stream in streams))
@@ -97,10 +99,7 @@ def _told_by(likelihood: Likelihood | FourierDiagonal | Blind, x: Tensor, slack:
         return [_sketch(torch.where(W.isfinite(), W.sqrt(), -1)), _sketch(y)]
     if isinstance(likelihood, Likelihood):
         try:
-            with torch.enable_grad():
-                at = x.clone().requires_grad_()
-                (gradient,) = torch.autograd.grad(likelihood.log_prob(at).sum(), at)
-            return [_sketch(gradient, slack)]
+            return [_sketch(log_prob_and_gradient(likelihood, x)[1], slack)]
         except CryoFMError:  # noiseless data have no density
             if not isinstance(likelihood, Conjugate):
                 raise

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import Likelihood, fourier_filter
+from cryofm_sampling._common import log_prob_and_gradient
 
 __all__ = ["smoothed_gradient"]
 
@@ -37,11 +38,8 @@ def smoothed_gradient(likelihood: Likelihood, mean: Tensor, variance: Tensor) ->
     root = variance.sqrt()
 
     def value_and_gradient(w: Tensor) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
-            w = w.detach().requires_grad_()
-            value = -likelihood.log_prob(mean + fourier_filter(w, root))
-            (gradient,) = torch.autograd.grad(value.sum(), w)
-        return value.detach()[..., None, None, None] + _dot(w, w).detach() / 2, gradient + w.detach()
+        value, gradient = log_prob_and_gradient(likelihood, mean + fourier_filter(w, root))
+        return _dot(w, w) / 2 - value[..., None, None, None], w - fourier_filter(gradient, root)
 
     w = torch.zeros_like(mean)
     phi, g = value_and_gradient(w)

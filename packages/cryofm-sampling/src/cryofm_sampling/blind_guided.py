@@ -47,9 +47,10 @@ class BlindGuided:
             the steps). Neither samples over poses: their spread is no uncertainty.
         max_push: λ_max of `"paper"` in a box of 64³, scaled as in `Guided`.
 
-    Needs a `Blind` likelihood whose `refine` takes the batch asked for, and raises `CapabilityError` if it is none.
-    Samples have the default dtype and the generator's device. The noise of a volume does not depend on the batch that
-    it is drawn in; the network's and the likelihood's rounding may.
+    Needs a `Blind` likelihood whose `refine` takes the batch asked for, and raises `CapabilityError` if it is none, or
+    if no gradient passes through its `log_prob` or the prior. Samples have the default dtype and the generator's
+    device. The noise of a volume does not depend on the batch that it is drawn in; the network's and the likelihood's
+    rounding may.
 
     >>> from types import SimpleNamespace
     >>> from cryofm_sampling.testing import GaussianPrior
@@ -70,6 +71,7 @@ class BlindGuided:
     )
     max_push: float = attrs.field(default=5.0, validator=within(attrs.validators.gt(0)))
 
+    @torch.inference_mode(False)  # under which nothing has a gradient
     @torch.no_grad()
     def __call__(
         self,

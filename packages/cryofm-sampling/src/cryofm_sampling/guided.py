@@ -25,6 +25,8 @@ from torch import Tensor
 from cryofm_ops import FourierDiagonal, Likelihood, fourier_filter, irfft, rfft
 from cryofm_sampling._common import (
     DenoisingError,
+    backward,
+    log_prob_and_gradient,
     missing,
     spectral,
     split_shape,
@@ -49,16 +51,26 @@ def _paper_step(
     if t == 1:  # x̂_0 does not depend on pure noise: the gradient is 0, or as good as random, and 0/0 when normalised
         v = velocity(x_t, time_like(t, x_t))
         return x_t - (t - s) * v, x_t - v
-    with torch.enable_grad():
-        x_t = x_t.detach().requires_grad_()
-        v = velocity(x_t, time_like(t, x_t))
-        x_0 = x_t - t * v
-        (g,) = torch.autograd.grad(-likelihood.log_prob(x_0).sum(), x_t)
+    x_t, v = _with_graph(velocity, x_t, t)
+    x_0 = x_t.detach() - t * v.detach()
+    g = -_through(v, x_t, t, log_prob_and_gradient(likelihood, x_0)[1])
     largest = g.abs().amax((-3, -2, -1), keepdim=True)
     g = torch.where(largest > 0, g / largest, 0)  # the square of a large gradient is infinite
     norm = g.square().sum((-3, -2, -1), keepdim=True).sqrt()
     g = torch.where(norm > 0, g / norm, 0)
-    return (x_t - (t - s) * v - push * g).detach(), x_0.detach()
+    return (x_t - (t - s) * v - push * g).detach(), x_0
+
+
+def _with_graph(velocity: VelocityField, x_t: Tensor, t: float) -> tuple[Tensor, Tensor]:
+    """x_t and v(x_t, t), through which gradients pass."""
+    with torch.enable_grad():
+        x_t = x_t.detach().requires_grad_()
+        return x_t, velocity(x_t, time_like(t, x_t))
+
+
+def _through(v: Tensor, x_t: Tensor, t: float, g: Tensor) -> Tensor:
+    """The gradient with respect to x_t, from g, that with respect to x̂_0 = x_t − t v."""
+    return g + backward(v, x_t, -t * g, "the prior")
 
 
 Gradient = Callable[[Tensor, Tensor], Tensor]  # (x̂_0, e) -> ∇ log p(y | x̂_0), the noise inflated by e
@@ -69,11 +81,9 @@ def _conditioned(velocity: VelocityField, gradient: Gradient, x_t: Tensor, t: fl
     if t == 1:  # t²/(1−t) ∂x̂_0/∂x_t = Cov[x_0 | x_t] lives on, its factors ∞ and 0 do not
         x_0 = x_t - velocity(x_t, time_like(t, x_t))
         return x_0 + fourier_filter(gradient(x_0, e), e)
-    with torch.enable_grad():
-        x_t = x_t.detach().requires_grad_()
-        x_0 = x_t - t * velocity(x_t, time_like(t, x_t))
-    (g,) = torch.autograd.grad(x_0, x_t, gradient(x_0.detach(), e))
-    return x_0.detach() + t**2 / (1 - t) * g
+    x_t, v = _with_graph(velocity, x_t, t)
+    x_0 = x_t.detach() - t * v.detach()
+    return x_0 + t**2 / (1 - t) * _through(v, x_t, t, gradient(x_0, e))
 
 
 def _spectral_gradient(W: Tensor, y: Tensor) -> Gradient:
@@ -102,8 +112,8 @@ class Guided:
     may, and solving for the gradient makes a thousandth of the standard deviation of it. To be sure of every bit draw
     volumes one by one, as `restore` does.
 
-    Raises `CapabilityError` if the likelihood has no `log_prob`, `GridMismatchError` if it is on another
-    grid.
+    Raises `CapabilityError` if the likelihood has no `log_prob`, or if no gradient passes through that or the prior;
+    `GridMismatchError` if the likelihood is on another grid.
 
     >>> from cryofm_sampling.testing import GaussianPrior
     >>> class Measured:  # y = 1 + noise of variance 1/3 in every voxel
@@ -121,6 +131,7 @@ class Guided:
     )
     max_push: float = attrs.field(default=5.0, validator=within(attrs.validators.gt(0)))
 
+    @torch.inference_mode(False)  # under which nothing has a gradient
     @torch.no_grad()
     def __call__(
         self,

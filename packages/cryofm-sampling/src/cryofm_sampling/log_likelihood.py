@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import ConvergenceError
-from cryofm_sampling._common import split_shape, streams, white_noise
+from cryofm_sampling._common import backward, split_shape, streams, white_noise
 from cryofm_sampling.errors import CapabilityError, SettingError
 from cryofm_sampling.protocols import VelocityField
 
@@ -56,6 +56,8 @@ class LogLikelihood:
         return self.standard_error / (self.voxels * math.log(2))
 
 
+@torch.inference_mode(False)  # under which nothing has a gradient
+@torch.no_grad()
 def log_likelihood(
     velocity: VelocityField,
     x: Tensor,
@@ -89,8 +91,9 @@ def log_likelihood(
         units: of x and of the density. `"data"`: those of the prior's `.normalization`, which adds −n log(std) for n
             voxels; model units if it has none. `"model"`: model units.
 
-    Raises `CapabilityError` without torchdiffeq (extra `likelihood`), `SettingError` for settings out of range,
-    `ConvergenceError` where the adaptive solver needs more than 1000 steps, or steps too small.
+    Raises `CapabilityError` without torchdiffeq (extra `likelihood`) or if no gradient passes through the prior,
+    `SettingError` for settings out of range, `ConvergenceError` where the adaptive solver needs more than 1000 steps,
+    or steps too small.
 
     >>> from cryofm_sampling.testing import GaussianPrior
     >>> x = torch.ones(8, 8, 8)
@@ -138,9 +141,7 @@ def log_likelihood(
             with torch.enable_grad():
                 x_t = state[0].detach().requires_grad_()
                 v = velocity(x_t, t.clamp(max=1).to(x_t))  # 1 and a rounding error
-            if not v.requires_grad:  # a field that does not depend on x
-                return v, torch.zeros_like(state[1])
-            products = (probe * torch.autograd.grad(v, x_t, probe, retain_graph=True)[0] for probe in z)
+            products = (probe * backward(v, x_t, probe, "the prior", retain_graph=True) for probe in z)
             # Per voxel, so that the tolerances mean the same for x and for the divergence.
             return v.detach(), torch.stack([product.mean() for product in products])
 
@@ -155,9 +156,8 @@ def log_likelihood(
         log_p_1 = -0.5 * (x_1[-1].double().square().sum() + n * math.log(2 * math.pi))
         return log_p_1 + n * divergence[-1].double(), nfe
 
-    with torch.no_grad():
-        volumes = zip(x.reshape(-1, *box), streams(generator, batch), strict=True)
-        found, nfe = zip(*(solve(x_0, stream) for x_0, stream in volumes), strict=True)
+    volumes = zip(x.reshape(-1, *box).clone(), streams(generator, batch), strict=True)
+    found, nfe = zip(*(solve(x_0, stream) for x_0, stream in volumes), strict=True)
     nats = torch.stack(found)
     if normalization is not None:
         nats = nats - n * math.log(normalization.std)
