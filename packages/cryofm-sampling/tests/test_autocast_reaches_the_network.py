@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from cryofm_ops import Identity, WhiteNoise, gaussian_likelihood
-from cryofm_sampling import Guided, PlugAndPlay, Tiled, calibrate, restore
+from cryofm_sampling import BlindGuided, Checkpoint, Guided, PlugAndPlay, Tiled, calibrate, restore
 
 BOX = (10, 8, 12)
 
@@ -29,6 +29,35 @@ class Denoiser(nn.Module):
 def float64():
     """In single precision, as networks are."""
     assert torch.get_default_dtype() == torch.float32
+
+
+class Matrix:
+    """Data that are seen through a product of matrices, which autocast would round, at a pose that is searched so."""
+
+    def __init__(self):
+        self.seen = set()
+
+    def product(self, x):
+        made = x @ torch.eye(x.shape[-1])
+        self.seen.add(made.dtype)
+        return made
+
+    def log_prob(self, x):
+        return -self.product(x).square().sum((-3, -2, -1))
+
+    def refine(self, x):
+        self.product(x)
+        return self
+
+
+@pytest.mark.parametrize("kind", [Guided, BlindGuided])
+@pytest.mark.parametrize("guidance", ["gaussian", "paper"])
+def test_likelihoods_stay_in_single_precision(kind, guidance, tmp_path):
+    network, likelihood, checkpoint = Denoiser(), Matrix(), Checkpoint(tmp_path / "run")
+    with torch.autocast("cpu", torch.bfloat16):
+        kind(2, guidance)(network, likelihood, shape=BOX, generator=torch.Generator(), checkpoint=checkpoint)
+    assert network.seen == {torch.bfloat16}
+    assert likelihood.seen == {torch.float32}
 
 
 @pytest.mark.parametrize("sampler", [PlugAndPlay(), Guided(steps=8), Guided(steps=8, guidance="paper", max_push=0.1)])

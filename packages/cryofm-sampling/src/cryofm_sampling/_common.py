@@ -162,11 +162,11 @@ def backward(of: Tensor, x: Tensor, weights: Tensor, through: str, *, retain_gra
 
 
 def log_prob_and_gradient(likelihood: Likelihood, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Log p(y | x), `(*batch,)`, and its gradient."""
-    with torch.enable_grad():
+    """Log p(y | x), `(*batch,)`, and its gradient; autocast, meant for the network, does not reach them."""
+    with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         x = x.detach().requires_grad_()
         value = likelihood.log_prob(x)
-    return value.detach(), backward(value, x, torch.ones_like(value), "the log_prob of the likelihood")
+        return value.detach(), backward(value, x, torch.ones_like(value), "the log_prob of the likelihood")
 
 
 def gaussian_error(power: Tensor, t: float) -> Tensor:

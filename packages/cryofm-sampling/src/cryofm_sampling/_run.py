@@ -59,7 +59,8 @@ class Run:
         if isinstance(self.told, Mapping):
             data = {name: [_sketch(values) for values in tensors] for name, tensors in self.told.items()}
         else:
-            data = {"likelihood": _told_by(self.told, noise)}
+            with torch.autocast(noise.device.type, enabled=False):  # as when it is sampled with
+                data = {"likelihood": _told_by(self.told, noise)}
         sketches = {
             "velocity field": [_sketch(self.velocity(one, time_like(0.5, one)), _NETWORKS)],
             **{name: [_sketch(table)] for name, table in statistics.items()},

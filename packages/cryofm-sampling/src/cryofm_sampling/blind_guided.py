@@ -93,7 +93,9 @@ class BlindGuided:
         x_1 = torch.stack([white_noise(box, noise, like) for noise in noises]).reshape(shape)
 
         def gradient(x_0: Tensor, e: Tensor) -> Tensor:
-            return smoothed_gradient(likelihood.refine(x_0), x_0, e)
+            with torch.autocast(x_0.device.type, enabled=False):  # which is meant for the network
+                found = likelihood.refine(x_0)
+            return smoothed_gradient(found, x_0, e)
 
         alg_1 = Guided(self.steps, self.guidance, self.max_push)
         step = alg_1._step(velocity, _Profile(likelihood), gradient, DenoisingError.of(velocity, box, x_1))
