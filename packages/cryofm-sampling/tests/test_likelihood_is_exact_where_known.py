@@ -165,6 +165,16 @@ def test_a_prior_that_lets_no_gradient_through_is_refused(prior):
         run(prior, torch.ones(BOX))
 
 
+@pytest.mark.parametrize("options", [{}, {"steps": 2}])
+def test_what_is_not_finite_is_named(options):
+    x = torch.ones(BOX)
+    with pytest.raises(CapabilityError, match="function gives a velocity that is not finite at t = 0"):
+        run(lambda x, t: x / 0, x, **options)
+    x[1, 1, 1] = torch.nan
+    with pytest.raises(SettingError, match="the map x has values that are not finite"):
+        run(PRIOR, x, **options)
+
+
 def test_what_is_missing_is_named(monkeypatch):
     x = torch.zeros(BOX)
     with pytest.raises(SettingError, match="probes and steps must be at least 1, got 0 and None"):

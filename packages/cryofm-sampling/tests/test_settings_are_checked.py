@@ -1,14 +1,15 @@
-"""A setting out of range, or data that cannot be, are refused by the error that says so, which names them."""
+"""A setting out of range, or data or a prior that cannot be, are refused by the error that says so and names them."""
 
 import math
 
 import pytest
 import torch
 
-from cryofm_ops import Identity, NoiseError, ObservationError, WhiteNoise, gaussian_likelihood
+from cryofm_ops import Identity, NoiseError, Normal, ObservationError, OperatorError, WhiteNoise, gaussian_likelihood
 from cryofm_sampling import (
     AbInitio,
     BlindGuided,
+    CapabilityError,
     Checkpoint,
     Flow,
     GridMismatchError,
@@ -56,6 +57,39 @@ def test_a_spectrum_that_cannot_be_is_refused(sampler, kit):
         run(sampler, likelihood)
     likelihood.W = unknown
     assert run(sampler, likelihood).x.isfinite().all()  # where nothing was measured they may be anything
+
+
+@pytest.mark.parametrize("sampler", [*SAMPLERS, Guided(2, "paper")])
+def test_a_prior_that_is_not_finite_is_named(sampler):
+    class Broken(GaussianPrior):
+        def __call__(self, x, t):
+            return torch.where(t < 0.9, torch.nan, 1.0) * super().__call__(x, t)
+
+    likelihood = gaussian_likelihood(Identity(), WhiteNoise(1.0), torch.ones(4, 4, 4))
+    with pytest.raises(CapabilityError, match=r"Broken gives a velocity that is not finite at t = 0\."):
+        sampler(Broken(1.0), likelihood, shape=(4, 4, 4), generator=torch.Generator())
+    with pytest.raises(CapabilityError, match="Broken gives a velocity that is not finite"):
+        Flow()(Broken(1.0), shape=(4, 4, 4), generator=torch.Generator())
+
+
+@pytest.mark.parametrize("sampler", [Guided(2), Guided(2, "paper")])
+def test_a_log_prob_that_is_not_finite_is_named(sampler):
+    class Logarithm:
+        def log_prob(self, x):
+            return -x.log().square().sum((-3, -2, -1))
+
+    with pytest.raises(OperatorError, match="the log_prob of the likelihood, or its gradient, is not finite"):
+        run(sampler, Logarithm())
+
+
+@pytest.mark.parametrize("sampler", [PlugAndPlay(), PosteriorFlow(), Renoising()])
+def test_a_conditioning_that_is_not_finite_is_named(sampler):
+    class Logarithm:
+        def condition(self, mean, variance):
+            return Normal(mean.log(), variance)
+
+    with pytest.raises(OperatorError, match="the likelihood made a volume that is not finite"):
+        run(sampler, Logarithm())
 
 
 @pytest.mark.parametrize(

@@ -16,12 +16,13 @@ from cryofm_ops import (
     GridMismatchError,
     Likelihood,
     Normal,
+    OperatorError,
     friedel_weights,
     half_shape,
     radial,
 )
 from cryofm_sampling.errors import CapabilityError, SettingError
-from cryofm_sampling.protocols import Calibrated, SpectrallyCalibrated
+from cryofm_sampling.protocols import Calibrated, SpectrallyCalibrated, VelocityField
 
 Box = tuple[int, int, int]
 T = TypeVar("T")
@@ -149,6 +150,25 @@ def white_noise(box: Box, stream: torch.Generator, like: Tensor) -> Tensor:
 def time_like(t: float, x: Tensor) -> Tensor:
     """A flow time as the tensor that a velocity field takes, in the precision of x."""
     return torch.tensor(t, dtype=x.dtype, device=x.device)
+
+
+def velocity_at(velocity: VelocityField, x: Tensor, t: float) -> Tensor:
+    """v(x, t), or an error that says whose fault it is that it is not finite."""
+    v = velocity(x, time_like(t, x))
+    if not v.isfinite().all():
+        if x.isfinite().all():
+            raise CapabilityError(f"{type(velocity).__name__} gives a velocity that is not finite at t = {t:.3g}")
+        raise OperatorError("the likelihood made a volume that is not finite; does its condition take any mean?")
+    return v
+
+
+def check_likelihood(value: Tensor, gradient: Tensor) -> None:
+    """A density whose value or gradient is not finite would be left out, or spread, without a word."""
+    if value.isnan().any() or not gradient.isfinite().all():
+        raise OperatorError(
+            "the log_prob of the likelihood, or its gradient, is not finite; it must be for any volume, such as "
+            "densities below 0"
+        )
 
 
 def backward(of: Tensor, x: Tensor, weights: Tensor, through: str, *, retain_graph: bool = False) -> Tensor:

@@ -5,7 +5,7 @@ from itertools import permutations, product
 import torch
 from torch import Tensor
 
-from cryofm_sampling._common import time_like
+from cryofm_sampling._common import velocity_at
 from cryofm_sampling.protocols import VelocityField
 
 __all__ = ["ROTATIONS", "denoised", "rotate", "rotate_back"]
@@ -40,4 +40,4 @@ def denoised(velocity: VelocityField, u: Tensor, t: float, stream: torch.Generat
     """D(u) of level t for a volume `(z, y, x)`: x̂_0 at x_t = (1 − t) u, seen by the network in a random orientation."""
     rotation = int(torch.randint(len(ROTATIONS), (), generator=stream, device=stream.device))
     x_t = rotate((1 - t) * u[None], rotation)
-    return rotate_back(x_t - t * velocity(x_t, time_like(t, x_t)), rotation)[0]
+    return rotate_back(x_t - t * velocity_at(velocity, x_t, t), rotation)[0]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import Likelihood, fourier_filter
-from cryofm_sampling._common import log_prob_and_gradient
+from cryofm_sampling._common import check_likelihood, log_prob_and_gradient
 
 __all__ = ["smoothed_gradient"]
 
@@ -43,6 +43,7 @@ def smoothed_gradient(likelihood: Likelihood, mean: Tensor, variance: Tensor) ->
 
     w = torch.zeros_like(mean)
     phi, g = value_and_gradient(w)
+    check_likelihood(phi, g)  # further on it is only tried, and what is worse is left
     p, first = -g, _dot(g, g)
     tiny = torch.finfo(p.dtype).tiny
     for _ in range(_ITERATIONS):

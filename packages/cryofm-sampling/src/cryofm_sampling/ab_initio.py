@@ -38,7 +38,7 @@ from cryofm_sampling._common import (
     calibrated,
     falling_times,
     streams,
-    time_like,
+    velocity_at,
     white_noise,
     whole,
     within,
@@ -148,7 +148,7 @@ class AbInitio:
             x_t = (1 - t) * (x - mean) / std
             if i < self.levels:
                 x_t = x_t + t * torch.stack([white_noise(box, noise, like) for noise in noises])
-            x_0 = std * (x_t - t * velocity(x_t, time_like(t, x_t))) + mean
+            x_0 = std * (x_t - t * velocity_at(velocity, x_t, t)) + mean
             e = std**2 * error(t)
             y = images.scaled(scale)
             if t > self.draw_above:

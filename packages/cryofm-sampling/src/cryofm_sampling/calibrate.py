@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import radial_mean, rfft
-from cryofm_sampling._common import forward, split_shape, streams, time_like, white_noise
+from cryofm_sampling._common import forward, split_shape, streams, velocity_at, white_noise
 from cryofm_sampling.errors import SettingError
 from cryofm_sampling.protocols import VelocityField
 
@@ -75,7 +75,7 @@ def calibrate(
     for x_0, stream in zip(examples, streams(generator, (len(examples),)), strict=True):
         for i, t in enumerate(times):
             x_t = (1 - t) * x_0 + t * white_noise(box, stream, x_0)
-            estimate = x_t - t * velocity(x_t[None], time_like(t, x_0))[0]
+            estimate = x_t - t * velocity_at(velocity, x_t[None], t)[0]
             deviation = estimate - x_0
             voxels[i] += deviation.square().mean() / len(examples)
             error[i] += radial_mean(rfft(deviation).abs().square(), box) / len(examples)

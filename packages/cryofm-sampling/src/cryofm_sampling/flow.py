@@ -15,7 +15,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_sampling._common import split_shape, streams, time_like, white_noise, whole, within
+from cryofm_sampling._common import split_shape, streams, velocity_at, white_noise, whole, within
 from cryofm_sampling.protocols import Callback, Draw, VelocityField
 
 __all__ = ["Flow"]
@@ -23,7 +23,7 @@ __all__ = ["Flow"]
 
 def _euler(velocity: VelocityField, x: Tensor, t: float, s: float) -> Tensor:
     """From t to s; order 1, one evaluation."""
-    return x + (s - t) * velocity(x, time_like(t, x))
+    return x + (s - t) * velocity_at(velocity, x, t)
 
 
 def _heun(velocity: VelocityField, x: Tensor, t: float, s: float) -> Tensor:
@@ -32,10 +32,10 @@ def _heun(velocity: VelocityField, x: Tensor, t: float, s: float) -> Tensor:
     The last step is Euler's, as in Karras et al., NeurIPS 2022, Alg. 1: x̂_0 itself. It keeps the order (one step of
     local error Δ²), and never asks for v at t = 0, where a field that divides by t has none.
     """
-    v = velocity(x, time_like(t, x))
+    v = velocity_at(velocity, x, t)
     if s == 0:
         return x + (s - t) * v
-    return x + (s - t) / 2 * (v + velocity(x + (s - t) * v, time_like(s, x)))
+    return x + (s - t) / 2 * (v + velocity_at(velocity, x + (s - t) * v, s))
 
 
 _INTEGRATORS: dict[str, Callable[[VelocityField, Tensor, float, float], Tensor]] = {"euler": _euler, "heun": _heun}

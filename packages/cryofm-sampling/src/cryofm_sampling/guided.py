@@ -26,12 +26,13 @@ from cryofm_ops import FourierDiagonal, Likelihood, fourier_filter, irfft, rfft
 from cryofm_sampling._common import (
     DenoisingError,
     backward,
+    check_likelihood,
     log_prob_and_gradient,
     missing,
     spectral,
     split_shape,
     streams,
-    time_like,
+    velocity_at,
     white_noise,
     whole,
     within,
@@ -49,11 +50,13 @@ def _paper_step(
 ) -> tuple[Tensor, Tensor]:
     """Alg. 1, one step from t to s: x_s and x̂_0."""
     if t == 1:  # x̂_0 does not depend on pure noise: the gradient is 0, or as good as random, and 0/0 when normalised
-        v = velocity(x_t, time_like(t, x_t))
+        v = velocity_at(velocity, x_t, t)
         return x_t - (t - s) * v, x_t - v
     x_t, v = _with_graph(velocity, x_t, t)
     x_0 = x_t.detach() - t * v.detach()
-    g = -_through(v, x_t, t, log_prob_and_gradient(likelihood, x_0)[1])
+    value, g = log_prob_and_gradient(likelihood, x_0)
+    check_likelihood(value, g)
+    g = -_through(v, x_t, t, g)
     largest = g.abs().amax((-3, -2, -1), keepdim=True)
     g = torch.where(largest > 0, g / largest, 0)  # the square of a large gradient is infinite
     norm = g.square().sum((-3, -2, -1), keepdim=True).sqrt()
@@ -65,7 +68,7 @@ def _with_graph(velocity: VelocityField, x_t: Tensor, t: float) -> tuple[Tensor,
     """x_t and v(x_t, t), through which gradients pass."""
     with torch.enable_grad():
         x_t = x_t.detach().requires_grad_()
-        return x_t, velocity(x_t, time_like(t, x_t))
+        return x_t, velocity_at(velocity, x_t, t)
 
 
 def _through(v: Tensor, x_t: Tensor, t: float, g: Tensor) -> Tensor:
@@ -79,7 +82,7 @@ Gradient = Callable[[Tensor, Tensor], Tensor]  # (x̂_0, e) -> ∇ log p(y | x̂
 def _conditioned(velocity: VelocityField, gradient: Gradient, x_t: Tensor, t: float, e: Tensor) -> Tensor:
     """E[x_0 | x_t, y] = x̂_0 + t²/(1−t) ∇_{x_t} log p(y | x_t): the clean end of v_y."""
     if t == 1:  # t²/(1−t) ∂x̂_0/∂x_t = Cov[x_0 | x_t] lives on, its factors ∞ and 0 do not
-        x_0 = x_t - velocity(x_t, time_like(t, x_t))
+        x_0 = x_t - velocity_at(velocity, x_t, t)
         return x_0 + fourier_filter(gradient(x_0, e), e)
     x_t, v = _with_graph(velocity, x_t, t)
     x_0 = x_t.detach() - t * v.detach()
@@ -113,7 +116,7 @@ class Guided:
     volumes one by one, as `restore` does.
 
     Raises `CapabilityError` if the likelihood has no `log_prob`, or if no gradient passes through that or the prior;
-    `GridMismatchError` if the likelihood is on another grid.
+    `OperatorError` if the `log_prob` is not finite; `GridMismatchError` if the likelihood is on another grid.
 
     >>> from cryofm_sampling.testing import GaussianPrior
     >>> class Measured:  # y = 1 + noise of variance 1/3 in every voxel

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import Conjugate, FourierDiagonal, Likelihood, irfft, rfft
-from cryofm_sampling._common import Box, missing, spectral, split_shape, streams, time_like, white_noise, whole
+from cryofm_sampling._common import Box, missing, spectral, split_shape, streams, velocity_at, white_noise, whole
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.errors import CapabilityError
 from cryofm_sampling.protocols import Callback, Draw, VelocityField
@@ -86,7 +86,7 @@ class Inpainting:
 
         def step(i: int, x_t: Tensor) -> tuple[Tensor, Tensor]:
             t, s = 1 - i / self.steps, 1 - (i + 1) / self.steps
-            x_0 = replaced(x_t - t * velocity(x_t, time_like(t, x_t)))
+            x_0 = replaced(x_t - t * velocity_at(velocity, x_t, t))
             return s / t * x_t + (1 - s / t) * x_0, x_0
 
         run = Run(self, velocity, likelihood, shape)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import ConvergenceError
-from cryofm_sampling._common import backward, split_shape, streams, white_noise
+from cryofm_sampling._common import backward, split_shape, streams, velocity_at, white_noise
 from cryofm_sampling.errors import CapabilityError, SettingError
 from cryofm_sampling.protocols import VelocityField
 
@@ -114,6 +114,8 @@ def log_likelihood(
             f"got {distribution!r} and {units!r}"
         )
     batch, box = split_shape(x.shape)
+    if not x.isfinite().all():
+        raise SettingError("the map x has values that are not finite")
     n = math.prod(box)
     normalization = getattr(velocity, "normalization", None) if units == "data" else None
     if normalization is not None:
@@ -140,7 +142,7 @@ def log_likelihood(
             nfe += 1 + probes
             with torch.enable_grad():
                 x_t = state[0].detach().requires_grad_()
-                v = velocity(x_t, t.clamp(max=1).to(x_t))  # 1 and a rounding error
+                v = velocity_at(velocity, x_t, min(float(t), 1.0))  # 1 and a rounding error
             products = (probe * backward(v, x_t, probe, "the prior", retain_graph=True) for probe in z)
             # Per voxel, so that the tolerances mean the same for x and for the divergence.
             return v.detach(), torch.stack([product.mean() for product in products])
