@@ -88,9 +88,19 @@ def test_it_is_still_the_field_and_serves_plug_and_play(measured, kit):
     assert PlugAndPlay()(measured, likelihood, shape=BOX, generator=torch.Generator()).x.isfinite().all()
 
 
+def test_times_may_be_a_tensor():
+    times = torch.linspace(0.2, 1, 3)
+    measured = calibrate(GaussianPrior(1.0), torch.ones(1, 4, 4, 4), generator=torch.Generator(), times=times)
+    torch.testing.assert_close(measured.denoising_error[:, 0], times)
+
+
 def test_bad_input_is_refused():
     prior, generator = GaussianPrior(1.0), torch.Generator()
     with pytest.raises(SettingError, match=r"examples must be \(n, z, y, x\).*\(4, 4, 4\)"):
         calibrate(prior, torch.zeros(4, 4, 4), generator=generator)
+    with pytest.raises(SettingError, match=r"of a floating-point type, got torch.int64"):
+        calibrate(prior, torch.zeros(1, 4, 4, 4, dtype=torch.int64), generator=generator)
+    with pytest.raises(SettingError, match="examples must be finite"):
+        calibrate(prior, torch.full((1, 4, 4, 4), torch.nan), generator=generator)
     with pytest.raises(SettingError, match=r"times must increase within \(0, 1\], got \[0.5, 0.2\]"):
         calibrate(prior, torch.zeros(1, 4, 4, 4), generator=generator, times=[0.5, 0.2])

@@ -177,8 +177,13 @@ def test_what_is_not_finite_is_named(options):
 
 def test_what_is_missing_is_named(monkeypatch):
     x = torch.zeros(BOX)
-    with pytest.raises(SettingError, match="probes and steps must be at least 1, got 0 and None"):
-        run(PRIOR, x, probes=0)
+    for wrong, said in (
+        ({"probes": 0}, "0 and None"),
+        ({"probes": 2.5}, "2.5 and None"),
+        ({"probes": 1, "steps": 2.5}, "1 and 2.5"),
+    ):
+        with pytest.raises(SettingError, match=f"probes and steps must be whole numbers from 1, got {said}"):
+            run(PRIOR, x, **wrong)
     with pytest.raises(SettingError, match=r"distribution must be .* got 'normal' and 'data'"):
         run(PRIOR, x, distribution="normal")
     monkeypatch.setitem(sys.modules, "torchdiffeq", None)

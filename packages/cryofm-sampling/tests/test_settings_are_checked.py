@@ -33,7 +33,8 @@ SAMPLERS = [PlugAndPlay(), PosteriorFlow(), Renoising(), Guided(2), Inpainting(2
 
 
 def run(sampler, likelihood, shape=(4, 4, 4)):
-    return sampler(PRIOR, likelihood, shape=shape, generator=torch.Generator())
+    asked = (PRIOR,) if isinstance(sampler, Flow) else (PRIOR, likelihood)
+    return sampler(*asked, shape=shape, generator=torch.Generator())
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -107,6 +108,10 @@ def test_a_conditioning_that_is_not_finite_is_named(sampler):
         (lambda: PosteriorFlow(first=8), "'first'.*PlugAndPlay"),
         (lambda: PlugAndPlay(math.inf), "'iterations'.*inf"),
         (lambda: Renoising(chains=0), "'chains'"),
+        (lambda: Renoising(times=0.5), "times must be a sequence of numbers, got 0.5"),
+        (lambda: Renoising(times="abc"), "times must be a sequence of numbers, got 'abc'"),
+        (lambda: run(Flow(), None, shape=9), r"shape must be \(\*batch, z, y, x\), whole numbers from 1, got 9"),
+        (lambda: run(Flow(), None, shape=(4, 4, 4.0)), r"shape must be .* got \(4, 4, 4.0\)"),
         (lambda: Inpainting(0), "'steps'"),
         (lambda: Flow(0), "'steps'"),
         (lambda: Flow(integrator="leapfrog"), "'integrator'"),

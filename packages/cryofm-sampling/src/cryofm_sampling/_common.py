@@ -1,8 +1,9 @@
 """What the samplers share: shapes, random streams, and the size of a denoiser's error per frequency."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
+from operator import index
 from typing import Any, Self, TypeVar
 
 import attrs
@@ -32,10 +33,22 @@ _LEAST_KAPPA = 1e-12  # a table may say that nothing errs; beside data without n
 
 def split_shape(shape: Sequence[int]) -> tuple[tuple[int, ...], Box]:
     """`(*batch, z, y, x)` -> batch, box."""
-    if len(shape) < 3 or min(shape) < 1:
-        raise SettingError(f"shape must be (*batch, z, y, x) with positive sides, got {tuple(shape)}")
-    z, y, x = shape[-3:]
-    return tuple(shape[:-3]), (z, y, x)
+    try:
+        sides = tuple(index(side) for side in shape)
+    except TypeError:
+        sides = ()
+    if len(sides) < 3 or min(sides) < 1:
+        raise SettingError(f"shape must be (*batch, z, y, x), whole numbers from 1, got {sides or shape}")
+    *batch, z, y, x = sides
+    return tuple(batch), (z, y, x)
+
+
+def numbers(values: Iterable[float]) -> tuple[float, ...]:
+    """Flow times as plain numbers, be they those of a tensor or of numpy."""
+    try:
+        return tuple(float(value) for value in values)
+    except (TypeError, ValueError):
+        raise SettingError(f"times must be a sequence of numbers, got {values!r}") from None
 
 
 def within(*validators: Callable[[Any, Any, T], object]) -> Callable[[Any, Any, T], None]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import radial_mean, rfft
-from cryofm_sampling._common import forward, split_shape, streams, velocity_at, white_noise
+from cryofm_sampling._common import forward, numbers, split_shape, streams, velocity_at, white_noise
 from cryofm_sampling.errors import SettingError
 from cryofm_sampling.protocols import VelocityField
 
@@ -52,7 +52,7 @@ def calibrate(
 
     Returns: the velocity field with the three tables, in the dtype of the examples.
 
-    Raises `SettingError` for examples that are no stack of volumes, or times out of order.
+    Raises `SettingError` for examples that are no stack of volumes or not finite, or times out of order.
 
     >>> from cryofm_sampling.testing import GaussianPrior
     >>> generator = torch.Generator().manual_seed(0)
@@ -66,6 +66,9 @@ def calibrate(
     """
     if examples.ndim != 4 or not len(examples):
         raise SettingError(f"examples must be (n, z, y, x) with n at least 1, got shape {tuple(examples.shape)}")
+    if not examples.is_floating_point() or not examples.isfinite().all():
+        raise SettingError(f"examples must be finite, and of a floating-point type, got {examples.dtype}")
+    times = numbers(times)
     if not times or any(b <= a for a, b in pairwise((0.0, *times))) or times[-1] > 1:
         raise SettingError(f"times must increase within (0, 1], got {list(times)}")
     _, box = split_shape(examples.shape)

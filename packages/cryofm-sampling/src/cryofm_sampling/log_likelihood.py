@@ -106,8 +106,8 @@ def log_likelihood(
         import torchdiffeq  # type: ignore[import-untyped]
     except ImportError:
         raise CapabilityError("log_likelihood needs torchdiffeq: pip install 'cryofm-sampling[likelihood]'") from None
-    if probes < 1 or (steps is not None and steps < 1):
-        raise SettingError(f"probes and steps must be at least 1, got {probes} and {steps}")
+    if any(not hasattr(n, "__index__") or n < 1 for n in (probes, 1 if steps is None else steps)):
+        raise SettingError(f"probes and steps must be whole numbers from 1, got {probes} and {steps}")
     if distribution not in ("rademacher", "gaussian") or units not in ("data", "model"):
         raise SettingError(
             f'distribution must be "rademacher" or "gaussian" and units "data" or "model", '

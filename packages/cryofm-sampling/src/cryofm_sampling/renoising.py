@@ -23,7 +23,7 @@ References: split Gibbs samplers, Vono, Dobigeon and Chainais, IEEE Trans. Signa
 annealing, Zhang et al., arXiv 2407.01521; Flower, arXiv 2509.26287.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 
 import attrs
@@ -37,6 +37,7 @@ from cryofm_sampling._common import (
     calibrated,
     conjugates,
     first_posterior,
+    numbers,
     split_shape,
     streams,
     whole,
@@ -49,10 +50,6 @@ from cryofm_sampling.protocols import Callback, Draw, VelocityField
 __all__ = ["Renoising"]
 
 _TIMES = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
-
-
-def _numbers(times: Iterable[float]) -> tuple[float, ...]:
-    return tuple(times)
 
 
 def _falling(_: object, __: object, times: Sequence[float]) -> None:
@@ -110,7 +107,7 @@ class Renoising:
     0.74 ± 0.49, 8 evaluations
     """
 
-    times: tuple[float, ...] = attrs.field(default=_TIMES, converter=_numbers, validator=_falling)
+    times: tuple[float, ...] = attrs.field(default=_TIMES, converter=numbers, validator=_falling)
     chains: int = attrs.field(default=1, validator=whole(1))
 
     @torch.no_grad()
