@@ -71,6 +71,14 @@ def test_a_volume_does_not_depend_on_its_batch():
     assert four.settings == {"sampler": "Flow", "steps": 3, "integrator": "heun"}
 
 
+def test_a_callback_may_change_what_it_is_shown():
+    found = [
+        Flow(3)(GaussianPrior(2.0), shape=BOX, generator=torch.Generator().manual_seed(0), callback=callback).x
+        for callback in (None, lambda step, total, x: x.zero_())
+    ]
+    assert torch.equal(*found)
+
+
 def test_settings_are_checked():
     with pytest.raises(SettingError, match="shape must be"):
         Flow()(GaussianPrior(1.0), shape=(4, 4), generator=torch.Generator())

@@ -81,7 +81,7 @@ class Flow:
         for i, (t, s) in enumerate(pairwise(self._times()), 1):
             x = step(velocity, x, t, s)
             if callback is not None:
-                callback(i, self.steps, x)
+                callback(i, self.steps, x.clone())  # which it may change
         nfe = 2 * self.steps - 1 if self.integrator == "heun" else self.steps
         return Draw(x, nfe, {"sampler": "Flow", **attrs.asdict(self)})
 
