@@ -7,7 +7,18 @@ import pytest
 import torch
 
 from cryofm_ops import Identity, MissingWedge, WhiteNoise, gaussian_likelihood
-from cryofm_sampling import CapabilityError, GridMismatchError, Guided, PlugAndPlay, Renoising, SettingError, restore
+from cryofm_sampling import (
+    AbInitio,
+    CapabilityError,
+    Draw,
+    Flow,
+    GridMismatchError,
+    Guided,
+    PlugAndPlay,
+    Renoising,
+    SettingError,
+    restore,
+)
 from cryofm_sampling.testing import GaussianPrior
 
 BOX = (6, 5, 8)
@@ -170,6 +181,28 @@ def test_a_sampler_of_the_callers(likelihood):
     draw = run(Prior(1.0), likelihood, sampler=Guided(steps=3), samples=1)
     assert draw.settings["because"] == "the caller chose it"
     assert draw.nfe == 5
+
+
+def test_settings_of_the_callers_sampler_do_not_overwrite_those_of_restore(likelihood):
+    class Named:
+        def __call__(self, velocity, likelihood, /, *, shape, generator, callback=None):
+            return Draw(torch.zeros(shape), 1, {"algorithm": "mine", "samples": 99, "sampler": "Named", "depth": 3})
+
+    settings = run(Prior(1.0), likelihood, sampler=Named(), samples=2).settings
+    assert settings == {
+        "algorithm": "Named",
+        "because": "the caller chose it",
+        "estimate": "mean",
+        "samples": 2,
+        "sampler": "Named",
+        "depth": 3,
+    }
+
+
+@pytest.mark.parametrize("sampler", [Flow(), AbInitio(), Guided, "Guided"])
+def test_what_is_no_sampler_is_refused(sampler, likelihood):
+    with pytest.raises(CapabilityError, match=f"{type(sampler).__name__} cannot be called as a Sampler: "):
+        run(Prior(1.0), likelihood, sampler=sampler)
 
 
 def test_a_prior_without_normalisation_works_in_data_units(y, likelihood):

@@ -69,8 +69,8 @@ def restore(
     sampler's settings, `algorithm`, and `because`: why it was chosen.
 
     Raises `CapabilityError` where `PlugAndPlay`, whose spread is no uncertainty, or the average of `Renoising` chains
-    is asked for samples, or where a checkpoint is asked for and the sampler takes none; `CheckpointError` if the
-    checkpoint belongs to another call; `SettingError` for settings out of range.
+    is asked for samples, where `sampler` is no `Sampler`, or where a checkpoint is asked for and it takes none;
+    `CheckpointError` if the checkpoint belongs to another call; `SettingError` for settings out of range.
 
     >>> from cryofm_ops import Identity, WhiteNoise, gaussian_likelihood
     >>> from cryofm_sampling.testing import GaussianPrior
@@ -95,7 +95,10 @@ def restore(
         raise CapabilityError(
             f"{type(sampler).__name__} gives the posterior mean only here; for samples use PosteriorFlow()"
         )
-
+    try:
+        inspect.signature(sampler).bind(prior, inner, shape=shape, generator=generator, callback=callback)
+    except TypeError as error:  # such as Flow, which draws from the prior alone
+        raise CapabilityError(f"{type(sampler).__name__} cannot be called as a Sampler: {error}") from None
     if checkpoint is not None and "checkpoint" not in inspect.signature(sampler).parameters:
         raise CapabilityError(f"a checkpoint was asked for, but {type(sampler).__name__} takes no checkpoint=")
     tiles = getattr(prior, "group", None)
@@ -119,13 +122,13 @@ def restore(
         x = x.mean(0)
     if normalization is not None:
         x = x * normalization.std + normalization.mean
-    settings = {
+    own: dict[str, object] = {
         "algorithm": type(sampler).__name__,
         "because": because,
         "estimate": estimate,
         "samples": len(draws),
-        **draws[0].settings,
     }
+    settings = own | dict(draws[0].settings) | own  # its own first to be read, and not to be overwritten
     nfe = sum(draw.nfe for draw in draws) if estimate == "mean" else draws[0].nfe
     return Draw(x, nfe, settings)
 
