@@ -11,7 +11,7 @@ import attrs
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from cryofm_ops import FourierGaussian, Identity, SpectralNoise, WhiteNoise, gaussian_likelihood, rfft
 from cryofm_sampling import (
@@ -227,6 +227,61 @@ def test_other_statistics_of_the_prior_are_refused(name, value, tmp_path):
         with pytest.raises(CheckpointError, match=rf"\(another {name}\)"):
             run(PlugAndPlay(), likelihood(), prior=second, checkpoint=checkpoint)
         checkpoint.remove()
+
+
+def test_a_prior_that_is_undefined_where_no_step_asks_goes_on(tmp_path):
+    def prior(x, t):
+        return torch.where(t == 0.5, torch.nan, PRIOR(x, t))
+
+    checkpoint, sampler = Checkpoint(tmp_path / "run", 0), Guided(steps=3, guidance="paper")
+    with pytest.raises(Killed):
+        run(sampler, OnlyLogProb(data()), prior=prior, checkpoint=checkpoint, callback=killer(2))
+    x = run(sampler, OnlyLogProb(data()), prior=prior, checkpoint=checkpoint)
+    assert torch.equal(x, run(sampler, OnlyLogProb(data()), prior=prior))
+
+
+def test_a_prior_is_shown_no_other_shape_for_a_checkpoint(tmp_path):
+    shapes = set()
+
+    class Watched(Statistics):
+        def __call__(self, x, t):
+            shapes.add(tuple(x.shape))
+            return super().__call__(x, t)
+
+    cube = (4, 4, 4)
+    run(PlugAndPlay(2), white(1.0)(data(cube)), cube, prior=Watched(), checkpoint=Checkpoint(tmp_path / "a"))
+    assert shapes == {(1, *cube)}
+
+
+@pytest.mark.parametrize("path", ["", "missing/run"])
+def test_a_path_that_cannot_be_written_is_refused_before_the_first_step(path, tmp_path):
+    seen = []
+    with pytest.raises(CheckpointError, match="it is a folder, or in a folder that does not exist"):
+        run(
+            Guided(steps=2),
+            likelihood(),
+            checkpoint=Checkpoint(tmp_path / path),
+            callback=lambda step, total, x_0: seen.append(step),
+        )
+    assert seen == []
+
+
+@pytest.mark.parametrize("lost", ["state", "stream.0"])
+def test_a_checkpoint_that_lacks_a_part_is_refused(lost, tmp_path):
+    checkpoint = Checkpoint(tmp_path / "run", 0)
+    with pytest.raises(Killed):
+        run(Guided(steps=3), likelihood(), checkpoint=checkpoint, callback=killer(2))
+    tensors = load_file(checkpoint.path)
+    del tensors[lost]
+    save_file(tensors, checkpoint.path)
+    with pytest.raises(CheckpointError, match="is no checkpoint of a sampler"):
+        run(Guided(steps=3), likelihood(), checkpoint=checkpoint)
+
+
+def test_a_header_that_is_a_list_is_refused(tmp_path):
+    save_file({"run": torch.tensor(list(b"[1]"), dtype=torch.uint8)}, tmp_path / "run")
+    with pytest.raises(CheckpointError, match="is no checkpoint of a sampler"):
+        run(Guided(steps=6), likelihood(), checkpoint=Checkpoint(tmp_path / "run"))
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path):

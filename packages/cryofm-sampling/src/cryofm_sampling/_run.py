@@ -62,7 +62,7 @@ class Run:
             with torch.autocast(noise.device.type, enabled=False):  # as when it is sampled with
                 data = {"likelihood": _told_by(self.told, noise)}
         sketches = {
-            "velocity field": [_sketch(self.velocity(one, time_like(0.5, one)), _NETWORKS)],
+            "velocity field": [_sketch(self.velocity(one[None], time_like(0.5, one)), _NETWORKS)],
             **{name: [_sketch(table)] for name, table in statistics.items()},
             **data,
         }
@@ -117,6 +117,7 @@ def _sketch(values: Tensor, slack: float = _TRANSFORMS) -> Sketch:
     """
     real = torch.view_as_real(values) if values.is_complex() else values
     v = real.detach().flatten().to("cpu", torch.float64)
+    v = torch.where(v.isfinite(), v, 0)  # NaN would differ from itself
     v = torch.nn.functional.pad(v, (0, -len(v) % _SUMS))
     signs = 2 * torch.randint(2, v.shape, generator=torch.Generator().manual_seed(0), dtype=torch.int8) - 1
     sums: Sketch = (v * signs).reshape(-1, _SUMS).sum(0).tolist()

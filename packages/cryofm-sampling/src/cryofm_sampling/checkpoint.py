@@ -77,6 +77,8 @@ class Checkpoint:
             os.replace(self._partial(), self.path)
 
     def _read(self) -> bytes | None:
+        if self._is_first() and (self.path.is_dir() or not self.path.parent.is_dir()):
+            raise CheckpointError(f"{self.path} cannot be written: it is a folder, or in a folder that does not exist")
         content = [self.path.read_bytes() if self._is_first() and self.path.exists() else None]
         if self.group is not None:
             dist.broadcast_object_list(content, src=dist.get_global_rank(self.group, 0), group=self.group)
@@ -105,7 +107,8 @@ def iterate(
         callback: is told of every step.
         checkpoint: where to, or None.
 
-    Raises `CheckpointError` if the file there is none, or belongs to another run; the differences are listed.
+    Raises `CheckpointError` if the file there is none, belongs to another run, whose differences are listed, or could
+    not be written.
     """
     first = 0
     identity: Identity = {}
@@ -143,11 +146,12 @@ def _restored(
         tensors = load(content)
         header = json.loads(tensors[_HEADER].numpy().tobytes())
         found = differences(header["identity"], identity)
-    except (SafetensorError, KeyError, ValueError):
+        step, real = int(header["step"]), tensors["state"].to(state.device)
+        numbers = [tensors[f"stream.{i}"] for i in range(0 if found else len(streams))]  # another run has others
+    except (SafetensorError, KeyError, TypeError, ValueError):
         raise CheckpointError(f"{path} is no checkpoint of a sampler; choose another path or remove it") from None
     if found:
         raise CheckpointError(f"{path} belongs to another run ({'; '.join(found)}); remove it to start anew")
-    for i, stream in enumerate(streams):
-        stream.set_state(tensors[f"stream.{i}"])
-    real = tensors["state"].to(state.device)
-    return int(header["step"]), torch.view_as_complex(real) if state.is_complex() else real
+    for stream, number in zip(streams, numbers, strict=True):
+        stream.set_state(number)
+    return step, torch.view_as_complex(real) if state.is_complex() else real
