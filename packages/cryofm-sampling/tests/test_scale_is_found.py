@@ -62,7 +62,7 @@ def scale_of(score):
     truth, noise = torch.randn(2, 8, 8, 8, generator=generator)
 
     def sampler(prior, likelihood, /, *, shape, generator, callback=None):
-        c = score(-math.log2(likelihood.normalization.std) * 2)
+        c = score(-math.log2(likelihood.spectral_precision().mean()))  # the square of the std in data units
         return Draw(c * truth + math.sqrt(1 - c * c) * noise, 1, {})
 
     data = gaussian_likelihood(Identity(), WhiteNoise(1.0), truth), truth, torch.full((5,), 0.9)

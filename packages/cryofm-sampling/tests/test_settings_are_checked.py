@@ -1,11 +1,21 @@
 """A setting out of range, or data or a prior that cannot be, are refused by the error that says so and names them."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from cryofm_ops import Identity, NoiseError, Normal, ObservationError, OperatorError, WhiteNoise, gaussian_likelihood
+from cryofm_ops import (
+    Identity,
+    NoiseError,
+    Normal,
+    ObservationError,
+    OperatorError,
+    WhiteNoise,
+    gaussian_likelihood,
+    in_model_units,
+)
 from cryofm_sampling import (
     AbInitio,
     BlindGuided,
@@ -42,6 +52,8 @@ def test_data_of_an_odd_box_are_not_taken_for_those_of_an_even_one(sampler):
     likelihood = gaussian_likelihood(Identity(), WhiteNoise(1.0), torch.zeros(4, 4, 5))
     with pytest.raises(GridMismatchError, match=r"the data have box \(4, 4, 5\), the volumes asked for \(4, 4, 4\)"):
         run(sampler, likelihood)
+    with pytest.raises(GridMismatchError, match="the data have box"):
+        run(sampler, in_model_units(likelihood, SimpleNamespace(mean=0.1, std=2.0)))
     with pytest.raises(GridMismatchError, match="the data have box"):
         chi_squared(torch.zeros(4, 4, 4), likelihood)
 

@@ -169,4 +169,7 @@ def in_model_units(
             raise GridMismatchError(f"the data have box {likelihood.shape}, the volumes asked for {tuple(shape)}")
         shape = likelihood.shape
     # A class of its own for every set of capabilities, since that is what `isinstance` looks at.
-    return type("ModelUnits", parts, {"__slots__": ()})(likelihood, normalization, shape)
+    model: Any = type("ModelUnits", parts, {"__slots__": ()})(likelihood, normalization, shape)
+    if type(likelihood) is FourierGaussian:  # which it is in any units, and knows its box
+        return FourierGaussian(model.spectral_precision(), model.spectral_data(), likelihood.shape)
+    return model
