@@ -285,7 +285,9 @@ def test_a_header_that_is_a_list_is_refused(tmp_path):
 
 
 def test_a_checkpoint_of_another_format_is_refused(tmp_path):
-    header = json.dumps({"step": 1, "identity": {"sampler": "Guided", "steps": 6, "likelihood": [1.0, 0.5]}}).encode()
+    header = json.dumps(
+        {"step": 1, "fingerprint": {"sampler": "Guided", "steps": 6, "likelihood": [1.0, 0.5]}}
+    ).encode()
     tensors = {"state": torch.zeros(BOX), "run": torch.tensor(list(header), dtype=torch.uint8)}
     save_file(tensors, tmp_path / "run")
     with pytest.raises(CheckpointError, match="is no checkpoint of a sampler"):

@@ -5,7 +5,7 @@ import torch
 
 from cryofm_ops import irfft, radial, rfft
 from cryofm_sampling import PlugAndPlayLoss, plug_and_play_loss
-from cryofm_sampling._common import DenoisingError
+from cryofm_sampling._denoising_error import DenoisingError
 from cryofm_sampling.testing import GaussianPrior
 
 BOX = (16, 16, 16)

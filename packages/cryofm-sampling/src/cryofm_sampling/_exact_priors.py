@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import FourierDiagonal, fourier_filter, friedel_weights, half_shape, irfft, radial, radial_mean, rfft
-from cryofm_sampling._common import Box, gaussian_error, spectral, split_shape, streams, white_noise
+from cryofm_sampling._common import Box, spectral, split_shape, streams, white_noise
+from cryofm_sampling._denoising_error import gaussian_error
 from cryofm_sampling.errors import GridMismatchError, SettingError
 
 __all__ = ["GaussianPrior", "MixturePrior"]

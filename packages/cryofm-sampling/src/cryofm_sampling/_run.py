@@ -28,7 +28,7 @@ _SUMS = 64
 _STATISTICS = ("signal_power", "denoising_error", "denoising_spectrum")
 
 Sketch = list[float]
-Identity = dict[str, dict[str, Any]]
+Fingerprint = dict[str, dict[str, Any]]
 
 
 @attrs.frozen(eq=False)
@@ -37,12 +37,12 @@ class Run:
 
     sampler: Any  # an attrs class
     velocity: VelocityField
-    told: Likelihood | FourierDiagonal | Blind | Mapping[str, Sequence[Tensor]]  # the data; by name where no likelihood
+    data: Likelihood | FourierDiagonal | Blind | Mapping[str, Sequence[Tensor]]  # by name, where it is no likelihood
     shape: tuple[int, ...]
 
     @torch.inference_mode(False)
     @torch.no_grad()
-    def identity(self, state: Tensor, streams: Sequence[torch.Generator]) -> Identity:
+    def fingerprint(self, state: Tensor, streams: Sequence[torch.Generator]) -> Fingerprint:
         """Everything that the result depends on, as plain values, at the start."""
         seeds = hashlib.sha256(b"".join(stream.get_state().numpy().tobytes() for stream in streams))
         noise = torch.randn(self.shape, generator=torch.Generator().manual_seed(0), dtype=state.real.dtype)
@@ -56,15 +56,15 @@ class Run:
             "seed": seeds.hexdigest()[:8],
         }
         statistics = {name: getattr(self.velocity, name) for name in _STATISTICS if hasattr(self.velocity, name)}
-        if isinstance(self.told, Mapping):
-            data = {name: [_sketch(values) for values in tensors] for name, tensors in self.told.items()}
+        if isinstance(self.data, Mapping):
+            sketches_of_data = {name: [_sketch(values) for values in tensors] for name, tensors in self.data.items()}
         else:
             with torch.autocast(noise.device.type, enabled=False):  # as when it is sampled with
-                data = {"likelihood": _told_by(self.told, noise)}
+                sketches_of_data = {"likelihood": _sketches_of(self.data, noise)}
         sketches = {
             "velocity field": [_sketch(self.velocity(one[None], time_like(0.5, one)), _NETWORKS)],
             **{name: [_sketch(table)] for name, table in statistics.items()},
-            **data,
+            **sketches_of_data,
         }
         return {"settings": json.loads(json.dumps(settings, default=_plain)), "sketches": sketches}
 
@@ -76,8 +76,8 @@ def _plain(value: object) -> object:
     return float(value) if isinstance(value, Real) else str(value)
 
 
-def differences(theirs: Identity, ours: Identity) -> list[str]:
-    """In what two identities differ, for an error message."""
+def differences(theirs: Fingerprint, ours: Fingerprint) -> list[str]:
+    """In what two fingerprints differ, for an error message."""
     set_there, set_here = theirs["settings"], ours["settings"]
     seen_there, seen_here = theirs["sketches"], ours["sketches"]
     return [
@@ -91,7 +91,9 @@ def differences(theirs: Identity, ours: Identity) -> list[str]:
     ]
 
 
-def _told_by(likelihood: Likelihood | FourierDiagonal | Blind, x: Tensor, slack: float = _OPERATORS) -> list[Sketch]:
+def _sketches_of(
+    likelihood: Likelihood | FourierDiagonal | Blind, x: Tensor, slack: float = _OPERATORS
+) -> list[Sketch]:
     """Sketches that other data, another operator or another noise would change."""
     if isinstance(likelihood, FourierDiagonal):
         W, y = likelihood.spectral_precision(), likelihood.spectral_data()
@@ -106,7 +108,7 @@ def _told_by(likelihood: Likelihood | FourierDiagonal | Blind, x: Tensor, slack:
                 raise
     if isinstance(likelihood, Conjugate):
         return [_sketch(likelihood.condition(x, 1.0).mean, _NETWORKS)]
-    return _told_by(likelihood.refine(x), x, _NETWORKS)
+    return _sketches_of(likelihood.refine(x), x, _NETWORKS)
 
 
 def _sketch(values: Tensor, slack: float = _TRANSFORMS) -> Sketch:

@@ -33,16 +33,8 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import ImagesInBand, Normalization
-from cryofm_sampling._common import (
-    DenoisingError,
-    calibrated,
-    falling_times,
-    streams,
-    velocity_at,
-    white_noise,
-    whole,
-    within,
-)
+from cryofm_sampling._common import calibrated, falling_times, streams, velocity_at, white_noise, whole, within
+from cryofm_sampling._denoising_error import DenoisingError
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.errors import SettingError
 from cryofm_sampling.protocols import Callback, VelocityField
@@ -89,12 +81,15 @@ class AbInitio:
     """Models of an object from images and first poses; one network evaluation a level.
 
     Attributes:
-        levels: of noise.
-        ratios: of the noise to the signal's unit at the first and the last level.
+        levels: how many, of noise.
+        ratios: t / (1 − t) at the first and the last of them.
         draw_above: at flow times above this poses are drawn from all rotations, given x̂_0; 1: at none, since they are
             nearly known.
         refine_below: otherwise they are refined at times below this; before, x̂_0 knows less than they do.
         max_shift_px: how far off centre an image may be.
+
+    Raises `CapabilityError` if the velocity field is not `Calibrated`, `SettingError` for poses of other shapes than
+    those of the images.
     """
 
     levels: int = attrs.field(default=20, validator=whole(2))
@@ -168,12 +163,12 @@ class AbInitio:
         else:
             x, scale = _wiener(images, power / _FILLED, rotations, shifts_px)
             first = _packed(x, rotations, shifts_px, scale)
-        told = {
+        data = {
             "set of images": [part for part in attrs.astuple(images, recurse=False) if isinstance(part, Tensor)],
             "set of first poses": [rotations, shifts_px],
             "normalization": [torch.tensor(mean), torch.tensor(std)],
         }
-        run = Run(self, velocity, told, (C, *box))
+        run = Run(self, velocity, data, (C, *box))
         state = iterate(level, first, len(times), run=run, streams=noises, callback=callback, checkpoint=checkpoint)
         x, R, s, scale = _unpacked(state, n, K)
         misfit = images.scaled(scale).misfit(x, R, s)

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import Blind, Likelihood
-from cryofm_sampling._common import DenoisingError, missing, split_shape, streams, white_noise, whole, within
+from cryofm_sampling._common import missing, split_shape, streams, white_noise, whole, within
+from cryofm_sampling._denoising_error import DenoisingError
 from cryofm_sampling._smoothed import smoothed_gradient
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.errors import CapabilityError

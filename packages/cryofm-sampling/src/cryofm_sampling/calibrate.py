@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import radial_mean, rfft
-from cryofm_sampling._common import forward, numbers, split_shape, streams, velocity_at, white_noise
+from cryofm_sampling._common import copy_attributes, numbers, split_shape, streams, velocity_at, white_noise
 from cryofm_sampling.errors import SettingError
 from cryofm_sampling.protocols import VelocityField
 
@@ -27,7 +27,7 @@ class CalibratedVelocity:
     denoising_spectrum: Tensor
 
     def __attrs_post_init__(self) -> None:
-        forward(self.velocity, self, "normalization", "group")
+        copy_attributes(self.velocity, self, "normalization", "group")
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
         """The velocity at x `(*batch, z, y, x)` and t, a scalar or `(batch,)`."""

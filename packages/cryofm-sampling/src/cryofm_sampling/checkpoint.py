@@ -15,7 +15,7 @@ from torch import Tensor
 
 from cryofm_sampling._common import within
 from cryofm_sampling._ranks import rank_and_size
-from cryofm_sampling._run import Identity, Run, differences
+from cryofm_sampling._run import Fingerprint, Run, differences
 from cryofm_sampling.errors import CheckpointError
 from cryofm_sampling.protocols import Callback
 
@@ -111,19 +111,19 @@ def iterate(
     not be written.
     """
     first = 0
-    identity: Identity = {}
+    fingerprint: Fingerprint = {}
     if checkpoint is not None:
-        identity = run.identity(state, streams)
+        fingerprint = run.fingerprint(state, streams)
         content = checkpoint._read()
         if content is not None:
-            first, state = _restored(checkpoint.path, content, identity, state, streams)
+            first, state = _restored(checkpoint.path, content, fingerprint, state, streams)
     saved = time.monotonic()
     for i in range(first, total):
         state, x_0 = step(i, state)
         if checkpoint is not None:
             over = i + 1 == total
             if checkpoint.keep if over else time.monotonic() - saved >= checkpoint.every_seconds:
-                checkpoint._write(_tensors(i + 1, state, streams, identity))
+                checkpoint._write(_tensors(i + 1, state, streams, fingerprint))
                 saved = time.monotonic()
         if callback is not None:
             callback(i + 1, total, x_0)
@@ -132,20 +132,22 @@ def iterate(
     return state
 
 
-def _tensors(step: int, state: Tensor, streams: Sequence[torch.Generator], identity: Identity) -> dict[str, Tensor]:
-    header = json.dumps({"step": step, "identity": identity}).encode()
+def _tensors(
+    step: int, state: Tensor, streams: Sequence[torch.Generator], fingerprint: Fingerprint
+) -> dict[str, Tensor]:
+    header = json.dumps({"step": step, "fingerprint": fingerprint}).encode()
     real = torch.view_as_real(state) if state.is_complex() else state
     numbers = {f"stream.{i}": stream.get_state() for i, stream in enumerate(streams)}
     return {"state": real.contiguous(), **numbers, _HEADER: torch.frombuffer(bytearray(header), dtype=torch.uint8)}
 
 
 def _restored(
-    path: Path, content: bytes, identity: Identity, state: Tensor, streams: Sequence[torch.Generator]
+    path: Path, content: bytes, fingerprint: Fingerprint, state: Tensor, streams: Sequence[torch.Generator]
 ) -> tuple[int, Tensor]:
     try:
         tensors = load(content)
         header = json.loads(tensors[_HEADER].numpy().tobytes())
-        found = differences(header["identity"], identity)
+        found = differences(header["fingerprint"], fingerprint)
         step, real = int(header["step"]), tensors["state"].to(state.device)
         numbers = [tensors[f"stream.{i}"] for i in range(0 if found else len(streams))]  # another run has others
     except (SafetensorError, KeyError, TypeError, ValueError):

@@ -24,7 +24,6 @@ from torch import Tensor
 
 from cryofm_ops import FourierDiagonal, Likelihood, fourier_filter, irfft, rfft
 from cryofm_sampling._common import (
-    DenoisingError,
     backward,
     check_likelihood,
     log_prob_and_gradient,
@@ -37,6 +36,7 @@ from cryofm_sampling._common import (
     whole,
     within,
 )
+from cryofm_sampling._denoising_error import DenoisingError
 from cryofm_sampling._smoothed import smoothed_gradient
 from cryofm_sampling.checkpoint import Checkpoint, Run, Step, iterate
 from cryofm_sampling.errors import CapabilityError

@@ -40,7 +40,6 @@ from cryofm_ops import (
 )
 from cryofm_sampling._common import (
     Box,
-    DenoisingError,
     calibrated,
     conjugates,
     first_posterior,
@@ -51,6 +50,7 @@ from cryofm_sampling._common import (
     whole,
     within,
 )
+from cryofm_sampling._denoising_error import DenoisingError
 from cryofm_sampling._rotations import denoised
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.protocols import Callback, Draw, VelocityField

@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import AnisotropicNoise, fourier_filter, frequencies, irfft, radial_mean, rfft, wedge_alpha
-from cryofm_sampling._common import Box, DenoisingError, split_shape, white_noise, within
+from cryofm_sampling._common import Box, split_shape, white_noise, within
+from cryofm_sampling._denoising_error import DenoisingError
 from cryofm_sampling.plug_and_play import automatic_tau
 from cryofm_sampling.protocols import Calibrated, VelocityField
 

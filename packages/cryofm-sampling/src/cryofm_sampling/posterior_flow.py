@@ -41,7 +41,6 @@ from torch import Tensor
 from cryofm_ops import FourierDiagonal, Likelihood
 from cryofm_sampling._common import (
     Box,
-    DenoisingError,
     calibrated,
     conjugates,
     falling_times,
@@ -53,6 +52,7 @@ from cryofm_sampling._common import (
     whole,
     within,
 )
+from cryofm_sampling._denoising_error import DenoisingError
 from cryofm_sampling._rotations import denoised
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.plug_and_play import PlugAndPlay, alternate, start, weighted_gain

@@ -31,17 +31,8 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import Conjugate, FourierDiagonal, Likelihood, standard_normal
-from cryofm_sampling._common import (
-    Box,
-    DenoisingError,
-    calibrated,
-    conjugates,
-    first_posterior,
-    numbers,
-    split_shape,
-    streams,
-    whole,
-)
+from cryofm_sampling._common import Box, calibrated, conjugates, first_posterior, numbers, split_shape, streams, whole
+from cryofm_sampling._denoising_error import DenoisingError
 from cryofm_sampling._rotations import denoised
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.errors import SettingError

@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from cryofm_sampling._common import forward, split_shape, whole
+from cryofm_sampling._common import copy_attributes, split_shape, whole
 from cryofm_sampling._memory import tiles_that_fit
 from cryofm_sampling._ranks import check_same, gathered, rank_and_size, replicated
 from cryofm_sampling.errors import SettingError
@@ -92,7 +92,7 @@ class Tiled:
         window = self.window
         if window is not None and (window.shape != (self.tile,) or not ((window > 0) & window.isfinite()).all()):
             raise SettingError(f"window must be {self.tile} positive weights, got {window}")
-        forward(self.velocity, self, "signal_power", "denoising_error", "denoising_spectrum", "normalization")
+        copy_attributes(self.velocity, self, "signal_power", "denoising_error", "denoising_spectrum", "normalization")
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
         """The velocity at x `(*batch, z, y, x)` and t, a scalar or `(batch,)`."""
@@ -123,12 +123,12 @@ class Tiled:
             for z, y, w in product(*starts)
             for i in range(len(x))
         ]
-        rank, size = rank_and_size(self.group)
+        rank, ranks = rank_and_size(self.group)
         together = self._together(x[places[0]][None], t[:1] if t.ndim else t)
         recompute = torch.is_grad_enabled() and x.requires_grad and len(places) > together
-        for first in range(0, len(places), together * size):
-            shared = places[first : first + together * size]
-            each = math.ceil(len(shared) / size)  # the last rank repeats a tile where the shares are not even
+        for first in range(0, len(places), together * ranks):
+            shared = places[first : first + together * ranks]
+            each = math.ceil(len(shared) / ranks)  # the last rank repeats a tile where the shares are not even
             own = [shared[min(rank * each + i, len(shared) - 1)] for i in range(each)]
             at = t[[i for i, *_ in own]] if t.ndim else t
             chunk = torch.stack([x[place] for place in own])
@@ -138,11 +138,11 @@ class Tiled:
                 else self.velocity(chunk, at)
             )
             # Always in this order, so that sums round the same.
-            for place, tile in zip(shared, gathered(tiles, self.group), strict=False):
-                v[place] += cube * tile
+            for place, v_tile in zip(shared, gathered(tiles, self.group), strict=False):
+                v[place] += cube * v_tile
         v = (v / _outer(weights).to(v)).to(x.dtype)
-        z, y, w = (slice((p - n) // 2, (p - n) // 2 + n) for p, n in zip(padded, box, strict=True))
-        return v[:, z, y, w].reshape(*batch, *box)
+        inner = (slice((p - n) // 2, (p - n) // 2 + n) for p, n in zip(padded, box, strict=True))
+        return v[(slice(None), *inner)].reshape(*batch, *box)
 
     def _together(self, tile: Tensor, t: Tensor) -> int:
         """How many tiles are evaluated at a time."""
