@@ -13,12 +13,14 @@ voxels whose truth lies above what can be known):
 - ``informs``: correlation of log sd with log |truth − mean|, over cubes of 4³ voxels: does sd tell where errors are?
 - ``chi_squared``: of the samples against the data, mean over shells where noise was measured (over voxels, where the
   data are not diagonal in Fourier space); 1 if all is well;
-- ``auc_mean``, ``error_mean``: FSC_AUC and relative squared error of the mean of the samples.
+- ``auc_mean``, ``error_mean``: FSC_AUC and relative squared error of the mean of the samples;
+- ``error_map``: that of the map that `restore` makes by itself (beside the samples that it draws by itself).
 
 Lines of single crops come first, means over crops last. A backward pass through the network counts as an evaluation.
 """
 
 import argparse
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -144,6 +146,20 @@ def spread_of(samples: Tensor, truth: Tensor, mask: Tensor) -> dict[str, float]:
     return found | {"factor": factor, "informs": float(torch.corrcoef(torch.stack(logs))[0, 1])}
 
 
+def error_of_map(
+    prior: CalibratedPrior,
+    likelihood: FourierGaussian | LinearGaussian,
+    truth: Tensor,
+    seed: int,
+    args: argparse.Namespace,
+) -> float:
+    """Relative squared error of the posterior mean as `restore` finds it."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
+        x = restore(prior, likelihood, shape=sides(truth), generator=generator).x
+    return line_of(truth, x, False)["error"]
+
+
 def line(
     prior: CalibratedPrior,
     likelihood: FourierGaussian | LinearGaussian,
@@ -161,6 +177,7 @@ def line(
     with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
         draw = restore(prior, likelihood, estimate="samples", **settings)
     seconds = time.perf_counter() - start
+    error_map = error_of_map(prior, likelihood, truth, seed, args) if sampler is None else math.nan
     power = radial(radial_mean(rfft(truth).abs().square(), box), box).clamp(min=1e-12)
     wiener = likelihood.condition(torch.zeros(box), power).mean
     mean, variance = draw.x.mean(0), draw.x.var(0).sum() * (1 + 1 / args.samples)
@@ -170,6 +187,7 @@ def line(
         "chi_squared": misfit(draw.x, likelihood),
         "auc_mean": of_mean["auc"],
         "error_mean": of_mean["error"],
+        "error_map": error_map,
         "seconds": seconds,
     }
     return {"nfe": draw.nfe, **{key: round(value, 4) for key, value in values.items()}}
