@@ -4,8 +4,19 @@ import pytest
 import torch
 from torch import nn
 
-from cryofm_ops import Identity, WhiteNoise, gaussian_likelihood
-from cryofm_sampling import BlindGuided, Checkpoint, Guided, PlugAndPlay, Tiled, calibrate, restore
+from cryofm_ops import Identity, Normal, WhiteNoise, gaussian_likelihood
+from cryofm_sampling import (
+    BlindGuided,
+    Checkpoint,
+    Guided,
+    Inpainting,
+    PlugAndPlay,
+    PosteriorFlow,
+    Renoising,
+    Tiled,
+    calibrate,
+    restore,
+)
 
 BOX = (10, 8, 12)
 
@@ -56,6 +67,25 @@ def test_likelihoods_stay_in_single_precision(kind, guidance, tmp_path):
     network, likelihood, checkpoint = Denoiser(), Matrix(), Checkpoint(tmp_path / "run")
     with torch.autocast("cpu", torch.bfloat16):
         kind(2, guidance)(network, likelihood, shape=BOX, generator=torch.Generator(), checkpoint=checkpoint)
+    assert network.seen == {torch.bfloat16}
+    assert likelihood.seen == {torch.float32}
+
+
+class Conditions(Matrix):
+    """What knows the posterior of a normal prior, and needs products of matrices for it."""
+
+    log_prob = refine = None
+
+    def condition(self, mean, variance):
+        return Normal(self.product(mean), torch.full((*mean.shape[:-1], mean.shape[-1] // 2 + 1), 0.5))
+
+
+@pytest.mark.parametrize("sampler", [PlugAndPlay(2), PosteriorFlow(2), Renoising((0.5,)), Inpainting(2)])
+def test_conditioning_stays_in_single_precision(sampler, tmp_path):
+    network, likelihood, checkpoint = Denoiser(), Conditions(), Checkpoint(tmp_path / "run")
+    network.signal_power, network.denoising_error = torch.ones(2), torch.tensor([[0.1, 0.1], [1.0, 1.0]])
+    with torch.autocast("cpu", torch.bfloat16):
+        sampler(network, likelihood, shape=BOX, generator=torch.Generator(), checkpoint=checkpoint)
     assert network.seen == {torch.bfloat16}
     assert likelihood.seen == {torch.float32}
 

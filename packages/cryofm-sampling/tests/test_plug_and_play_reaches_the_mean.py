@@ -123,7 +123,7 @@ def test_a_linear_operator_s_data_in_another_precision_or_of_two_volumes():
 
     draw = PlugAndPlay(2)(Watched(1.0, BOX), gaussian_likelihood(Gain(), WhiteNoise(1.0), y[0]), **run)
     assert dtypes == {draw.x.dtype} == {torch.get_default_dtype()}
-    with pytest.raises(GridMismatchError, match=r"LinearGaussian conditions a volume \(6, 5, 7\) to \(2, 6, 5, 7\)"):
+    with pytest.raises(GridMismatchError, match=r"the likelihood conditions a volume \(6, 5, 7\) to \(2, 6, 5, 7\)"):
         PlugAndPlay()(PRIOR, gaussian_likelihood(Gain(), WhiteNoise(1.0), y), **run)
 
 

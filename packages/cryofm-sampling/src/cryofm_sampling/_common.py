@@ -97,6 +97,17 @@ def spectral(likelihood: FourierDiagonal, batch: tuple[int, ...], box: Box) -> t
     return checked.precision, checked.data
 
 
+@attrs.frozen(eq=False)
+class Unrounded:
+    """A `Conjugate` that autocast, meant for the network, does not reach."""
+
+    data: Conjugate
+
+    def condition(self, mean: Tensor, variance: Tensor | float, /) -> Normal:
+        with torch.autocast(mean.device.type, enabled=False):
+            return self.data.condition(mean, variance)
+
+
 def conjugates(
     likelihood: FourierDiagonal | Likelihood, batch: tuple[int, ...], box: Box, like: Tensor, needed_by: str
 ) -> tuple[list[Conjugate], Tensor]:
@@ -105,7 +116,7 @@ def conjugates(
         Ws, ys = (part.reshape(-1, *part.shape[-3:]) for part in spectral(likelihood, batch, box))
         return [FourierGaussian(W, y, box) for W, y in zip(Ws, ys, strict=True)], ys.real
     if isinstance(likelihood, Conjugate):
-        return [likelihood] * math.prod(batch), like
+        return [Unrounded(likelihood)] * math.prod(batch), like
     lacking = missing(likelihood, "condition")
     raise CapabilityError(f"{needed_by} needs a Conjugate or a FourierDiagonal likelihood; {lacking}")
 
@@ -115,7 +126,7 @@ def first_posterior(data: Conjugate, power: Tensor, box: Box, like: Tensor) -> N
     posterior = data.condition(like.new_zeros(box), power)
     if posterior.mean.shape != box:
         raise GridMismatchError(
-            f"{type(data).__name__} conditions a volume {box} to {tuple(posterior.mean.shape)}; the data of one volume "
+            f"the likelihood conditions a volume {box} to {tuple(posterior.mean.shape)}; the data of one volume "
             "are needed (a FourierDiagonal likelihood may hold a batch)"
         )
     return posterior

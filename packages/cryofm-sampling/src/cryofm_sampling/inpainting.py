@@ -17,7 +17,17 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import Conjugate, FourierDiagonal, Likelihood, irfft, rfft
-from cryofm_sampling._common import Box, missing, spectral, split_shape, streams, velocity_at, white_noise, whole
+from cryofm_sampling._common import (
+    Box,
+    Unrounded,
+    missing,
+    spectral,
+    split_shape,
+    streams,
+    velocity_at,
+    white_noise,
+    whole,
+)
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.errors import CapabilityError
 from cryofm_sampling.protocols import Callback, Draw, VelocityField
@@ -34,7 +44,8 @@ def _replacement(
         return lambda x_0: irfft(torch.where(W > 0, y, rfft(x_0)), box), y
     if isinstance(likelihood, Conjugate):
         # Of data without noise the posterior under a white prior is the nearest volume that agrees with them.
-        return lambda x_0: likelihood.condition(x_0, 1.0).mean.to(x_0), like
+        data = Unrounded(likelihood)
+        return lambda x_0: data.condition(x_0, 1.0).mean.to(x_0), like
     lacking = missing(likelihood, "spectral_precision", "spectral_data", "condition")
     raise CapabilityError(f"Inpainting needs a FourierDiagonal or a Conjugate likelihood; {lacking}")
 

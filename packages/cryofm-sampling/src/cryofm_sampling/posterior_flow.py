@@ -27,8 +27,8 @@ The last x_t leaves open N(x, e) given the data, with the denoiser's own error e
 most of the spread of what was measured better than x_t tells.
 
 For a Gaussian prior the passes converge to the exact mean, and the steps to the exact flow: the error falls as 1/steps
-or faster. With 24 steps it is 1.5 to 5 % of the spread where signal and noise are within a factor of 10, and up to 13 % too
-much of it where data of a density's spectrum are far better than the denoiser's level.
+or faster. With 24 steps it is 1.5 to 5 % of the spread where signal and noise are within a factor of 10; where data are
+far better than the denoiser's level samples spread up to 13 % too much.
 
 Reference for the step: DPM-Solver++(2M), Lu et al., arXiv 2211.01095, Algorithm 2.
 """
