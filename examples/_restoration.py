@@ -188,7 +188,8 @@ def restored_and_drawn(
     seeds = torch.randint(2**62, (args.samples,), generator=torch.Generator().manual_seed(args.seed)).tolist()
     n = len(likelihoods)
     jobs = [partial(restored, k) for k in range(n)] + [partial(drawn, seed, k) for k, seed in enumerate(seeds, n)]
-    evaluations = [args.steps] * n + [drawing.nfe] * args.samples
+    known = args.checkpoint is not None  # one more evaluation tells a checkpoint whose it is
+    evaluations = [args.steps + known] * n + [drawing.nfe + known] * args.samples
     units.bar.reset(total=sum(evaluations[:: 1 if group is None else group.size()]))  # the first rank's
     units.bar.set_description("restoring")
     draws = spread(jobs, group)
