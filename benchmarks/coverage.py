@@ -25,6 +25,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
 import numpy as np
 import torch
 from _inputs import calibrated_prior, clean
@@ -35,7 +36,7 @@ from samplers import line_of, observations, renoising
 from scipy.stats import t as student
 from torch import Tensor
 
-from cryofm_model import CalibratedPrior
+from cryofm_model import CalibratedPrior, Normalization
 from cryofm_ops import (
     FourierGaussian,
     LinearGaussian,
@@ -203,12 +204,15 @@ def main() -> None:
         "--samplers", nargs="+", choices=SAMPLERS, default=["default", "renoising, 8 levels"], help="of samples"
     )
     parser.add_argument("--samples", type=int, default=8, help="K (default 8)")
+    parser.add_argument("--scale", type=float, default=1.0, help="told, times the true one (default 1)")
     parser.add_argument("--box", type=int, default=48, help="side of the crops, a multiple of 8 (default 48)")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network (default fp32)")
     parser.add_argument("--prior", default="cryofm-tiny")
     parser.add_argument("--out", type=Path, required=True, help=".csv file")
     args = parser.parse_args()
     prior = calibrated_prior(args.prior)
+    mean, std = prior.normalization.mean, prior.normalization.std
+    prior = attrs.evolve(prior, normalization=Normalization(mean / args.scale, std / args.scale))
     table: list[dict[str, object]] = []
     for seed, path in enumerate(args.maps):
         truth = torch.from_numpy(crop(clean(path, prior.voxel_size), args.box))
@@ -217,14 +221,28 @@ def main() -> None:
         for row, likelihood in data:
             for name in args.samplers if row in chosen else ():
                 found = line(prior, likelihood, truth, row, SAMPLERS[name], seed, args)
-                about = {"map": path.stem, "box": args.box, "samples": args.samples, "row": row, "sampler": name}
+                about = {
+                    "map": path.stem,
+                    "box": args.box,
+                    "samples": args.samples,
+                    "scale": args.scale,
+                    "row": row,
+                    "sampler": name,
+                }
                 table.append({**about, **found})
                 print(table[-1], flush=True)
     means: list[dict[str, object]] = []
     for row, name in dict.fromkeys((str(one["row"]), str(one["sampler"])) for one in table):
         group = [one for one in table if (one["row"], one["sampler"]) == (row, name)]
-        values = {key: round(float(np.mean([float(str(one[key])) for one in group])), 4) for key in list(group[0])[5:]}
-        about = {"map": f"mean of {len(group)}", "box": args.box, "samples": args.samples, "row": row, "sampler": name}
+        values = {key: round(float(np.mean([float(str(one[key])) for one in group])), 4) for key in list(group[0])[6:]}
+        about = {
+            "map": f"mean of {len(group)}",
+            "box": args.box,
+            "samples": args.samples,
+            "scale": args.scale,
+            "row": row,
+            "sampler": name,
+        }
         means.append({**about, **values})
         print(means[-1], flush=True)
     write_csv(args.out, table + means)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import attrs
 import numpy as np
 import torch
-from _script import sha256, state_file
+from _script import above_zero, sha256, state_file
 from torch import Tensor
 
 from cryofm_io import DensityMap, check_half_maps, normalise_clean, read_map
@@ -127,6 +127,12 @@ def add_map_flags(parser: argparse.ArgumentParser, of: str) -> None:
         help=f"soft mask, 0..1, on the grid of the {of}: applied to the FSC and the result, whose solvent is then 0",
     )
     parser.add_argument("--voxel-size", type=float, help=f"of the {of} and the mask, Å, where the headers are wrong")
+    parser.add_argument(
+        "--scale",
+        type=above_zero,
+        help=f"what the density of the {of} is multiplied by to be the prior's, such as the scale in the run.json of a "
+        "map of the same kind; found by cross-validation where it is not given",
+    )
     parser.add_argument(
         "--checkpoint",
         type=state_file,

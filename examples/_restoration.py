@@ -27,6 +27,7 @@ from cryofm_sampling import (
     PlugAndPlay,
     PosteriorFlow,
     Sampler,
+    ScaledNormalization,
     ScaleFit,
     VelocityField,
     fit_scale,
@@ -104,7 +105,7 @@ def restore_halves(
 
     trial: Sampler = PlugAndPlay(iterations=3)
     with tqdm(unit=" evaluations", file=sys.stdout, leave=False, desc="scale") as bar:
-        fit = agreed(
+        fit = given_scale(args, site) or agreed(
             fit_scale(
                 WithProgress(site.velocity, site.prior, site.prior.normalization, bar),
                 model.observe(halves[0] - solvent, 1),
@@ -154,6 +155,11 @@ def restore_halves(
         missing=model.missing,
         uncertainty=uncertainty,
     )
+
+
+def given_scale(args: argparse.Namespace, site: Site) -> ScaleFit | None:
+    """That of the command line, if there is one."""
+    return None if args.scale is None else ScaleFit(ScaledNormalization(site.prior.normalization, args.scale), (), 0)
 
 
 def restored_and_drawn(
@@ -217,5 +223,6 @@ def leave_samples(folder: Path, site: Site, samples: list[Volume]) -> Volume | N
 
 def say_how(fit: ScaleFit, draw: Draw) -> None:
     """By what the map was restored."""
-    print(f"scale {fit.normalization.scale:.3g}, found by cross-validation in {fit.nfe} network evaluations")
+    found = f"found by cross-validation in {fit.nfe} network evaluations" if fit.trials else "as given"
+    print(f"scale {fit.normalization.scale:.3g}, {found}")
     print(f"restored by {draw.settings['algorithm']} (the posterior mean) in {draw.nfe} network evaluations")

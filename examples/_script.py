@@ -75,6 +75,14 @@ def positive(text: str) -> int:
     return number
 
 
+def above_zero(text: str) -> float:
+    """A finite number above 0, or what argparse makes a message of."""
+    number = float(text)
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError("must be a finite number above 0")
+    return number
+
+
 def seed(text: str) -> int:
     """A number that random generators take, or what argparse makes a message of."""
     number = int(text)

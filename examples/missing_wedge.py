@@ -19,7 +19,16 @@ import numpy as np
 import torch
 from _input import DEMO_MAP, Input, add_map_flags, demo_truth, noise_of, read_halves, sample_files, without_solvent
 from _ranks import agreed, is_first
-from _restoration import Judged, Model, drawn_by, leave_samples, restore_halves, restored_and_drawn, say_how
+from _restoration import (
+    Judged,
+    Model,
+    drawn_by,
+    given_scale,
+    leave_samples,
+    restore_halves,
+    restored_and_drawn,
+    say_how,
+)
 from _results import FILES, RESTORED, leave
 from _script import WithProgress, add_flags, exit_code, launch, sha256
 from _site import Site, Volume, calibrated_prior
@@ -104,7 +113,7 @@ def noiseless(
         return gaussian_likelihood(measured, WhiteNoise(0.0), measured(y))
 
     with tqdm(unit=" evaluations", file=sys.stdout, leave=False, desc="scale") as bar:
-        fit = agreed(
+        fit = given_scale(args, site) or agreed(
             fit_scale(
                 WithProgress(site.velocity, site.prior, site.prior.normalization, bar),
                 data(narrower),

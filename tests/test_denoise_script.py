@@ -78,6 +78,16 @@ sys.exit(exit_code(denoise.main))
 """
 
 
+def test_the_scale_that_was_found_may_be_given(run, half_maps, tmp_path, capsys):
+    assert run(*half_maps, "--out", tmp_path / "found") == 0
+    assert "found by cross-validation" in capsys.readouterr().out
+    scale = json.loads((tmp_path / "found" / "run.json").read_text())["scale"]
+    assert run(*half_maps, "--out", tmp_path / "given", "--scale", scale) == 0
+    assert f"scale {scale:.3g}, as given" in capsys.readouterr().out
+    found, given = (read_map(tmp_path / name / "restored.mrc").data for name in ("found", "given"))
+    assert np.array_equal(found, given)
+
+
 def test_a_killed_run_goes_on_to_the_same_bits(run, small_prior, half_maps, tmp_path, monkeypatch):
     line = (*half_maps, "--steps", 2, "--samples", 1)
     assert run(*line, "--out", tmp_path / "a") == 0
@@ -345,7 +355,9 @@ def test_a_mask_that_does_not_fit(run, half_maps, tmp_path, capsys, change, mess
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("option", "value"), [("--out", ""), ("--seed", 10**23)])
+@pytest.mark.parametrize(
+    ("option", "value"), [("--out", ""), ("--seed", 10**23), ("--scale", 0), ("--scale", "inf"), ("--scale", "two")]
+)
 def test_values_that_cannot_be_are_refused_by_the_command_line(run, half_maps, tmp_path, capsys, option, value):
     with pytest.raises(SystemExit) as stop:
         run(*half_maps, "--out", tmp_path / "out", option, value)
