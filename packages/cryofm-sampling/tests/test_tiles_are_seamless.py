@@ -122,6 +122,14 @@ def test_borders_do_not_show(field):
     assert step_at_borders(Tiled(field, 20, 8)(x, T), 20, 12) == pytest.approx(1, abs=0.05)
 
 
+NARROW = torch.tensor([1e-30, 1.0, 1.0, 1.0, 1.0, 1e-30])  # of which nothing is left in the corners of the box
+
+
+def test_a_small_window_is_as_good_as_a_large_one():
+    x = torch.randn(10, 6, 6)
+    torch.testing.assert_close(Tiled(lambda x, t: x, 6, 2, torch.full((6,), 1e-30))(x, T), x)
+
+
 def test_a_window_weighs_the_tiles():
     """Two tiles along z, of 0 and of 1, which meet in voxels 4 and 5."""
     numbers = iter([0.0, 1.0])
@@ -130,9 +138,11 @@ def test_a_window_weighs_the_tiles():
     torch.testing.assert_close(v[:, 2, 3], torch.tensor([0, 0, 0, 0, 1 / 4, 2 / 3, 1, 1, 1, 1]).to(v))
 
 
-@pytest.mark.parametrize("window", [torch.ones(5), torch.hann_window(6), torch.full((6,), torch.nan), torch.ones(6, 1)])
+@pytest.mark.parametrize(
+    "window", [torch.ones(5), torch.hann_window(6), torch.full((6,), torch.nan), torch.ones(6, 1), NARROW]
+)
 def test_a_window_that_gives_no_weights_is_refused(window):
-    with pytest.raises(SettingError, match="window must be 6 positive weights, got"):
+    with pytest.raises(SettingError, match="window must be 6 positive weights, none less than"):
         Tiled(lambda x, t: x, 6, 2, window)
 
 

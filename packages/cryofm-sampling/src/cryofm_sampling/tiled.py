@@ -18,6 +18,8 @@ from cryofm_sampling.protocols import VelocityField
 
 __all__ = ["Tiled"]
 
+_LEAST_WEIGHT = 1e-10  # the cube of less, which a corner has, vanishes in single precision
+
 
 def _starts(size: int, tile: int, overlap: int) -> list[int]:
     """First voxel of every tile along an axis: multiples of the stride, the last one moved in to end with the
@@ -59,8 +61,8 @@ class Tiled:
         velocity: the field on tiles.
         tile: side of a tile, in voxels, such as the box that the prior was trained on.
         overlap: voxels shared by neighbours, at most half a tile.
-        window: `(tile,)`: the weight of a tile's voxels along each axis, positive; where tiles overlap, weights are
-            divided by their sum. None: a raised cosine over the overlap.
+        window: `(tile,)`: the weight of a tile's voxels along each axis, positive and within 1e-10 of each other;
+            where tiles overlap, weights are divided by their sum. None: a raised cosine over the overlap.
         tile_batch: the most tiles to evaluate together on an accelerator. On a CUDA device a first tile shows how
             much memory one takes, and fewer go together where fewer fit; `SettingError` if not one does. On a CPU
             they always go one by one: convolutions round differently in another batch size, and there a batch
@@ -89,9 +91,13 @@ class Tiled:
     def __attrs_post_init__(self) -> None:
         if 2 * self.overlap > self.tile:
             raise SettingError(f"overlap is at most half a tile of {self.tile}, got {self.overlap}")
-        window = self.window
-        if window is not None and (window.shape != (self.tile,) or not ((window > 0) & window.isfinite()).all()):
-            raise SettingError(f"window must be {self.tile} positive weights, got {window}")
+        if (window := self.window) is not None:
+            least = window.max() * _LEAST_WEIGHT
+            if window.shape != (self.tile,) or not ((window > 0) & (window >= least) & window.isfinite()).all():
+                raise SettingError(
+                    f"window must be {self.tile} positive weights, none less than {_LEAST_WEIGHT} of the largest, "
+                    f"got {window}"
+                )
         copy_attributes(self.velocity, self, "signal_power", "denoising_error", "denoising_spectrum", "normalization")
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
@@ -107,7 +113,9 @@ class Tiled:
         t = t.expand(batch).reshape(-1) if t.ndim else t
 
         starts = [_starts(size, self.tile, self.overlap) for size in padded]
-        window = _raised_cosine(self.tile, self.overlap) if self.window is None else self.window.double().cpu()
+        window = _raised_cosine(self.tile, self.overlap)
+        if self.window is not None:
+            window = (self.window.double() / self.window.max()).cpu()
         weights = []  # per axis: what the windows sum to
         for size, firsts in zip(padded, starts, strict=True):
             total = torch.zeros(size, dtype=window.dtype)
