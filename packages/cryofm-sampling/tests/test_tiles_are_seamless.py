@@ -126,7 +126,7 @@ NARROW = torch.tensor([1e-30, 1.0, 1.0, 1.0, 1.0, 1e-30])  # of which nothing is
 
 
 def test_a_small_window_is_as_good_as_a_large_one():
-    x = torch.randn(10, 6, 6)
+    x = torch.randn(10, 6, 6, dtype=torch.float32)
     torch.testing.assert_close(Tiled(lambda x, t: x, 6, 2, torch.full((6,), 1e-30))(x, T), x)
 
 
