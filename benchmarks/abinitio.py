@@ -258,10 +258,10 @@ def main() -> None:
     parser.add_argument("--conditions", type=int, nargs="+", default=list(range(len(CONDITIONS))), help="which of them")
     parser.add_argument("--paper", type=int, default=3, help="structures for Algorithm 3 (default 3)")
     parser.add_argument("--sym", help="point group of all the structures: C4, D7, T, O, I")
-    parser.add_argument("--bf16", action="store_true", help="the network computes in bfloat16")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network (default fp32)")
     args = parser.parse_args()
     prior = calibrated_prior(args.prior)
-    if args.bf16:
+    if args.precision == "bf16":
         prior.network.forward = torch.autocast("cpu", torch.bfloat16)(prior.network.forward)
     rows: list[Row] = []
     if args.out.exists():

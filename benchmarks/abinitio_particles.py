@@ -147,10 +147,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--snr", type=float, nargs="+", default=[1.0, 0.3, 0.1])
     parser.add_argument("--tries", type=int, default=4, help="chains of poses")
-    parser.add_argument("--bf16", action="store_true", help="the network computes in bfloat16")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network (default fp32)")
     args = parser.parse_args()
     prior = calibrated_prior(args.prior)
-    if args.bf16:
+    if args.precision == "bf16":
         prior.network.forward = torch.autocast("cpu", torch.bfloat16)(prior.network.forward)
     rows: list[Row] = []
     if args.out.exists():

@@ -211,10 +211,10 @@ def main() -> None:
     parser.add_argument("maps", type=Path, nargs="+", help="maps that the prior was not trained on")
     parser.add_argument("--prior", default="cryofm-tiny")
     parser.add_argument("--rows", type=int, help="how many of the maps are restored (default all)")
-    parser.add_argument("--bf16", action="store_true", help="evaluate the network in bf16")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network (default fp32)")
     parser.add_argument("--out", required=True, help="beginning of the names of all results")
     args = parser.parse_args()
-    with torch.autocast("cpu", torch.bfloat16, enabled=args.bf16):
+    with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
         measure(args)
 
 
