@@ -82,12 +82,13 @@ def log_likelihood(
             never has the larger variance.
         rtol: relative tolerance of the adaptive solver, Dormand and Prince's of order 5 ("dopri5" of torchdiffeq).
         atol: its absolute tolerance, for each of x and the divergence per voxel, as root mean squares. Both are of a
-            voxel, so the error in nats grows with their number, faster than the probes': bundled prior, 16³ crop, 4
-            probes: 6 nats at 1e-4 and 0.1 at the default (820 evaluations, 1.4 times as many), of 1699 ± 26.
+            voxel, so the error in nats grows with their number, faster than the probes': bundled prior, crops of 16³, 4
+            probes: 0.1 to 12 nats at 1e-4 and 0.5 to 10 at the default (700 to 760 evaluations, 1.6 to 1.9 times as
+            many), beside a standard error of 21 to 25.
         steps: so many even steps of a Runge–Kutta method of order 4 instead. For networks that round their time, as the
             published ones do to 1/1000: they are constant in t between jumps, and at each jump the adaptive solver
             shrinks its step and begins anew, while even steps see only the trend. They must be many, for v changes
-            fast near t = 0 and 1: on that crop 10, 20, 40 steps are 106, 13, 1 nats off (80 are 0.1).
+            fast near t = 0 and 1: on those crops 10, 20, 40 steps are up to 1700, 430, 38 nats off.
         units: of x and of the density. `"data"`: those of the prior's `.normalization`, which adds −n log(std) for n
             voxels; model units if it has none. `"model"`: model units.
 
