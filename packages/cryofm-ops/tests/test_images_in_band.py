@@ -11,6 +11,7 @@ from cryofm_ops import (
     FourierSlices,
     GeometryError,
     ImagesInBand,
+    ObservationError,
     angular_distance_deg,
     random_rotations,
     rotation_from_vector,
@@ -208,3 +209,14 @@ def test_scaled_images_are_other_units():
 def test_images_that_have_no_band(shape, radius):
     with pytest.raises(GeometryError, match="square"):
         ImagesInBand.of(torch.zeros(shape), radius, torch.zeros(radius))
+
+
+@pytest.mark.parametrize(
+    ("value", "said"), [(0.0, r"images \[1\] are 0 everywhere"), (float("nan"), "the images have 1")]
+)
+def test_images_that_say_nothing_are_refused(value, said):
+    images = torch.randn(3, 12, 12, generator=torch.Generator().manual_seed(0))
+    images[1] = 0
+    images[1, 5, 5] = value
+    with pytest.raises(ObservationError, match=said):
+        ImagesInBand.of(images, 4, torch.zeros(4))

@@ -257,3 +257,32 @@ def test_what_it_needs(problem):
         run((lambda x, t: x, images, rotations), [rotations])
     with pytest.raises(SettingError, match="poses of 6 images"):
         run(problem, [rotations[:5]])
+
+
+def test_autocast_reaches_the_network_alone(problem):
+    prior, images, rotations = problem
+    starts = [turned(rotations, 4.0, seed) for seed in (1, 2)]
+    plain = run(problem, starts)
+    seen = []
+
+    class Watched:
+        signal_power = prior.signal_power
+        denoising_error = prior.denoising_error
+        denoising_spectrum = prior.denoising_spectrum
+
+        def __call__(self, x, t):
+            seen.append(torch.is_autocast_enabled("cpu"))
+            with torch.autocast("cpu", enabled=False):
+                return prior(x, t)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = run((Watched(), images, rotations), starts)
+    assert all(seen)
+    assert torch.equal(plain.x, rounded.x)
+    assert torch.equal(plain.misfit, rounded.misfit)
+
+
+def test_poses_of_another_precision_are_taken(problem):
+    prior, images, rotations = problem
+    singles = run((prior, images, rotations), [rotations.float()])
+    assert singles.x.dtype == images.noise.dtype

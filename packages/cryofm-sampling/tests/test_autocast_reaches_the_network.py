@@ -110,3 +110,17 @@ def test_close_to_single_precision(sampler):
     assert mixed.dtype == torch.float32
     difference = (mixed - single).square().mean() / single.square().mean()
     assert 0 < difference < 1e-3
+
+
+def test_draws_of_a_likelihood_stay_in_single_precision():
+    likelihood = Matrix()
+
+    class Draws:
+        def condition(self, mean, variance):
+            return Normal(mean, lambda generator: likelihood.product(torch.randn(mean.shape, generator=generator)))
+
+    prior = calibrate(Denoiser(), torch.randn(2, *BOX), generator=torch.Generator(), times=[0.5, 1.0])
+    with torch.autocast("cpu", torch.bfloat16):
+        for sampler in (PlugAndPlay(2), PosteriorFlow(2), Renoising((0.5,))):
+            sampler(prior, Draws(), shape=BOX, generator=torch.Generator())
+    assert likelihood.seen == {torch.float32}

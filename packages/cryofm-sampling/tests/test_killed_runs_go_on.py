@@ -407,3 +407,12 @@ def test_a_process_that_was_killed(tmp_path):
 if __name__ == "__main__":
     torch.set_default_dtype(torch.float64)
     long_run(Checkpoint(Path(sys.argv[1]), 0), lambda step, total, x_0: time.sleep(0.05))
+
+
+def test_a_name_that_no_disk_takes_is_refused_before_the_first_step(tmp_path):
+    seen = []
+    checkpoint = Checkpoint(tmp_path / ("r" * 250))  # the file beside it has a longer name
+    with pytest.raises(CheckpointError, match="cannot be written"):
+        run(Guided(steps=2), likelihood(), checkpoint=checkpoint, callback=lambda *_: seen.append(1))
+    assert seen == []
+    assert list(tmp_path.iterdir()) == []

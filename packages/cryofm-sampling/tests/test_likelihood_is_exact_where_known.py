@@ -171,7 +171,7 @@ def test_what_is_not_finite_is_named(options):
     with pytest.raises(CapabilityError, match="function gives a velocity that is not finite at t = 0"):
         run(lambda x, t: x / 0, x, **options)
     x[1, 1, 1] = torch.nan
-    with pytest.raises(SettingError, match="the map x has values that are not finite"):
+    with pytest.raises(SettingError, match="the map x must be finite"):
         run(PRIOR, x, **options)
 
 

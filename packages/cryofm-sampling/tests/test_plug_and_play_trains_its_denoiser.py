@@ -119,3 +119,10 @@ def test_minimising_it_learns_the_power_that_makes_the_posterior_mean():
         loss(network, x_0, torch.rand(4, generator=generator), x_1).mean().backward()
         optimiser.step()
     assert float(network.power.detach()) == pytest.approx(1.0, abs=0.35)
+
+
+def test_crops_of_an_odd_number_of_voxels():
+    x_0, x_1 = torch.randn(2, 3, 5, 5, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    loss = PlugAndPlayLoss(GaussianPrior(1.0), 1.0)
+    each = [loss(GaussianPrior(1.0), a[None], torch.full((1,), 0.5), b[None]) for a, b in zip(x_0, x_1, strict=True)]
+    torch.testing.assert_close(loss(GaussianPrior(1.0), x_0, torch.full((3,), 0.5), x_1), torch.cat(each))

@@ -138,6 +138,10 @@ def worker(rank, folder):
     one_differs = torch.stack([volumes()[0], volumes(seed=rank)[1]])
     with pytest.raises(SettingError, match="hold different volumes"):
         Tiled(Convolutions(), 8, 4, group=group)(one_differs, torch.tensor(0.5))
+    masked = volumes(seed=rank)
+    masked[..., :4, :, :] = 0  # so that they agree where they begin
+    with pytest.raises(SettingError, match="hold different volumes"):
+        Tiled(Convolutions(), 8, 4, group=group)(masked, torch.tensor(0.5))
     tiled = Tiled(GaussianPrior(1.0), 8, 4, group=group)
     for prior in (tiled, calibrate(tiled, volumes(), generator=torch.Generator(), times=[0.5])):
         with pytest.raises(SettingError, match="share either samples"):

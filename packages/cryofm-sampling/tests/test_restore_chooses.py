@@ -10,6 +10,7 @@ from cryofm_ops import Identity, MissingWedge, WhiteNoise, gaussian_likelihood
 from cryofm_sampling import (
     AbInitio,
     CapabilityError,
+    Checkpoint,
     Draw,
     Flow,
     GridMismatchError,
@@ -221,3 +222,44 @@ def test_what_cannot_be_is_refused(likelihood):
         run(Prior(1.0), likelihood, samples=0)
     with pytest.raises(SettingError, match=r"shape must be \(\*batch, z, y, x\)"):
         restore(GaussianPrior(1.0), likelihood, shape=(5, 8), generator=torch.Generator())
+
+
+def test_of_runs_in_several_poses_the_best_is_taken_and_not_their_mean(y):
+    class Offset:  # y or its negative; nearer to y
+        def refine(self, x):
+            return LogProb(y if (x * y).sum() > 0 else -0.9 * y)
+
+    runs = run(GaussianPrior(1.0), Offset(), samples=8, estimate="samples").x
+    best = run(GaussianPrior(1.0), Offset(), samples=8)
+    agree = torch.stack([(one * y).mean() for one in runs]).sign()
+    assert set(agree.tolist()) == {1.0, -1.0}  # their mean would be neither
+    assert any(torch.equal(best.x, one) for one in runs)
+    fits = torch.stack([Offset().refine(one).log_prob(one) for one in runs])
+    assert torch.equal(best.x, runs[fits.argmax()])
+    assert "the run that fits best is taken" in best.settings["because"]
+
+
+def test_spectra_without_log_prob_will_do_for_a_prior_without_statistics(likelihood):
+    class Spectra:
+        def spectral_precision(self):
+            return likelihood.spectral_precision()
+
+        def spectral_data(self):
+            return likelihood.spectral_data()
+
+    asked = run(GaussianPrior(1.0), likelihood, sampler=Guided(4), samples=1)
+    assert torch.equal(run(GaussianPrior(1.0), Spectra(), sampler=Guided(4), samples=1).x, asked.x)
+
+
+def test_a_sampler_that_gives_other_volumes_is_named(likelihood):
+    def odd(velocity, likelihood, /, *, shape, generator, callback=None):
+        return Draw(torch.zeros(3), 1, {})
+
+    with pytest.raises(GridMismatchError, match=r"function gave volumes of shape \(3,\)"):
+        run(Prior(1.0), likelihood, sampler=odd)
+
+
+def test_a_point_group_is_no_process_group(likelihood, tmp_path):
+    prior = type("Symmetric", (Prior,), {"group": "C4"})(1.0)
+    plain = run(Prior(1.0), likelihood)
+    assert torch.equal(run(prior, likelihood, checkpoint=Checkpoint(tmp_path / "run")).x, plain.x)

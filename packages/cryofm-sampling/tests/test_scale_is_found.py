@@ -95,3 +95,18 @@ def test_scaled_units_undo_the_scale():
     units = ScaledNormalization(SimpleNamespace(mean=0.04, std=0.09), scale=4.0)
     x = 0.25  # in data units; times 4 it is 1, which the prior normalises
     assert (x - units.mean) / units.std == pytest.approx((1 - 0.04) / 0.09)
+
+
+def test_an_empty_shell_says_nothing(problem):
+    prior, likelihood, two, fsc = problem
+    asked = {"generator": torch.Generator().manual_seed(1), "guess": 5.0}
+    holey = fsc.clone()
+    holey[5] = torch.nan
+    assert fit_scale(prior, likelihood, two, holey, **asked).normalization.scale == pytest.approx(SCALE, rel=0.2)
+
+
+@pytest.mark.parametrize("value", [math.nan, 0.0])
+def test_a_half_that_says_nothing_is_refused(problem, value):
+    prior, likelihood, two, fsc = problem
+    with pytest.raises(SettingError, match="held-out half must be finite, and not 0 everywhere"):
+        fit_scale(prior, likelihood, two * value, fsc, generator=torch.Generator(), guess=5.0)

@@ -32,7 +32,9 @@ from cryofm_sampling import (
     ScaledNormalization,
     SettingError,
     Tiled,
+    calibrate,
     chi_squared,
+    log_likelihood,
 )
 from cryofm_sampling.testing import GaussianPrior
 
@@ -138,3 +140,102 @@ def test_a_conditioning_that_is_not_finite_is_named(sampler):
 def test_it_is_refused_by_name(refused, name):
     with pytest.raises(SettingError, match=name):
         refused()
+
+
+class PerImage:
+    def __init__(self, *shape):
+        self.shape = shape
+
+    def log_prob(self, x):
+        return (
+            -x.square()
+            .sum((-3, -2, -1))
+            .reshape(*x.shape[:-3], *(1 for _ in self.shape))
+            .expand(*x.shape[:-3], *self.shape)
+        )
+
+
+@pytest.mark.parametrize("guidance", ["paper", "gaussian"])
+@pytest.mark.parametrize("shape", [(1,), (8,), (2, 2)])
+def test_a_log_prob_is_one_value_a_volume(guidance, shape):
+    with pytest.raises(GridMismatchError, match="one value each; PerImage gives"):
+        run(Guided(2, guidance), PerImage(*shape))
+
+
+def test_conditioning_keeps_the_shape_of_volumes():
+    class Gain:
+        def __call__(self, x):
+            return x
+
+        adjoint = __call__
+
+    two = gaussian_likelihood(Gain(), WhiteNoise(0.5), torch.stack([torch.ones(4, 4, 4), -torch.ones(4, 4, 4)]))
+    for sampler in (Guided(2), Inpainting(2)):
+        with pytest.raises((GridMismatchError, OperatorError), match=r"\(2, 4, 4, 4\)"):
+            run(sampler, two)
+    with pytest.raises(GridMismatchError, match="one value each"):
+        run(Guided(2, "paper"), two)
+
+
+def test_one_step_of_the_paper_knows_no_data():
+    for kind in (Guided, BlindGuided):
+        with pytest.raises(SettingError, match="needs 2 steps"):
+            kind(1, "paper")
+
+
+def test_what_conditioning_makes_of_the_last_volume_is_looked_at():
+    class Broken:
+        def condition(self, mean, variance):
+            return Normal(mean * torch.nan, variance)
+
+    with pytest.raises(OperatorError, match="values that are not finite"):
+        run(Inpainting(1), Broken())
+
+
+def test_spectral_precision_is_that_of_both_signs():
+    class Lopsided:
+        def spectral_precision(self):
+            W = torch.ones(4, 4, 3)
+            W[1, 0, 0] = math.inf  # and that of [3, 0, 0] is 1
+            return W
+
+        def spectral_data(self):
+            return torch.zeros(4, 4, 3, dtype=torch.complex64)
+
+    for sampler in SAMPLERS[:3]:
+        with pytest.raises(NoiseError, match=r"at index \(1, 0, 0\) it is inf, and at that .* mate 1"):
+            run(sampler, Lopsided())
+
+
+@pytest.mark.parametrize("name", ["signal_power", "denoising_error"])
+@pytest.mark.parametrize("value", [0.0, math.nan])
+def test_statistics_of_a_prior_are_looked_at(name, value):
+    tables = {"signal_power": torch.ones(3), "denoising_error": torch.tensor([[0.5, 0.5], [1.0, 1.0]])}
+    tables[name] = torch.full_like(tables[name], value)
+
+    class Prior:
+        signal_power = tables["signal_power"]
+        denoising_error = tables["denoising_error"]
+
+        def __call__(self, x, t):
+            return PRIOR(x, t)
+
+    likelihood = gaussian_likelihood(Identity(), WhiteNoise(1.0), torch.zeros(4, 4, 4))
+    with pytest.raises(CapabilityError, match=f"{name} that is not finite, or 0 everywhere"):
+        PlugAndPlay()(Prior(), likelihood, shape=(4, 4, 4), generator=torch.Generator())
+
+
+def test_times_that_are_no_numbers_are_refused():
+    with pytest.raises(SettingError, match="times must fall"):
+        Renoising(times=(0.5, math.nan))
+    with pytest.raises(SettingError, match="times must increase"):
+        calibrate(PRIOR, torch.ones(1, 4, 4, 4), generator=torch.Generator(), times=[0.5, math.nan])
+
+
+@pytest.mark.parametrize("tolerance", [0.0, -1e-5, math.nan, math.inf])
+@pytest.mark.parametrize("name", ["rtol", "atol"])
+def test_tolerances_are_checked(name, tolerance):
+    with pytest.raises(SettingError, match="rtol and atol must be positive and finite"):
+        log_likelihood(PRIOR, torch.ones(4, 4, 4), generator=torch.Generator(), **{name: tolerance})
+    with pytest.raises(SettingError, match="floating-point type"):
+        log_likelihood(PRIOR, torch.ones(4, 4, 4, dtype=torch.int16), generator=torch.Generator())

@@ -17,6 +17,8 @@ __all__ = ["FourierGaussian"]
 
 Shape = tuple[int, int, int]
 
+_ROUNDING = 1e-3  # by which W(−k) and W(k) may differ, of W
+
 
 @attrs.frozen(eq=False)
 class FourierGaussian:
@@ -25,7 +27,8 @@ class FourierGaussian:
     The sum is over the full transform.
 
     Attributes:
-        precision: W on the half grid `(..., z, y, x // 2 + 1)`: 0 unmeasured, infinite noiseless.
+        precision: W on the half grid `(..., z, y, x // 2 + 1)`: 0 unmeasured, infinite noiseless. W(−k) = W(k), where
+            the half grid holds both.
         data: ỹ on the half grid, on the scale of x; finite.
         shape: the box (z, y, x), which the half grid alone does not tell.
 
@@ -47,6 +50,7 @@ class FourierGaussian:
                     f"{name} of shape {tuple(spectrum.shape)} is not on the half grid "
                     f"{half_shape(self.shape)} of a box {self.shape}"
                 )
+        _check_mates(self.precision)
 
     @classmethod
     def observed(cls, operator: FourierMultiplier, noise: SpectralPower, observation: Tensor) -> Self:
@@ -112,6 +116,25 @@ class FourierGaussian:
     def _check_box(self, x: Tensor) -> None:
         if tuple(x.shape[-3:]) != self.shape:
             raise GridMismatchError(f"the data have box {self.shape}, got a volume of shape {tuple(x.shape)}")
+
+
+def _check_mates(w: Tensor) -> None:
+    """W(−k) = W(k) at kx = 0; Nyquist left out, where formulas in k give either sign's. A volume has one value of both,
+    and would get the mean of what the two say.
+    """
+    plane = w[..., 0]
+    mate = plane.flip(-2, -1).roll((1, 1), (-2, -1))
+    least = 1e-6 * torch.where(plane.isfinite(), plane, 0).amax()
+    wrong = (plane - mate).abs() > _ROUNDING * torch.minimum(plane, mate).clamp(min=least)  # both infinite: NaN
+    for axis in (-2, -1):
+        if plane.shape[axis] % 2 == 0:
+            wrong.select(axis, plane.shape[axis] // 2).fill_(False)
+    if wrong.any():
+        first = tuple(wrong.nonzero()[0].tolist())
+        raise NoiseError(
+            f"spectral precision must be the same at k and −k: at index {(*first, 0)} it is {plane[first]:.6g}, and at "
+            f"that frequency's Friedel mate {mate[first]:.6g}"
+        )
 
 
 def _mix(prior: Tensor, data: Tensor, w: Tensor, v: Tensor) -> Tensor:

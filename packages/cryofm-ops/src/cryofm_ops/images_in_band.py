@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from cryofm_ops._central_slices import CentralSlices, band
+from cryofm_ops._checks import check_finite
 from cryofm_ops._pose_drawing import draw
 from cryofm_ops._pose_refinement import refine
-from cryofm_ops.errors import GeometryError
+from cryofm_ops.errors import GeometryError, ObservationError
 from cryofm_ops.fourier_operator import transfer_for
 from cryofm_ops.fourier_slices import FourierSlices
 from cryofm_ops.gaussian import LinearGaussian
@@ -83,6 +84,9 @@ class ImagesInBand:
             raise GeometryError(
                 f"images must be square, (K, n, n), with the radius below n / 2, got {tuple(images.shape)} and {radius}"
             )
+        check_finite(images, "the images have")
+        if blank := [i for i, image in enumerate(images) if not image.any()]:
+            raise ObservationError(f"images {blank} are 0 everywhere")
         k = band(radius, images.device)
         spectra: Tensor = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)))[..., k[:, 1], k[:, 0]]
         transfer = torch.ones_like(spectra.real)

@@ -115,7 +115,7 @@ class FourierDiagonal(Protocol):
     """A Gaussian likelihood that is diagonal in Fourier space: −2 log p(y | x) = Σ W |x̃ − ỹ|² + const."""
 
     def spectral_precision(self) -> Tensor:
-        """W(k) on the half grid: 0 where nothing was measured, infinite where there is no noise."""
+        """W(k) = W(−k) on the half grid: 0 where nothing was measured, infinite where there is no noise."""
         ...
 
     def spectral_data(self) -> Tensor:

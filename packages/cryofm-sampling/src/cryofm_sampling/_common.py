@@ -104,8 +104,12 @@ class Unrounded:
     data: Conjugate
 
     def condition(self, mean: Tensor, variance: Tensor | float, /) -> Normal:
-        with torch.autocast(mean.device.type, enabled=False):
-            return self.data.condition(mean, variance)
+        rounding = torch.autocast(mean.device.type, enabled=False)
+        with rounding:
+            posterior = self.data.condition(mean, variance)
+        if isinstance(posterior, Normal) and callable(posterior.variance):
+            posterior = attrs.evolve(posterior, variance=rounding(posterior.variance))
+        return posterior
 
 
 def conjugates(
@@ -206,6 +210,11 @@ def log_prob_and_gradient(likelihood: Likelihood, x: Tensor) -> tuple[Tensor, Te
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         x = x.detach().requires_grad_()
         value = likelihood.log_prob(x)
+        if value.shape != x.shape[:-3]:
+            raise GridMismatchError(
+                f"the log_prob of volumes of shape {tuple(x.shape)} must be {tuple(x.shape[:-3])}, one value each; "
+                f"{type(likelihood).__name__} gives {tuple(value.shape)}"
+            )
         return value.detach(), backward(value, x, torch.ones_like(value), "the log_prob of the likelihood")
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cryofm_ops import friedel_weights, half_shape, radial
 from cryofm_sampling._common import Box
+from cryofm_sampling.errors import CapabilityError
 from cryofm_sampling.protocols import Calibrated, SpectrallyCalibrated
 
 _LEAST_KAPPA = 1e-12  # a table may say that nothing errs; beside data without noise that would be 0/0
@@ -40,6 +41,10 @@ class DenoisingError:
         real = torch.empty((), dtype=like.real.dtype, device=like.device)
         if not isinstance(velocity, Calibrated):
             return cls(real.new_ones(half_shape(box)), real.new_zeros(1), real.new_ones(1, 2), box)
+        for name in ("signal_power", "denoising_error", "denoising_spectrum"):
+            table = getattr(velocity, name, velocity.signal_power)
+            if not table.isfinite().all() or not table.any():
+                raise CapabilityError(f"{type(velocity).__name__} has a {name} that is not finite, or 0 everywhere")
         # P = 0 would make a frequency where nothing can be learnt; the floor keeps quotients finite.
         table = velocity.signal_power.to(real)
         table = table.clamp(min=1e-12 * float(table.max()))

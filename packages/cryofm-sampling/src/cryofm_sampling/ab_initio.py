@@ -71,6 +71,8 @@ class Models:
 
 
 def _falling(_: object, __: object, ratios: tuple[float, float]) -> None:
+    if len(ratios) != 2:
+        raise SettingError(f"AbInitio: 'ratios' are two, the first and the last, got {ratios}")
     first, last = ratios
     if not math.inf > first > last > 0:
         raise SettingError(f"AbInitio: 'ratios' must be positive and fall, got {ratios}")
@@ -130,8 +132,34 @@ class AbInitio:
                 f"poses of {images.spectra.shape[-2]} images are rotations (C, K, 3, 3) and shifts (C, K, 2), "
                 f"got {tuple(rotations.shape)} and {tuple(shifts_px.shape)}"
             )
+        device = images.noise.device.type
+        ambient = torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
+
+        def network(x: Tensor, t: Tensor) -> Tensor:
+            with ambient:
+                return velocity(x, t)
+
+        with torch.autocast(device, enabled=False):  # which is meant for the network, not for images and poses
+            return self._models(
+                velocity, network, images, normalization, rotations, shifts_px, generator, callback, checkpoint
+            )
+
+    def _models(
+        self,
+        velocity: VelocityField,
+        network: VelocityField,
+        images: ImagesInBand,
+        normalization: Normalization,
+        rotations: Tensor,
+        shifts_px: Tensor,
+        generator: torch.Generator,
+        callback: Callback | None,
+        checkpoint: Checkpoint | None,
+    ) -> Models:
+        C, K = rotations.shape[:2]
         n = images.n
         box, like = (n, n, n), images.noise
+        rotations, shifts_px = rotations.to(like), shifts_px.to(like)  # those of scipy are of double precision
         mean, std = normalization.mean, normalization.std
         error = DenoisingError.of(calibrated(velocity, "AbInitio"), box, like)
         noises = streams(generator, (C,))
@@ -143,7 +171,7 @@ class AbInitio:
             x_t = (1 - t) * (x - mean) / std
             if i < self.levels:
                 x_t = x_t + t * torch.stack([white_noise(box, noise, like) for noise in noises])
-            x_0 = std * (x_t - t * velocity_at(velocity, x_t, t)) + mean
+            x_0 = std * (x_t - t * velocity_at(network, x_t, t)) + mean
             e = std**2 * error(t)
             y = images.scaled(scale)
             if t > self.draw_above:

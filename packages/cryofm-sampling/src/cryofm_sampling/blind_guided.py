@@ -18,10 +18,9 @@ from torch import Tensor
 from cryofm_ops import Blind, Likelihood
 from cryofm_sampling._common import missing, split_shape, streams, white_noise, whole, within
 from cryofm_sampling._denoising_error import DenoisingError
-from cryofm_sampling._smoothed import smoothed_gradient
 from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.errors import CapabilityError
-from cryofm_sampling.guided import Guided
+from cryofm_sampling.guided import Guided, inflated_gradient
 from cryofm_sampling.protocols import Callback, Draw, VelocityField
 
 __all__ = ["BlindGuided"]
@@ -72,6 +71,12 @@ class BlindGuided:
     )
     max_push: float = attrs.field(default=5.0, validator=within(attrs.validators.gt(0)))
 
+    def __attrs_post_init__(self) -> None:
+        self._alg_1()  # which checks how these go together
+
+    def _alg_1(self) -> Guided:
+        return Guided(self.steps, self.guidance, self.max_push)
+
     @torch.inference_mode(False)  # under which nothing has a gradient
     @torch.no_grad()
     def __call__(
@@ -96,10 +101,9 @@ class BlindGuided:
         def gradient(x_0: Tensor, e: Tensor) -> Tensor:
             with torch.autocast(x_0.device.type, enabled=False):  # which is meant for the network
                 found = likelihood.refine(x_0)
-            return smoothed_gradient(found, x_0, e)
+            return inflated_gradient(found)(x_0, e)
 
-        alg_1 = Guided(self.steps, self.guidance, self.max_push)
-        step = alg_1._step(velocity, _Profile(likelihood), gradient, DenoisingError.of(velocity, box, x_1))
+        step = self._alg_1()._step(velocity, _Profile(likelihood), gradient, DenoisingError.of(velocity, box, x_1))
         run = Run(self, velocity, likelihood, shape)
         x = iterate(step, x_1, self.steps, run=run, streams=noises, callback=callback, checkpoint=checkpoint)
         return Draw(x, 2 * self.steps - 1, {"sampler": "BlindGuided", **attrs.asdict(self)})

@@ -69,7 +69,7 @@ def calibrate(
     if not examples.is_floating_point() or not examples.isfinite().all():
         raise SettingError(f"examples must be finite, and of a floating-point type, got {examples.dtype}")
     times = numbers(times)
-    if not times or any(b <= a for a, b in pairwise((0.0, *times))) or times[-1] > 1:
+    if not times or not all(a < b for a, b in pairwise((0.0, *times))) or times[-1] > 1:
         raise SettingError(f"times must increase within (0, 1], got {list(times)}")
     _, box = split_shape(examples.shape)
     power = radial_mean(rfft(examples).abs().square().mean(0), box)

@@ -70,15 +70,24 @@ class Checkpoint:
 
     def _write(self, tensors: dict[str, Tensor]) -> None:
         if self._is_first():
-            with self._partial().open("wb") as file:
-                file.write(save(tensors))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(self._partial(), self.path)
+            try:
+                with self._partial().open("wb") as file:
+                    file.write(save(tensors))
+                    file.flush()
+                    os.fsync(file.fileno())
+                os.replace(self._partial(), self.path)
+            except OSError as error:
+                raise CheckpointError(f"{self.path} cannot be written: {error}") from None
 
     def _read(self) -> bytes | None:
         if self._is_first() and (self.path.is_dir() or not self.path.parent.is_dir()):
             raise CheckpointError(f"{self.path} cannot be written: it is a folder, or in a folder that does not exist")
+        if self._is_first():
+            try:  # now, and not after a minute's work
+                self._partial().touch()
+                self._partial().unlink()
+            except OSError as error:
+                raise CheckpointError(f"{self.path} cannot be written: {error}") from None
         content = [self.path.read_bytes() if self._is_first() and self.path.exists() else None]
         if self.group is not None:
             dist.broadcast_object_list(content, src=dist.get_global_rank(self.group, 0), group=self.group)

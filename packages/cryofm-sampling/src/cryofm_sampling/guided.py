@@ -16,14 +16,15 @@ with the data, and the comparison is carried back to x_t through the network. Tw
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Literal
+from typing import Literal, cast
 
 import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops import FourierDiagonal, Likelihood, fourier_filter, irfft, rfft
+from cryofm_ops import Conjugate, FourierDiagonal, GridMismatchError, Likelihood, fourier_filter, irfft, rfft
 from cryofm_sampling._common import (
+    Unrounded,
     backward,
     check_likelihood,
     log_prob_and_gradient,
@@ -39,7 +40,7 @@ from cryofm_sampling._common import (
 from cryofm_sampling._denoising_error import DenoisingError
 from cryofm_sampling._smoothed import smoothed_gradient
 from cryofm_sampling.checkpoint import Checkpoint, Run, Step, iterate
-from cryofm_sampling.errors import CapabilityError
+from cryofm_sampling.errors import CapabilityError, SettingError
 from cryofm_sampling.protocols import Callback, Draw, VelocityField
 
 __all__ = ["Guided"]
@@ -89,6 +90,23 @@ def _conditioned(velocity: VelocityField, gradient: Gradient, x_t: Tensor, t: fl
     return x_0 + t**2 / (1 - t) * _through(v, x_t, t, gradient(x_0, e))
 
 
+def inflated_gradient(likelihood: Likelihood | Conjugate) -> Gradient:
+    """By what the data make of N(x̂_0, e), whose mean moves by e ∇ log p(y | x̂_0); or by the mode, from `log_prob`."""
+    if not isinstance(likelihood, Conjugate):
+        return partial(smoothed_gradient, likelihood)
+    data = Unrounded(likelihood)
+
+    def gradient(x_0: Tensor, e: Tensor) -> Tensor:
+        mean = data.condition(x_0, e).mean.to(x_0)
+        if mean.shape != x_0.shape:
+            raise GridMismatchError(
+                f"{type(likelihood).__name__} conditions volumes {tuple(x_0.shape)} to {tuple(mean.shape)}"
+            )
+        return fourier_filter(mean - x_0, 1 / e)
+
+    return gradient
+
+
 def _spectral_gradient(W: Tensor, y: Tensor) -> Gradient:
     """In closed form: W / (1 + W e) (ỹ − x̃), at W = 0 and W = ∞ too."""
     return lambda x_0, e: irfft((y - rfft(x_0)) / (1 / W + e), split_shape(x_0.shape)[1])
@@ -99,21 +117,21 @@ class Guided:
     """Alg. 1: samples by guidance; 2 network evaluations a step.
 
     Attributes:
-        steps: N. With `"paper"` the times are equidistant; with `"gaussian"` they fall as (1 − i/N)², which
-            keeps the spread of well measured, narrow coefficients; what Euler steps lose of the spread is about
-            1.7/N of it.
+        steps: N. With `"paper"` the times are equidistant, and N is at least 2, as the first step knows nothing of the
+            data. With `"gaussian"` they fall as (1 − i/N)², which keeps the spread of well measured, narrow
+            coefficients; what Euler steps lose of the spread is about 1.7/N of it.
         guidance: `"gaussian"` or `"paper"`, see the module.
         max_push: λ_max of `"paper"` in a box of 64³; other boxes scale it by √(voxels / 64³), as ‖x‖ grows.
 
-    Needs a `Likelihood`. `"gaussian"` has a closed form where that is also `FourierDiagonal`; for any other it solves
-    for the inflated gradient with gradients of `log_prob` alone, which is approximate where signal over noise varies by
-    orders of magnitude. A `Calibrated` velocity field says how large e(ν, t) is; without statistics the prior is taken
-    as white of unit power, e = t²/((1−t)² + t²). Samples have the dtype and the device of a `FourierDiagonal`
-    likelihood's data, otherwise the default dtype and the generator's device.
+    Needs a `Likelihood`; `"gaussian"` takes a `FourierDiagonal` or a `Conjugate` one too, whose inflated gradient it
+    knows exactly. For any other it solves for that with gradients of `log_prob` alone, which is approximate where
+    signal over noise varies by orders of magnitude. A `Calibrated` velocity field says how large e(ν, t) is; without
+    statistics the prior is taken as white of unit power, e = t²/((1−t)² + t²). Samples have the dtype and the device of
+    a `FourierDiagonal` likelihood's data, otherwise the default dtype and the generator's device.
 
     The noise of a volume does not depend on the batch that it is drawn in; the network's and the likelihood's rounding
-    may, and solving for the gradient makes a thousandth of the standard deviation of it. To be sure of every bit draw
-    volumes one by one, as `restore` does.
+    may, and solving for the gradient may make a thousandth of the standard deviation of it. To be sure of every bit
+    draw volumes one by one, as `restore` does.
 
     Raises `CapabilityError` if the likelihood has no `log_prob`, or if no gradient passes through that or the prior;
     `OperatorError` if the `log_prob` is not finite; `GridMismatchError` if the likelihood is on another grid.
@@ -134,12 +152,16 @@ class Guided:
     )
     max_push: float = attrs.field(default=5.0, validator=within(attrs.validators.gt(0)))
 
+    def __attrs_post_init__(self) -> None:
+        if self.guidance == "paper" and self.steps < 2:
+            raise SettingError('guidance "paper" needs 2 steps: the first knows nothing of the data')
+
     @torch.inference_mode(False)  # under which nothing has a gradient
     @torch.no_grad()
     def __call__(
         self,
         velocity: VelocityField,
-        likelihood: Likelihood,
+        likelihood: Likelihood | FourierDiagonal | Conjugate,
         /,
         *,
         shape: tuple[int, ...],
@@ -148,18 +170,22 @@ class Guided:
         checkpoint: Checkpoint | None = None,
     ) -> Draw:
         """Draw one posterior sample for every element of the batch of `shape`; in model units."""
-        if not hasattr(likelihood, "log_prob"):
+        exact = self.guidance == "gaussian" and isinstance(likelihood, FourierDiagonal | Conjugate)
+        if not exact and not hasattr(likelihood, "log_prob"):
             raise CapabilityError(f"Guided needs a Likelihood; {missing(likelihood, 'log_prob')}")
         batch, box = split_shape(shape)
         like = torch.empty((), device=generator.device)
-        gradient: Gradient = partial(smoothed_gradient, likelihood)
+        gradient: Gradient
         if isinstance(likelihood, FourierDiagonal):
             W, like = spectral(likelihood, batch, box)
             gradient = _spectral_gradient(W, like)
+        else:
+            gradient = inflated_gradient(likelihood)
         noises = streams(generator, batch)
         x_1 = torch.stack([white_noise(box, noise, like) for noise in noises]).reshape(shape)
-        step = self._step(velocity, likelihood, gradient, DenoisingError.of(velocity, box, x_1))
-        run = Run(self, velocity, likelihood, shape)
+        data = cast(Likelihood, likelihood)  # of which "gaussian" needs its `gradient` alone
+        step = self._step(velocity, data, gradient, DenoisingError.of(velocity, box, x_1))
+        run = Run(self, velocity, data, shape)
         x = iterate(step, x_1, self.steps, run=run, streams=noises, callback=callback, checkpoint=checkpoint)
         nfe = 2 * self.steps - 1  # pure noise needs no backward pass
         return Draw(x, nfe, {"sampler": "Guided", **attrs.asdict(self)})

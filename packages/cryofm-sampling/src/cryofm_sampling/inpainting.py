@@ -16,7 +16,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops import Conjugate, FourierDiagonal, Likelihood, irfft, rfft
+from cryofm_ops import Conjugate, FourierDiagonal, Likelihood, OperatorError, irfft, rfft
 from cryofm_sampling._common import (
     Box,
     Unrounded,
@@ -98,6 +98,11 @@ class Inpainting:
         def step(i: int, x_t: Tensor) -> tuple[Tensor, Tensor]:
             t, s = 1 - i / self.steps, 1 - (i + 1) / self.steps
             x_0 = replaced(x_t - t * velocity_at(velocity, x_t, t))
+            if x_0.shape != x_t.shape or not x_0.isfinite().all():
+                raise OperatorError(
+                    f"{type(likelihood).__name__} makes {tuple(x_0.shape)}, or values that are not finite, of volumes "
+                    f"{tuple(x_t.shape)}"
+                )
             return s / t * x_t + (1 - s / t) * x_0, x_0
 
         run = Run(self, velocity, likelihood, shape)

@@ -114,9 +114,11 @@ def log_likelihood(
             f'distribution must be "rademacher" or "gaussian" and units "data" or "model", '
             f"got {distribution!r} and {units!r}"
         )
+    if not (0 < rtol < math.inf and 0 < atol < math.inf):
+        raise SettingError(f"rtol and atol must be positive and finite, got {rtol} and {atol}")
     batch, box = split_shape(x.shape)
-    if not x.isfinite().all():
-        raise SettingError("the map x has values that are not finite")
+    if not x.is_floating_point() or not x.isfinite().all():
+        raise SettingError(f"the map x must be finite, and of a floating-point type, got {x.dtype}")
     n = math.prod(box)
     normalization = getattr(velocity, "normalization", None) if units == "data" else None
     if normalization is not None:

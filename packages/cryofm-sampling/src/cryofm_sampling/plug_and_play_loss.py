@@ -112,7 +112,7 @@ class PlugAndPlayLoss:
         """
         t, x_1, weight = t.clone(), x_1.clone(), torch.ones_like(t)
         for i in range(len(x_0)):
-            bits = x_1[i].flatten()[:2].float().cpu().view(torch.int64)
+            bits = x_1[i].flatten()[:2].float().cpu().clone().view(torch.int64)
             stream = torch.Generator().manual_seed(int(bits) & (2**62 - 1))
             if _between(0, 1, stream) < self.fraction:
                 level = self._level(network, x_0[i], x_1[i], stream)

@@ -44,7 +44,7 @@ _TIMES = (0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 
 
 def _falling(_: object, __: object, times: Sequence[float]) -> None:
-    if not times or any(s >= t for t, s in pairwise((1.0, *times, 0.0))):
+    if not times or not all(s < t for t, s in pairwise((1.0, *times, 0.0))):
         raise SettingError(f"times must fall within (0, 1), got {list(times)}")
 
 

@@ -1,6 +1,7 @@
 """The front door: from a prior and a likelihood in data units to restored volumes in data units."""
 
 import inspect
+import math
 from functools import partial
 from itertools import count
 from typing import Literal, cast
@@ -8,8 +9,9 @@ from typing import Literal, cast
 import attrs
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from cryofm_ops import Blind, Conjugate, FourierDiagonal, Likelihood, in_model_units
+from cryofm_ops import Blind, Conjugate, FourierDiagonal, GridMismatchError, Likelihood, in_model_units
 from cryofm_sampling._common import missing, split_shape, streams
 from cryofm_sampling._ranks import rank_and_size
 from cryofm_sampling.blind_guided import BlindGuided
@@ -52,9 +54,9 @@ def restore(
         generator: all randomness; the same seed gives the same volumes.
         estimate: `"mean"`: the posterior mean, by `PlugAndPlay` where the likelihood is `FourierDiagonal` or
             `Conjugate` and the prior `Calibrated` (with more passes where a `FourierDiagonal` one says that something
-            was not measured at all, and the rest without noise), otherwise averaged over `samples` runs of `Guided`,
-            or of `BlindGuided` where the likelihood is `Blind`. `"samples"`: those runs themselves, or, where the mean
-            would be `PlugAndPlay`'s, runs of `PosteriorFlow`.
+            was not measured at all, and the rest without noise), otherwise averaged over `samples` runs of `Guided`;
+            where the likelihood is `Blind`, that of `samples` runs of `BlindGuided` which fits best. `"samples"`: those
+            runs themselves, or, where the mean would be `PlugAndPlay`'s, runs of `PosteriorFlow`.
         samples: number of runs of a sampler that draws samples; the first k do not depend on how many follow.
         sampler: another algorithm than these.
         callback: is told of every step; of one run after the other where there are several.
@@ -102,6 +104,8 @@ def restore(
     if checkpoint is not None and "checkpoint" not in inspect.signature(sampler).parameters:
         raise CapabilityError(f"a checkpoint was asked for, but {type(sampler).__name__} takes no checkpoint=")
     tiles = getattr(prior, "group", None)
+    if not (dist.is_available() and isinstance(tiles, dist.ProcessGroup)):  # such as a point group
+        tiles = None
     if group is not None and tiles is not None:
         raise SettingError("the ranks share either samples (restore) or tiles (Tiled): give one of them the group")
     if checkpoint is not None and (group is not None or tiles is not None):
@@ -115,11 +119,13 @@ def restore(
         parts = [checkpoint] if mean_only else map(checkpoint.part, range(samples))
         jobs = [partial(job, checkpoint=part) for job, part in zip(jobs, parts, strict=True)]
     draws = spread(jobs, None if mean_only else group)
+    if wrong := [tuple(draw.x.shape) for draw in draws if draw.x.shape != tuple(shape)]:
+        raise GridMismatchError(f"{type(sampler).__name__} gave volumes of shape {wrong[0]}, asked for {tuple(shape)}")
     if checkpoint is not None and not mean_only:
         _remove_parts(checkpoint, samples, *rank_and_size(group))
     x = torch.stack([draw.x for draw in draws])
     if estimate == "mean":
-        x = x.mean(0)
+        x = _best(x, inner) if isinstance(inner, Blind) and isinstance(sampler, BlindGuided) else x.mean(0)
     if normalization is not None:
         x = x * normalization.std + normalization.mean
     own: dict[str, object] = {
@@ -131,6 +137,15 @@ def restore(
     settings = own | dict(draws[0].settings) | own  # its own first to be read, and not to be overwritten
     nfe = sum(draw.nfe for draw in draws) if estimate == "mean" else draws[0].nfe
     return Draw(x, nfe, settings)
+
+
+def _best(x: Tensor, likelihood: Blind) -> Tensor:
+    """Of runs `(K, *batch, z, y, x)` for every volume that which fits its data best: in other poses, or as its mirror
+    image, the same object averages to none.
+    """
+    fits = torch.stack([likelihood.refine(run).log_prob(run) for run in x])
+    best = fits.nan_to_num(-math.inf).argmax(0)
+    return x.gather(0, best[None, ..., None, None, None].expand(1, *x.shape[1:]))[0]
 
 
 def _remove_parts(checkpoint: Checkpoint, samples: int, rank: int, size: int) -> None:
@@ -146,7 +161,8 @@ def _choose(
     prior: VelocityField, likelihood: Likelihood | Conjugate | FourierDiagonal | Blind, estimate: str
 ) -> tuple[Sampler, str]:
     if isinstance(likelihood, Blind) and not hasattr(likelihood, "log_prob"):
-        return BlindGuided(), "the likelihood is Blind: its poses are searched at every step"
+        which = "; the run that fits best is taken" if estimate == "mean" else ""
+        return BlindGuided(), f"the likelihood is Blind: its poses are searched at every step{which}"
     kind = "FourierDiagonal" if isinstance(likelihood, FourierDiagonal) else "Conjugate"
     if isinstance(prior, Calibrated) and isinstance(likelihood, FourierDiagonal | Conjugate):
         because = f"the likelihood is {kind} and the prior Calibrated"

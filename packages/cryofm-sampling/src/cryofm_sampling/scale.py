@@ -16,7 +16,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops import Likelihood, Normalization, in_model_units, radial_mean, rfft
+from cryofm_ops import Likelihood, Normalization, OperatorError, in_model_units, radial_mean, rfft
 from cryofm_sampling._common import split_shape, within
 from cryofm_sampling.errors import CapabilityError, SettingError
 from cryofm_sampling.plug_and_play import PlugAndPlay
@@ -91,13 +91,15 @@ def fit_scale(
         prior: a velocity field with a `.normalization`.
         likelihood: of the first half, in data units.
         held_out: the second half `(z, y, x)`, in data units.
-        fsc: radial table of the FSC between the halves, such as `estimate_noise_power(...).fsc`.
+        fsc: radial table of the FSC between the halves, such as `estimate_noise_power(...).fsc`; NaN where a shell is
+            empty.
         generator: one seed is drawn from it; every trial sees the same random numbers.
         guess: where to begin, right within a factor of a few; for instance 1 over the highest density.
         sampler: restores the first half.
         callback: is told of the steps of every trial.
 
-    Raises `CapabilityError` if the prior has no normalisation, `SettingError` for a guess that is not positive. Warns
+    Raises `CapabilityError` if the prior has no normalisation, `SettingError` for a guess that is not positive, or a
+    held-out half that is not finite or 0 everywhere, `OperatorError` where a trial cannot be scored. Warns
     if no scale between an eighth of the guess and 8 times the guess is best, and takes the end of that range.
 
     >>> from types import SimpleNamespace
@@ -125,10 +127,12 @@ def fit_scale(
     if not (guess > 0 and math.isfinite(guess)):
         raise SettingError(f"the guess of a scale must be positive, got {guess}")
     _, shape = split_shape(held_out.shape)
+    if not held_out.isfinite().all() or not held_out.any():
+        raise SettingError("the held-out half must be finite, and not 0 everywhere")
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     y_2 = rfft(held_out)
     power_2 = radial_mean(y_2.abs() ** 2, shape, len(fsc))
-    agree = fsc[1:].to(held_out).clamp(min=_LEAST_FSC)
+    agree = fsc[1:].to(held_out).nan_to_num(0).clamp(min=_LEAST_FSC)
     weights = (agree > _LEAST_FSC).to(agree)
     weights = weights / weights.sum() if weights.any() else torch.full_like(agree, 1 / len(agree))
     scores: dict[int, float] = {}  # by steps from the guess
@@ -146,6 +150,8 @@ def fit_scale(
             power_1 = radial_mean(x_1.abs() ** 2, shape, len(fsc))
             correlation = cross / (power_1 * power_2).sqrt().clamp(min=torch.finfo(cross.dtype).tiny)
             scores[step] = float((weights * correlation[1:] / agree.sqrt()).sum())
+            if not math.isfinite(scores[step]):
+                raise OperatorError(f"no score at scale {units.scale:.3g}: powers overflow; bring the data nearer to 1")
             nfe += draw.nfe
         return scores[step]
 
