@@ -145,7 +145,10 @@ def exit_code(main: Callable[[], None]) -> int:
         print(f"error: out of memory ({error}); crop the maps, or use a machine with more", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print(
+            "interrupted; no results were written; with --checkpoint the same line goes on where it was",
+            file=sys.stderr,
+        )
         return 130
     return 0
 
@@ -169,6 +172,7 @@ def output_folder(folder: Path, names: list[str], overwrite: bool, read: Sequenc
     place = next(path for path in (folder, *folder.parents) if path.exists())
     if not place.is_dir():
         raise cryofm_io.OutputExistsError(f"{place} is a file; give a folder")
+    partial: Path | None
     try:
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=place))
     except OSError as error:
@@ -178,12 +182,18 @@ def output_folder(folder: Path, names: list[str], overwrite: bool, read: Sequenc
     try:
         yield partial
         folder.mkdir(parents=True, exist_ok=True)
+        if not overwrite and (appeared := [name for name in names if (folder / name).exists()]):
+            kept, partial = partial, None
+            raise cryofm_io.OutputExistsError(
+                f"{', '.join(appeared)} appeared in {folder} meanwhile; the results are in {kept}"
+            )
         for path in former(folder):
             path.unlink()
         for path in sorted(partial.iterdir()):
             os.replace(path, folder / path.name)
     finally:
-        shutil.rmtree(partial)
+        if partial is not None:
+            shutil.rmtree(partial)
 
 
 def former(folder: Path) -> list[Path]:

@@ -22,6 +22,7 @@ near the centre of mass. Models that disagree about the poses mean that the imag
 
 import argparse
 import csv
+import math
 import re
 import sys
 import warnings
@@ -252,8 +253,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.set_defaults(prior="cryofm-tiny-particles", steps=None)
     args = parser.parse_args(arguments)
     settle_algorithm_flags(parser, args)
-    if args.mask_diameter <= 0 or args.offset_range < 0:
+    if not (0 < args.mask_diameter < math.inf and 0 <= args.offset_range < math.inf):
         parser.error("--mask-diameter must be positive, and --offset-range not negative")
+    if args.steps == 1:
+        parser.error("--steps must be at least 2")
     return args
 
 

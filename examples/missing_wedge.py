@@ -12,6 +12,7 @@ in the wedge then is the prior's word alone, and the result for looking and for 
 
 import argparse
 import sys
+import warnings
 from pathlib import Path
 
 import attrs
@@ -49,6 +50,7 @@ from cryofm_ops import (
 from cryofm_sampling import PlugAndPlay, PosteriorFlow, fit_scale
 
 HELD_OUT = 0.25  # of the tilts, on either side together, by which the scale is found
+LOST = 0.01  # of a map's power, that a wedge of the wrong tilts would take away
 AGREEMENT = "restored against the input, missing directions included"
 
 
@@ -101,8 +103,15 @@ def noiseless(
     shape = site.grid.target
     y = site.forward(site.like.data)
     rest = y.median()  # the prior knows solvent as 0
-    y = wedge(y - rest)
+    whole, y = y - rest, wedge(y - rest)
     had = solvent + float(rest)
+    lost = 1 - float(y.square().sum() / whole.square().sum())
+    if lost > LOST and is_first():
+        warnings.warn(
+            f"{lost:.0%} of the map's power lies within the wedge, and is left out; are --tilt-min, --tilt-max and "
+            "--tilt-axis those of the map?",
+            stacklevel=2,
+        )
 
     # The map's scale is the one at which a narrower range of tilts predicts the rest of them best.
     margin = HELD_OUT / 2 * (wedge.tilt_max - wedge.tilt_min)

@@ -286,3 +286,10 @@ def test_particles_without_ctf(run_particles, tmp_path, capsys):
 def test_particles_without_background_tell_no_noise(run_particles, capsys):
     assert run_particles("particles.star", "--ctf", "--mask-diameter", 158) == 2
     assert "no background" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [("--offset-range", "nan"), ("--mask-diameter", "inf"), ("--steps", "1")])
+def test_options_without_sense_are_refused_before_anything_is_done(option, tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        abinitio.parse(["classes.mrcs", "--mask-diameter", "100", "--out", str(tmp_path), *option])
+    assert option[0] in capsys.readouterr().err

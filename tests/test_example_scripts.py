@@ -114,6 +114,14 @@ def test_missing_wedge_keeps_what_was_measured_and_fills_the_rest(run, blobs, sa
     assert torch.corrcoef(torch.stack([filled.flatten(), missing.flatten()]))[0, 1] > 0.3
 
 
+def test_missing_wedge_of_other_tilts_is_told(run, blobs, save, tmp_path, capsys):
+    path = save("wedge.mrc", MissingWedge(-50, 50, "x")(torch.from_numpy(blobs.data)).numpy())
+    line = (missing_wedge, path, "--tilt-min", -50, "--tilt-max", 50, "--scale", 1, "--steps", 2)
+    for axis, told in (("x", False), ("y", True)):
+        assert run(*line, "--tilt-axis", axis, "--overwrite") == 0
+        assert ("of the map's power lies within the wedge" in capsys.readouterr().err) is told
+
+
 def test_missing_wedge_of_two_noisy_halves(run, blobs, save, tmp_path):
     wedge, generator = MissingWedge(-60, 60), torch.Generator().manual_seed(0)
     truth = torch.from_numpy(blobs.data)

@@ -99,7 +99,7 @@ def test_ctrl_c_leaves_nothing_half_written(run, half_maps, tmp_path, capsys, mo
 
     monkeypatch.setattr(module, where, interrupt)
     assert run(*half_maps, "--out", tmp_path / "out", "--steps", 2) == 130
-    assert "nothing was written" in capsys.readouterr().err
+    assert "no results were written" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
@@ -107,3 +107,30 @@ def test_sigterm_is_as_ctrl_c(run, half_maps, tmp_path, monkeypatch):
     monkeypatch.setattr(restoration, "restore", lambda *_, **__: os.kill(os.getpid(), signal.SIGTERM))
     assert run(*half_maps, "--out", tmp_path / "made" / "out", "--steps", 2) == 130
     assert list(tmp_path.iterdir()) == []
+
+
+def test_results_that_appear_meanwhile_are_not_replaced(tmp_path):
+    out = tmp_path / "out"
+    folders = []
+
+    def leave():
+        with script.output_folder(out, ["a.txt"], False) as partial:
+            folders.append(partial)
+            (partial / "a.txt").write_text("ours")
+            out.mkdir()
+            (out / "a.txt").write_text("theirs")
+
+    with pytest.raises(script.cryofm_io.OutputExistsError, match=r"a\.txt appeared in .* the results are in"):
+        leave()
+    assert (out / "a.txt").read_text() == "theirs"
+    assert (folders[0] / "a.txt").read_text() == "ours"
+
+
+def test_maps_that_are_named_like_parts_of_a_checkpoint_stay(run, half_maps, tmp_path, scale_given):
+    names = [tmp_path / f"half-{i}.mrc" for i in (5, 6, 7)]
+    for path in names:
+        shutil.copy(half_maps[0], path)
+    line = (*half_maps, "--steps", 2, "--samples", 2, "--checkpoint", tmp_path / "half.mrc", "--out", tmp_path / "out")
+    assert run(*line) == 0
+    assert all(path.read_bytes() == half_maps[0].read_bytes() for path in names)
+    assert sorted(tmp_path.glob("half-*")) == names

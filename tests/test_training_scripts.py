@@ -85,11 +85,34 @@ def test_models_become_maps(models, tmp_path, monkeypatch, capsys):
     broken.write_text("ATOM  nonsense\n")
     files = [*sorted(models.iterdir()), broken]
     monkeypatch.setattr("sys.argv", ["simulate_maps.py", *map(str, files), "--out", str(maps), "--jobs", "1"])
-    assert simulate_maps.main() == 1  # one model is no model, and is named; the others are there
+    with pytest.raises(SystemExit, match="1"):  # one model is no model, and is named; the others are there
+        simulate_maps.main()
     assert "broken.pdb" in capsys.readouterr().err
     assert sorted(p.name for p in maps.iterdir()) == ["1AAA_0.mrc", "1AAA_1.mrc", "2BBB_0.mrc", "2BBB_1.mrc"]
     assert read_map(maps / "1AAA_0.mrc").voxel_size == 1.5
     assert not np.array_equal(read_map(maps / "1AAA_0.mrc").data, read_map(maps / "1AAA_1.mrc").data)
+
+
+def test_models_of_one_name_and_maps_of_another_grid_are_refused(models, tmp_path, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["simulate_maps.py", *map(str, arguments), "--jobs", "1", "--variants", "1"])
+        return simulate_maps.exit_code(simulate_maps.main)
+
+    model, maps = sorted(models.iterdir())[0], tmp_path / "maps"
+    assemblies = [tmp_path / f"1AAA.assembly{i}.pdb" for i in (1, 2)]
+    for path in assemblies:
+        path.write_bytes(model.read_bytes())
+    assert run(*assemblies, "--out", maps) == 0
+    assert sorted(p.name for p in maps.iterdir()) == ["1AAA.assembly1_0.mrc", "1AAA.assembly2_0.mrc"]
+    (tmp_path / "other").mkdir()
+    twin = tmp_path / "other" / assemblies[0].name
+    twin.write_bytes(model.read_bytes())
+    with pytest.raises(SystemExit, match="2"):
+        run(assemblies[0], twin, "--out", maps)
+    assert "would make the same maps: 1AAA.assembly1" in capsys.readouterr().err
+    with pytest.raises(SystemExit, match="1"):
+        run(assemblies[0], "--out", maps, "--voxel-size", "3")
+    assert "exists, with 1.5 Å a voxel" in capsys.readouterr().err
 
 
 def test_from_models_to_a_prior_and_on_from_it(run, recipe, tmp_path, capsys):

@@ -183,3 +183,14 @@ def test_two_grids(change, message):
     first = {"data": np.zeros((4, 4, 4)), "voxel_size": 1.5}
     with pytest.raises(CryoFMError, match=message):
         check_same_grid(DensityMap(**first), DensityMap(**(first | change)))
+
+
+@pytest.mark.parametrize(("stamp", "flags", "signed"), [(1146047817, 0, False), (1146047817, 1, True), (0, 0, True)])
+def test_bytes_that_imod_wrote_unsigned(good, stamp, flags, signed):
+    stored = np.arange(66, 66 + 120, dtype=np.uint8).reshape(4, 5, 6)
+    path = good(stored.view(np.int8))
+    content = bytearray(path.read_bytes())
+    content[152:160] = np.array([stamp, flags], "<i4").tobytes()
+    path.write_bytes(content)
+    expected = stored.view(np.int8) if signed else stored
+    np.testing.assert_array_equal(read_map(path).data, expected.astype(np.float32))

@@ -7,7 +7,7 @@ import os
 import warnings
 import zlib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import mrcfile
 import numpy as np
@@ -112,6 +112,8 @@ def load(path: Path) -> tuple[Any, NDArray[Any]]:
         raise InputFileError(f"{path}: truncated or damaged ({complaints}); fetch the file again")
     if caught:
         warnings.warn(f"{path}: {complaints}", MapWarning, stacklevel=4)
+    if data.dtype == np.int8 and _says_unsigned(header):
+        data = data.view(np.uint8)
     if data.size == 0:
         raise InputFileError(f"{path}: empty, of shape {data.shape}; choose another file")
     return header, data
@@ -120,6 +122,13 @@ def load(path: Path) -> tuple[Any, NDArray[Any]]:
 def says_stack(path: Path, header: Any) -> bool:
     """Whether the name (.mrcs) or the header (MRC2014's mark: ISPG 0, MZ 1) calls a file a stack of images."""
     return ".mrcs" in path.suffixes[-2:] or (int(header.ispg) == 0 and int(header.mz) == 1)
+
+
+def _says_unsigned(header: Any) -> bool:
+    """Whether IMOD wrote the file, and did not flag its bytes as signed (its stamp and flags, bytes 152 to 159)."""
+    stamp, flags = bytes(header.extra2)[40:44], bytes(header.extra2)[44:48]
+    order: Literal["little", "big"] = "little" if stamp == b"IMOD" else "big"
+    return stamp in (b"IMOD", b"DOMI") and not int.from_bytes(flags, order) & 1
 
 
 def _first_bytes(path: Path) -> bytes:

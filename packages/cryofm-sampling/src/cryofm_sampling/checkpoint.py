@@ -9,7 +9,7 @@ from pathlib import Path
 import attrs
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -57,9 +57,10 @@ class Checkpoint:
         return attrs.evolve(self, path=self.path.with_stem(f"{self.path.stem}-{number}"), keep=True)
 
     def remove(self) -> None:
-        """Delete the file, if there is one."""
+        """Delete the file, if there is one; nothing but a checkpoint."""
         if self._is_first():
-            self.path.unlink(missing_ok=True)
+            if _is_checkpoint(self.path):
+                self.path.unlink()
             self._partial().unlink(missing_ok=True)  # of a run that was killed while it wrote
 
     def _partial(self) -> Path:
@@ -139,6 +140,14 @@ def iterate(
     if checkpoint is not None and not checkpoint.keep:
         checkpoint.remove()
     return state
+
+
+def _is_checkpoint(path: Path) -> bool:
+    try:
+        with safe_open(path, "pt") as file:
+            return _HEADER in file.keys()  # noqa: SIM118 (no mapping)
+    except (SafetensorError, OSError):
+        return False
 
 
 def _tensors(
