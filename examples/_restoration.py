@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from cryofm_io import VIEWING_NOTE, write_map
-from cryofm_ops import FourierGaussian, FourierOperator, Likelihood, fourier_filter
+from cryofm_ops import FourierGaussian, FourierOperator, Likelihood, fourier_filter, friedel_weights, radial, rfft
 from cryofm_sampling import (
     Callback,
     Checkpoint,
@@ -35,6 +36,8 @@ from cryofm_sampling import (
     spread,
 )
 
+AGREE = 0.05  # least FSC of shells where the halves say something of each other
+WEAK = 1.5  # of right scales it is 0.85 to 1.1, of those twice as large up to 1.25
 SPREAD_NOTE = "Standard deviation of maps that the data allow; where large, the prior's word."
 
 
@@ -122,6 +125,13 @@ def restore_halves(
     if not is_first():
         return
     say_how(fit, draw)
+    slope = slope_of(halves[1] - own_solvents[1], restored_halves[0].x, model)
+    if slope > WEAK:
+        warnings.warn(
+            f"where the halves agree, one restored has to be multiplied by {slope:.2g} to predict the other: the scale "
+            f"{fit.normalization.scale:.3g} may be too high; look at scale_trials in run.json, and try a lower --scale",
+            stacklevel=2,
+        )
 
     had = given.solvent + float(solvent)
 
@@ -149,12 +159,25 @@ def restore_halves(
             "grid": attrs.asdict(site.grid),
             **model.record,
             **drawn_by(samples),
+            "slope_of_the_other_half": slope,
             "self_consistency_fsc_auc": curves[SELF].auc,
             "half_map_fsc_auc": curves[HALVES].auc,
         },
         missing=model.missing,
         uncertainty=uncertainty,
     )
+
+
+def slope_of(y: Tensor, x: Tensor, model: Model) -> float:
+    """By what restored density x has to be multiplied to predict the other half y, where the halves agree; about 1."""
+    if model.measured is not None:
+        x, y = model.measured(x), model.measured(y)
+    depth, height, width = x.shape
+    shape = depth, height, width
+    agree = friedel_weights(shape).to(x) * (radial(model.fsc.to(x).nan_to_num(0), shape) > AGREE)
+    agree[0, 0, 0] = 0
+    seen, predicted = rfft(y), rfft(x)
+    return float((agree * (predicted.conj() * seen).real).sum() / (agree * predicted.abs().square()).sum())
 
 
 def given_scale(args: argparse.Namespace, site: Site) -> ScaleFit | None:

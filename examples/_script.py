@@ -45,11 +45,11 @@ RESULT = re.compile(  # what any script may leave
 ERRORS = (cryofm_io.CryoFMError, cryofm_ops.CryoFMError, cryofm_model.CryoFMError)
 
 
-def add_flags(parser: argparse.ArgumentParser, *, steps: int, of: str) -> None:
-    """The flags of every script; ``of`` says what a step is."""
+def add_flags(parser: argparse.ArgumentParser, *, steps: int | None, of: str) -> None:
+    """The flags of every script; ``of`` says what a step is; None: as many as it takes."""
     add = parser.add_argument
     add("--out", type=named_folder, required=True, help="folder for the results; made if need be")
-    add("--steps", type=positive, default=steps, help=f"{of} (default {steps})")
+    add("--steps", type=positive, default=steps, help=f"{of} (default {steps or 'as many as it takes'})")
     add(
         "--seed",
         type=seed,

@@ -433,3 +433,12 @@ def test_the_example_gains_on_the_best_linear_filter(run, tmp_path, capsys):
     assert restored["fsc_auc"] > degraded["fsc_auc"] + 0.05
     assert restored["relative_error"] < linear["relative_error"]
     assert "best linear filter" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("scale", "told"), [(0.3, False), (10.0, True)])
+def test_a_scale_at_which_nothing_is_left_of_the_map_is_told(run, half_maps, tmp_path, capsys, scale, told):
+    line = (*half_maps, "--scale", scale, "--steps", 4, "--out", tmp_path / "out")
+    assert run(*line, prior="cryofm-tiny") == 0
+    assert ("restored has to be multiplied by" in capsys.readouterr().err) is told
+    record = json.loads((tmp_path / "out" / "run.json").read_text())
+    assert (record["slope_of_the_other_half"] > 1.5) is told
