@@ -32,7 +32,7 @@ def with_gaps_and_noiseless():
 
 def mostly_gaps():
     W = torch.zeros(4, 3, 3, dtype=torch.float64)
-    W[:2] = torch.inf
+    W[[0, 2]] = torch.inf
     return attrs.evolve(data([1.0, 1.0, 1.0]), precision=W)
 
 

@@ -60,7 +60,7 @@ class Checkpoint:
         """Delete the file, if there is one; nothing but a checkpoint."""
         if self._is_first():
             if _is_checkpoint(self.path):
-                self.path.unlink()
+                self.path.unlink(missing_ok=True)  # ranks may do so together
             self._partial().unlink(missing_ok=True)  # of a run that was killed while it wrote
 
     def _partial(self) -> Path:
@@ -146,7 +146,7 @@ def _is_checkpoint(path: Path) -> bool:
     try:
         with safe_open(path, "pt") as file:
             return _HEADER in file.keys()  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError):
+    except (SafetensorError, OSError, RuntimeError):  # the last where another rank removes it meanwhile
         return False
 
 
