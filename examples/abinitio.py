@@ -59,7 +59,7 @@ from cryofm_io import (
 from cryofm_model import CalibratedPrior
 from cryofm_model.particles import FILLED, LOW_PASS, working_voxel_size
 from cryofm_ops import FourierProjector, ImagesInBand, background_power, pose_difference_deg, sample_poses
-from cryofm_sampling import AbInitio, Models
+from cryofm_sampling import AbInitio, Models, SettingError
 
 FILES = ["poses.star", "pairs.png", "scores.csv", "run.json"]
 MOST, SEARCHED = 100, 13  # images; highest frequency of the pose search, in units of 1/box
@@ -91,6 +91,10 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     size = prepared.images.voxel_size
     finest = LOW_PASS * size
     print(f"{len(images)} images of {images.data.shape[-1]}² pixels; box {prior.box}³ of {size:.4g} Å, {finest:.3g} Å")
+    if not args.offset_range < prior.box * size / 2:
+        raise SettingError(
+            f"--offset-range {args.offset_range:g} Å ends outside of the images of {prior.box * size:.0f} Å"
+        )
     if paper or not isinstance(prior, CalibratedPrior):
         return leave(args, folder, images, prepared, algorithm_3(args, prior, prepared))
 

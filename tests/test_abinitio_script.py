@@ -190,6 +190,7 @@ def test_flags_that_would_do_nothing(run, images, arguments, message, capsys):
         (lambda y: y[:1], [], "at least 2"),
         (lambda y: np.where(y == y.max(), np.nan, y), [], "not finite"),
         (lambda y: y, ["--mask-diameter", 400], "does not fit"),
+        (lambda y: y, ["--offset-range", 1000], "ends outside of the images"),  # its search would take all memory
         (lambda y: y, ["--device", "nowhere"], "no device 'nowhere'"),
         (lambda y: np.repeat(y, 21, 0), [], "100 at most"),
         (lambda y: y, ["--algorithm", "paper", "--poses", "given"], "the images come without poses"),
