@@ -126,7 +126,7 @@ def restore_halves(
         return
     say_how(fit, draw)
     slope = slope_of(halves[1] - own_solvents[1], restored_halves[0].x, model)
-    if slope > WEAK:
+    if slope > WEAK and sampler.iterations >= PlugAndPlay().iterations:  # fewer passes leave more undone
         warnings.warn(
             f"where the halves agree, one restored has to be multiplied by {slope:.2g} to predict the other: the scale "
             f"{fit.normalization.scale:.3g} may be too high; look at scale_trials in run.json, and try a lower --scale",

@@ -145,10 +145,8 @@ def exit_code(main: Callable[[], None]) -> int:
         print(f"error: out of memory ({error}); crop the maps, or use a machine with more", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "interrupted; no results were written; with --checkpoint the same line goes on where it was",
-            file=sys.stderr,
-        )
+        goes_on = "; the same line goes on where it was" if "--checkpoint" in sys.argv else ""
+        print(f"interrupted; no results were written{goes_on}", file=sys.stderr)
         return 130
     return 0
 

@@ -62,7 +62,8 @@ def alpha_of(
         return wedge_alpha(low, high, args.amplitude, args.tilt_axis), {"alpha": "as given"}
     # A finer grid than the halves' own has shells without noise; directions are the same on either.
     one, two = halves if site.finer >= 1 else (torch.from_numpy(half.data) for half in (given.half1, given.half2))
-    found = estimate_alpha(one, two, half_angle_deg=args.cone)
+    # Whether they are raw has been judged, on their own grid.
+    found = estimate_alpha(one, two, half_angle_deg=args.cone, allow_masked=True)
     alpha = found.alpha_variance
     least, most = float(alpha.values.min()), float(alpha.values.max())
     print(f"noise power between {least:.2g} and {most:.2g} of the mean over directions; cFAR {found.cfar:.2f}")

@@ -50,9 +50,13 @@ def main() -> None:
         parser.error(f"several models would make the same maps: {', '.join(twice)}; rename them, or take one at a time")
     args.out.mkdir(parents=True, exist_ok=True)
     jobs = [(model, variant) for variant in range(args.variants) for model in args.models]
-    with ProcessPoolExecutor(args.jobs) as pool:
-        work = pool.map(partial(simulate, voxel_size=args.voxel_size, out=args.out), jobs)
-        failed = [message for message in tqdm(work, total=len(jobs), unit="map") if message]
+    try:
+        with ProcessPoolExecutor(args.jobs) as pool:
+            work = pool.map(partial(simulate, voxel_size=args.voxel_size, out=args.out), jobs)
+            failed = [message for message in tqdm(work, total=len(jobs), unit="map") if message]
+    except KeyboardInterrupt:
+        print("interrupted; the same line goes on", file=sys.stderr)
+        sys.exit(130)
     for message in failed:
         print(message, file=sys.stderr)
     print(f"{len(jobs) - len(failed)} maps in {args.out}, {len(failed)} failed")

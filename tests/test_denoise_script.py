@@ -437,7 +437,7 @@ def test_the_example_gains_on_the_best_linear_filter(run, tmp_path, capsys):
 
 @pytest.mark.parametrize(("scale", "told"), [(0.3, False), (10.0, True)])
 def test_a_scale_at_which_nothing_is_left_of_the_map_is_told(run, half_maps, tmp_path, capsys, scale, told):
-    line = (*half_maps, "--scale", scale, "--steps", 4, "--out", tmp_path / "out")
+    line = (*half_maps, "--scale", scale, "--steps", 8, "--out", tmp_path / "out")
     assert run(*line, prior="cryofm-tiny") == 0
     assert ("restored has to be multiplied by" in capsys.readouterr().err) is told
     record = json.loads((tmp_path / "out" / "run.json").read_text())

@@ -169,3 +169,11 @@ def test_impossible_input(generator):
         estimate_alpha(h1, h1)
     with pytest.raises(GeometryError, match=r"a box of \(12, 12, 12\) has no shell .* give a larger half_angle_deg"):
         estimate_alpha(h1, h2, half_angle_deg=5)
+
+
+def test_masked_halves_are_taken_where_asked_for():
+    halves = torch.randn(2, 24, 24, 24, generator=torch.Generator().manual_seed(0))
+    halves[:, :6] = 0
+    with pytest.raises(HalfMapError, match="look masked"):
+        estimate_alpha(*halves)
+    assert estimate_alpha(*halves, allow_masked=True).alpha_variance.values.isfinite().all()

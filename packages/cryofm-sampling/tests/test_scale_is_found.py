@@ -110,3 +110,19 @@ def test_a_half_that_says_nothing_is_refused(problem, value):
     prior, likelihood, two, fsc = problem
     with pytest.raises(SettingError, match="held-out half must be finite, and not 0 everywhere"):
         fit_scale(prior, likelihood, two * value, fsc, generator=torch.Generator(), guess=5.0)
+
+
+@pytest.mark.parametrize("unit", [1e-13, 1e13])
+def test_units_of_single_precision_do_not_matter(unit):
+    generator = torch.Generator().manual_seed(0)
+    spikes = (torch.rand(16, 16, 16, generator=generator) < 0.1).float()
+    prior = calibrate(Spikes(), spikes[None], generator=generator)
+    found = []
+    for factor in (1.0, unit):
+        noise, numbers = WhiteNoise(0.03 * factor), torch.Generator().manual_seed(1)
+        one, two = (noise.sample(spikes / 5 * factor, generator=numbers).float() for _ in range(2))
+        fsc = estimate_noise_power(one, two).fsc
+        likelihood = gaussian_likelihood(Identity(), noise, one)
+        fit = fit_scale(prior, likelihood, two, fsc, generator=torch.Generator().manual_seed(2), guess=2 / factor)
+        found.append(fit.normalization.scale * factor)
+    assert found[1] == pytest.approx(found[0], rel=0.01)

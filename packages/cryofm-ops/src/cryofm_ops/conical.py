@@ -57,7 +57,9 @@ class AlphaEstimate:
     cfar: float
 
 
-def estimate_alpha(half1: Tensor, half2: Tensor, *, half_angle_deg: float = 20.0) -> AlphaEstimate:
+def estimate_alpha(
+    half1: Tensor, half2: Tensor, *, half_angle_deg: float = 20.0, allow_masked: bool = False
+) -> AlphaEstimate:
     """How the noise of the half maps depends on direction.
 
     Args:
@@ -65,6 +67,7 @@ def estimate_alpha(half1: Tensor, half2: Tensor, *, half_angle_deg: float = 20.0
         half2: the same grid.
         half_angle_deg: of the cones, 5 to 45; half of it is half the blur, twice the standard error, and four
             times the time.
+        allow_masked: see `estimate_noise_power`.
 
     Raises:
         GeometryError: an impossible half-angle, or one too small for the box.
@@ -79,7 +82,7 @@ def estimate_alpha(half1: Tensor, half2: Tensor, *, half_angle_deg: float = 20.0
     """
     if not 5 <= half_angle_deg <= 45:
         raise GeometryError(f"half_angle_deg must be between 5 and 45, got {half_angle_deg}")
-    estimate_noise_power(half1, half2)  # for its errors and warnings
+    estimate_noise_power(half1, half2, allow_masked=allow_masked)  # for its errors and warnings
     z, y, x = half1.shape
     angle = math.radians(half_angle_deg)
     u = hemisphere(round(2 * math.pi / (_SPACING * angle) ** 2), device=half1.device)

@@ -148,7 +148,7 @@ def fit_scale(
             x_1 = rfft(draw.x * units.std + units.mean)
             cross = radial_mean((x_1 * y_2.conj()).real, shape, len(fsc))
             power_1 = radial_mean(x_1.abs() ** 2, shape, len(fsc))
-            correlation = cross / (power_1 * power_2).sqrt().clamp(min=torch.finfo(cross.dtype).tiny)
+            correlation = cross / (power_1.sqrt() * power_2.sqrt()).clamp(min=torch.finfo(cross.dtype).tiny)
             scores[step] = float((weights * correlation[1:] / agree.sqrt()).sum())
             if not math.isfinite(scores[step]):
                 raise OperatorError(f"no score at scale {units.scale:.3g}: powers overflow; bring the data nearer to 1")
