@@ -1,8 +1,11 @@
 """With a Gaussian prior the posterior is known: `gaussian` guidance samples it, `paper` guidance does not."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from cryofm_ops import FourierGaussian, radial, rfft
 from cryofm_sampling import BlindGuided, CapabilityError, Checkpoint, Guided
 from cryofm_sampling.testing import GaussianPrior
 
@@ -205,3 +208,17 @@ def test_a_log_prob_that_lets_no_gradient_through_is_refused(guidance):
 def test_a_likelihood_without_log_prob_is_named():
     with pytest.raises(ValueError, match="Guided needs a Likelihood; object has no log_prob"):
         Guided()(GaussianPrior(1.0), object(), shape=(4, 4, 4), generator=torch.Generator())
+
+
+def test_a_conjugate_likelihood_is_conditioned_on_exactly():
+    """Where signal over noise varies by orders of magnitude, which gradients of `log_prob` alone solve for badly."""
+    box = (12, 12, 12)
+    y = torch.randn(box, generator=torch.Generator().manual_seed(0))
+    spectral = FourierGaussian(radial(torch.logspace(3, -1, 7), box), rfft(y), box)
+    prior = GaussianPrior(torch.logspace(2, -2, 7), box)
+    only = SimpleNamespace(log_prob=spectral.log_prob, condition=spectral.condition)
+    exact, found = (
+        Guided(steps=10)(prior, given, shape=box, generator=torch.Generator().manual_seed(1)).x
+        for given in (spectral, only)
+    )
+    torch.testing.assert_close(found, exact, rtol=0, atol=1e-3 * float(exact.std()))

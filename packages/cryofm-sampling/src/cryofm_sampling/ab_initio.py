@@ -134,74 +134,54 @@ class AbInitio:
             )
         device = images.noise.device.type
         ambient = torch.autocast(device, torch.get_autocast_dtype(device), torch.is_autocast_enabled(device))
-
-        def network(x: Tensor, t: Tensor) -> Tensor:
-            with ambient:
-                return velocity(x, t)
-
         with torch.autocast(device, enabled=False):  # which is meant for the network, not for images and poses
-            return self._models(
-                velocity, network, images, normalization, rotations, shifts_px, generator, callback, checkpoint
-            )
+            n = images.n
+            box, like = (n, n, n), images.noise
+            rotations, shifts_px = rotations.to(like), shifts_px.to(like)  # those of scipy are of double precision
+            mean, std = normalization.mean, normalization.std
+            error = DenoisingError.of(calibrated(velocity, "AbInitio"), box, like)
+            noises = streams(generator, (C,))
+            times = [*falling_times(*self.ratios, self.levels), *_LAST]
 
-    def _models(
-        self,
-        velocity: VelocityField,
-        network: VelocityField,
-        images: ImagesInBand,
-        normalization: Normalization,
-        rotations: Tensor,
-        shifts_px: Tensor,
-        generator: torch.Generator,
-        callback: Callback | None,
-        checkpoint: Checkpoint | None,
-    ) -> Models:
-        C, K = rotations.shape[:2]
-        n = images.n
-        box, like = (n, n, n), images.noise
-        rotations, shifts_px = rotations.to(like), shifts_px.to(like)  # those of scipy are of double precision
-        mean, std = normalization.mean, normalization.std
-        error = DenoisingError.of(calibrated(velocity, "AbInitio"), box, like)
-        noises = streams(generator, (C,))
-        times = [*falling_times(*self.ratios, self.levels), *_LAST]
+            def level(i: int, state: Tensor) -> tuple[Tensor, Tensor]:
+                t = times[i]
+                x, R, s, scale = _unpacked(state, n, K)
+                x_t = (1 - t) * (x - mean) / std
+                if i < self.levels:
+                    x_t = x_t + t * torch.stack([white_noise(box, noise, like) for noise in noises])
+                with ambient:
+                    v = velocity_at(velocity, x_t, t)
+                x_0 = std * (x_t - t * v) + mean
+                e = std**2 * error(t)
+                y = images.scaled(scale)
+                if t > self.draw_above:
+                    R, s = y.drawn(x_0, _at(e, images.k), s, self.max_shift_px, noises)
+                    if t < _TELLING:
+                        fit = images.fitting_scale(x_0, R, s)
+                        scale = torch.where(fit > 0, fit, scale)  # noise alone may fit as its own negative
+                        y = images.scaled(scale)
+                elif t < self.refine_below:
+                    R, s = y.refined(x_0, _at(e, images.k), R, s, self.max_shift_px)
+                x = y.at(R, s).condition(x_0, e / _FILLED).mean
+                return _packed(x, R, s, scale), x
 
-        def level(i: int, state: Tensor) -> tuple[Tensor, Tensor]:
-            t = times[i]
+            power = std**2 * error.power
+            if self.draw_above < 1:
+                first = _packed(power.new_zeros(C, *box), rotations, shifts_px, _by_power(images, power).expand(C))
+            else:
+                x, scale = _wiener(images, power / _FILLED, rotations, shifts_px)
+                first = _packed(x, rotations, shifts_px, scale)
+            data = {
+                "set of images": [part for part in attrs.astuple(images, recurse=False) if isinstance(part, Tensor)],
+                "set of first poses": [rotations, shifts_px],
+                "normalization": [torch.tensor(mean), torch.tensor(std)],
+            }
+            run = Run(self, velocity, data, (C, *box))
+            state = iterate(level, first, len(times), run=run, streams=noises, callback=callback, checkpoint=checkpoint)
             x, R, s, scale = _unpacked(state, n, K)
-            x_t = (1 - t) * (x - mean) / std
-            if i < self.levels:
-                x_t = x_t + t * torch.stack([white_noise(box, noise, like) for noise in noises])
-            x_0 = std * (x_t - t * velocity_at(network, x_t, t)) + mean
-            e = std**2 * error(t)
-            y = images.scaled(scale)
-            if t > self.draw_above:
-                R, s = y.drawn(x_0, _at(e, images.k), s, self.max_shift_px, noises)
-                if t < _TELLING:
-                    fit = images.fitting_scale(x_0, R, s)
-                    scale = torch.where(fit > 0, fit, scale)  # noise alone may fit as its own negative
-                    y = images.scaled(scale)
-            elif t < self.refine_below:
-                R, s = y.refined(x_0, _at(e, images.k), R, s, self.max_shift_px)
-            x = y.at(R, s).condition(x_0, e / _FILLED).mean
-            return _packed(x, R, s, scale), x
-
-        power = std**2 * error.power
-        if self.draw_above < 1:
-            first = _packed(power.new_zeros(C, *box), rotations, shifts_px, _by_power(images, power).expand(C))
-        else:
-            x, scale = _wiener(images, power / _FILLED, rotations, shifts_px)
-            first = _packed(x, rotations, shifts_px, scale)
-        data = {
-            "set of images": [part for part in attrs.astuple(images, recurse=False) if isinstance(part, Tensor)],
-            "set of first poses": [rotations, shifts_px],
-            "normalization": [torch.tensor(mean), torch.tensor(std)],
-        }
-        run = Run(self, velocity, data, (C, *box))
-        state = iterate(level, first, len(times), run=run, streams=noises, callback=callback, checkpoint=checkpoint)
-        x, R, s, scale = _unpacked(state, n, K)
-        misfit = images.scaled(scale).misfit(x, R, s)
-        best = misfit.argsort()
-        return Models(x[best], R[best], s[best], scale[best], misfit[best], len(times), best)
+            misfit = images.scaled(scale).misfit(x, R, s)
+            best = misfit.argsort()
+            return Models(x[best], R[best], s[best], scale[best], misfit[best], len(times), best)
 
 
 def _wiener(images: ImagesInBand, power: Tensor, rotations: Tensor, shifts_px: Tensor) -> tuple[Tensor, Tensor]:

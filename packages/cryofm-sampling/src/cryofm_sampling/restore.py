@@ -143,7 +143,8 @@ def _best(x: Tensor, likelihood: Blind) -> Tensor:
     """Of runs `(K, *batch, z, y, x)` for every volume that which fits its data best: in other poses, or as its mirror
     image, the same object averages to none.
     """
-    fits = torch.stack([likelihood.refine(run).log_prob(run) for run in x])
+    with torch.autocast(x.device.type, enabled=False):  # which is meant for the network
+        fits = torch.stack([likelihood.refine(run).log_prob(run) for run in x])
     best = fits.nan_to_num(-math.inf).argmax(0)
     return x.gather(0, best[None, ..., None, None, None].expand(1, *x.shape[1:]))[0]
 
