@@ -108,6 +108,11 @@ def test_voxel_size_of_exactly_one_warns_unless_it_was_given(good):
         assert read_map(path, voxel_size=1.0).voxel_size == 1.0
 
 
+def test_a_voxel_size_in_nanometres_warns(good):
+    with pytest.warns(MapWarning, match=r"voxel size of 0\.12 Å; is it in nm"):
+        assert read_map(good(cella=(0.72, 0.6, 0.48))).voxel_size == 0.12
+
+
 def test_option_wins_over_the_header(good):
     with pytest.warns(MapWarning, match=r"1\.5 Å in the file, 1\.52 Å asked for and used"):
         assert read_map(good(), voxel_size=1.52).voxel_size == 1.52

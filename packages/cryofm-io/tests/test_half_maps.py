@@ -68,8 +68,8 @@ def low_pass(data, cutoff=0.3):
 @pytest.mark.parametrize(
     ("function", "message"),
     [
-        (lambda x: x * spherical_mask(SHAPE, 20, 6, 1.5), "constant in .* of the voxels"),
-        (lambda x: (x - 2) * spherical_mask(SHAPE, 20, 6, 1.5) + 2, "constant in .* of the voxels"),
+        (lambda x: x * spherical_mask(SHAPE, 20, 6, 1.5), "constant in .* of the box"),
+        (lambda x: (x - 2) * spherical_mask(SHAPE, 20, 6, 1.5) + 2, "constant in .* of the box"),
         (low_pass, "no power at Nyquist"),
         (lambda x: gaussian_filter(x, 3, mode="wrap"), "no power at Nyquist"),
     ],
@@ -80,6 +80,22 @@ def test_masked_and_filtered_halves(halves, function, message):
     with pytest.raises(HalfMapError, match=message):
         check_half_maps(*masked)
     check_half_maps(*masked, allow_masked=True)
+
+
+@pytest.mark.parametrize("grey_levels", [1, 2, 5])  # a standard deviation
+def test_halves_of_few_grey_levels_are_not_masked(halves, grey_levels):
+    check_half_maps(*changed(halves, lambda x: np.clip(np.round(grey_levels * x), -128, 127)))
+
+
+def test_one_inverted_half(halves):
+    with pytest.raises(HalfMapError, match=r"correlation of -0\.\d+: one is inverted"):
+        check_half_maps(halves[0], attrs.evolve(halves[1], data=-gaussian_filter(halves[1].data, 1)))
+
+
+def test_halves_without_a_molecule_contradict_each_other_by_chance_only():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        check_half_maps(*(DensityMap(rng.normal(size=(16, 16, 16)), 1.5) for _ in range(2)))
 
 
 def test_noise_that_the_halves_share(halves):

@@ -62,6 +62,16 @@ def test_slice_plot(tmp_path, drawn):
     assert drawn[0].axes[0].texts[0].get_text() == f"{1.5 * (bar[1] - bar[0]):g} Å"
 
 
+def test_slices_through_another_voxel(tmp_path, drawn):
+    plot_slices(VOLUMES, tmp_path / "slices.png", 1.5, through=(1, 9, 0))
+    a, b = VOLUMES.values()
+    expected = [a[1], b[1], a[:, 9], b[:, 9], a[:, :, 0], b[:, :, 0]]
+    for axes, slice_ in zip(drawn[0].axes, expected, strict=True):
+        assert np.array_equal(axes.images[0].get_array(), slice_)
+    with pytest.raises(GridMismatchError, match=r"through voxel \(1, 90, 0\)"):
+        plot_slices(VOLUMES, tmp_path / "none.png", 1.5, through=(1, 90, 0))
+
+
 def test_volumes_of_different_shapes(tmp_path):
     with pytest.raises(GridMismatchError, match="different shapes"):
         plot_slices(VOLUMES | {"c": np.zeros((4, 4, 4))}, tmp_path / "slices.png", 1.5)

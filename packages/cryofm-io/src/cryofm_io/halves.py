@@ -17,7 +17,7 @@ __all__ = ["check_contrast", "check_half_maps"]
 
 # An unmasked half map has noise in every voxel and every shell.  On half maps with the noise of 3.2 to 15 Å
 # reconstructions the FSC near Nyquist stays under 0.1 and the power there above 1e-3 of the largest shell's.
-_MAX_CONSTANT = 0.05  # share of voxels with one and the same value
+_MAX_CONSTANT = 0.05  # share of cubes of 2³ voxels with one and the same value; few grey levels make few of them
 _MAX_FSC = 0.9  # mean over the last tenth of the shells
 _MIN_POWER = 1e-7  # of the last shells, relative to the strongest
 _MAX_SCALE = 0.05
@@ -37,8 +37,8 @@ def check_half_maps(half1: DensityMap, half2: DensityMap, *, allow_masked: bool 
 
     Raises:
         GridMismatchError: The halves differ in shape, voxel size or position.
-        HalfMapError: They are equal up to scale; or masked (more than 5 % of the voxels have one value) or
-            filtered (FSC over 0.9 or no power near Nyquist), unless allowed.
+        HalfMapError: They are equal up to scale, or one is the other's negative; or masked (one value fills more
+            than 5 % of the box) or filtered (FSC over 0.9 or no power near Nyquist), unless allowed.
 
     Warns:
         MapWarning: Their scales differ by more than 5 %, the contrast seems to be inverted, or they seem to be
@@ -54,15 +54,21 @@ def check_half_maps(half1: DensityMap, half2: DensityMap, *, allow_masked: bool 
     curve = fsc(half1.data, half2.data, half1.voxel_size)
     if np.array_equal(half1.data, half2.data) or np.nanmin(curve.correlation) > 1 - 1e-5:
         raise HalfMapError("the two half maps are equal; noise cannot be estimated, give two independent halves")
+    coarse = [_coarse(half.data).ravel() for half in (half1, half2)]
+    correlation = float(np.corrcoef(coarse)[0, 1])
+    if correlation < -max(0.1, 5 / len(coarse[0]) ** 0.5):  # halves of nothing but noise are within 1/√N of 0
+        raise HalfMapError(
+            f"the half maps have a correlation of {correlation:.2f}: one is inverted; protein must be positive in both"
+        )
     if not allow_masked:
         tail = max(1, len(curve.correlation) // 10)
         at_nyquist = float(np.nan_to_num(curve.correlation[-tail:]).mean())
         if at_nyquist > _MAX_FSC:
             _refuse(f"have an FSC of {at_nyquist:.2f} at Nyquist")
         for name, half in (("first", half1), ("second", half2)):
-            constant = max(np.mean(half.data == value) for value in (0, half.data[0, 0, 0]))
+            constant = max(_filled(half.data, value) for value in (0, half.data[0, 0, 0]))
             if constant > _MAX_CONSTANT:
-                _refuse(f"are constant in {constant:.0%} of the voxels ({name} half)")
+                _refuse(f"are constant in {constant:.0%} of the box ({name} half)")
             if _relative_power_at_nyquist(half.data) < _MIN_POWER:
                 _refuse(f"have no power at Nyquist ({name} half)")
     ratio = float(half2.data.std() / half1.data.std())
@@ -94,10 +100,22 @@ def check_contrast(data: NDArray[Any]) -> None:
         >>> check_contrast(blob)
     """
     # Molecules are few bright voxels.  On a coarse grid the noise no longer hides the sign of the tail.
-    coarse = fourier_resample(data - np.median(data), [max(4, n // 4) for n in data.shape])
-    if skew(coarse.ravel()) < _MIN_SKEW:
+    if skew(_coarse(data).ravel()) < _MIN_SKEW:
         message = "the density has its tail on the negative side: inverted contrast? Protein must be positive"
         warnings.warn(message, MapWarning, stacklevel=2)
+
+
+def _coarse(data: NDArray[Any]) -> NDArray[Any]:
+    return fourier_resample(data - np.median(data), [max(4, n // 4) for n in data.shape])
+
+
+def _filled(data: NDArray[Any], value: float) -> float:
+    """Share of the cubes of 2³ voxels that have one value."""
+    same = data == value
+    for axis in range(3):
+        first, second = np.arange(same.shape[axis] - 1), np.arange(1, same.shape[axis])
+        same = same.take(first, axis) & same.take(second, axis)
+    return float(same.mean())
 
 
 def _refuse(found: str) -> None:

@@ -18,6 +18,8 @@ from cryofm_io.errors import GeometryError, InputFileError, MapWarning
 
 __all__ = ["read_map"]
 
+_LEAST_VOXEL_SIZE = 0.2  # Å; no detector at any magnification has finer ones
+
 _log = logging.getLogger(__name__)
 
 
@@ -37,7 +39,8 @@ def read_map(path: str | os.PathLike[str], *, voxel_size: float | None = None) -
         GeometryError: The voxels are not cubes (relative 1e-3).
 
     Warns:
-        MapWarning: A voxel size of exactly 1, invalid axis codes, or a damaged header that could be read.
+        MapWarning: A voxel size of exactly 1 or so small that it may be in nm, invalid axis codes, or a damaged header
+            that could be read.
 
     Example:
         >>> from cryofm_io import write_map
@@ -189,5 +192,8 @@ def settle_voxel_size(path: Path, stated: float | None, wished: float | None) ->
         raise InputFileError(f"{path}: no voxel size in the file; give it (--voxel-size)")
     if stated == 1.0:
         message = f"{path}: a voxel size of exactly 1 Å is often a missing one; check it (--voxel-size)"
+        warnings.warn(message, MapWarning, stacklevel=4)
+    if stated < _LEAST_VOXEL_SIZE:
+        message = f"{path}: a voxel size of {stated:.5g} Å; is it in nm? Give it in Å (--voxel-size)"
         warnings.warn(message, MapWarning, stacklevel=4)
     return stated

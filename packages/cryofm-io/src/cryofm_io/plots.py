@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -68,21 +68,23 @@ def plot_slices(
     path: str | os.PathLike[str],
     voxel_size: float,
     *,
+    through: Sequence[int] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Draw the central slices of volumes side by side, with one grey scale and a scale bar.
+    """Draw central slices of volumes side by side, with one grey scale and a scale bar.
 
-    A column per volume; rows are the slices across z, y and x, through voxel n // 2. The grey scale is the last
-    volume's, so that a noisy input does not wash out what is compared with it.
+    A column per volume; rows are the slices across z, y and x. The grey scale is the last volume's, so that a noisy
+    input does not wash out what is compared with it.
 
     Args:
         volumes: ``(z, y, x)`` by title, all of one shape; the cleanest last.
         path: The picture; its ending gives the format (.png, .pdf, .svg).
         voxel_size: Å.
+        through: The voxel (z, y, x) that the slices meet in, such as the centre of a mask; n // 2 by default.
         overwrite: Whether an existing file may be replaced.
 
     Raises:
-        GridMismatchError: The volumes differ in shape.
+        GridMismatchError: The volumes differ in shape, or ``through`` is no voxel of theirs.
         MissingExtraError: matplotlib is not installed.
         OutputExistsError: The file exists and ``overwrite`` is false.
 
@@ -94,7 +96,10 @@ def plot_slices(
     if len(set(shapes.values())) != 1:
         raise GridMismatchError(f"slices of volumes with different shapes: {shapes}; bring them to one grid first")
     z, y, x = next(iter(shapes.values()))
-    slices = {label: {"z": v[z // 2], "y": v[:, y // 2], "x": v[:, :, x // 2]} for label, v in volumes.items()}
+    k, j, i = through = (z // 2, y // 2, x // 2) if through is None else tuple(through)
+    if not all(0 <= at < n for at, n in zip(through, (z, y, x), strict=True)):
+        raise GridMismatchError(f"slices through voxel {through} of a volume of shape {(z, y, x)}")
+    slices = {label: {"z": v[k], "y": v[:, j], "x": v[:, :, i]} for label, v in volumes.items()}
     cleanest = next(reversed(slices.values()))
     low, high = np.percentile(np.concatenate([image.ravel() for image in cleanest.values()]), [0.5, 99.8])
 
