@@ -133,12 +133,17 @@ def add_map_flags(parser: argparse.ArgumentParser, of: str) -> None:
         help=f"what the density of the {of} is multiplied by to be the prior's, such as the scale in the run.json of a "
         "map of the same kind; found by cross-validation where it is not given",
     )
+    add_checkpoint_flag(parser, "every restoration and sample")
+    add_samples_flag(parser)
+
+
+def add_checkpoint_flag(parser: argparse.ArgumentParser, of: str) -> None:
+    """Where a killed run goes on."""
     parser.add_argument(
         "--checkpoint",
         type=state_file,
-        help="file beside which the state of every restoration and sample is kept: the same line goes on from there",
+        help=f"file beside which the state of {of} is kept: the same line goes on from there",
     )
-    add_samples_flag(parser)
 
 
 def add_samples_flag(parser: argparse.ArgumentParser) -> None:

@@ -9,12 +9,24 @@ that has learnt has both alike. No sample shows any molecule that exists.
 import argparse
 import csv
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from _input import sample_names
-from _script import add_flags, by, check_memory, exit_code, launch, prior_sum, settings, tiles, write_run
+from _input import add_checkpoint_flag, sample_names
+from _script import (
+    add_flags,
+    by,
+    check_memory,
+    exit_code,
+    launch,
+    positive,
+    prior_sum,
+    settings,
+    tiles,
+    write_run,
+)
 from _site import calibrated_prior
 from numpy.typing import NDArray
 from torch import Tensor
@@ -23,7 +35,7 @@ from tqdm import tqdm
 from cryofm_io import DensityMap, atomic_write, plot_slices, write_map
 from cryofm_model import CalibratedPrior
 from cryofm_ops import radial_mean, rfft
-from cryofm_sampling import Flow
+from cryofm_sampling import Checkpoint, Flow
 
 FILES = ["samples.png", "power.csv", "power.png", "run.json"]
 NOTE = "Drawn from a prior alone: no measurement, no molecule."
@@ -37,16 +49,15 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     shape = (args.side, args.side, args.side)
     velocity = tiles(prior, shape, args.precision)
     check_memory(shape, velocity, device, gradients=False)
-    print(f"{args.number} samples of {by(shape)} voxels of {prior.voxel_size:g} Å; prior {args.prior} on {device}")
+    print(f"{args.samples} samples of {by(shape)} voxels of {prior.voxel_size:g} Å; prior {args.prior} on {device}")
 
     flow, generator = Flow(args.steps), torch.Generator(device).manual_seed(args.seed)
-    with tqdm(total=args.number * args.steps, unit=" steps", file=sys.stdout, leave=False) as bar:
-        samples = [
-            flow(velocity, shape=shape, generator=generator, callback=lambda *_: bar.update()).x.cpu()
-            for _ in range(args.number)
-        ]
+    parts = [args.checkpoint and Checkpoint(args.checkpoint).part(k) for k in range(args.samples)]
+    with tqdm(total=args.samples * args.steps, unit=" steps", file=sys.stdout, leave=False) as bar:
+        draw = partial(flow, velocity, shape=shape, generator=generator, callback=lambda *_: bar.update())
+        samples = [draw(checkpoint=part).x.cpu() for part in parts]
     density = [(z * prior.normalization.std + prior.normalization.mean).numpy() for z in samples]
-    for name, data in zip(sample_names(args.number), density, strict=True):
+    for name, data in zip(sample_names(args.samples), density, strict=True):
         write_map(folder / name, DensityMap(data, prior.voxel_size, labels=(NOTE,)))
     pictures = {f"sample {i}": data for i, data in enumerate(density, 1)}
     plot_slices(pictures, folder / "samples.png", prior.voxel_size)
@@ -100,19 +111,20 @@ def plot(powers: dict[str, NDArray[np.float64]], frequency: NDArray[np.float64],
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--number", type=int, default=4, help="of samples (default 4)")
+    parser.add_argument("--number", dest="samples", type=positive, default=4, help="of samples (default 4)")
     parser.add_argument("--side", type=int, default=64, help="of the cubic box, in voxels of the prior (default 64)")
+    add_checkpoint_flag(parser, "every sample")
     add_flags(parser, steps=20, of="of Heun's rule, two network evaluations each")
     args = parser.parse_args(arguments)
-    if args.number < 1 or args.side < 8:
-        parser.error("--number must be at least 1, and --side at least 8")
+    if args.side < 8:
+        parser.error("--side must be at least 8")
     return args
 
 
 def main() -> None:
     """Parse the command line and run."""
     args = parse()
-    launch(args, [*sample_names(args.number), *FILES], run)
+    launch(args, [*sample_names(args.samples), *FILES], run)
 
 
 if __name__ == "__main__":

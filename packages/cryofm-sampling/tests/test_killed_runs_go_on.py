@@ -18,6 +18,7 @@ from cryofm_sampling import (
     CapabilityError,
     Checkpoint,
     CheckpointError,
+    Flow,
     Guided,
     Inpainting,
     PlugAndPlay,
@@ -90,6 +91,24 @@ def test_resumed_is_uninterrupted(sampler, after, tmp_path):
     assert torch.equal(x, run(sampler, likelihood()))
     assert seen[-1] == 6
     assert len(seen) == 6 - min(after, 5)  # nothing is saved after the last step
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("integrator", ["euler", "heun"])
+def test_samples_of_the_prior_go_on(integrator, tmp_path):
+    def draw(seed=3, **options):
+        generator = torch.Generator().manual_seed(seed)
+        return Flow(6, integrator)(PRIOR, shape=(2, *BOX), generator=generator, **options).x
+
+    checkpoint = Checkpoint(tmp_path / "run", every_seconds=0)
+    with pytest.raises(Killed):
+        draw(checkpoint=checkpoint, callback=killer(4))
+    with pytest.raises(CheckpointError, match="seed"):
+        draw(4, checkpoint=checkpoint)
+    seen = []
+    x = draw(checkpoint=checkpoint, callback=lambda step, total, x: seen.append(step))
+    assert torch.equal(x, draw())
+    assert seen == [5, 6]
     assert list(tmp_path.iterdir()) == []
 
 

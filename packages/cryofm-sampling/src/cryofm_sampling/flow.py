@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cryofm_sampling._common import split_shape, streams, velocity_at, white_noise, whole, within
+from cryofm_sampling.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.protocols import Callback, Draw, VelocityField
 
 __all__ = ["Flow"]
@@ -72,16 +73,21 @@ class Flow:
         shape: tuple[int, ...],
         generator: torch.Generator,
         callback: Callback | None = None,
+        checkpoint: Checkpoint | None = None,
     ) -> Draw:
         """One sample for every element of the batch of `shape`, in model units; the callback is shown x_t."""
         batch, box = split_shape(shape)
         like = torch.empty((), device=generator.device)
-        x = torch.stack([white_noise(box, stream, like) for stream in streams(generator, batch)]).reshape(shape)
-        step = _INTEGRATORS[self.integrator]
-        for i, (t, s) in enumerate(pairwise(self._times()), 1):
-            x = step(velocity, x, t, s)
-            if callback is not None:
-                callback(i, self.steps, x.clone())  # which it may change
+        noises = streams(generator, batch)
+        first = torch.stack([white_noise(box, noise, like) for noise in noises]).reshape(shape)
+        integrator, times = _INTEGRATORS[self.integrator], list(pairwise(self._times()))
+
+        def step(i: int, x: Tensor) -> tuple[Tensor, Tensor]:
+            x = integrator(velocity, x, *times[i])
+            return x, x.clone()  # which a callback may change
+
+        run = Run(self, velocity, {}, shape)
+        x = iterate(step, first, self.steps, run=run, streams=noises, callback=callback, checkpoint=checkpoint)
         nfe = 2 * self.steps - 1 if self.integrator == "heun" else self.steps
         return Draw(x, nfe, {"sampler": "Flow", **attrs.asdict(self)})
 
