@@ -9,6 +9,7 @@ import attrs
 import numpy as np
 from _script import prior_sum, settings, sha256, write_run
 from _site import Site, Volume
+from scipy.ndimage import center_of_mass
 
 from cryofm_io import VIEWING_NOTE, DensityMap, FscCurve, plot_fsc, plot_slices, write_fsc_csv, write_map
 from cryofm_ops import FourierOperator
@@ -61,7 +62,8 @@ def leave(
     compared = (["against the truth"] if truth else []) + (["between halves"] if HALVES in curves else [])
     title = ", and ".join(compared) or "with the input"
     plot_fsc(curves, folder / "fsc.png", title=title + where)
-    plot_slices(pictures, folder / "slices.png", site.like.voxel_size)
+    middle = None if site.mask is None else np.rint(center_of_mass(site.mask)).astype(int).tolist()
+    plot_slices(pictures, folder / "slices.png", site.like.voxel_size, through=middle)
     content = {
         "settings": settings(args),
         "algorithm": dict(draw.settings),

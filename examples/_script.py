@@ -163,6 +163,8 @@ def output_folder(folder: Path, names: list[str], overwrite: bool, read: Sequenc
     """
     folder = folder.resolve()
     existing = [name for name in names if (folder / name).exists()]
+    if folders := [name for name in existing if (folder / name).is_dir()]:
+        raise cryofm_io.OutputExistsError(f"{', '.join(folders)} in {folder}: a folder; give another --out")
     if existing and not overwrite:
         raise cryofm_io.OutputExistsError(f"{folder} has {', '.join(existing)} already; give --overwrite to replace")
     refuse_to_lose(read, [*former(folder), *(folder / name for name in names)])
@@ -185,10 +187,12 @@ def output_folder(folder: Path, names: list[str], overwrite: bool, read: Sequenc
             raise cryofm_io.OutputExistsError(
                 f"{', '.join(appeared)} appeared in {folder} meanwhile; the results are in {kept}"
             )
-        for path in former(folder):
-            path.unlink()
+        left_over = {path.name for path in former(folder)}
         for path in sorted(partial.iterdir()):
             os.replace(path, folder / path.name)
+            left_over.discard(path.name)
+        for name in left_over:
+            (folder / name).unlink()
     finally:
         if partial is not None:
             shutil.rmtree(partial)
@@ -196,7 +200,9 @@ def output_folder(folder: Path, names: list[str], overwrite: bool, read: Sequenc
 
 def former(folder: Path) -> list[Path]:
     """What a former run has left there."""
-    return [p for p in folder.iterdir() if RESULT.fullmatch(p.name)] if (folder / "run.json").exists() else []
+    if not (folder / "run.json").is_file():
+        return []
+    return [path for path in folder.iterdir() if RESULT.fullmatch(path.name) and not path.is_dir()]
 
 
 def refuse_to_lose(read: Iterable[Path], going: Sequence[Path]) -> None:

@@ -43,11 +43,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from cryofm_io import DensityMap, GridTransform, atomic_write, normalise_clean, read_map
+from cryofm_io import DensityMap, GridTransform, atomic_write, check_contrast, normalise_clean, read_map
 from cryofm_ops import LowPass, WhiteNoise
 from cryofm_sampling import log_likelihood
 
 FILES = ["likelihood.csv", "run.json"]
+BENEATH = 0.05  # of the brightest voxels
 DEMO_RESOLUTIONS, DEMO_NOISES = (4.0, 8.0), (0.01, 0.05)  # Å; of the brightest voxels
 
 
@@ -118,6 +119,8 @@ def read_input(args: argparse.Namespace) -> tuple[dict[str, DensityMap], dict[st
         return demo_input(args.seed), {DEMO_MAP.name: sha256(DEMO_MAP)}
     maps = {str(path): read_map(path, voxel_size=args.voxel_size) for path in args.maps}
     if args.normalise:
+        for name, density in maps.items():
+            check_normalised(name, density.data)
         maps = {name: attrs.evolve(density, data=normalise_clean(density.data)[0]) for name, density in maps.items()}
     for name, density in maps.items():
         top = float(np.percentile(density.data, 99.999))
@@ -127,6 +130,16 @@ def read_input(args: argparse.Namespace) -> tuple[dict[str, DensityMap], dict[st
                 stacklevel=1,
             )
     return maps, {str(path): sha256(path) for path in args.maps}
+
+
+def check_normalised(name: str, data: NDArray[np.float32]) -> None:
+    """Warn of density that clipping at 0 does not make the prior's."""
+    check_contrast(data)
+    low, high = (float(p) for p in np.percentile(data, [1, 99.999]))
+    if low > BENEATH * high:
+        warnings.warn(
+            f"{name} is nowhere less than {low:.3g}: a constant beneath it? The prior knows solvent as 0", stacklevel=1
+        )
 
 
 def demo_input(seed: int) -> dict[str, DensityMap]:

@@ -43,9 +43,11 @@ from cryofm_ops import (
     MissingWedge,
     SpectralNoise,
     WhiteNoise,
+    friedel_weights,
     gaussian_likelihood,
     radial,
     radial_mean,
+    rfft,
 )
 from cryofm_sampling import PlugAndPlay, PosteriorFlow, fit_scale
 
@@ -75,6 +77,7 @@ def noisy(site: Site, given: Input, wedge: MissingWedge) -> Model:
     shape = site.grid.target
     kept = wedge.transfer(shape)
     one, two = site.halves(given.half1, given.half2)
+    warn_of_other_tilts(one - one.median(), two - two.median(), kept)
     shells = noise_of(wedge(one), wedge(two), site.finer)  # means over whole shells, of which only a part has any
     measured = radial_mean(kept, shape).to(one)
     noise, signal = shells.noise_power / measured, shells.signal_power / measured
@@ -105,13 +108,7 @@ def noiseless(
     rest = y.median()  # the prior knows solvent as 0
     whole, y = y - rest, wedge(y - rest)
     had = solvent + float(rest)
-    lost = 1 - float(y.square().sum() / whole.square().sum())
-    if lost > LOST and is_first():
-        warnings.warn(
-            f"{lost:.0%} of the map's power lies within the wedge, and is left out; are --tilt-min, --tilt-max and "
-            "--tilt-axis those of the map?",
-            stacklevel=2,
-        )
+    warn_of_other_tilts(whole, whole, wedge.transfer(shape))
 
     # The map's scale is the one at which a narrower range of tilts predicts the rest of them best.
     margin = HELD_OUT / 2 * (wedge.tilt_max - wedge.tilt_min)
@@ -163,6 +160,24 @@ def noiseless(
         missing=missing,
         uncertainty=uncertainty,
     )
+
+
+def warn_of_other_tilts(one: Tensor, two: Tensor, kept: Tensor) -> None:
+    """Warn where much of the power that two maps share, more than by chance, lies where nothing was measured."""
+    z, y, x = one.shape
+    weights = friedel_weights((z, y, x)).to(one)
+    within = weights * (1 - kept.to(one))
+    a, b = rfft(one), rfft(two)
+    shared = (a * b.conj()).real
+    lost = float((within * shared).sum() / (weights * shared).sum())
+    power, noise = (a.abs().square() + b.abs().square()) / 2, (a - b).abs().square() / 2
+    chance = float((2 * within * power * noise).sum().sqrt() / (weights * shared).sum())  # no less than what noise adds
+    if lost > max(LOST, 3 * chance) and is_first():
+        warnings.warn(
+            f"{lost:.0%} of the map's power lies within the wedge, and is left out; are --tilt-min, --tilt-max and "
+            "--tilt-axis those of the map?",
+            stacklevel=2,
+        )
 
 
 def read_input(args: argparse.Namespace, wedge: MissingWedge) -> tuple[DensityMap, float, DensityMap | None]:

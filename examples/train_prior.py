@@ -52,7 +52,7 @@ def main() -> int:
     try:
         with processes(args.device) as device:
             run(args, read_recipe(args.recipe), device)
-    except ERRORS as error:
+    except (*ERRORS, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

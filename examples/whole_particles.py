@@ -9,11 +9,13 @@ import argparse
 import sys
 import warnings
 import zlib
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+from _script import above_zero, exit_code, positive
 from tqdm import tqdm
 
 import cryofm_io
@@ -23,12 +25,16 @@ from cryofm_model.augment import random_rotation
 from cryofm_model.particles import whole_particle
 
 
+def stem(path: Path) -> str:
+    """The name without .gz and the last suffix."""
+    return Path(path.name.removesuffix(".gz")).stem
+
+
 def particles(path: Path, orientations: int, box: int, finest: float, out: Path) -> str:
     """The files of one map; returns what went wrong, or nothing. Files that exist are left alone."""
-    name = path.name.split(".")[0]
     warnings.simplefilter("ignore", cryofm_io.MapWarning)
     for k in range(orientations):
-        target = out / f"{name}_{k}.mrc"
+        target = out / f"{stem(path)}_{k}.mrc"
         if target.exists():
             continue
         rotation = random_rotation(np.random.default_rng(zlib.crc32(target.name.encode())))
@@ -41,16 +47,18 @@ def particles(path: Path, orientations: int, box: int, finest: float, out: Path)
     return ""
 
 
-def main() -> int:
-    """Parse the command line, resample, report what could not be used."""
+def main() -> None:
+    """Parse the command line, resample, report what could not be used; status 1 if anything could not."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("maps", nargs="+", type=Path, help="maps, such as those of simulate_maps.py")
     parser.add_argument("--out", type=Path, required=True, help="folder for the .mrc maps; existing maps are kept")
-    parser.add_argument("--orientations", type=int, default=4, help="random orientations of each map (default 4)")
-    parser.add_argument("--box", type=int, default=32, help="side of the box, voxels (default 32)")
-    parser.add_argument("--voxel-size", type=float, default=5.0, help="the finest, Å (default 5)")
-    parser.add_argument("--jobs", type=int, default=2, help="processes (default 2)")
+    parser.add_argument("--orientations", type=positive, default=4, help="random orientations of each map (default 4)")
+    parser.add_argument("--box", type=positive, default=32, help="side of the box, voxels (default 32)")
+    parser.add_argument("--voxel-size", type=above_zero, default=5.0, help="the finest, Å (default 5)")
+    parser.add_argument("--jobs", type=positive, default=2, help="processes (default 2)")
     args = parser.parse_args()
+    if twice := [name for name, count in Counter(map(stem, args.maps)).items() if count > 1]:
+        parser.error(f"several maps would make the same particles: {', '.join(twice)}; rename them")
     args.out.mkdir(parents=True, exist_ok=True)
     job = partial(particles, orientations=args.orientations, box=args.box, finest=args.voxel_size, out=args.out)
     with ProcessPoolExecutor(args.jobs) as pool:
@@ -58,8 +66,9 @@ def main() -> int:
     for message in failed:
         print(message, file=sys.stderr)
     print(f"{len(args.maps) - len(failed)} particles in {args.out}, {len(failed)} failed")
-    return 1 if failed else 0
+    if failed:
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -113,12 +113,15 @@ def test_precision(run, half_maps, tmp_path, scale_given):
     assert 0 < difference < 1e-2
 
 
-def test_samples_and_mask(run, half_maps, tmp_path):
+def test_samples_and_mask(run, half_maps, tmp_path, monkeypatch):
+    plot, met = results.plot_slices, []
+    monkeypatch.setattr(results, "plot_slices", lambda *a, through, **b: (met.append(through), plot(*a, **b)))
     half = read_map(half_maps[0])
     mask = np.zeros(half.shape, np.float32)
-    mask[6:20, 6:20, 6:20] = 1
+    mask[6:19, 6:19, 8:23] = 1
     write_map(tmp_path / "mask.mrc", DensityMap(mask, half.voxel_size, half.origin, half.nstart))
     assert run(*half_maps, "--out", tmp_path / "out", "--samples", 2, "--mask", tmp_path / "mask.mrc") == 0
+    assert met == [[12, 12, 15]]
     one, two = (read_map(tmp_path / "out" / f"sample_0{i}.mrc").data for i in (1, 2))
     assert not np.array_equal(one, two)
     drawing = json.loads((tmp_path / "out" / "run.json").read_text())["drawing"]

@@ -13,7 +13,7 @@ import torch
 
 from cryofm_io import DensityMap, fsc, read_map, to_grid, write_map
 from cryofm_ops import AnisotropicNoise, MissingWedge, wedge_alpha
-from cryofm_sampling import Checkpoint
+from cryofm_sampling import Checkpoint, flow
 
 script = pytest.importorskip("_script")
 given = pytest.importorskip("_input")
@@ -122,6 +122,20 @@ def test_missing_wedge_of_other_tilts_is_told(run, blobs, save, tmp_path, capsys
         assert ("of the map's power lies within the wedge" in capsys.readouterr().err) is told
 
 
+def test_missing_wedge_of_halves_of_other_tilts_is_told(run, blobs, save, tmp_path, capsys):
+    generator, truth = torch.Generator().manual_seed(0), torch.from_numpy(blobs.data)
+    halves = [MissingWedge(-50, 50, "x")(truth + 0.1 * torch.randn(truth.shape, generator=generator)) for _ in range(2)]
+    # What is left of noise within the wedge, by other weights or rounding, tells nothing.
+    one, two = (
+        save(f"half{i}.mrc", (x + 0.02 * torch.randn(truth.shape, generator=generator)).numpy())
+        for i, x in enumerate(halves, 1)
+    )
+    line = (missing_wedge, one, "--half2", two, "--tilt-min", -50, "--tilt-max", 50, "--scale", 1, "--steps", 2)
+    for axis, told in (("x", False), ("y", True)):
+        assert run(*line, "--tilt-axis", axis, "--overwrite") == 0
+        assert ("of the map's power lies within the wedge" in capsys.readouterr().err) is told
+
+
 def test_missing_wedge_of_two_noisy_halves(run, blobs, save, tmp_path):
     wedge, generator = MissingWedge(-60, 60), torch.Generator().manual_seed(0)
     truth = torch.from_numpy(blobs.data)
@@ -225,6 +239,31 @@ def test_sample_prior(run, tmp_path):
     assert power[-1, 0] == pytest.approx(1 / 3)
 
 
+def test_sample_prior_goes_on_to_the_same_bits(run, tmp_path, monkeypatch, capsys):
+    line = (sample_prior, "--number", 2, "--side", 16, "--steps", 3)
+    names = ("sample_01.mrc", "sample_02.mrc")
+    assert run(*line) == 0
+    undisturbed = [(tmp_path / "out" / name).read_bytes() for name in names]
+    step, calls = flow._heun, []
+
+    def interrupted(*given):
+        calls.append(given)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return step(*given)
+
+    monkeypatch.setitem(flow._INTEGRATORS, "heun", interrupted)
+    line += ("--checkpoint", tmp_path / "state", "--overwrite")
+    assert run(*line) == 130
+    assert "the same line goes on" in capsys.readouterr().err
+    assert run(*line, "--seed", 1) == 2
+    assert "belongs to another run (seed" in capsys.readouterr().err
+    assert run(*line) == 0
+    assert len(calls) == 5 + 3  # the second sample's; too short for a checkpoint within
+    assert [(tmp_path / "out" / name).read_bytes() for name in names] == undisturbed
+    assert not list(tmp_path.glob("state*"))
+
+
 def test_likelihood_is_that_of_the_maps(run, blobs, save, tmp_path, capsys):
     one, two = save("one.mrc", blobs.data), save("two.mrc", 100 * blobs.data)
     assert run(likelihood, one, two, "--steps", 1, "--side", 16, prior="cryofm-tiny") == 0
@@ -247,6 +286,16 @@ def test_likelihood_of_normalised_maps_does_not_depend_on_their_scale(run, blobs
     first, second = record(tmp_path)["results"]
     assert first["bits_per_voxel"] == pytest.approx(second["bits_per_voxel"], rel=1e-4)
     assert "scale" not in capsys.readouterr().err
+
+
+def test_likelihood_tells_a_constant_beneath_a_map(run, blobs, save, capsys):
+    for constant, told in ((0.0, False), (0.3, True)):
+        path = save(f"{constant}.mrc", 7 * (blobs.data + constant))
+        assert run(likelihood, path, "--normalise", "--steps", 1, "--side", 16, "--overwrite") == 0
+        assert ("a constant beneath it" in capsys.readouterr().err) is told
+    dark = save("dark.mrc", 1 - blobs.data)
+    assert run(likelihood, dark, "--normalise", "--steps", 1, "--side", 16, "--overwrite") == 0
+    assert "inverted contrast" in capsys.readouterr().err
 
 
 def test_likelihood_example(run, blobs, tmp_path, monkeypatch):

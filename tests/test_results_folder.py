@@ -35,6 +35,23 @@ def test_overwriting_leaves_nothing_of_the_former_run(run, half_maps, tmp_path, 
     assert {path.name for path in out.iterdir()} == RESULTS | {"sample_of_mine.mrc"}
 
 
+def test_folders_that_are_named_like_results_stay(run, half_maps, tmp_path, capsys, scale_given):
+    out = tmp_path / "out"
+    line = (*half_maps, "--out", out, "--steps", 2, "--overwrite")
+    assert run(*line) == 0
+    (out / "sample_03.mrc").mkdir()  # of a name that this run will not leave
+    assert run(*line) == 0
+    before = {path: path.read_bytes() for path in out.iterdir() if path.is_file()}
+    (out / "restored.mrc").unlink()
+    (out / "restored.mrc").mkdir()
+    capsys.readouterr()
+    assert run(*line) == 2
+    assert re.fullmatch(r"error: restored\.mrc in .*: a folder; give another --out", capsys.readouterr().err.strip())
+    (out / "restored.mrc").rmdir()
+    assert all(path.read_bytes() == content for path, content in before.items() if path.name != "restored.mrc")
+    assert (out / "sample_03.mrc").is_dir()
+
+
 def test_what_a_run_reads_is_never_lost_to_its_results(run, half_maps, tmp_path, capsys):
     out, mask = tmp_path / "out", tmp_path / "mask.mrc"
     out.mkdir()

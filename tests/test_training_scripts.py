@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from scipy.ndimage import center_of_mass
 
-from cryofm_io import read_map
+from cryofm_io import DensityMap, read_map, write_map
 from cryofm_model import CRYOFM_L, CRYOFM_S, CryoFMError, load_prior
 from cryofm_model.data import MapSet
 from cryofm_model.train import read_recipe
@@ -22,6 +23,7 @@ pytest.importorskip("tqdm")
 helix_bundles = runpy.run_path(str(Path(__file__).with_name("helix_bundles.py")))
 EXAMPLES = Path(__file__).parents[1] / "examples"
 simulate_maps = pytest.importorskip("simulate_maps")
+whole_particles = pytest.importorskip("whole_particles")
 train_prior = pytest.importorskip("train_prior")
 
 RECIPE = """
@@ -115,6 +117,40 @@ def test_models_of_one_name_and_maps_of_another_grid_are_refused(models, tmp_pat
     assert "exists, with 1.5 Å a voxel" in capsys.readouterr().err
 
 
+def test_whole_particles(tmp_path, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr("sys.argv", ["whole_particles.py", *map(str, arguments), "--jobs", "1"])
+        return whole_particles.exit_code(whole_particles.main)
+
+    z, y, x = np.ogrid[:24, :24, :24]
+    blob = np.exp(-(((x - 9) / 5) ** 2 + ((y - 12) / 4) ** 2 + ((z - 14) / 3) ** 2))
+    a, twin, out = tmp_path / "a.mrc", tmp_path / "other" / "a.mrc", tmp_path / "out"
+    twin.parent.mkdir()
+    for path in (a, twin):
+        write_map(path, DensityMap(blob, 3.0))
+    write_map(tmp_path / "dark.mrc", DensityMap(-blob, 3.0))
+    line = (a, "--out", out, "--box", 16, "--orientations", 2)
+    assert run(*line) == 0
+    made = {path.name: path.read_bytes() for path in out.iterdir()}
+    assert made.keys() == {"a_0.mrc", "a_1.mrc"}
+    one, two = (read_map(out / name).data for name in made)
+    for particle in (one, two):
+        assert np.array_equal(np.round(center_of_mass(np.maximum(particle, 0))), [8, 8, 8])
+    assert not np.array_equal(one, two)
+    with pytest.raises(SystemExit, match="1"):
+        run(tmp_path / "dark.mrc", *line)
+    assert "dark.mrc is left out: no density" in capsys.readouterr().err
+    for wrong in (("--orientations", 0), ("--voxel-size", -1)):
+        with pytest.raises(SystemExit, match="2"):
+            run(*line, *wrong)
+    with pytest.raises(SystemExit, match="2"):
+        run(twin, *line)
+    assert "several maps would make the same particles: a" in capsys.readouterr().err
+    (tmp_path / "file").write_text("mine")
+    assert run(a, "--out", tmp_path / "file") == 2
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == made
+
+
 def test_from_models_to_a_prior_and_on_from_it(run, recipe, tmp_path, capsys):
     assert run() == 0
     assert "saved" in capsys.readouterr().out
@@ -187,6 +223,12 @@ def test_no_maps_is_one_line(run, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     assert run("--maps", tmp_path / "empty") == 2
     assert capsys.readouterr().err.startswith("error: no maps or atomic models in ")
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(run, tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    assert run("--out", tmp_path / "file" / "run") == 2
+    assert capsys.readouterr().err.startswith("error: ")
 
 
 def test_measured_maps_are_for_recipes_that_mix_them_in(run, models, capsys):
