@@ -99,10 +99,8 @@ def restore_halves(
     """
     halves = [site.forward(half.data) for half in (given.half1, given.half2)]
     mean = (halves[0] + halves[1]) / 2
-    solvent = mean.median()  # the prior knows solvent as 0
-    own_solvents = [half.median() for half in halves]
-    of_halves = [model.observe(half - own, 1) for half, own in zip(halves, own_solvents, strict=True)]
-    linear_filtered = fourier_filter(mean - solvent, model.gain)
+    linear_filtered = fourier_filter(mean, model.gain)
+    linear_filtered += mean.mean() - linear_filtered.mean()
     measured = model.measured
     drawing = PosteriorFlow() if measured is None else PosteriorFlow(first=sampler)  # which fills the gap
 
@@ -111,21 +109,21 @@ def restore_halves(
         fit = given_scale(args, site) or agreed(
             fit_scale(
                 WithProgress(site.velocity, site.prior, site.prior.normalization, bar),
-                model.observe(halves[0] - solvent, 1),
-                halves[1] - solvent if measured is None else measured(halves[1] - solvent),
+                model.observe(halves[0], 1),
+                halves[1] if measured is None else measured(halves[1]),
                 model.fsc,
                 generator=site.generator(args.seed),
-                guess=1 / float(np.percentile(linear_filtered.cpu(), 99.999)),
+                guess=1 / height(linear_filtered),
                 sampler=trial if measured is None else Judged(trial, measured),
             )
         )
         units = site.in_units(fit.normalization, bar)
-        likelihoods = [model.observe(mean - solvent, 1 / 2), *of_halves]
+        likelihoods = [model.observe(mean, 1 / 2), *(model.observe(half, 1) for half in halves)]
         (draw, *restored_halves), samples = restored_and_drawn(args, site, units, likelihoods, sampler, drawing)
     if not is_first():
         return
     say_how(fit, draw)
-    slope = slope_of(halves[1] - own_solvents[1], restored_halves[0].x, model)
+    slope = slope_of(halves[1], restored_halves[0].x, model)
     if slope > WEAK and sampler.iterations >= PlugAndPlay().iterations:  # fewer passes leave more undone
         warnings.warn(
             f"where the halves agree, one restored has to be multiplied by {slope:.2g} to predict the other: the scale "
@@ -133,6 +131,7 @@ def restore_halves(
             stacklevel=2,
         )
 
+    solvent = mean.mean() - draw.x.mean()  # of restored density it is 0
     had = given.solvent + float(solvent)
 
     def back(x: Tensor) -> Volume:
@@ -150,7 +149,7 @@ def restore_halves(
         site,
         given.files,
         given.truth,
-        {INPUT: back(mean - solvent), WIENER: back(linear_filtered), RESTORED: back(draw.x)},
+        {INPUT: back(mean - solvent), WIENER: back(linear_filtered - solvent), RESTORED: back(draw.x)},
         curves,
         draw,
         fit,
@@ -166,6 +165,11 @@ def restore_halves(
         missing=model.missing,
         uncertainty=uncertainty,
     )
+
+
+def height(density: Tensor) -> float:
+    """Of the brightest voxels over the solvent, if that is most of the box."""
+    return float(np.percentile(density.cpu(), 99.999)) - float(density.median())
 
 
 def slope_of(y: Tensor, x: Tensor, model: Model) -> float:

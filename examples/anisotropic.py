@@ -24,7 +24,16 @@ from _script import add_flags, exit_code, launch
 from _site import Site, calibrated_prior
 from torch import Tensor
 
-from cryofm_ops import FourierGaussian, directional, estimate_alpha, radial, radial_mean, rfft, wedge_alpha
+from cryofm_ops import (
+    FourierGaussian,
+    WithoutMean,
+    directional,
+    estimate_alpha,
+    radial,
+    radial_mean,
+    rfft,
+    wedge_alpha,
+)
 from cryofm_sampling import PlugAndPlay
 
 DEMO_LEVEL, DEMO_TILT, DEMO_AMPLITUDE = "3.2A", 45.0, math.sqrt(50)
@@ -43,10 +52,11 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     alpha_variance, record = alpha_of(args, given, site, halves)
     alpha = directional(alpha_variance, shape).to(halves[0])
     noise = (alpha * radial(shells.noise_power / radial_mean(alpha, shape), shape)).to(site.device)
+    precision = WithoutMean().transfer(shape).to(noise) / noise  # halves come on any constant
     signal = radial(shells.signal_power, shape).to(site.device)
     model = Model(
         fsc=shells.fsc,
-        observe=lambda x, share: FourierGaussian(1 / (share * noise), rfft(x), shape),
+        observe=lambda x, share: FourierGaussian(precision / share, rfft(x), shape),
         gain=signal / (signal + noise / 2),
         record={"noise_power_of_one_half": shells.noise_power.tolist(), **record},
     )

@@ -17,7 +17,7 @@ from _script import add_flags, exit_code, launch
 from _site import Site, calibrated_prior
 from torch import Tensor
 
-from cryofm_ops import FourierGaussian, Identity, NoiseEstimate, SpectralNoise, gaussian_likelihood, radial
+from cryofm_ops import FourierGaussian, NoiseEstimate, SpectralNoise, WithoutMean, gaussian_likelihood, radial
 from cryofm_sampling import PlugAndPlay
 
 DEMO_LEVEL = "4.3A"
@@ -46,8 +46,8 @@ def read_input(args: argparse.Namespace) -> Input:
 
 
 def observed(x: Tensor, noise_power: Tensor) -> FourierGaussian:
-    """The likelihood of a map that is the truth plus noise of a radial power."""
-    return gaussian_likelihood(Identity(), SpectralNoise(noise_power.to(x)), x)
+    """The likelihood of a map that is the truth plus noise of a radial power, on an unknown constant."""
+    return gaussian_likelihood(WithoutMean(), SpectralNoise(noise_power.to(x)), x)
 
 
 def wiener_gain(noise: NoiseEstimate) -> Tensor:

@@ -16,7 +16,6 @@ import warnings
 from pathlib import Path
 
 import attrs
-import numpy as np
 import torch
 from _input import DEMO_MAP, Input, add_map_flags, demo_truth, noise_of, read_halves, sample_files, without_solvent
 from _ranks import agreed, is_first
@@ -25,6 +24,7 @@ from _restoration import (
     Model,
     drawn_by,
     given_scale,
+    height,
     leave_samples,
     restore_halves,
     restored_and_drawn,
@@ -43,6 +43,8 @@ from cryofm_ops import (
     MissingWedge,
     SpectralNoise,
     WhiteNoise,
+    WithoutMean,
+    compose,
     friedel_weights,
     gaussian_likelihood,
     radial,
@@ -59,26 +61,26 @@ AGREEMENT = "restored against the input, missing directions included"
 def run(args: argparse.Namespace, folder: Path) -> None:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
     prior = calibrated_prior(args)
-    wedge = MissingWedge(args.tilt_min, args.tilt_max, args.tilt_axis)
+    tilts = MissingWedge(args.tilt_min, args.tilt_max, args.tilt_axis)
     sampler = PlugAndPlay(iterations=args.steps)
     if args.half2 is not None:
         given = read_halves(args)
         site = Site.of(args, prior, given.half1)
-        restore_halves(args, folder, site, given, noisy(site, given, wedge), sampler)
+        restore_halves(args, folder, site, given, noisy(site, given, tilts), sampler)
     else:
-        density, solvent, truth = read_input(args, wedge)
+        density, solvent, truth = read_input(args, tilts)
         name = args.half1 or DEMO_MAP
         site = Site.of(args, prior, density)
-        noiseless(args, folder, site, solvent, truth, {str(name): sha256(name)}, wedge, sampler)
+        noiseless(args, folder, site, solvent, truth, {str(name): sha256(name)}, tilts, sampler)
 
 
-def noisy(site: Site, given: Input, wedge: MissingWedge) -> Model:
+def noisy(site: Site, given: Input, tilts: MissingWedge) -> Model:
     """Noise in what was measured, estimated there."""
     shape = site.grid.target
-    kept = wedge.transfer(shape)
+    kept, wedge = tilts.transfer(shape), compose(WithoutMean(), tilts)
     one, two = site.halves(given.half1, given.half2)
-    warn_of_other_tilts(one - one.median(), two - two.median(), kept)
-    shells = noise_of(wedge(one), wedge(two), site.finer)  # means over whole shells, of which only a part has any
+    warn_of_other_tilts(one, two, tilts)
+    shells = noise_of(tilts(one), tilts(two), site.finer)  # means over whole shells, of which only a part has any
     measured = radial_mean(kept, shape).to(one)
     noise, signal = shells.noise_power / measured, shells.signal_power / measured
     gain = kept.to(one) * radial(signal / (signal + noise / 2), shape)
@@ -99,24 +101,22 @@ def noiseless(
     solvent: float,
     truth: DensityMap | None,
     files: dict[str, str],
-    wedge: MissingWedge,
+    tilts: MissingWedge,
     sampler: PlugAndPlay,
 ) -> None:
     """Fill the wedge of one map, which came in a solvent, and leave the results in ``folder``."""
     shape = site.grid.target
-    y = site.forward(site.like.data)
-    rest = y.median()  # the prior knows solvent as 0
-    whole, y = y - rest, wedge(y - rest)
-    had = solvent + float(rest)
-    warn_of_other_tilts(whole, whole, wedge.transfer(shape))
+    whole = site.forward(site.like.data)
+    warn_of_other_tilts(whole, whole, tilts)
+    y = tilts(whole)
 
     # The map's scale is the one at which a narrower range of tilts predicts the rest of them best.
-    margin = HELD_OUT / 2 * (wedge.tilt_max - wedge.tilt_min)
-    narrower = attrs.evolve(wedge, tilt_min=wedge.tilt_min + margin, tilt_max=wedge.tilt_max - margin)
-    held_out = FourierMask(wedge.transfer(shape) - narrower.transfer(shape), shape)
+    margin = HELD_OUT / 2 * (tilts.tilt_max - tilts.tilt_min)
+    narrower = attrs.evolve(tilts, tilt_min=tilts.tilt_min + margin, tilt_max=tilts.tilt_max - margin)
+    held_out = FourierMask(tilts.transfer(shape) - narrower.transfer(shape), shape)
 
     def data(measured: MissingWedge) -> FourierGaussian:
-        return gaussian_likelihood(measured, WhiteNoise(0.0), measured(y))
+        return gaussian_likelihood(compose(WithoutMean(), measured), WhiteNoise(0.0), y)
 
     with tqdm(unit=" evaluations", file=sys.stdout, leave=False, desc="scale") as bar:
         fit = given_scale(args, site) or agreed(
@@ -126,25 +126,28 @@ def noiseless(
                 held_out(y),
                 torch.ones(max(shape) // 2 + 1),
                 generator=site.generator(args.seed),
-                guess=1 / float(np.percentile(y.cpu(), 99.999)),
+                guess=1 / height(y),
                 sampler=Judged(PlugAndPlay(iterations=3), held_out),
             )
         )
         units = site.in_units(fit.normalization, bar)
-        likelihoods = [data(wedge)]
+        likelihoods = [data(tilts)]
         [draw], samples = restored_and_drawn(args, site, units, likelihoods, sampler, PosteriorFlow(first=sampler))
     if not is_first():
         return
     say_how(fit, draw)
 
+    rest = y.mean() - draw.x.mean()  # of restored density it is 0
+    had = solvent + float(rest)
+
     def back(x: Tensor) -> Volume:
         return site.back(x, had)
 
-    candidates = {"input": back(y), RESTORED: back(draw.x)}
+    candidates = {"input": back(y - rest), RESTORED: back(draw.x)}
     # With the truth at hand nobody needs to know how much of the map is new.
     curves = {} if truth else {AGREEMENT: site.compare(site.back(y), site.back(draw.x))}
     record = {"solvent": had, "grid": attrs.asdict(site.grid), **drawn_by(samples)}
-    missing = FourierMask(1 - wedge.transfer(shape), shape)
+    missing = FourierMask(1 - tilts.transfer(shape), shape)
     uncertainty = leave_samples(folder, site, [back(sample.x) for sample in samples])
     leave(
         args,
@@ -162,12 +165,12 @@ def noiseless(
     )
 
 
-def warn_of_other_tilts(one: Tensor, two: Tensor, kept: Tensor) -> None:
+def warn_of_other_tilts(one: Tensor, two: Tensor, tilts: MissingWedge) -> None:
     """Warn where much of the power that two maps share, more than by chance, lies where nothing was measured."""
     z, y, x = one.shape
     weights = friedel_weights((z, y, x)).to(one)
-    within = weights * (1 - kept.to(one))
-    a, b = rfft(one), rfft(two)
+    within = weights * (1 - tilts.transfer((z, y, x)).to(one))
+    a, b = rfft(one - one.mean()), rfft(two - two.mean())
     shared = (a * b.conj()).real
     lost = float((within * shared).sum() / (weights * shared).sum())
     power, noise = (a.abs().square() + b.abs().square()) / 2, (a - b).abs().square() / 2
@@ -180,7 +183,7 @@ def warn_of_other_tilts(one: Tensor, two: Tensor, kept: Tensor) -> None:
         )
 
 
-def read_input(args: argparse.Namespace, wedge: MissingWedge) -> tuple[DensityMap, float, DensityMap | None]:
+def read_input(args: argparse.Namespace, tilts: MissingWedge) -> tuple[DensityMap, float, DensityMap | None]:
     """The map that the command line names, without solvent, and that; or the example, and its truth."""
     if args.half1 is not None:
         density, solvent = without_solvent(read_map(args.half1, voxel_size=args.voxel_size))
@@ -188,7 +191,7 @@ def read_input(args: argparse.Namespace, wedge: MissingWedge) -> tuple[DensityMa
         return density, solvent, None
     truth = demo_truth()
     print(f"example: {DEMO_MAP.name} (human haemoglobin), tilts {args.tilt_min:g} to {args.tilt_max:g} degrees kept")
-    return attrs.evolve(truth, data=wedge(torch.from_numpy(truth.data)).numpy()), 0.0, truth
+    return attrs.evolve(truth, data=tilts(torch.from_numpy(truth.data)).numpy()), 0.0, truth
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

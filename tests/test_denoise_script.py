@@ -156,6 +156,18 @@ def test_a_constant_under_the_halves_changes_nothing_but_itself(run, half_maps, 
     np.testing.assert_allclose(maps[1] - (0 if masked else constant), maps[0], atol=2e-3)
 
 
+def test_solvent_is_found_where_density_fills_the_box(run, tmp_path):
+    truth, rng = given.demo_truth(), np.random.default_rng(0)
+    inside = truth.data[32:68, 32:68, 32:68] / np.percentile(truth.data, 99.999)
+    halves = [inside + 0.2 + rng.normal(0, 0.1, inside.shape) for _ in range(2)]
+    assert np.median(halves) > 0.25  # which would be taken for solvent
+    paths = [tmp_path / f"half{i}.mrc" for i in (1, 2)]
+    for path, half in zip(paths, halves, strict=True):
+        write_map(path, DensityMap(half, truth.voxel_size))
+    assert run(*paths, "--out", tmp_path / "out", "--scale", 1, prior="cryofm-tiny") == 0
+    assert json.loads((tmp_path / "out" / "run.json").read_text())["solvent"] == pytest.approx(0.2, abs=0.015)
+
+
 @pytest.mark.parametrize("changed", [0, 1])
 def test_a_restored_half_depends_on_the_other_by_noise_and_scale_alone(
     run, half_maps, tmp_path, monkeypatch, scale_given, changed

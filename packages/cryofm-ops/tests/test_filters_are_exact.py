@@ -20,6 +20,7 @@ from cryofm_ops import (
     OperatorError,
     PseudoInvertible,
     RadialFilter,
+    WithoutMean,
     add,
     compose,
     half_shape,
@@ -48,6 +49,7 @@ OPERATORS = {
     "hard low pass": lambda shape: LowPass(4.0, voxel_size=1.5, edge_fraction=0),
     "radial": lambda shape: RadialFilter(torch.tensor([1.0, -0.3, 0.1], dtype=torch.float64)),
     "mask": any_mask,
+    "without mean": lambda shape: WithoutMean(),
     "wedge": lambda shape: WEDGE,
     "soft wedge about x": lambda shape: MissingWedge(-50, 65, "x", edge_deg=20),
     "double tilt": lambda shape: DoubleTilt(WEDGE, MissingWedge(-60, 40, "x")),
@@ -71,6 +73,11 @@ def test_application_adjoint_and_inverse_are_the_dense_ones(operator, oracle, ge
     x = volumes(oracle, generator)
     for found, dense in ((operator(x), a), (operator.adjoint(x), a.T), (operator.pinv(x), torch.linalg.pinv(a))):
         torch.testing.assert_close(found.flatten(-3), x.flatten(-3) @ dense.T)
+
+
+def test_without_mean(oracle, generator):
+    x = volumes(oracle, generator)
+    torch.testing.assert_close(WithoutMean()(x), x - x.mean((-3, -2, -1), keepdim=True))
 
 
 def test_moore_penrose(operator, oracle, generator):

@@ -6,7 +6,7 @@ import attrs
 import pytest
 import torch
 
-from cryofm_ops import Identity, MissingWedge, WhiteNoise, gaussian_likelihood
+from cryofm_ops import Identity, MissingWedge, WhiteNoise, WithoutMean, gaussian_likelihood
 from cryofm_sampling import (
     AbInitio,
     CapabilityError,
@@ -81,6 +81,15 @@ def test_many_passes_where_something_was_not_measured(y):
     assert (noisy.settings["iterations"], noisy.nfe) == (8, 8)
     # The flow of samples begins with the gap filled.
     assert run(Prior(1.0), noiseless, estimate="samples", samples=1).nfe == 44
+
+
+def test_a_mean_that_was_not_measured_is_no_gap(y):
+    for noise in (WhiteNoise(0.0), WhiteNoise(0.09)):
+        data = gaussian_likelihood(WithoutMean(), noise, y + 7)
+        draw = run(Prior(1.0), data)
+        assert (draw.settings["algorithm"], draw.nfe) == ("PlugAndPlay", 8)
+        assert draw.x.mean() == pytest.approx(0.04, abs=0.01)  # the prior's, whatever the data's
+        assert run(Prior(1.0), data, estimate="samples", samples=1).nfe == 25
 
 
 def test_plug_and_play_for_the_mean_of_any_linear_operator(y):

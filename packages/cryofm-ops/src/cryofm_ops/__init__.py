@@ -17,7 +17,7 @@ from cryofm_ops.errors import (
     ObservationError,
     OperatorError,
 )
-from cryofm_ops.filters import FourierMask, LowPass, RadialFilter
+from cryofm_ops.filters import FourierMask, LowPass, RadialFilter, WithoutMean
 from cryofm_ops.fourier_gaussian import FourierGaussian
 from cryofm_ops.fourier_operator import FourierOperator
 from cryofm_ops.fourier_projector import FourierProjector
@@ -128,6 +128,7 @@ __all__ = [
     "SpectralPower",
     "StationaryNoise",
     "WhiteNoise",
+    "WithoutMean",
     "add",
     "alpha_from_poses",
     "angular_distance_deg",

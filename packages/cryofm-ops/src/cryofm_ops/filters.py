@@ -1,4 +1,4 @@
-"""Fourier filters: a low pass, any radial transfer function, any Fourier mask."""
+"""Fourier filters: a low pass, any radial transfer function, any Fourier mask, all but the mean."""
 
 import math
 from typing import Self
@@ -11,7 +11,7 @@ from cryofm_ops.errors import GridMismatchError, OperatorError
 from cryofm_ops.fourier_operator import FourierOperator
 from cryofm_ops.spectral import Shape, frequencies, half_shape, hermitian, radial
 
-__all__ = ["FourierMask", "LowPass", "RadialFilter"]
+__all__ = ["FourierMask", "LowPass", "RadialFilter", "WithoutMean"]
 
 
 def _check_positive(_: object, field: "attrs.Attribute[float]", value: float) -> None:
@@ -134,6 +134,25 @@ class FourierMask(FourierOperator):
         if tuple(shape) != self.shape:
             raise GridMismatchError(f"the Fourier mask is for a box {self.shape}, got a box {tuple(shape)}")
         return self.mask
+
+
+@attrs.frozen
+class WithoutMean(FourierOperator):
+    """x less its mean, frequency 0: what a map shows that came on an unknown constant.
+
+    So half maps do, and tomograms: their mean depends on how images were normalised, and what a prior knows as 0,
+    solvent, is at any value. With this operator, alone or after another one (`compose`), nothing is said of the mean,
+    and the prior fills it in. (A map less its median is no substitute where density fills much of the box.)
+
+    >>> WithoutMean()(torch.tensor([[[3.0, 5.0]]]))
+    tensor([[[-1.,  1.]]])
+    """
+
+    def transfer(self, shape: Shape, /) -> Tensor:
+        """1 but for frequency 0; float64."""
+        m = torch.ones(half_shape(shape), dtype=torch.float64)
+        m[0, 0, 0] = 0
+        return m
 
 
 def _check_mates(mask: Tensor, symmetric: Tensor) -> None:

@@ -171,7 +171,7 @@ def _choose(
         if estimate == "mean":
             more = "" if mean == PlugAndPlay() else ", in more passes to fill what was not measured"
             return mean, f"{because}: the mean in fewest evaluations{more}"
-        complete = isinstance(likelihood, FourierDiagonal) and bool((likelihood.spectral_precision() > 0).all())
+        complete = isinstance(likelihood, FourierDiagonal) and not _has_gaps(likelihood.spectral_precision())
         flow = PosteriorFlow() if complete else PosteriorFlow(first=mean)
         return flow, f"samples were asked for, {because}: the flow of the posterior"
     if isinstance(prior, Calibrated):
@@ -183,10 +183,17 @@ def _choose(
     return Guided(), f"{because}{averaged}"
 
 
+def _has_gaps(W: Tensor) -> bool:
+    """Whether more than the mean, which is filled in at once, was not measured."""
+    gaps = W == 0
+    gaps[..., 0, 0, 0] = False
+    return bool(gaps.any())
+
+
 def _mean(likelihood: FourierDiagonal | Conjugate) -> PlugAndPlay:
     """With more passes where gaps have to be filled beside data without noise."""
     if isinstance(likelihood, FourierDiagonal):
         W = likelihood.spectral_precision()
-        if (W == 0).any() and not ((W > 0) & W.isfinite()).any():
+        if _has_gaps(W) and not ((W > 0) & W.isfinite()).any():
             return PlugAndPlay(iterations=20)
     return PlugAndPlay()
