@@ -77,6 +77,11 @@ def test_a_score_that_rises_ends_at_the_end_of_the_range(score):
         assert scale_of(score) == pytest.approx(8)
 
 
+@pytest.mark.parametrize("score", [lambda s: 0.9999, lambda s: 0.99 - 1e-4 * s])
+def test_where_all_predict_alike_the_guess_decides(score):
+    assert scale_of(score) == pytest.approx(1, rel=0.2)
+
+
 def test_a_peak_at_the_end_of_the_range_is_one():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
