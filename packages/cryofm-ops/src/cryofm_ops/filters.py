@@ -145,7 +145,7 @@ class WithoutMean(FourierOperator):
     and the prior fills it in. (A map less its median is no substitute where density fills much of the box.)
 
     >>> WithoutMean()(torch.tensor([[[3.0, 5.0]]]))
-    tensor([[[-1.,  1.]]])
+    tensor([[[-1.0000,  1.0000]]])
     """
 
     def transfer(self, shape: Shape, /) -> Tensor:
