@@ -55,8 +55,8 @@ def read_halves(args: argparse.Namespace) -> Input:
 def without_solvent(density: DensityMap) -> tuple[DensityMap, float]:
     """A map less its median, and that.
 
-    The prior knows solvent as 0; beside a large constant, transforms in single precision lose the map; and a mask makes
-    a plateau of it, on which everything agrees.
+    Beside a large constant transforms in single precision lose the map; and a mask makes a plateau of it, on which
+    everything agrees. What is left of the solvent the prior finds.
     """
     solvent = float(np.median(density.data))
     return attrs.evolve(density, data=density.data - solvent), solvent
