@@ -29,7 +29,7 @@ from torch import Tensor
 
 from cryofm_io import ImageStack, prepare_particles, read_map
 from cryofm_model import CalibratedPrior
-from cryofm_model.particles import whole_particle
+from cryofm_model.data.particles import whole_particle
 from cryofm_ops import (
     CTF,
     FourierProjector,

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from cryofm_model import Normalization
 from cryofm_model.data import MapSet
-from cryofm_model.mixture import CropSource, Imitated, Mixture
+from cryofm_model.data.mixture import CropSource, Imitated, Mixture
 from cryofm_ops import radial_mean, rfft
 
 UNITS = Normalization()

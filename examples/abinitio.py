@@ -27,14 +27,22 @@ import re
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
+import attrs
 import numpy as np
 import torch
-from _algorithm_3 import add_algorithm_flags, algorithm_3, settle_algorithm_flags
-from _particles import ctf_of, particles, prepared_noise
-from _ranked import Ranked
-from _script import WithProgress, add_flags, exit_code, launch, positive, prior_sum, settings, sha256, tiles, write_run
-from _site import calibrated_prior, chosen_prior
+from _command_line import (
+    add_flags,
+    calibrated_prior,
+    chosen_prior,
+    exit_code,
+    in_tiles,
+    positive,
+    provenance,
+    run_script,
+    write_run,
+)
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 from scipy.spatial.transform import Rotation
@@ -52,18 +60,32 @@ from cryofm_io import (
     atomic_write,
     plot_pairs,
     prepare_images,
+    prepare_particles,
     read_images,
     write_map,
     write_poses,
 )
-from cryofm_model import CalibratedPrior
-from cryofm_model.particles import FILLED, LOW_PASS, working_voxel_size
-from cryofm_ops import FourierProjector, ImagesInBand, background_power, pose_difference_deg, sample_poses
-from cryofm_sampling import AbInitio, Models, SettingError
+from cryofm_model import CalibratedPrior, Prior
+from cryofm_model.data.particles import FILLED, LOW_PASS, working_voxel_size
+from cryofm_ops import (
+    CTF,
+    BlindProjections,
+    FourierProjector,
+    ImagesInBand,
+    PoseLikelihood,
+    background_power,
+    pose_difference_deg,
+)
+from cryofm_sampling import (
+    RankedModels,
+    SettingError,
+    models_by_algorithm_3,
+    models_of_class_averages,
+    models_of_particles,
+)
 
 FILES = ["poses.star", "pairs.png", "scores.csv", "run.json"]
-MOST, SEARCHED = 100, 13  # images; highest frequency of the pose search, in units of 1/box
-SHORT = 8  # levels of noise that choose among the chains
+FEWEST_AVERAGES, MOST_AVERAGES, FEWEST_PARTICLES, MOST_PARTICLES = 6, 100, 100, 1000
 AGREE_DEG = 15.0  # between models that tell the same story
 NOTE = "The hand of a model is not in its images: its mirror image fits as well."
 
@@ -71,74 +93,111 @@ NOTE = "The hand of a model is not in its images: its mirror image fits as well.
 def run(args: argparse.Namespace, folder: Path) -> None:
     """The whole job."""
     images = read_images(args.images, voxel_size=args.voxel_size)
+    paper, kind = args.algorithm == "paper", "particles" if args.ctf else "images"
+    check_number(args.images, images, particles=args.ctf)
+    otherwise = None if args.ctf else "choose --algorithm paper, which needs none"
+    prior = chosen_prior(args) if paper else calibrated_prior(args, otherwise)
+    size = working_voxel_size(args.mask_diameter, prior.box, prior.voxel_size)
+    how: dict[str, Any] = {"mask_diameter": args.mask_diameter, "voxel_size": size, "box": prior.box}
     if args.ctf:
-        return leave(args, folder, images, *particles(args, images, calibrated_prior(args), point_group(args.sym)))
-    if len(images) > MOST:
-        raise CryoFMError(f"{args.images}: {len(images)} images; give class averages, {MOST} at most")
-    if len(images) < 6:
-        message = f"{len(images)} images hardly determine a model; from 6 or 8 different views on it is worth a look"
-        warnings.warn(message, MapWarning, stacklevel=1)
-    paper = args.algorithm == "paper"
-    prior = chosen_prior(args) if paper else calibrated_prior(args, "choose --algorithm paper, which needs none")
-    prepared = prepare_images(
-        images,
-        mask_diameter=args.mask_diameter,
-        voxel_size=working_voxel_size(args.mask_diameter, prior.box, prior.voxel_size),
-        box=prior.box,
-        resolution=LOW_PASS * working_voxel_size(args.mask_diameter, prior.box, prior.voxel_size),
-        invert=args.invert,
-    )
+        prepared = prepare_particles(images, **how, invert=args.invert)
+    else:
+        prepared = prepare_images(images, **how, resolution=LOW_PASS * size, invert=args.invert)
     size = prepared.images.voxel_size
-    finest = LOW_PASS * size
-    print(f"{len(images)} images of {images.data.shape[-1]}² pixels; box {prior.box}³ of {size:.4g} Å, {finest:.3g} Å")
+    finest = prior.box * size / int(prior.box / LOW_PASS) if args.ctf else LOW_PASS * size
+    pixels = images.data.shape[-1]
+    print(f"{len(images)} {kind} of {pixels}² pixels; box {prior.box}³ of {size:.4g} Å, {finest:.3g} Å")
     if not args.offset_range < prior.box * size / 2:
         raise SettingError(
             f"--offset-range {args.offset_range:g} Å ends outside of the images of {prior.box * size:.0f} Å"
         )
-    if paper or not isinstance(prior, CalibratedPrior):
-        return leave(args, folder, images, prepared, algorithm_3(args, prior, prepared))
+    unit = " steps" if paper else " evaluations"
+    total = args.tries * args.steps if paper else None
+    with tqdm(total=total, unit=unit, file=sys.stdout, leave=False) as bar:
+        if paper or not isinstance(prior, CalibratedPrior):
+            models = by_algorithm_3(args, prior, prepared, bar)
+        else:
+            models = by_common_lines_or_drawing(args, images, prepared, prior, bar)
+    write_models(args, folder, images, prepared, models)
 
+
+def check_number(path: Path, images: ImageStack, *, particles: bool) -> None:
+    """Refuse too many images, and particles without CTFs; warn of few."""
+    n = len(images)
+    if particles and images.ctf is None:
+        raise CryoFMError(f"{path}: --ctf needs a STAR file that tells the CTFs (rlnDefocusU, …); it has none")
+    if particles and n > MOST_PARTICLES:
+        raise CryoFMError(f"{path}: {n} particles; give {MOST_PARTICLES} at most")
+    if not particles and n > MOST_AVERAGES:
+        raise CryoFMError(f"{path}: {n} images; give class averages, {MOST_AVERAGES} at most")
+    if n < (FEWEST_PARTICLES if particles else FEWEST_AVERAGES):
+        enough = "from a few hundred on" if particles else "from 6 or 8 different views on"
+        kind = "particles" if particles else "images"
+        warnings.warn(f"{n} {kind} hardly determine a model; {enough} it is worth a look", MapWarning, stacklevel=1)
+
+
+def by_common_lines_or_drawing(
+    args: argparse.Namespace, images: ImageStack, prepared: PreparedImages, prior: CalibratedPrior, bar: "tqdm[Any]"
+) -> RankedModels:
+    """Models of class averages, whose common lines tell their poses, or of particles, whose poses are drawn."""
     device = prior.signal_power.device
-    y = torch.from_numpy(prepared.images.data).to(device)
-    radius = int(prior.box / LOW_PASS)
-    noise = noise_of(images, prepared, args.mask_diameter, radius).to(device)
-    reach = args.offset_range / size
-    group = None if args.sym == "C1" else torch.from_numpy(point_group(args.sym)).to(y)
-    generator = torch.Generator(device).manual_seed(args.seed)
-    poses = sample_poses(
-        y,
-        chains=args.tries,
-        generator=generator,
-        diameter_px=FILLED * prior.box,
-        noise=noise[:SEARCHED],
-        max_shift_px=reach,
-        symmetry=group,
+    y, radius = torch.from_numpy(prepared.images.data).to(device), int(prior.box / LOW_PASS)
+    group = None if args.sym == "C1" else torch.from_numpy(point_group(args.sym)).to(prior.signal_power)
+    velocity = in_tiles(prior, (prior.box,) * 3, args.precision)
+    how: dict[str, Any] = {
+        "max_shift_px": args.offset_range / prepared.images.voxel_size,
+        "generator": torch.Generator(device).manual_seed(args.seed),
+        "chains": args.tries,
+        "keep": args.keep,
+        "levels": args.steps,
+        "callback": bar.update,
+    }
+    if args.ctf:
+        noise = noise_of_particles(images, prepared, args.mask_diameter, radius)
+        data = ImagesInBand.of(y, radius, noise, symmetry=group, ctf=ctf_of(prepared.images))
+        return models_of_particles(velocity, data, **how)
+    noise = noise_of_averages(images, prepared, args.mask_diameter, radius).to(device)
+    return models_of_class_averages(velocity, y, noise=noise, diameter_px=FILLED * prior.box, symmetry=group, **how)
+
+
+def by_algorithm_3(args: argparse.Namespace, prior: Prior, prepared: PreparedImages, bar: "tqdm[Any]") -> RankedModels:
+    """Models by the paper's Algorithm 3; its poses searched, or those that the prepared images came with."""
+    images = prepared.images
+    y = torch.from_numpy(images.data).to(next(prior.network.parameters()).device)
+    # Neither loss knows the images' scale; ψ_bg knows that of the projections, which is the prior's.
+    blind = BlindProjections(
+        y, args.offset_range / images.voxel_size, stop_gradient=args.loss == "sg", background=args.background
     )
-    velocity = tiles(prior, (prior.box,) * 3, args.precision)
-    data = ImagesInBand.of(y, radius, noise, symmetry=group)
-    keep, short = min(args.keep, args.tries), min(SHORT, args.steps)
-    evaluations = (short + 3) * args.tries + (args.steps + 3) * keep
-    with tqdm(total=evaluations, unit=" evaluations", file=sys.stdout, leave=False) as bar:
-
-        def through_prior(levels: int, rotations: Tensor, shifts_px: Tensor) -> Models:
-            return AbInitio(levels, max_shift_px=reach)(
-                WithProgress(velocity, prior, prior.normalization, bar),
-                data,
-                normalization=prior.normalization,
-                rotations=rotations,
-                shifts_px=shifts_px,
-                generator=generator,
-            )
-
-        screened = through_prior(short, poses.rotations, poses.shifts_px)
-        models = through_prior(args.steps, screened.rotations[:keep], screened.shifts_px[:keep])
-    log_evidence = poses.log_evidence[screened.chain][models.chain]
-    scores = {"misfit": models.misfit, "log_evidence_of_first_poses": log_evidence}
-    ranked = Ranked(models.x, models.rotations, models.shifts_px, scores, evaluations)
-    return leave(args, folder, images, prepared, ranked)
+    box = (prior.box, prior.box, prior.box)
+    return models_by_algorithm_3(
+        in_tiles(prior, box, args.precision),
+        blind,
+        known=at_given_poses(blind, prepared) if args.poses == "given" else None,
+        shape=box,
+        generator=torch.Generator(y.device).manual_seed(args.seed),
+        chains=args.tries,
+        keep=args.keep,
+        steps=args.steps,
+        max_push=args.max_push,
+        callback=bar.update,
+    )
 
 
-def leave(args: argparse.Namespace, folder: Path, images: ImageStack, prepared: PreparedImages, models: Ranked) -> None:
+def at_given_poses(blind: BlindProjections, prepared: PreparedImages) -> PoseLikelihood:
+    """The likelihood at the poses that the images came with; those of the prepared images, which were moved."""
+    poses = prepared.images.poses
+    if poses is None:
+        raise CryoFMError(
+            "--poses given: the images come without poses; give a STAR file with rlnAngleRot, rlnAngleTilt, "
+            "rlnAnglePsi and the origins, or leave --poses out to search them"
+        )
+    rotations, shifts = (torch.from_numpy(part).to(blind.images) for part in (poses.rotations, poses.shifts))
+    return blind.at(rotations, shifts / prepared.images.voxel_size)
+
+
+def write_models(
+    args: argparse.Namespace, folder: Path, images: ImageStack, prepared: PreparedImages, models: RankedModels
+) -> None:
     """Write models, poses, pictures and scores, and say how far to trust them."""
     size, box = prepared.images.voxel_size, models.x.shape[-1]
     volumes = [symmetrised(x, args.sym) for x in models.x.cpu().numpy()]
@@ -170,16 +229,14 @@ def leave(args: argparse.Namespace, folder: Path, images: ImageStack, prepared: 
         table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-    content = {
-        "settings": settings(args),
+    record = {
         "voxel_size_angstrom": size,
-        "network_evaluations": models.evaluations,
+        "network_evaluations": models.nfe,
         "models": rows,
         "correlations_of_the_best": [round(c, 4) for c in correlations],
         "note": NOTE,
     }
-    files = {str(args.images): sha256(args.images)} | prior_sum(args.prior)
-    write_run(folder / "run.json", files, content)
+    write_run(folder / "run.json", provenance(args) | record)
     score = next(iter(models.scores))
     print(f"best model: {score} {rows[0][score]}, correlation with the images {np.mean(correlations):.3f}; {NOTE}")
     if len(differences) > 1 and args.poses == "searched":
@@ -193,7 +250,7 @@ def model_names(count: int) -> list[str]:
     return [f"model_{i:02d}.mrc" for i in range(1, count + 1)]
 
 
-def noise_of(images: ImageStack, prepared: PreparedImages, mask_diameter: float, radius: int) -> Tensor:
+def noise_of_averages(images: ImageStack, prepared: PreparedImages, mask_diameter: float, radius: int) -> Tensor:
     """See `prepared_noise`; of images that were centred and masked."""
     old, new = images.voxel_size, prepared.images.voxel_size
     shifts = np.round(prepared.shifts / old).astype(int)
@@ -204,6 +261,36 @@ def noise_of(images: ImageStack, prepared: PreparedImages, mask_diameter: float,
         warnings.warn(f"{error}: taken as free of noise", MapWarning, stacklevel=1)
         return torch.zeros(radius)
     return prepared_noise(power, np.pi / 4 * (mask_diameter / new) ** 2, images, prepared, radius)
+
+
+def noise_of_particles(images: ImageStack, prepared: PreparedImages, mask_diameter: float, radius: int) -> Tensor:
+    """See `prepared_noise`; of images that were cut out as they are."""
+    power = background_power(torch.from_numpy(images.data), mask_diameter / images.voxel_size)
+    pixels = min(prepared.images.data.shape[-1], images.data.shape[-1] * images.voxel_size / prepared.images.voxel_size)
+    return prepared_noise(power, pixels**2, images, prepared, radius)
+
+
+def prepared_noise(power: Tensor, pixels: float, images: ImageStack, prepared: PreparedImages, radius: int) -> Tensor:
+    """Power of the prepared images' noise in their transforms, not normalised, at the frequencies 1..radius.
+
+    Args:
+        power: of the images' own noise, as `background_power` has it.
+        pixels: of a prepared image that have noise.
+        images: as they came.
+        prepared: what was made of them.
+        radius: in units of 1/box.
+    """
+    n, box = images.data.shape[-1], prepared.images.data.shape[-1]
+    old, new = images.voxel_size, prepared.images.voxel_size
+    at = np.arange(1, radius + 1) * (n * old) / (box * new)
+    table = np.interp(at, np.arange(len(power)), power.numpy())
+    return torch.from_numpy(prepared.scale**2 * (old / new) ** 2 * pixels * table).float()
+
+
+def ctf_of(images: ImageStack) -> CTF:
+    """The CTFs of images that have some, at their pixel size."""
+    fields = {name: torch.from_numpy(values) for name, values in attrs.asdict(images.ctf).items()}  # type: ignore[arg-type]
+    return CTF(**fields, voxel_size_angstrom=images.voxel_size)
 
 
 def point_group(name: str) -> NDArray[np.float64]:
@@ -234,6 +321,35 @@ def symmetry(text: str) -> str:
     if not re.fullmatch(r"[CD][1-9]\d?|T|O|I", text.upper()):
         raise argparse.ArgumentTypeError("must be a point group: C1, C4, D7, T, O or I")
     return text.upper()
+
+
+def add_algorithm_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that choose the algorithm, and those of Algorithm 3 alone."""
+    choices = ("common-lines", "paper")
+    parser.add_argument("--algorithm", choices=choices, default="common-lines", help="paper: Algorithm 3 (see above)")
+    add = parser.add_argument_group(
+        "with --algorithm paper; Table 6 has cor with 0.7 twice, and sg with 0"
+    ).add_argument
+    given = "given: by the STAR file, their origin the particle's centre"
+    add("--poses", choices=("searched", "given"), default="searched", help=given)
+    add("--loss", choices=("cor", "sg"), default="cor", help="ψ_cor, or ψ_sg, which stops gradients (default cor)")
+    add("--background", type=float, default=0.0, help="q of ψ_bg; 0: not at all (default 0)")
+    add("--max-push", type=float, default=0.6, help="λ_max in 64³; published with 5 (default 0.6)")
+
+
+def settle_algorithm_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """What each algorithm has for chains and steps that were not given; flags that would do nothing are refused."""
+    paper = args.algorithm == "paper"
+    tries, steps = (3, 100) if paper else (8, 20)
+    args.tries, args.steps = args.tries or tries, args.steps or steps
+    own = ("poses", "loss", "background", "max_push")
+    changed = [name for name in own if vars(args)[name] != parser.get_default(name)]
+    if changed and not paper:
+        parser.error(f"--{changed[0].replace('_', '-')} belongs to --algorithm paper")
+    if (args.sym != "C1" or args.ctf) and paper:
+        parser.error("--algorithm paper knows neither --sym nor --ctf")
+    if args.max_push <= 0:
+        parser.error("--max-push must be positive")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -267,7 +383,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Parse the command line and run."""
     args = parse()
-    launch(args, [*model_names(min(args.keep, args.tries)), *FILES], run)
+    run_script(args, [*model_names(min(args.keep, args.tries)), *FILES], run)
 
 
 if __name__ == "__main__":

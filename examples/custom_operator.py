@@ -5,21 +5,33 @@
 A flexible domain: it moves from particle to particle, so that the average is blurred there, and sharp elsewhere. No
 multiplication of Fourier coefficients does that, nothing that ships does, and a class of two methods says it. The data
 are the example in examples/data, EMD-3488, degraded by that very operator.
-Scale and noise are the truth's; the scale of your own data comes from two halves, by `cryofm_sampling.fit_scale`.
+Scale and noise are the truth's; those of your own data come from two halves: `cryofm_sampling.restore_half_maps`.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
-from _example import example, start
-from _script import exit_code
+from _command_line import (
+    add_flags,
+    add_samples_flag,
+    calibrated_prior,
+    exit_code,
+    in_tiles,
+    provenance,
+    run_script,
+)
+from _maps import DEMO_MAP, Measured, PriorGrid, demo_map
+from _results import result_names, write_results
 from torch import Tensor
 
 from cryofm_ops import LowPass, WhiteNoise, gaussian_likelihood
 from cryofm_ops.testing import check_operator
-from cryofm_sampling import PlugAndPlay, PosteriorFlow, restore
+from cryofm_sampling import PlugAndPlay, PosteriorFlow, Rescaled, RestoredMap, ScaledNormalization, ScaleFit, restore
+
+SIDE = 72.0  # Å, not much more than the molecule
 
 
 class FlexibleDomain:
@@ -45,22 +57,32 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     """From nothing to a restored map."""
     # Is it what it claims to be? A wrong adjoint, a changed input, a lost batch axis: all would be told.
     print("FlexibleDomain passes", ", ".join(check_operator(FlexibleDomain(8.0, voxel_size=1.5))))
-    sampler = PlugAndPlay(iterations=args.steps)
-    drawing = PosteriorFlow(first=sampler)  # of maps that the data allow
-    with example(args, evaluations=args.steps + args.samples * drawing.nfe) as given:
-        operator, noise = FlexibleDomain(5.0, given.voxel_size), WhiteNoise(0.02 * given.brightest)
-        observed = noise.sample(operator(given.x), generator=given.generator)
-        likelihood = gaussian_likelihood(operator, noise, observed)
-        draw, *samples = (
-            restore(given.prior, likelihood, shape=given.shape, generator=given.generator, sampler=chosen, samples=1)
-            for chosen in [sampler] + args.samples * [drawing]
-        )
-    given.leave(folder, observed, draw, samples)
+    prior = calibrated_prior(args)
+    truth = demo_map(side=SIDE)
+    grid = PriorGrid.of(truth, prior)
+    x, brightest = grid.forward(truth), float(np.percentile(demo_map().data, 99.999))
+    scale = ScaledNormalization(prior.normalization, 1 / brightest)
+    generator = torch.Generator(grid.device).manual_seed(args.seed)
+
+    operator, noise = FlexibleDomain(5.0, grid.transform.voxel_size), WhiteNoise(0.02 * brightest)
+    observed = noise.sample(operator(x), generator=generator)
+    likelihood, sampler = gaussian_likelihood(operator, noise, observed), PlugAndPlay(iterations=args.steps)
+    units = Rescaled(in_tiles(prior, x.shape, args.precision), scale)
+    draw, *samples = (
+        restore(units, likelihood, shape=tuple(x.shape), generator=generator, sampler=chosen, samples=1)
+        for chosen in [sampler] + args.samples * [PosteriorFlow(first=sampler)]  # of maps that the data allow
+    )
+    result = RestoredMap.of(draw, observed, ScaleFit(scale, (), 0), samples=samples, offset=0.0)
+    write_results(folder, result, Measured((truth,), truth=truth), grid, provenance(args, DEMO_MAP))
 
 
 def main() -> None:
     """Parse the command line and run."""
-    start(__doc__, run)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_samples_flag(parser)
+    add_flags(parser, steps=8, of="network evaluations")
+    args = parser.parse_args()
+    run_script(args, result_names(args.samples), run)
 
 
 if __name__ == "__main__":

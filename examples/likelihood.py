@@ -13,7 +13,6 @@ makes it less likely, and much blur more.
 
 import argparse
 import csv
-import math
 import sys
 import warnings
 from pathlib import Path
@@ -21,31 +20,24 @@ from pathlib import Path
 import attrs
 import numpy as np
 import torch
-from _input import DEMO_MAP, demo_truth
-from _script import (
-    BYTES_FIXED,
-    BYTES_RESAMPLED,
-    WithProgress,
+from _command_line import (
     add_flags,
     by,
-    check_available,
-    check_memory,
+    calibrated_prior,
     exit_code,
-    launch,
-    prior_sum,
-    settings,
-    sha256,
-    tiles,
+    in_tiles,
+    provenance,
+    run_script,
     write_run,
 )
-from _site import calibrated_prior
+from _maps import DEMO_MAP, demo_map
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from cryofm_io import DensityMap, GridTransform, atomic_write, check_contrast, normalise_clean, read_map
 from cryofm_ops import LowPass, WhiteNoise
-from cryofm_sampling import log_likelihood
+from cryofm_sampling import Rescaled, check_available, check_memory, log_likelihood
 
 FILES = ["likelihood.csv", "run.json"]
 BENEATH = 0.05  # of the brightest voxels
@@ -56,12 +48,12 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     """The whole job."""
     prior = calibrated_prior(args)
     device = prior.signal_power.device
-    maps, files = read_input(args)
+    maps = read_maps(args.maps, args.voxel_size, args.normalise) if args.maps else demo_maps(args.seed)
     grids = {name: GridTransform.of(density, prior.voxel_size) for name, density in maps.items()}
     for grid in grids.values():  # whole maps are resampled, on the CPU
-        check_available(BYTES_FIXED + BYTES_RESAMPLED * math.prod(grid.target), grid.target, torch.device("cpu"))
+        check_available(grid.target)
         z, y, x = (min(args.side, n) for n in grid.target)
-        check_memory((z, y, x), tiles(prior, (z, y, x), args.precision), device, gradients=True)
+        check_memory((z, y, x), tile=in_tiles(prior, (z, y, x), args.precision).tile, device=device, gradients=True)
     cubes = {name: central(grids[name].forward(density.data), args.side) for name, density in maps.items()}
 
     rows, algorithm = [], {}
@@ -70,7 +62,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         with tqdm(
             total=args.steps and 4 * args.steps, unit=" evaluations", file=sys.stdout, leave=False, desc=name
         ) as bar:
-            velocity = WithProgress(tiles(prior, cube.shape, args.precision), prior, prior.normalization, bar)
+            velocity = Rescaled(in_tiles(prior, cube.shape, args.precision), prior.normalization, bar.update)
             found = log_likelihood(
                 velocity,
                 cube.to(device),
@@ -96,8 +88,8 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         table = csv.DictWriter(file, rows[0], lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-    content = {"settings": settings(args), "algorithm": algorithm, "results": rows}
-    write_run(folder / "run.json", files | prior_sum(args.prior), content)
+    record = provenance(args, *([] if args.maps else [DEMO_MAP]))
+    write_run(folder / "run.json", record | {"algorithm": algorithm, "results": rows})
 
 
 def central(data: NDArray[np.float32], side: int) -> Tensor:
@@ -113,12 +105,10 @@ def box(cube: Tensor) -> tuple[int, int, int]:
     return z, y, x
 
 
-def read_input(args: argparse.Namespace) -> tuple[dict[str, DensityMap], dict[str, str]]:
-    """Maps by name, those that the command line names or the example's, and their SHA-256 sums."""
-    if not args.maps:
-        return demo_input(args.seed), {DEMO_MAP.name: sha256(DEMO_MAP)}
-    maps = {str(path): read_map(path, voxel_size=args.voxel_size) for path in args.maps}
-    if args.normalise:
+def read_maps(paths: list[Path], voxel_size: float | None, normalise: bool) -> dict[str, DensityMap]:
+    """Maps by name."""
+    maps = {str(path): read_map(path, voxel_size=voxel_size) for path in paths}
+    if normalise:
         for name, density in maps.items():
             check_normalised(name, density.data)
         maps = {name: attrs.evolve(density, data=normalise_clean(density.data)[0]) for name, density in maps.items()}
@@ -129,7 +119,7 @@ def read_input(args: argparse.Namespace) -> tuple[dict[str, DensityMap], dict[st
                 f"{name} is not on the prior's scale: its brightest voxels are {top:.3g}, not 1; give --normalise",
                 stacklevel=1,
             )
-    return maps, {str(path): sha256(path) for path in args.maps}
+    return maps
 
 
 def check_normalised(name: str, data: NDArray[np.float32]) -> None:
@@ -142,9 +132,9 @@ def check_normalised(name: str, data: NDArray[np.float32]) -> None:
         )
 
 
-def demo_input(seed: int) -> dict[str, DensityMap]:
+def demo_maps(seed: int) -> dict[str, DensityMap]:
     """EMD-3488 on the prior's scale, blurred, and with white noise."""
-    truth = demo_truth()
+    truth = demo_map()
     truth = attrs.evolve(truth, data=normalise_clean(truth.data)[0])
     x, generator = torch.from_numpy(truth.data), torch.Generator().manual_seed(seed)
     others = {f"blurred to {r:g} Å": LowPass(r, truth.voxel_size)(x) for r in DEMO_RESOLUTIONS}
@@ -171,7 +161,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 def main() -> None:
     """Parse the command line and run."""
-    launch(parse(), FILES, run)
+    run_script(parse(), FILES, run)
 
 
 if __name__ == "__main__":

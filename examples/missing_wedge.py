@@ -12,186 +12,80 @@ in the wedge then is the prior's word alone, and the result for looking and for 
 
 import argparse
 import sys
-import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import attrs
 import torch
-from _input import DEMO_MAP, Input, add_map_flags, demo_truth, noise_of, read_halves, sample_files, without_solvent
-from _ranks import agreed, is_first
-from _restoration import (
-    Judged,
-    Model,
-    drawn_by,
-    given_scale,
-    height,
-    leave_samples,
-    restore_halves,
-    restored_and_drawn,
-    say_how,
+from _command_line import (
+    add_flags,
+    add_map_flags,
+    calibrated_prior,
+    checkpoint,
+    exit_code,
+    in_tiles,
+    progress_bar,
+    provenance,
+    run_script,
 )
-from _results import FILES, RESTORED, leave
-from _script import WithProgress, add_flags, exit_code, launch, sha256
-from _site import Site, Volume, calibrated_prior
-from torch import Tensor
-from tqdm import tqdm
+from _maps import DEMO_MAP, Measured, PriorGrid, demo_map, less_median, read_half_maps
+from _results import result_names, write_results
 
-from cryofm_io import DensityMap, check_contrast, read_map
-from cryofm_ops import (
-    FourierGaussian,
-    FourierMask,
-    MissingWedge,
-    SpectralNoise,
-    WhiteNoise,
-    WithoutMean,
-    compose,
-    friedel_weights,
-    gaussian_likelihood,
-    radial,
-    radial_mean,
-    rfft,
+from cryofm_io import check_contrast, read_map
+from cryofm_ops import MissingWedge
+from cryofm_sampling import (
+    PlugAndPlay,
+    RestoredMap,
+    check_memory,
+    everyone,
+    is_first,
+    restore_half_maps,
+    restore_missing_wedge,
+    wedge_model,
 )
-from cryofm_sampling import PlugAndPlay, PosteriorFlow, fit_scale
-
-HELD_OUT = 0.25  # of the tilts, on either side together, by which the scale is found
-LOST = 0.01  # of a map's power, that a wedge of the wrong tilts would take away
-AGREEMENT = "restored against the input, missing directions included"
 
 
 def run(args: argparse.Namespace, folder: Path) -> None:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
-    prior = calibrated_prior(args)
     tilts = MissingWedge(args.tilt_min, args.tilt_max, args.tilt_axis)
-    sampler = PlugAndPlay(iterations=args.steps)
+    given = measured(args, tilts)
+    prior = calibrated_prior(args)
+    grid = PriorGrid.of(given.maps[0], prior, args.mask)
+    tiled = in_tiles(prior, grid.transform.target, args.precision)
+    check_memory(grid.transform.target, tile=tiled.tile, device=grid.device)
+
+    first, *other = map(grid.forward, given.maps)
+    restored: Callable[..., RestoredMap] = partial(restore_missing_wedge, tiled, first, tilts)
+    if other:
+        [second] = other
+        noisy = wedge_model(first, second, tilts, band=grid.band)
+        restored = partial(restore_half_maps, tiled, first, second, observe=noisy)
+    with progress_bar() as progress:
+        result = restored(
+            generator=torch.Generator(grid.device).manual_seed(args.seed),
+            sampler=PlugAndPlay(iterations=args.steps),
+            scale=args.scale,
+            samples=args.samples,
+            checkpoint=checkpoint(args),
+            group=everyone(),
+            callback=progress,
+        )
+    if is_first():
+        write_results(folder, result, given, grid, provenance(args, *([] if args.half1 else [DEMO_MAP])))
+
+
+def measured(args: argparse.Namespace, tilts: MissingWedge) -> Measured:
+    """What the command line names, or the example."""
     if args.half2 is not None:
-        given = read_halves(args)
-        site = Site.of(args, prior, given.half1)
-        restore_halves(args, folder, site, given, noisy(site, given, tilts), sampler)
-    else:
-        density, solvent, truth = read_input(args, tilts)
-        name = args.half1 or DEMO_MAP
-        site = Site.of(args, prior, density)
-        noiseless(args, folder, site, solvent, truth, {str(name): sha256(name)}, tilts, sampler)
-
-
-def noisy(site: Site, given: Input, tilts: MissingWedge) -> Model:
-    """Noise in what was measured, estimated there."""
-    shape = site.grid.target
-    kept, wedge = tilts.transfer(shape), compose(WithoutMean(), tilts)
-    one, two = site.halves(given.half1, given.half2)
-    warn_of_other_tilts(one, two, tilts)
-    shells = noise_of(tilts(one), tilts(two), site.finer)  # means over whole shells, of which only a part has any
-    measured = radial_mean(kept, shape).to(one)
-    noise, signal = shells.noise_power / measured, shells.signal_power / measured
-    gain = kept.to(one) * radial(signal / (signal + noise / 2), shape)
-    return Model(
-        fsc=shells.fsc,
-        observe=lambda x, share: gaussian_likelihood(wedge, SpectralNoise(noise.to(x) * share), wedge(x)),
-        gain=gain.to(site.device),
-        record={"noise_power_of_one_half_where_measured": noise.tolist()},
-        measured=FourierMask(kept, shape),
-        missing=FourierMask(1 - kept, shape),
-    )
-
-
-def noiseless(
-    args: argparse.Namespace,
-    folder: Path,
-    site: Site,
-    solvent: float,
-    truth: DensityMap | None,
-    files: dict[str, str],
-    tilts: MissingWedge,
-    sampler: PlugAndPlay,
-) -> None:
-    """Fill the wedge of one map, which came in a solvent, and leave the results in ``folder``."""
-    shape = site.grid.target
-    whole = site.forward(site.like.data)
-    warn_of_other_tilts(whole, whole, tilts)
-    y = tilts(whole)
-
-    # The map's scale is the one at which a narrower range of tilts predicts the rest of them best.
-    margin = HELD_OUT / 2 * (tilts.tilt_max - tilts.tilt_min)
-    narrower = attrs.evolve(tilts, tilt_min=tilts.tilt_min + margin, tilt_max=tilts.tilt_max - margin)
-    held_out = FourierMask(tilts.transfer(shape) - narrower.transfer(shape), shape)
-
-    def data(measured: MissingWedge) -> FourierGaussian:
-        return gaussian_likelihood(compose(WithoutMean(), measured), WhiteNoise(0.0), y)
-
-    with tqdm(unit=" evaluations", file=sys.stdout, leave=False, desc="scale") as bar:
-        fit = given_scale(args, site) or agreed(
-            fit_scale(
-                WithProgress(site.velocity, site.prior, site.prior.normalization, bar),
-                data(narrower),
-                held_out(y),
-                torch.ones(max(shape) // 2 + 1),
-                generator=site.generator(args.seed),
-                guess=1 / height(y),
-                sampler=Judged(PlugAndPlay(), held_out),  # fewer passes leave more of the gap to fill
-            )
-        )
-        units = site.in_units(fit.normalization, bar)
-        likelihoods = [data(tilts)]
-        [draw], samples = restored_and_drawn(args, site, units, likelihoods, sampler, PosteriorFlow(first=sampler))
-    if not is_first():
-        return
-    say_how(fit, draw)
-
-    rest = y.mean() - draw.x.mean()  # of restored density it is 0
-    had = solvent + float(rest)
-
-    def back(x: Tensor) -> Volume:
-        return site.back(x, had)
-
-    candidates = {"input": back(y - rest), RESTORED: back(draw.x)}
-    # With the truth at hand nobody needs to know how much of the map is new.
-    curves = {} if truth else {AGREEMENT: site.compare(site.back(y), site.back(draw.x))}
-    record = {"solvent": had, "grid": attrs.asdict(site.grid), **drawn_by(samples)}
-    missing = FourierMask(1 - tilts.transfer(shape), shape)
-    uncertainty = leave_samples(folder, site, [back(sample.x) for sample in samples])
-    leave(
-        args,
-        folder,
-        site,
-        files,
-        truth,
-        candidates,
-        curves,
-        draw,
-        fit,
-        record,
-        missing=missing,
-        uncertainty=uncertainty,
-    )
-
-
-def warn_of_other_tilts(one: Tensor, two: Tensor, tilts: MissingWedge) -> None:
-    """Warn where much of the power that two maps share, more than by chance, lies where nothing was measured."""
-    z, y, x = one.shape
-    weights = friedel_weights((z, y, x)).to(one)
-    within = weights * (1 - tilts.transfer((z, y, x)).to(one))
-    a, b = rfft(one - one.mean()), rfft(two - two.mean())
-    shared = (a * b.conj()).real
-    lost = float((within * shared).sum() / (weights * shared).sum())
-    power, noise = (a.abs().square() + b.abs().square()) / 2, (a - b).abs().square() / 2
-    chance = float((2 * within * power * noise).sum().sqrt() / (weights * shared).sum())  # no less than what noise adds
-    if lost > max(LOST, 3 * chance) and is_first():
-        warnings.warn(
-            f"{lost:.0%} of the map's power lies within the wedge, and is left out; are --tilt-min, --tilt-max and "
-            "--tilt-axis those of the map?",
-            stacklevel=2,
-        )
-
-
-def read_input(args: argparse.Namespace, tilts: MissingWedge) -> tuple[DensityMap, float, DensityMap | None]:
-    """The map that the command line names, without solvent, and that; or the example, and its truth."""
+        return read_half_maps(args.half1, args.half2, voxel_size=args.voxel_size, allow_masked=args.allow_masked)
     if args.half1 is not None:
-        density, solvent = without_solvent(read_map(args.half1, voxel_size=args.voxel_size))
+        density, median = less_median(read_map(args.half1, voxel_size=args.voxel_size))
         check_contrast(density.data)
-        return density, solvent, None
-    truth = demo_truth()
+        return Measured((density,), median)
+    truth = demo_map()
     print(f"example: {DEMO_MAP.name} (human haemoglobin), tilts {args.tilt_min:g} to {args.tilt_max:g} degrees kept")
-    return attrs.evolve(truth, data=tilts(torch.from_numpy(truth.data)).numpy()), 0.0, truth
+    return Measured((attrs.evolve(truth, data=tilts(torch.from_numpy(truth.data)).numpy()),), truth=truth)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -219,7 +113,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Parse the command line and run."""
     args = parse()
-    launch(args, [*FILES, *sample_files(args.samples)], run)
+    run_script(args, result_names(args.samples), run)
 
 
 if __name__ == "__main__":

@@ -14,20 +14,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _input import add_checkpoint_flag, sample_names
-from _script import (
+from _command_line import (
+    add_checkpoint_flag,
     add_flags,
     by,
-    check_memory,
+    calibrated_prior,
+    checkpoint,
     exit_code,
-    launch,
+    in_tiles,
     positive,
-    prior_sum,
-    settings,
-    tiles,
+    provenance,
+    run_script,
+    sample_names,
     write_run,
 )
-from _site import calibrated_prior
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -35,7 +35,7 @@ from tqdm import tqdm
 from cryofm_io import DensityMap, atomic_write, plot_slices, write_map
 from cryofm_model import CalibratedPrior
 from cryofm_ops import radial_mean, rfft
-from cryofm_sampling import Checkpoint, Flow
+from cryofm_sampling import Flow, check_memory
 
 FILES = ["samples.png", "power.csv", "power.png", "run.json"]
 NOTE = "Drawn from a prior alone: no measurement, no molecule."
@@ -47,12 +47,13 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     prior = calibrated_prior(args)
     device = prior.signal_power.device
     shape = (args.side, args.side, args.side)
-    velocity = tiles(prior, shape, args.precision)
-    check_memory(shape, velocity, device, gradients=False)
+    velocity = in_tiles(prior, shape, args.precision)
+    check_memory(shape, tile=velocity.tile, device=device)
     print(f"{args.samples} samples of {by(shape)} voxels of {prior.voxel_size:g} Å; prior {args.prior} on {device}")
 
     flow, generator = Flow(args.steps), torch.Generator(device).manual_seed(args.seed)
-    parts = [args.checkpoint and Checkpoint(args.checkpoint).part(k) for k in range(args.samples)]
+    state = checkpoint(args)
+    parts = [state and state.part(k) for k in range(args.samples)]
     with tqdm(total=args.samples * args.steps, unit=" steps", file=sys.stdout, leave=False) as bar:
         draw = partial(flow, velocity, shape=shape, generator=generator, callback=lambda *_: bar.update())
         samples = [draw(checkpoint=part).x.cpu() for part in parts]
@@ -63,13 +64,12 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     plot_slices(pictures, folder / "samples.png", prior.voxel_size)
     powers = write_powers(folder, prior, samples)
     ratio = np.median(powers["mean of the samples"][1:] / powers["the prior's data"][1:])
-    content = {
-        "settings": settings(args),
+    record = {
         "algorithm": {"sampler": "Flow", "steps": flow.steps, "integrator": flow.integrator},
         "power_over_the_prior_s_data": float(ratio),
         "note": NOTE,
     }
-    write_run(folder / "run.json", prior_sum(args.prior), content)
+    write_run(folder / "run.json", provenance(args) | record)
     print(f"{2 * args.steps - 1} network evaluations each; median power {ratio:.2f} times that of the prior's data")
 
 
@@ -124,7 +124,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Parse the command line and run."""
     args = parse()
-    launch(args, [*sample_names(args.samples), *FILES], run)
+    run_script(args, [*sample_names(args.samples), *FILES], run)
 
 
 if __name__ == "__main__":

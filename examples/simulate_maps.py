@@ -10,11 +10,11 @@ from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from _script import above_zero, exit_code, positive
+from _command_line import above_zero, exit_code, positive
 from tqdm import tqdm
 
 from cryofm_io import CryoFMError, DensityMap, read_map, write_map
-from cryofm_model.simulated import simulate_variant
+from cryofm_model.data.simulated import simulate_variant
 
 
 def stem(model: Path) -> str:

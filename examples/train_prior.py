@@ -19,14 +19,15 @@ from typing import Any
 import attrs
 import numpy as np
 import torch
-from _script import ERRORS, prior_file, refuse_to_lose, sha256, write_run
+from _command_line import ERRORS, environment, prior_file, sha256, write_run
 from torch import nn
 
+from cryofm_io import refuse_to_lose
 from cryofm_model import CalibratedPrior, CryoFMError, Prior, load_prior, save_prior
-from cryofm_model.curation import curated
 from cryofm_model.data import MapSet
+from cryofm_model.data.curation import curated
+from cryofm_model.data.simulated import is_atomic_model
 from cryofm_model.flow import flow_matching_loss
-from cryofm_model.simulated import is_atomic_model
 from cryofm_model.train import VALIDATION_TIMES, Loss, Recipe, read_recipe, train, validation_loss
 from cryofm_model.train.checkpoint import differences
 from cryofm_model.train.distributed import processes, rank_and_world
@@ -64,8 +65,8 @@ def main() -> int:
 def run(args: argparse.Namespace, recipe: Recipe, device: torch.device) -> None:
     """Train and save; one of several processes where there are several."""
     rank, world = rank_and_world()
-    if args.init:
-        refuse_to_lose([prior_file(args.init)], [args.out / "model.safetensors"])
+    if args.init and (start := prior_file(args.init)) is not None:
+        refuse_to_lose([start], [args.out / "model.safetensors"])
     files = {kind: files_in(getattr(args, kind)) for kind in ("maps", "measured", "validation")}
     if args.list:
         files["maps"] = curated(args.list).choose(files["maps"])
@@ -177,7 +178,7 @@ def describe(
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
     machine = {"platform": platform.platform(), "device": gpu or platform.processor(), "processes": world}
     content = {"settings": settings, "data": data, "commit": commit(), "machine": machine}
-    write_run(path, {args.recipe.name: sha256(args.recipe)}, content)
+    write_run(path, environment({args.recipe.name: sha256(args.recipe)}) | content)
 
 
 def commit() -> str:

@@ -15,14 +15,14 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from _script import above_zero, exit_code, positive
+from _command_line import above_zero, exit_code, positive
 from tqdm import tqdm
 
 import cryofm_io
 import cryofm_model
 from cryofm_io import DensityMap, read_map, write_map
-from cryofm_model.augment import random_rotation
-from cryofm_model.particles import whole_particle
+from cryofm_model.data.augment import random_rotation
+from cryofm_model.data.particles import whole_particle
 
 
 def stem(path: Path) -> str:

@@ -9,7 +9,7 @@ from cryofm_io import DensityMap, write_map
 from cryofm_model import Normalization, Prior, UNet, UNetConfig, save_prior
 from cryofm_sampling import ScaledNormalization, ScaleFit, calibrate
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # where the scripts find _script.py
+sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # where the scripts find _command_line.py
 
 
 @pytest.fixture(scope="session")
@@ -41,7 +41,7 @@ def half_maps(tmp_path_factory):
 @pytest.fixture
 def run(monkeypatch, small_prior):
     """examples/denoise.py with these arguments."""
-    denoise, script = pytest.importorskip("denoise"), pytest.importorskip("_script")
+    denoise, script = pytest.importorskip("denoise"), pytest.importorskip("_command_line")
 
     def run(*arguments, prior=small_prior):
         monkeypatch.setattr("sys.argv", ["denoise.py", *map(str, arguments), "--prior", str(prior)])
@@ -54,4 +54,4 @@ def run(monkeypatch, small_prior):
 def scale_given(monkeypatch):
     """No search for it."""
     fit = ScaleFit(ScaledNormalization(Normalization(), 0.5), (), 0)
-    monkeypatch.setattr(pytest.importorskip("_restoration"), "fit_scale", lambda *_, **__: fit)
+    monkeypatch.setattr("cryofm_sampling.half_maps.restore.fit_scale", lambda *_, **__: fit)

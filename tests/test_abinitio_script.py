@@ -25,9 +25,8 @@ from cryofm_io import (
 from cryofm_model import Hourglass, HourglassConfig
 from cryofm_ops import CTF, BlindProjections, FourierProjector, angular_distance_deg, random_rotations
 
-script = pytest.importorskip("_script")
+script = pytest.importorskip("_command_line")
 abinitio = pytest.importorskip("abinitio")
-algorithm_3 = pytest.importorskip("_algorithm_3")
 N, SIZE = 40, 4.0
 ROTATIONS = random_rotations(5, generator=torch.Generator().manual_seed(0))
 SHIFTS = np.full((5, 2), 2 * SIZE)
@@ -150,7 +149,7 @@ def test_given_poses_are_brought_to_the_prepared_images(images):
     assert np.abs(prepared.shifts).max() > 8
     blind = BlindProjections(torch.from_numpy(prepared.images.data), 1.0, background=0.0)
     truth = torch.from_numpy(blobs(32, prepared.images.voxel_size)).float()
-    assert float(algorithm_3.at_given_poses(blind, prepared).log_prob(truth)) > 0.99  # mean correlation
+    assert float(abinitio.at_given_poses(blind, prepared).log_prob(truth)) > 0.99  # mean correlation
 
 
 def test_published_weights_need_no_statistics(run, images, tmp_path, monkeypatch, capsys):
@@ -160,7 +159,7 @@ def test_published_weights_need_no_statistics(run, images, tmp_path, monkeypatch
     folder = tmp_path / "published"
     folder.mkdir()
     save_file(weights, folder / "model.safetensors", {"format": "pt"})
-    monkeypatch.setattr("cryofm_model.published._RELEASED", {config: ("CryoFM-XS", 5.0, 32)})
+    monkeypatch.setattr("cryofm_model.weights.published._RELEASED", {config: ("CryoFM-XS", 5.0, 32)})
     assert run(images, "--invert", "--prior", folder) == 2
     assert "has no measured statistics" in (error := capsys.readouterr().err)
     assert "choose --algorithm paper, which needs none" in error

@@ -16,11 +16,12 @@ import torch
 
 from cryofm_io import DensityMap, FscCurve, fsc, read_map, write_map
 from cryofm_model import Prior, load_prior, save_prior
+from cryofm_sampling import stationary_model
+from cryofm_sampling.half_maps import _runs as restoration
 
 denoise = pytest.importorskip("denoise")
-script = pytest.importorskip("_script")
-given = pytest.importorskip("_input")
-restoration = pytest.importorskip("_restoration")
+script = pytest.importorskip("_command_line")
+given = pytest.importorskip("_maps")
 results = pytest.importorskip("_results")
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -64,15 +65,16 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(run, half_m
 KILLED = """
 import os, signal, sys
 import attrs, denoise
-from _script import Checkpoint, WithProgress, exit_code
+from _command_line import exit_code
+from cryofm_sampling import Checkpoint, Rescaled
 
-def killed(self, x, t, /, call=WithProgress.__call__, calls=[]):
+def killed(self, x, t, /, call=Rescaled.__call__, calls=[]):
     calls.append(t)
     if len(calls) == AT:
         os.kill(os.getpid(), signal.SIGKILL)
     return call(self, x, t)
 
-WithProgress.__call__ = killed
+Rescaled.__call__ = killed
 Checkpoint.part = lambda self, k, part=Checkpoint.part: attrs.evolve(part(self, k), every_seconds=0)
 sys.exit(exit_code(denoise.main))
 """
@@ -128,7 +130,7 @@ def test_samples_and_mask(run, half_maps, tmp_path, monkeypatch):
     assert (drawing["algorithm"], drawing["samples"]) == ("PosteriorFlow", 2)
     assert drawing["steps"] > 2
     uncertainty = read_map(tmp_path / "out" / "uncertainty.mrc")
-    assert uncertainty.labels == (restoration.SPREAD_NOTE,)
+    assert uncertainty.labels == (results.SPREAD_NOTE,)
     np.testing.assert_allclose(uncertainty.data, np.abs(one - two) / 2**0.5, rtol=1e-4, atol=1e-6)
     assert (uncertainty.voxel_size, uncertainty.origin) == (half.voxel_size, half.origin)
     restored = read_map(tmp_path / "out" / "restored.mrc").data
@@ -157,7 +159,7 @@ def test_a_constant_under_the_halves_changes_nothing_but_itself(run, half_maps, 
 
 
 def test_solvent_is_found_where_density_fills_the_box(run, tmp_path):
-    truth, rng = given.demo_truth(), np.random.default_rng(0)
+    truth, rng = given.demo_map(), np.random.default_rng(0)
     inside = truth.data[32:68, 32:68, 32:68] / np.percentile(truth.data, 99.999)
     halves = [inside + 0.2 + rng.normal(0, 0.1, inside.shape) for _ in range(2)]
     assert np.median(halves) > 0.25  # which would be taken for solvent
@@ -172,8 +174,9 @@ def test_solvent_is_found_where_density_fills_the_box(run, tmp_path):
 def test_a_restored_half_depends_on_the_other_by_noise_and_scale_alone(
     run, half_maps, tmp_path, monkeypatch, scale_given, changed
 ):
-    noise = given.noise_of(*(torch.tensor(read_map(path).data) for path in half_maps), 1.0)
-    monkeypatch.setattr(denoise, "noise_of", lambda *_: noise)
+    models = []
+    made = lambda *a, **k: models[0] if models else models.append(stationary_model(*a, **k)) or models[0]  # noqa: E731
+    monkeypatch.setattr(denoise, "stationary_model", made)
     restore, draws = restoration.restore, []
     monkeypatch.setattr(restoration, "restore", lambda *a, **k: draws.append(restore(*a, **k)) or draws[-1])
     half = read_map(half_maps[changed])
@@ -323,9 +326,9 @@ def test_a_resolution_is_said_only_where_the_curve_falls(correlation, said):
 
 def test_noise_beyond_what_was_measured_is_endless():
     halves = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
-    noise = given.noise_of(*halves, finer=0.5)
-    assert (noise.noise_power[5:] > 1e5).all()
-    assert (noise.noise_power[:5] < 10).all()
+    noise_power = stationary_model(*halves, band=0.5).noise_power
+    assert (noise_power[5:] > 1e5).all()
+    assert (noise_power[:5] < 10).all()
 
 
 def test_another_axis_order_is_noted_and_put_right(run, half_maps, tmp_path, caplog):
@@ -384,13 +387,13 @@ def test_values_that_cannot_be_are_refused_by_the_command_line(run, half_maps, t
 def test_absurd_voxel_sizes_are_told_before_anything_is_resampled(
     run, half_maps, tmp_path, capsys, monkeypatch, voxel_size, message
 ):
-    monkeypatch.setattr(script, "_available_memory", lambda _: 4 * 2**30)
+    monkeypatch.setattr("cryofm_sampling.runs.memory._available_memory", lambda _: 4 * 2**30)
     assert run(*half_maps, "--out", tmp_path / "out", "--voxel-size", voxel_size) == 2
     assert message in capsys.readouterr().err.splitlines()[-1]
 
 
 def test_too_little_memory_is_said_before_the_start(run, half_maps, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(script, "_available_memory", lambda _: 10 * 2**20)
+    monkeypatch.setattr("cryofm_sampling.runs.memory._available_memory", lambda _: 10 * 2**20)
     monkeypatch.setattr(restoration, "restore", None)
     assert run(*half_maps, "--out", tmp_path / "out") == 2
     assert re.search(r"needs about .* GiB on cpu, 0.0 GiB are free", capsys.readouterr().err)
@@ -430,8 +433,9 @@ def test_help_states_units(run, capsys):
 
 
 def test_the_example_has_the_noise_that_it_says():
-    example = given.demo_halves(denoise.DEMO_LEVEL, seed=0)
-    curve = fsc(example.half1.data, example.half2.data, example.half1.voxel_size)
+    example = given.demo_half_maps(denoise.DEMO_LEVEL, seed=0)
+    half1, half2 = example.maps
+    curve = fsc(half1.data, half2.data, half1.voxel_size)
     wanted = np.genfromtxt(given.DEMO_CURVES, delimiter=",", names=True)
     expected = np.interp(curve.frequency, wanted["freq"], wanted["43A"])
     inside = curve.frequency < wanted["freq"][-1]

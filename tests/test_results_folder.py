@@ -4,11 +4,14 @@ import os
 import re
 import shutil
 import signal
+import tempfile
 
 import pytest
 
-script = pytest.importorskip("_script")
-restoration = pytest.importorskip("_restoration")
+from cryofm_io import OutputExistsError, output_folder
+from cryofm_sampling.half_maps import _runs as restoration
+
+script = pytest.importorskip("_command_line")
 results = pytest.importorskip("_results")
 
 RESULTS = {"restored.mrc", "fsc.csv", "fsc.png", "slices.png", "run.json"}
@@ -74,7 +77,7 @@ def test_results_are_made_on_the_file_system_where_they_will_lie(tmp_path):
     there.parent.mkdir()
     link.symlink_to(there)
     for where in (there.parent, there):  # at first it does not exist
-        with script.output_folder(link, [], False) as partial, script.output_folder(link, [], False) as another:
+        with output_folder(link, []) as partial, output_folder(link, []) as another:
             assert partial.parent == another.parent == where
             (partial / "file").write_text("whole")
         assert [path.name for path in there.iterdir()] == ["file"]
@@ -93,14 +96,14 @@ def test_the_folder_one_is_in_and_folders_to_make(run, half_maps, tmp_path, monk
 def test_impossible_folders_are_one_line(run, half_maps, tmp_path, capsys, monkeypatch, out):
     (tmp_path / "file").write_text("precious")
     (tmp_path / "locked").mkdir()
-    make = script.tempfile.mkdtemp
+    make = tempfile.mkdtemp
 
     def refuse(dir, **options):  # whoever runs the tests may write everywhere
         if dir.name == "locked":
             raise PermissionError(13, "Permission denied", str(dir))
         return make(dir=dir, **options)
 
-    monkeypatch.setattr(script.tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
     before = set(tmp_path.iterdir())
     assert run(*half_maps, "--out", tmp_path / out) == 2
     assert re.fullmatch("error: .*(is a file|cannot be written to).*", capsys.readouterr().err.strip())
@@ -131,13 +134,13 @@ def test_results_that_appear_meanwhile_are_not_replaced(tmp_path):
     folders = []
 
     def leave():
-        with script.output_folder(out, ["a.txt"], False) as partial:
+        with output_folder(out, ["a.txt"]) as partial:
             folders.append(partial)
             (partial / "a.txt").write_text("ours")
             out.mkdir()
             (out / "a.txt").write_text("theirs")
 
-    with pytest.raises(script.cryofm_io.OutputExistsError, match=r"a\.txt appeared in .* the results are in"):
+    with pytest.raises(OutputExistsError, match=r"a\.txt appeared in .* the results are in"):
         leave()
     assert (out / "a.txt").read_text() == "theirs"
     assert (folders[0] / "a.txt").read_text() == "ours"

@@ -16,15 +16,16 @@ DENOISE = """
 import os, signal, sys
 import attrs, denoise
 from cryofm_io import CryoFMError
-from _script import Checkpoint, WithProgress, exit_code
+from _command_line import exit_code
+from cryofm_sampling import Checkpoint, Rescaled
 
-def fails(self, x, t, /, call=WithProgress.__call__, calls=[]):
+def fails(self, x, t, /, call=Rescaled.__call__, calls=[]):
     calls.append(t)
     if len(calls) == 40 and os.environ["RANK"] == "1":
         FAILURE
     return call(self, x, t)
 
-WithProgress.__call__ = fails
+Rescaled.__call__ = fails
 Checkpoint.part = lambda self, k, part=Checkpoint.part: attrs.evolve(part(self, k), every_seconds=0)
 sys.exit(exit_code(denoise.main))
 """

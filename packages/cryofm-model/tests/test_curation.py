@@ -3,7 +3,7 @@
 import pytest
 
 from cryofm_model import CryoFMError
-from cryofm_model.curation import curated
+from cryofm_model.data.curation import curated
 
 HEADER = "id,resolution,method,side,half_maps,helical"
 GOOD = "EMD-1,2.99,Single-particle,576,yes,no"

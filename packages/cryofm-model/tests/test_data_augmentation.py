@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from cryofm_model import CryoFMError
-from cryofm_model.augment import cut, cut_rotated, random_rotation, rot24
 from cryofm_model.data import MapSet
+from cryofm_model.data.augment import cut, cut_rotated, random_rotation, rot24
 
 EMPTY = -0.04 / 0.09
 

@@ -11,8 +11,8 @@ import torch
 
 from cryofm_model import CryoFMError, Normalization
 from cryofm_model.data import MapSet
-from cryofm_model.mixture import Imitated, Mixture
-from cryofm_model.realism import MARGIN, imitate_measured
+from cryofm_model.data.mixture import Imitated, Mixture
+from cryofm_model.data.realism import MARGIN, imitate_measured
 
 UNITS = Normalization()
 EMPTY = -UNITS.mean / UNITS.std

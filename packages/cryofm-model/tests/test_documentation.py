@@ -17,9 +17,9 @@ MODULES = [
 ]
 TRAINING = {
     "cryofm_model.train": "tqdm",
-    "cryofm_model.map_cache": "cryofm_io",
-    "cryofm_model.realism": "scipy",
-    "cryofm_model.particles": "scipy",
+    "cryofm_model.data.map_cache": "cryofm_io",
+    "cryofm_model.data.realism": "scipy",
+    "cryofm_model.data.particles": "scipy",
 }
 README = Path(__file__).parents[1] / "README.md"
 

@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from cryofm_model import CRYOFM_L, CRYOFM_S, CryoFMError, Hourglass, HourglassConfig, forward_gflop
-from cryofm_model.flops import multiply_adds
+from cryofm_model.networks.flops import multiply_adds
 
 TINY = HourglassConfig(
     widths=(24, 48, 96), depths=(1, 2, 3), patch=2, kernel=3, head_width=12, channels=2, conditioning=6, ff_factor=2

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from cryofm_model.blocks import FeedForward, Projection, RMSNorm, SelfAttention, Split
 from cryofm_model.errors import CryoFMError
-from cryofm_model.hourglass import Hourglass
-from cryofm_model.hourglass_config import HourglassConfig
+from cryofm_model.networks.blocks import FeedForward, Projection, RMSNorm, SelfAttention, Split
+from cryofm_model.networks.hourglass import Hourglass
+from cryofm_model.networks.hourglass_config import HourglassConfig
 
 Array = NDArray[np.float64]
 

@@ -8,8 +8,8 @@ import time
 import numpy as np
 import pytest
 
-from cryofm_model import map_cache
-from cryofm_model.map_cache import cached, file_identity
+from cryofm_model.data import map_cache
+from cryofm_model.data.map_cache import cached, file_identity
 
 pytest.importorskip("cryofm_io")
 

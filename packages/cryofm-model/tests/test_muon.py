@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from cryofm_model import Hourglass, HourglassConfig, UNet, UNetConfig
-from cryofm_model.muon import Muon, inner_weights, orthogonalised
+from cryofm_model.train.muon import Muon, inner_weights, orthogonalised
 
 
 def names(network):

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from cryofm_model import CalibratedPrior, CryoFMError, load_prior
-from cryofm_model.augment import random_rotation
-from cryofm_model.particles import LOW_PASS, whole_particle, working_voxel_size
+from cryofm_model.data.augment import random_rotation
+from cryofm_model.data.particles import LOW_PASS, whole_particle, working_voxel_size
 
 pytest.importorskip("scipy")  # which the extra [train] brings
 

@@ -24,7 +24,7 @@ from cryofm_model import (
     load_prior,
     save_prior,
 )
-from cryofm_model.published import infer_config, published_prior
+from cryofm_model.weights.published import infer_config, published_prior
 
 # As small as heads of 64 features allow; two levels, kernel 7.
 TINY = HourglassConfig(widths=(64, 128), depths=(1, 1), patch=2, conditioning=16)

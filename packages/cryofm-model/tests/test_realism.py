@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cryofm_model.realism import MARGIN, imitate_measured
+from cryofm_model.data.realism import MARGIN, imitate_measured
 
 pytest.importorskip("scipy")
 SIDE, VOXEL = 48, 1.5

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 
 from cryofm_model import Hourglass, HourglassConfig
-from cryofm_model.hourglass_config import TimeCode
+from cryofm_model.networks.hourglass_config import TimeCode
 
 CONFIG = HourglassConfig(widths=(12,), depths=(1,), patch=2, head_width=12, conditioning=4)
 

@@ -7,8 +7,8 @@ import torch
 pytest.importorskip("tqdm")
 
 from cryofm_model import CryoFMError, Normalization, UNet, UNetConfig, flow_matching_loss
-from cryofm_model.augment import cube_rotations
 from cryofm_model.data import MapSet
+from cryofm_model.data.augment import cube_rotations
 from cryofm_model.train import TrainConfig, train, validation_loss
 
 SMALL = UNetConfig(widths=(8, 16), depths=(1, 1), up_depths=(1,), conditioning=8)

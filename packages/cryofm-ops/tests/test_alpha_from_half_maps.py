@@ -16,7 +16,7 @@ from cryofm_ops import (
     hemisphere,
     wedge_alpha,
 )
-from cryofm_ops.directions import directions
+from cryofm_ops.fourier.directions import directions
 
 TWO = torch.ones(2, dtype=torch.float64)
 ALPHAS = {

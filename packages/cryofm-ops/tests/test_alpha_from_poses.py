@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from cryofm_ops import AnisotropicNoise, DirectionTable, GeometryError, alpha_from_poses, cone_alpha
-from cryofm_ops.directions import directions
-from cryofm_ops.rotations import random_rotations, rotation_from_relion
+from cryofm_ops.fourier.directions import directions
+from cryofm_ops.rotations.conversions import random_rotations, rotation_from_relion
 
 
 def poses(tilt_deg, generator, n=3000):

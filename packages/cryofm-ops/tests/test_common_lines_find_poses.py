@@ -18,9 +18,9 @@ from cryofm_ops import (
     rotation_from_vector,
     sample_poses,
 )
-from cryofm_ops._central_slices import band
-from cryofm_ops.common_lines import _INDEPENDENT
-from cryofm_ops.pose_sampling import _SAME_LINE_DEG, _novelty
+from cryofm_ops.poses._central_slices import band
+from cryofm_ops.poses.common_lines import _INDEPENDENT
+from cryofm_ops.poses.sampling import _SAME_LINE_DEG, _novelty
 
 N, ANGLES, RADIUS, SIGMA = 32, 120, 10, 1.5
 
@@ -61,7 +61,7 @@ def test_polar_transform_is_the_transform_on_its_axes():
 
 
 def test_table_is_the_likelihood_ratio(monkeypatch):
-    monkeypatch.setattr("cryofm_ops.common_lines._SMOOTH_DEG", 1e-3)
+    monkeypatch.setattr("cryofm_ops.poses.common_lines._SMOOTH_DEG", 1e-3)
     images = project(atoms(), views(3), torch.zeros(3, 2))
     images = images + 0.3 * torch.randn(images.shape, generator=torch.Generator().manual_seed(1))
     noise, alpha, offset = torch.full((RADIUS,), 0.09 * N**2), 0.3, 0.5

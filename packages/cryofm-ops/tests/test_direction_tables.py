@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from cryofm_ops import DirectionTable, NoiseError, cone_alpha, directional, hemisphere
-from cryofm_ops.directions import directions
+from cryofm_ops.fourier.directions import directions
 
 
 def test_directions_by_hand():

@@ -20,7 +20,7 @@ from cryofm_ops import (
     OperatorError,
     PseudoInvertible,
     RadialFilter,
-    WithoutMean,
+    RemoveMean,
     add,
     compose,
     half_shape,
@@ -49,7 +49,7 @@ OPERATORS = {
     "hard low pass": lambda shape: LowPass(4.0, voxel_size=1.5, edge_fraction=0),
     "radial": lambda shape: RadialFilter(torch.tensor([1.0, -0.3, 0.1], dtype=torch.float64)),
     "mask": any_mask,
-    "without mean": lambda shape: WithoutMean(),
+    "without mean": lambda shape: RemoveMean(),
     "wedge": lambda shape: WEDGE,
     "soft wedge about x": lambda shape: MissingWedge(-50, 65, "x", edge_deg=20),
     "double tilt": lambda shape: DoubleTilt(WEDGE, MissingWedge(-60, 40, "x")),
@@ -77,7 +77,7 @@ def test_application_adjoint_and_inverse_are_the_dense_ones(operator, oracle, ge
 
 def test_without_mean(oracle, generator):
     x = volumes(oracle, generator)
-    torch.testing.assert_close(WithoutMean()(x), x - x.mean((-3, -2, -1), keepdim=True))
+    torch.testing.assert_close(RemoveMean()(x), x - x.mean((-3, -2, -1), keepdim=True))
 
 
 def test_moore_penrose(operator, oracle, generator):

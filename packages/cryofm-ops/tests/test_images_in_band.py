@@ -16,7 +16,7 @@ from cryofm_ops import (
     random_rotations,
     rotation_from_vector,
 )
-from cryofm_ops._central_slices import band
+from cryofm_ops.poses._central_slices import band
 
 N = 20
 

@@ -6,9 +6,10 @@ import torch
 from scipy.integrate import quad
 from scipy.special import i0
 
-from cryofm_ops import GeometryError, GridMismatchError, interpolation
-from cryofm_ops.interpolation import gather, scatter
-from cryofm_ops.kernels import TRILINEAR, KaiserBessel
+from cryofm_ops import GeometryError, GridMismatchError
+from cryofm_ops.fourier import interpolation
+from cryofm_ops.fourier.interpolation import gather, scatter
+from cryofm_ops.fourier.kernels import TRILINEAR, KaiserBessel
 
 KERNELS = [TRILINEAR, KaiserBessel(2.0), KaiserBessel(1.25)]
 SHAPE = (3, 4, 5)

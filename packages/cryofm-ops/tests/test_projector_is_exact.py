@@ -12,11 +12,11 @@ from cryofm_ops import (
     GridMismatchError,
     LinearOperator,
     Projector,
-    projector,
     random_rotations,
     rotation_from_relion,
     rotation_from_vector,
 )
+from cryofm_ops.operators import projector
 
 BOTH = pytest.mark.parametrize("kind", [Projector, FourierProjector])
 SHAPES = pytest.mark.parametrize("shape", [(4, 4, 4), (5, 5, 5), (3, 4, 5), (5, 4, 3)], ids=str)

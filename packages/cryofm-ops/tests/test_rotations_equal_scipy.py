@@ -18,7 +18,7 @@ from cryofm_ops import (
     rotation_from_vector,
     vector_from_rotation,
 )
-from cryofm_ops.rotations import check_rotations
+from cryofm_ops.rotations.conversions import check_rotations
 
 AXES = [(1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0), (0.6, 0.0, 0.8), (-2 / 3, 1 / 3, 2 / 3)]
 SIZES = [0.0, 1e-9, 1e-4, 0.5, 1.2, 90.0, 179.0, 180.0 - 1e-7]  # both sides of where the series take over

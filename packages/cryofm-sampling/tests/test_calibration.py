@@ -15,7 +15,7 @@ from cryofm_sampling import (
     SpectrallyCalibrated,
     calibrate,
 )
-from cryofm_sampling._denoising_error import DenoisingError, gaussian_error
+from cryofm_sampling.samplers._denoising_error import DenoisingError, gaussian_error
 from cryofm_sampling.testing import GaussianPrior
 
 BOX = (12, 12, 12)

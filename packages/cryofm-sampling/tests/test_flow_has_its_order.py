@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cryofm_sampling import Flow, SettingError
-from cryofm_sampling.flow import _INTEGRATORS
+from cryofm_sampling.samplers.flow import _INTEGRATORS
 from cryofm_sampling.testing import GaussianPrior, two_templates
 
 BOX = (4, 6, 5)

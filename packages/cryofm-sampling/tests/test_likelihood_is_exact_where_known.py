@@ -90,7 +90,7 @@ def test_tolerance_and_even_steps(kit):
 
 
 def test_a_prior_that_rounds_its_time(monkeypatch):
-    monkeypatch.setattr(sys.modules["cryofm_sampling.log_likelihood"], "_MOST_STEPS", 100)  # 1000 take a while
+    monkeypatch.setattr(sys.modules["cryofm_sampling.priors.log_likelihood"], "_MOST_STEPS", 100)  # 1000 take a while
     prior = GaussianPrior(torch.tensor([3.0, 3.0]))
 
     def rounded(x, t):

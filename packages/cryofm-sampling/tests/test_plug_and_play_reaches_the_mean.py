@@ -8,8 +8,8 @@ import torch
 
 from cryofm_ops import FourierGaussian, WhiteNoise, fourier_filter, frequencies, gaussian_likelihood, radial, rfft
 from cryofm_sampling import CapabilityError, GridMismatchError, PlugAndPlay, PosteriorFlow
-from cryofm_sampling._rotations import ROTATIONS, rotate, rotate_back
-from cryofm_sampling.plug_and_play import alternate
+from cryofm_sampling.samplers._orientations import ROTATIONS, rotate, rotate_back
+from cryofm_sampling.samplers.plug_and_play import alternate
 from cryofm_sampling.testing import GaussianPrior
 
 BOX = (6, 5, 7)

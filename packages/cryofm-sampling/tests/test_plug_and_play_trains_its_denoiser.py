@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from cryofm_ops import irfft, radial, rfft
-from cryofm_sampling import PlugAndPlayLoss, plug_and_play_loss
-from cryofm_sampling._denoising_error import DenoisingError
+from cryofm_sampling import PlugAndPlayLoss
+from cryofm_sampling.priors import plug_and_play_loss
+from cryofm_sampling.samplers._denoising_error import DenoisingError
 from cryofm_sampling.testing import GaussianPrior
 
 BOX = (16, 16, 16)

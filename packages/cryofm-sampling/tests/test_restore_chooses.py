@@ -6,7 +6,7 @@ import attrs
 import pytest
 import torch
 
-from cryofm_ops import Identity, MissingWedge, WhiteNoise, WithoutMean, gaussian_likelihood
+from cryofm_ops import Identity, MissingWedge, RemoveMean, WhiteNoise, gaussian_likelihood
 from cryofm_sampling import (
     AbInitio,
     CapabilityError,
@@ -85,7 +85,7 @@ def test_many_passes_where_something_was_not_measured(y):
 
 def test_a_mean_that_was_not_measured_is_no_gap(y):
     for noise in (WhiteNoise(0.0), WhiteNoise(0.09)):
-        data = gaussian_likelihood(WithoutMean(), noise, y + 7)
+        data = gaussian_likelihood(RemoveMean(), noise, y + 7)
         draw = run(Prior(1.0), data)
         assert (draw.settings["algorithm"], draw.nfe) == ("PlugAndPlay", 8)
         assert draw.x.mean() == pytest.approx(0.04, abs=0.01)  # the prior's, whatever the data's

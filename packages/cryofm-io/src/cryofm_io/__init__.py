@@ -26,6 +26,7 @@ from cryofm_io.intensity import Affine, normalise_clean
 from cryofm_io.masks import check_mask, read_mask, soft_mask, spherical_mask
 from cryofm_io.mrc_read import read_map
 from cryofm_io.mrc_write import VIEWING_NOTE, write_map
+from cryofm_io.output_folder import output_folder, refuse_to_lose
 from cryofm_io.particle_prepare import prepare_particles
 from cryofm_io.plots import plot_fsc, plot_pairs, plot_slices
 from cryofm_io.resample import fourier_resample
@@ -59,6 +60,7 @@ __all__ = [
     "fourier_resample",
     "fsc",
     "normalise_clean",
+    "output_folder",
     "plot_fsc",
     "plot_pairs",
     "plot_slices",
@@ -67,6 +69,7 @@ __all__ = [
     "read_images",
     "read_map",
     "read_mask",
+    "refuse_to_lose",
     "simulate_density",
     "soft_mask",
     "spherical_mask",

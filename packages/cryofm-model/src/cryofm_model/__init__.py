@@ -5,18 +5,19 @@
 >>> velocity = prior(x_t, t)
 """
 
-from .attention import attention_backend, neighborhood_attention_3d
-from .errors import CryoFMError, WeightsError
-from .flops import forward_gflop
-from .flow import flow_matching_loss
-from .hourglass import Hourglass
-from .hourglass_config import CRYOFM_L, CRYOFM_S, CRYOFM_VARIANTS, HourglassConfig
-from .prior import CalibratedPrior, Normalization, Prior, SpectrallyCalibratedPrior
-from .prior_file import load_prior, save_prior
-from .published import export_published
-from .unet import UNet, UNetConfig
+from cryofm_model.attention import attention_backend, neighborhood_attention_3d
+from cryofm_model.errors import CryoFMError, WeightsError
+from cryofm_model.flow import flow_matching_loss
+from cryofm_model.networks.flops import forward_gflop
+from cryofm_model.networks.hourglass import Hourglass
+from cryofm_model.networks.hourglass_config import CRYOFM_L, CRYOFM_S, CRYOFM_VARIANTS, HourglassConfig
+from cryofm_model.networks.unet import UNet, UNetConfig
+from cryofm_model.prior import CalibratedPrior, Normalization, Prior, SpectrallyCalibratedPrior
+from cryofm_model.weights.prior_file import BUNDLED_PRIORS, load_prior, save_prior
+from cryofm_model.weights.published import export_published
 
 __all__ = [
+    "BUNDLED_PRIORS",
     "CRYOFM_L",
     "CRYOFM_S",
     "CRYOFM_VARIANTS",

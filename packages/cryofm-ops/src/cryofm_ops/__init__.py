@@ -1,12 +1,5 @@
 """Degradation operators, noise models and likelihoods for cryo-EM, and the Protocols in which they meet."""
 
-from cryofm_ops.anisotropic import AnisotropicNoise, cone_alpha, wedge_alpha
-from cryofm_ops.blind import BlindGaussian, BlindProjections, PoseLikelihood
-from cryofm_ops.common_lines import CommonLines, polar_transform
-from cryofm_ops.compose import add, compose, stack
-from cryofm_ops.conical import AlphaEstimate, estimate_alpha
-from cryofm_ops.ctf import CTF
-from cryofm_ops.directions import DirectionTable, directional, hemisphere
 from cryofm_ops.errors import (
     ConvergenceError,
     CryoFMError,
@@ -17,26 +10,47 @@ from cryofm_ops.errors import (
     ObservationError,
     OperatorError,
 )
-from cryofm_ops.filters import FourierMask, LowPass, RadialFilter, WithoutMean
-from cryofm_ops.fourier_gaussian import FourierGaussian
-from cryofm_ops.fourier_operator import FourierOperator
-from cryofm_ops.fourier_projector import FourierProjector
-from cryofm_ops.fourier_slices import FourierSlices
-from cryofm_ops.gaussian import Gaussian, LinearGaussian
-from cryofm_ops.half_maps import NoiseEstimate, estimate_noise_power
-from cryofm_ops.image_noise import background_power
-from cryofm_ops.images_in_band import ImagesInBand
-from cryofm_ops.likelihood import gaussian_likelihood
-from cryofm_ops.model_units import in_model_units
-from cryofm_ops.noise import SpectralNoise, StationaryNoise, WhiteNoise
-from cryofm_ops.noise_sum import NoiseSum
+from cryofm_ops.fourier.directions import DirectionTable, directional, hemisphere
+from cryofm_ops.fourier.grid import (
+    fourier_filter,
+    frequencies,
+    friedel_weights,
+    half_shape,
+    irfft,
+    radial,
+    radial_mean,
+    rfft,
+    shell_sizes,
+    standard_normal,
+)
+from cryofm_ops.likelihoods.fourier_gaussian import FourierGaussian
+from cryofm_ops.likelihoods.gaussian_likelihood import gaussian_likelihood
+from cryofm_ops.likelihoods.linear_gaussian import Gaussian, LinearGaussian
+from cryofm_ops.likelihoods.model_units import in_model_units
+from cryofm_ops.noise.anisotropic import AnisotropicNoise, cone_alpha, wedge_alpha
+from cryofm_ops.noise.from_cones import AlphaEstimate, estimate_alpha
+from cryofm_ops.noise.from_half_maps import NoiseEstimate, estimate_noise_power
+from cryofm_ops.noise.from_images import background_power
+from cryofm_ops.noise.from_poses import SliceDensity, alpha_from_poses
+from cryofm_ops.noise.stationary import SpectralNoise, StationaryNoise, WhiteNoise
+from cryofm_ops.noise.sum import NoiseSum
 from cryofm_ops.normal import Normal
-from cryofm_ops.operators import Identity
-from cryofm_ops.pose_evidence import pose_log_evidence, refine_by_evidence
-from cryofm_ops.pose_losses import psi_bg, psi_cor, psi_sg
-from cryofm_ops.pose_sampling import PoseSamples, sample_poses
-from cryofm_ops.pose_search import PoseEstimate, search_poses
-from cryofm_ops.projector import Projector
+from cryofm_ops.operators.compose import add, compose, stack
+from cryofm_ops.operators.ctf import CTF
+from cryofm_ops.operators.filters import FourierMask, LowPass, RadialFilter, RemoveMean, WithoutMean
+from cryofm_ops.operators.fourier import FourierOperator
+from cryofm_ops.operators.fourier_projector import FourierProjector
+from cryofm_ops.operators.identity import Identity
+from cryofm_ops.operators.projector import Projector
+from cryofm_ops.operators.slices import FourierSlices
+from cryofm_ops.operators.wedge import DoubleTilt, MissingWedge
+from cryofm_ops.poses.blind import BlindGaussian, BlindProjections, PoseLikelihood
+from cryofm_ops.poses.common_lines import CommonLines, polar_transform
+from cryofm_ops.poses.evidence import pose_log_evidence, refine_by_evidence
+from cryofm_ops.poses.images_in_band import ImagesInBand
+from cryofm_ops.poses.losses import psi_bg, psi_cor, psi_sg
+from cryofm_ops.poses.sampling import PoseSamples, sample_poses
+from cryofm_ops.poses.search import PoseEstimate, search_poses
 from cryofm_ops.protocols import (
     Blind,
     Conjugate,
@@ -50,7 +64,7 @@ from cryofm_ops.protocols import (
     PseudoInvertible,
     SpectralPower,
 )
-from cryofm_ops.rotations import (
+from cryofm_ops.rotations.conversions import (
     angular_distance_deg,
     pose_difference_deg,
     quaternion_from_rotation,
@@ -61,21 +75,7 @@ from cryofm_ops.rotations import (
     rotation_from_vector,
     vector_from_rotation,
 )
-from cryofm_ops.sampling_density import SliceDensity, alpha_from_poses
-from cryofm_ops.so3_grid import so3_grid, subdivide
-from cryofm_ops.spectral import (
-    fourier_filter,
-    frequencies,
-    friedel_weights,
-    half_shape,
-    irfft,
-    radial,
-    radial_mean,
-    rfft,
-    shell_sizes,
-    standard_normal,
-)
-from cryofm_ops.wedge import DoubleTilt, MissingWedge
+from cryofm_ops.rotations.so3_grid import so3_grid, subdivide
 
 __all__ = [
     "CTF",
@@ -123,6 +123,7 @@ __all__ = [
     "Projector",
     "PseudoInvertible",
     "RadialFilter",
+    "RemoveMean",
     "SliceDensity",
     "SpectralNoise",
     "SpectralPower",

@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from cryofm_ops.errors import GridMismatchError, NoiseError, ObservationError
-from cryofm_ops.spectral import half_shape
+from cryofm_ops.fourier.grid import half_shape
 
 
 def check_observation(_: Any, __: Any, y: Tensor) -> None:

@@ -7,7 +7,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops.spectral import fourier_filter, standard_normal
+from cryofm_ops.fourier.grid import fourier_filter, standard_normal
 
 __all__ = ["Normal"]
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import FourierGaussian, LinearGaussian, Normal, WhiteNoise
-from cryofm_ops.spectral import half_shape, irfft, rfft
+from cryofm_ops.fourier.grid import half_shape, irfft, rfft
 from mutants._register import mutant
 from mutants.noises import Steep
 from mutants.operators import Masked

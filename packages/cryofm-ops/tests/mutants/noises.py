@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import SpectralNoise, WhiteNoise
-from cryofm_ops.spectral import fourier_filter, frequencies, half_shape, irfft, radial
+from cryofm_ops.fourier.grid import fourier_filter, frequencies, half_shape, irfft, radial
 from mutants._register import box, mutant
 
 NOISES: list[tuple[Any, str]] = []

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import Identity
-from cryofm_ops.spectral import fourier_filter, friedel_weights, half_shape, irfft, rfft
+from cryofm_ops.fourier.grid import fourier_filter, friedel_weights, half_shape, irfft, rfft
 from mutants._register import box, mutant, ramp
 
 OPERATORS: list[tuple[Any, str]] = []

@@ -1,23 +1,44 @@
 """Posterior sampling of density maps: algorithms that bring a flow prior and a likelihood together."""
 
-from cryofm_sampling.ab_initio import AbInitio, Models
-from cryofm_sampling.blind_guided import BlindGuided
-from cryofm_sampling.calibrate import CalibratedVelocity, calibrate
-from cryofm_sampling.checkpoint import Checkpoint
 from cryofm_sampling.errors import CapabilityError, CheckpointError, CryoFMError, GridMismatchError, SettingError
-from cryofm_sampling.flow import Flow
-from cryofm_sampling.guided import Guided
-from cryofm_sampling.inpainting import Inpainting
-from cryofm_sampling.log_likelihood import LogLikelihood, log_likelihood
-from cryofm_sampling.plug_and_play import PlugAndPlay
-from cryofm_sampling.plug_and_play_loss import PlugAndPlayLoss
-from cryofm_sampling.posterior_flow import PosteriorFlow
+from cryofm_sampling.half_maps import (
+    HalfMapModel,
+    Observe,
+    Progress,
+    RestoredHalfMaps,
+    RestoredMap,
+    directional_model,
+    restore_half_maps,
+    restore_missing_wedge,
+    stationary_model,
+    wedge_model,
+)
+from cryofm_sampling.models import (
+    RankedModels,
+    models_by_algorithm_3,
+    models_of_class_averages,
+    models_of_particles,
+)
+from cryofm_sampling.priors.calibrate import CalibratedVelocity, calibrate
+from cryofm_sampling.priors.log_likelihood import LogLikelihood, log_likelihood
+from cryofm_sampling.priors.plug_and_play_loss import PlugAndPlayLoss
+from cryofm_sampling.priors.rescaled import Rescaled
+from cryofm_sampling.priors.tiled import Tiled
 from cryofm_sampling.protocols import Calibrated, Callback, Draw, Sampler, SpectrallyCalibrated, VelocityField
-from cryofm_sampling.renoising import Renoising
 from cryofm_sampling.restore import restore
+from cryofm_sampling.runs.checkpoint import Checkpoint
+from cryofm_sampling.runs.memory import check_available, check_memory
+from cryofm_sampling.runs.spread import spread
+from cryofm_sampling.runs.torchrun import everyone, is_first, joined
+from cryofm_sampling.samplers.ab_initio import AbInitio, Models
+from cryofm_sampling.samplers.blind_guided import BlindGuided
+from cryofm_sampling.samplers.flow import Flow
+from cryofm_sampling.samplers.guided import Guided
+from cryofm_sampling.samplers.inpainting import Inpainting
+from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
+from cryofm_sampling.samplers.posterior_flow import PosteriorFlow
+from cryofm_sampling.samplers.renoising import Renoising
 from cryofm_sampling.scale import ScaledNormalization, ScaleFit, fit_scale
-from cryofm_sampling.spread import spread
-from cryofm_sampling.tiled import Tiled
 from cryofm_sampling.uncertainty import Summary, chi_squared, summarise
 
 __all__ = [
@@ -34,13 +55,20 @@ __all__ = [
     "Flow",
     "GridMismatchError",
     "Guided",
+    "HalfMapModel",
     "Inpainting",
     "LogLikelihood",
     "Models",
+    "Observe",
     "PlugAndPlay",
     "PlugAndPlayLoss",
     "PosteriorFlow",
+    "Progress",
+    "RankedModels",
     "Renoising",
+    "Rescaled",
+    "RestoredHalfMaps",
+    "RestoredMap",
     "Sampler",
     "ScaleFit",
     "ScaledNormalization",
@@ -50,10 +78,23 @@ __all__ = [
     "Tiled",
     "VelocityField",
     "calibrate",
+    "check_available",
+    "check_memory",
     "chi_squared",
+    "directional_model",
+    "everyone",
     "fit_scale",
+    "is_first",
+    "joined",
     "log_likelihood",
+    "models_by_algorithm_3",
+    "models_of_class_averages",
+    "models_of_particles",
     "restore",
+    "restore_half_maps",
+    "restore_missing_wedge",
     "spread",
+    "stationary_model",
     "summarise",
+    "wedge_model",
 ]

@@ -13,16 +13,16 @@ from torch import Tensor
 
 from cryofm_ops import Blind, Conjugate, FourierDiagonal, GridMismatchError, Likelihood, in_model_units
 from cryofm_sampling._common import missing, split_shape, streams
-from cryofm_sampling._ranks import rank_and_size
-from cryofm_sampling.blind_guided import BlindGuided
-from cryofm_sampling.checkpoint import Checkpoint
 from cryofm_sampling.errors import CapabilityError, SettingError
-from cryofm_sampling.guided import Guided
-from cryofm_sampling.plug_and_play import PlugAndPlay
-from cryofm_sampling.posterior_flow import PosteriorFlow
 from cryofm_sampling.protocols import Calibrated, Callback, Draw, Sampler, VelocityField
-from cryofm_sampling.renoising import Renoising
-from cryofm_sampling.spread import spread
+from cryofm_sampling.runs._ranks import rank_and_size
+from cryofm_sampling.runs.checkpoint import Checkpoint
+from cryofm_sampling.runs.spread import spread
+from cryofm_sampling.samplers.blind_guided import BlindGuided
+from cryofm_sampling.samplers.guided import Guided
+from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
+from cryofm_sampling.samplers.posterior_flow import PosteriorFlow
+from cryofm_sampling.samplers.renoising import Renoising
 
 __all__ = ["restore"]
 

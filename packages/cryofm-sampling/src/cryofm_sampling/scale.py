@@ -19,8 +19,8 @@ from torch import Tensor
 from cryofm_ops import Likelihood, Normalization, OperatorError, in_model_units, radial_mean, rfft
 from cryofm_sampling._common import split_shape, within
 from cryofm_sampling.errors import CapabilityError, SettingError
-from cryofm_sampling.plug_and_play import PlugAndPlay
 from cryofm_sampling.protocols import Callback, Sampler, VelocityField
+from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
 
 __all__ = ["ScaleFit", "ScaledNormalization", "fit_scale"]
 

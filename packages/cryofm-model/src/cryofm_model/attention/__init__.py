@@ -1,5 +1,8 @@
-"""Neighbourhood attention in three dimensions, and the backends that compute it."""
+"""Neighbourhood attention in three dimensions, and the backends that compute it.
 
-from .neighborhood import AttentionBackend, attention_backend, neighborhood_attention_3d
+Imports `errors` alone.
+"""
+
+from cryofm_model.attention.neighborhood import AttentionBackend, attention_backend, neighborhood_attention_3d
 
 __all__ = ["AttentionBackend", "attention_backend", "neighborhood_attention_3d"]

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 
-from .once import differentiable_once
-from .window import starts
+from cryofm_model.attention.once import differentiable_once
+from cryofm_model.attention.window import starts
 
 __all__ = ["block_mask", "flex_neighborhood_attention", "flex_supports"]
 

@@ -11,7 +11,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from .once import differentiable_once
+from cryofm_model.attention.once import differentiable_once
 
 __all__ = ["natten_attention", "natten_supports"]
 

@@ -13,10 +13,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..errors import CryoFMError
-from .flex import flex_neighborhood_attention, flex_supports
-from .fused import natten_attention, natten_supports
-from .tiled import tiled_attention
+from cryofm_model.attention.flex import flex_neighborhood_attention, flex_supports
+from cryofm_model.attention.fused import natten_attention, natten_supports
+from cryofm_model.attention.tiled import tiled_attention
+from cryofm_model.errors import CryoFMError
 
 __all__ = ["AttentionBackend", "attention_backend", "neighborhood_attention_3d"]
 

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CryoFMError
+from cryofm_model.errors import CryoFMError
 
 __all__ = ["differentiable_once"]
 

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CryoFMError
-from .tiles import Buffers, Tile, at_least_float32, rows_of, unpacked
+from cryofm_model.attention.tiles import Buffers, Tile, at_least_float32, rows_of, unpacked
+from cryofm_model.errors import CryoFMError
 
 __all__ = ["tiled_attention"]
 

@@ -10,7 +10,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from .window import Segment, segments
+from cryofm_model.attention.window import Segment, segments
 
 __all__ = ["Buffers", "Row", "Tile", "rows_of", "unpacked"]
 

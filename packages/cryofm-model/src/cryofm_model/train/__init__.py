@@ -4,10 +4,10 @@ Flow matching on crops of maps, on one device or under ``torchrun`` on many, fro
 ``TRAINING.md`` beside the package says how to start one.
 """
 
-from .config import Machine, TrainConfig
-from .loop import Loss, train
-from .recipe import DataConfig, Recipe, read_recipe
-from .report import VALIDATION_TIMES, validation_loss
+from cryofm_model.train.config import Machine, TrainConfig
+from cryofm_model.train.loop import Loss, train
+from cryofm_model.train.recipe import DataConfig, Recipe, read_recipe
+from cryofm_model.train.report import VALIDATION_TIMES, validation_loss
 
 __all__ = [
     "VALIDATION_TIMES",

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..mixture import CropSource
-from .config import Step, TrainConfig
+from cryofm_model.data.mixture import CropSource
+from cryofm_model.train.config import Step, TrainConfig
 
 __all__ = ["Batch", "batches", "draw_times"]
 

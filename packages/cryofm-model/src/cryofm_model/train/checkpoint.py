@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..errors import CryoFMError
-from .config import Step, TrainConfig
-from .distributed import rank_and_world, wait
+from cryofm_model.errors import CryoFMError
+from cryofm_model.train.config import Step, TrainConfig
+from cryofm_model.train.distributed import rank_and_world, wait
 
 __all__ = ["differences", "resume", "save"]
 

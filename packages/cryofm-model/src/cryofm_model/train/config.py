@@ -7,7 +7,7 @@ from typing import Literal
 import attrs
 from attrs.validators import ge, gt, in_, instance_of, optional
 
-from ..errors import CryoFMError
+from cryofm_model.errors import CryoFMError
 
 __all__ = ["UNIT", "Machine", "Step", "TrainConfig"]
 

@@ -11,9 +11,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, distributed, nn
 
-from ..blocks import Block
-from ..errors import CryoFMError
-from ..hourglass import Hourglass
+from cryofm_model.errors import CryoFMError
+from cryofm_model.networks.blocks import Block
+from cryofm_model.networks.hourglass import Hourglass
 
 __all__ = ["gathered", "mean", "processes", "rank_and_world", "shard", "wait", "whole"]
 

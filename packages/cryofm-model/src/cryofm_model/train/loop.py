@@ -11,16 +11,16 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim import AdamW, Optimizer
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ..errors import CryoFMError
-from ..flow import flow_matching_loss
-from ..hourglass import Hourglass
-from ..mixture import CropSource
-from ..muon import Muon, inner_weights
-from .batches import Batch, batches
-from .checkpoint import resume, save
-from .config import UNIT, Machine, TrainConfig
-from .distributed import gathered, mean, rank_and_world, shard, whole
-from .report import Report
+from cryofm_model.data.mixture import CropSource
+from cryofm_model.errors import CryoFMError
+from cryofm_model.flow import flow_matching_loss
+from cryofm_model.networks.hourglass import Hourglass
+from cryofm_model.train.batches import Batch, batches
+from cryofm_model.train.checkpoint import resume, save
+from cryofm_model.train.config import UNIT, Machine, TrainConfig
+from cryofm_model.train.distributed import gathered, mean, rank_and_world, shard, whole
+from cryofm_model.train.muon import Muon, inner_weights
+from cryofm_model.train.report import Report
 
 __all__ = ["Loss", "train"]
 

@@ -9,14 +9,14 @@ import attrs
 from attrs.validators import ge, in_, le
 from torch import nn
 
-from ..data import MapSet
-from ..errors import CryoFMError
-from ..hourglass import Hourglass
-from ..hourglass_config import HourglassConfig
-from ..mixture import CropSource, Imitated, Mixture
-from ..prior import Normalization
-from ..unet import UNet, UNetConfig
-from .config import Machine, TrainConfig
+from cryofm_model.data.map_set import MapSet
+from cryofm_model.data.mixture import CropSource, Imitated, Mixture
+from cryofm_model.errors import CryoFMError
+from cryofm_model.networks.hourglass import Hourglass
+from cryofm_model.networks.hourglass_config import HourglassConfig
+from cryofm_model.networks.unet import UNet, UNetConfig
+from cryofm_model.prior import Normalization
+from cryofm_model.train.config import Machine, TrainConfig
 
 __all__ = ["DataConfig", "Recipe", "read_recipe"]
 

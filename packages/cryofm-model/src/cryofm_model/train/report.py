@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..flow import flow_matching_loss
-from ._png import write_png
-from .config import UNIT, Step, TrainConfig
-from .distributed import rank_and_world
+from cryofm_model.flow import flow_matching_loss
+from cryofm_model.train._png import write_png
+from cryofm_model.train.config import UNIT, Step, TrainConfig
+from cryofm_model.train.distributed import rank_and_world
 
 __all__ = ["VALIDATION_TIMES", "Report", "denoising_fsc", "sample", "validation_loss"]
 

@@ -12,7 +12,7 @@ from hypothesis import Phase
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cryofm_ops.spectral import Shape
+from cryofm_ops.fourier.grid import Shape
 
 __all__ = ["RTOL", "SHAPES", "Case", "ContractError", "call", "expect", "expect_close", "fail", "norm", "run"]
 

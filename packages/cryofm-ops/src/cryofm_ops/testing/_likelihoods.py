@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cryofm_ops.fourier.grid import fourier_filter, frequencies, half_shape, irfft, rfft
 from cryofm_ops.normal import Normal
 from cryofm_ops.protocols import FourierDiagonal, Likelihood
-from cryofm_ops.spectral import fourier_filter, frequencies, half_shape, irfft, rfft
 from cryofm_ops.testing._case import Case, call, expect, expect_close, fail, norm
 from cryofm_ops.testing._noises import chi_square
 from cryofm_ops.testing._operators import mate

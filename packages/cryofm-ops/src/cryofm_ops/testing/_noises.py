@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cryofm_ops.fourier.grid import Shape, fourier_filter, half_shape, rfft
 from cryofm_ops.protocols import SpectralPower
-from cryofm_ops.spectral import Shape, fourier_filter, half_shape, rfft
 from cryofm_ops.testing._case import Case, call, expect, expect_close, fail, norm
 from cryofm_ops.testing._operators import mate
 

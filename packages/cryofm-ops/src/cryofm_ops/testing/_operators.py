@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cryofm_ops.spectral import fourier_filter, half_shape
+from cryofm_ops.fourier.grid import fourier_filter, half_shape
 from cryofm_ops.testing._case import Case, call, expect, expect_close, fail, norm
 
 __all__: list[str] = []

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 import pytest
 
 from cryofm_ops.errors import OperatorError
+from cryofm_ops.fourier.grid import Shape
 from cryofm_ops.protocols import Blind, Conjugate, FourierDiagonal, Likelihood, Noise, SpectralPower
-from cryofm_ops.spectral import Shape
 from cryofm_ops.testing._case import SHAPES
 from cryofm_ops.testing._suite import LEVELS, Check, likelihood_checks, noise_checks, operator_checks
 

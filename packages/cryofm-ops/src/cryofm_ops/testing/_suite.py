@@ -6,6 +6,7 @@ from typing import Any
 import attrs
 
 from cryofm_ops.errors import OperatorError
+from cryofm_ops.fourier.grid import Shape
 from cryofm_ops.protocols import (
     Blind,
     Conjugate,
@@ -18,7 +19,6 @@ from cryofm_ops.protocols import (
     PseudoInvertible,
     SpectralPower,
 )
-from cryofm_ops.spectral import Shape
 from cryofm_ops.testing import _likelihoods, _noises, _operators
 from cryofm_ops.testing._case import SHAPES, Case, ContractError, run
 

@@ -1,0 +1,291 @@
+"""What the command lines of the scripts share: flags, output folder, several processes, progress, exit status."""
+
+import argparse
+import hashlib
+import json
+import logging
+import math
+import os
+import platform
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from importlib.metadata import version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+import cryofm_io
+import cryofm_model
+import cryofm_ops
+from cryofm_io import CryoFMError, atomic_write, output_folder
+from cryofm_model import CalibratedPrior, Prior, WeightsError, load_prior
+from cryofm_sampling import Checkpoint, PosteriorFlow, Progress, Tiled, everyone, is_first, joined
+
+UNCERTAINTY = "uncertainty.mrc"
+RESULT = (  # names that any script may leave
+    r"(restored|uncertainty|(sample|model)_\d+)\.mrc|(fsc|power|likelihood|scores)\.csv"
+    r"|(fsc|slices|samples|power|pairs)\.png|poses\.star|run\.json"
+)
+ERRORS = (cryofm_io.CryoFMError, cryofm_ops.CryoFMError, cryofm_model.CryoFMError)
+
+
+def run_script(args: argparse.Namespace, names: list[str], run: Callable[[argparse.Namespace, Path], None]) -> None:
+    """Run with a folder for the files ``names``; nothing appears in the output folder unless everything went well."""
+    logging.basicConfig(format="note: %(message)s")
+    logging.getLogger("cryofm_io").setLevel(logging.INFO)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, which leaves nothing behind
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    with joined(args.device), silent_unless_first():
+        results = output_folder(args.out, names, overwrite=args.overwrite, read=named_files(args), former=RESULT)
+        with results if is_first() else TemporaryDirectory() as folder:
+            run(args, Path(folder))
+        ours = is_first()
+    if ours and (state := checkpoint(args)) is not None:
+        state.remove_parts(3 + args.samples)
+    if ours:
+        print(f"results in {args.out}: {', '.join(names)}")
+
+
+@contextmanager
+def silent_unless_first() -> Iterator[None]:
+    """Of several processes the first one speaks for all."""
+    with open(os.devnull, "w") as nowhere, nullcontext() if is_first() else redirect_stdout(nowhere):
+        if not is_first():
+            warnings.showwarning = lambda *_, **__: None
+            logging.disable()
+        yield
+
+
+def exit_code(main: Callable[[], None]) -> int:
+    """Run ``main``; a mistake of the user's is one line and status 2, Ctrl-C is status 130."""
+    try:
+        main()
+    except (*ERRORS, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except MemoryError as error:
+        print(f"error: out of memory ({error}); crop the maps, or use a machine with more", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        goes_on = "; the same line goes on where it was" if "--checkpoint" in sys.argv else ""
+        print(f"interrupted; no results were written{goes_on}", file=sys.stderr)
+        return 130
+    return 0
+
+
+def add_flags(parser: argparse.ArgumentParser, *, steps: int | None, of: str) -> None:
+    """The flags of every script; ``of`` says what a step is; None: as many as it takes."""
+    add = parser.add_argument
+    add("--out", type=named_folder, required=True, help="folder for the results; made if need be")
+    add("--steps", type=positive, default=steps, help=f"{of} (default {steps or 'as many as it takes'})")
+    add("--seed", type=seed, default=0, help="of all random numbers; the same seed gives the same files (default 0)")
+    add("--prior", default="cryofm-tiny", help="name, file or folder of a prior (default cryofm-tiny)")
+    add("--device", default="cpu", help="torch device: cpu, cuda or cuda:1, … (default cpu)")
+    precision = "of the network; bf16 is faster on processors that have it, and far slower on others (default fp32)"
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help=precision)
+    add("--overwrite", action="store_true", help="replace results that exist; others of the former run are removed")
+
+
+def add_half_map_flags(parser: argparse.ArgumentParser) -> None:
+    """Two half maps and what is particular to them."""
+    add = parser.add_argument
+    add("half1", type=Path, nargs="?", help="first raw half map (MRC/CCP4, .gz too); none: the example")
+    add("half2", type=Path, nargs="?", help="second raw half map, on the same grid")
+    add_map_flags(parser, "half maps")
+    masked = "take masked or filtered half maps; noise is then underestimated"
+    add("--allow-masked", action="store_true", help=masked)
+    add_flags(parser, steps=8, of="network evaluations for each restored map, 2 or more")
+
+
+def parse_half_maps(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
+    """The command line of a script with the flags of half maps."""
+    args = parser.parse_args(arguments)
+    if (args.half1 is None) != (args.half2 is None):
+        parser.error("give both half maps, or none for the example")
+    if args.steps < 2:
+        parser.error("--steps must be at least 2")
+    return args
+
+
+def add_map_flags(parser: argparse.ArgumentParser, of: str) -> None:
+    """What may be said of the input maps."""
+    add = parser.add_argument
+    mask = f"soft mask, 0..1, on the grid of the {of}: applied to the FSC and the result, whose solvent is then 0"
+    add("--mask", type=Path, help=mask)
+    add("--voxel-size", type=float, help=f"of the {of} and the mask, Å, where the headers are wrong")
+    scale = f"what the density of the {of} is multiplied by to be the prior's, such as the scale in the run.json of a "
+    scale += "map of the same kind; found by cross-validation where it is not given"
+    add("--scale", type=above_zero, help=scale)
+    add_checkpoint_flag(parser, "every restoration and sample")
+    add_samples_flag(parser)
+
+
+def add_checkpoint_flag(parser: argparse.ArgumentParser, of: str) -> None:
+    """Where a killed run goes on."""
+    state = f"file beside which the state of {of} is kept: the same line goes on from there"
+    parser.add_argument("--checkpoint", type=state_file, help=state)
+
+
+def add_samples_flag(parser: argparse.ArgumentParser) -> None:
+    """How many maps to draw."""
+    draw = f"maps to draw of those that the data allow, each of {PosteriorFlow().nfe} network evaluations or some "
+    draw += f"more; from two on, their standard deviation is {UNCERTAINTY} (default 0)"
+    parser.add_argument("--samples", type=natural, default=0, help=draw)
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 on, or what argparse makes a message of."""
+    return natural(text, least=1)
+
+
+def natural(text: str, least: int = 0) -> int:
+    """A whole number from 0 on, or what argparse makes a message of."""
+    if (number := int(text)) < least:
+        raise argparse.ArgumentTypeError(f"must be at least {least}")
+    return number
+
+
+def above_zero(text: str) -> float:
+    """A finite number above 0, or what argparse makes a message of."""
+    if not 0 < (number := float(text)) < math.inf:
+        raise argparse.ArgumentTypeError("must be a finite number above 0")
+    return number
+
+
+def seed(text: str) -> int:
+    """A number that random generators take, or what argparse makes a message of."""
+    if not -(2**63) <= (number := int(text)) < 2**64:
+        raise argparse.ArgumentTypeError("must be of 64 bits")
+    return number
+
+
+def named_folder(text: str) -> Path:
+    """A path; an empty one, of a variable that is not set, would be the folder that one is in."""
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty")
+    return Path(text)
+
+
+def state_file(text: str) -> Path:
+    """A path where a file can be written, or what argparse makes a message of: not after hours of work."""
+    path = Path(text)
+    if path.is_dir():
+        raise argparse.ArgumentTypeError(f"{path} is a folder; give the name of a file")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        raise argparse.ArgumentTypeError(f"{path.parent} is no folder that can be written to")
+    return path
+
+
+def sample_names(samples: int) -> list[str]:
+    """Files of the samples."""
+    return [f"sample_{i + 1:02d}.mrc" for i in range(samples)]
+
+
+def chosen_prior(args: argparse.Namespace) -> Prior:
+    """The prior that the command line names, on its device."""
+    return load_prior(args.prior).to(choose_device(args.device))
+
+
+def calibrated_prior(args: argparse.Namespace, otherwise: str | None = None) -> CalibratedPrior:
+    """The same; `WeightsError` where it has no measured statistics: says what to do, or ``otherwise``."""
+    prior = chosen_prior(args)
+    if not isinstance(prior, CalibratedPrior):
+        raise WeightsError(
+            f"the prior {args.prior} has no measured statistics, which its noise level is chosen by: add them with "
+            f"prior.with_statistics(cryofm_sampling.calibrate(prior, examples, generator=...)) and save it, once"
+            + (f"; or {otherwise}" if otherwise else "")
+        )
+    return prior
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of that name, or an error that says what there is."""
+    try:
+        probe = torch.zeros(1, device=name)
+        probe.cpu()  # from "meta" nothing comes back
+        return probe.device
+    except (RuntimeError, AssertionError) as error:
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        reason = str(error).splitlines()[0]
+        raise CryoFMError(f"no device {name!r} here ({reason}); there is {', '.join(there)}") from None
+
+
+def in_tiles(prior: Prior, shape: tuple[int, ...], precision: str) -> Tiled:
+    """The prior on a box of that shape, its network computing in a precision."""
+    return Tiled.fitting(prior, shape, dtype=torch.bfloat16 if precision == "bf16" else None, group=everyone())
+
+
+def checkpoint(args: argparse.Namespace) -> Checkpoint | None:
+    """Where the command line wants the state kept."""
+    path = vars(args).get("checkpoint")
+    return None if path is None else Checkpoint(path)
+
+
+@contextmanager
+def progress_bar() -> Iterator[Progress]:
+    """A bar that is gone at the end."""
+    with tqdm(unit=" evaluations", file=sys.stdout, leave=False, desc="starting") as bar:
+
+        def progress(stage: str, done: int, total: int | None) -> None:
+            if not bar.desc.startswith(stage):
+                bar.reset(total)
+                bar.set_description(stage)
+            bar.update(done - bar.n)
+
+        yield progress
+
+
+def by(shape: tuple[int, ...]) -> str:
+    """A box as x × y × z."""
+    return " × ".join(map(str, reversed(shape)))
+
+
+def prior_file(name: str) -> Path | None:
+    """Where the weights of a prior are, unless it is a bundled one, which the version of its package tells."""
+    if name in cryofm_model.BUNDLED_PRIORS:
+        return None
+    return Path(name) / "model.safetensors" if Path(name).is_dir() else Path(name)
+
+
+def named_files(args: argparse.Namespace) -> list[Path]:
+    """Those that the command line names, the prior's among them."""
+    values = [v for value in vars(args).values() for v in (value if isinstance(value, list) else [value])]
+    return [path for path in (*values, prior_file(args.prior)) if isinstance(path, Path)]
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 sum of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def provenance(args: argparse.Namespace, *others: Path) -> dict[str, Any]:
+    """What ``run.json`` begins with: the command line, and the sums of all files that it names and of ``others``."""
+    state = vars(args).get("checkpoint")
+    sums = {str(path): sha256(path) for path in named_files(args) if path.is_file() and path != state}
+    settings = json.loads(json.dumps(vars(args), default=str))  # paths become strings
+    return environment(sums | {path.name: sha256(path) for path in others}) | {"settings": settings}
+
+
+def environment(sums: dict[str, str]) -> dict[str, Any]:
+    """The program, its inputs' SHA-256 sums, and what else its results depend on."""
+    packages = ("cryofm-io", "cryofm-ops", "cryofm-sampling", "cryofm-model", "torch", "numpy")
+    return {
+        "program": Path(sys.argv[0]).name,
+        "inputs_sha256": sums,
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
+        "threads": torch.get_num_threads(),  # on which the order of sums depends, and so the last bits
+    }
+
+
+def write_run(path: Path, content: dict[str, Any]) -> None:
+    """``run.json``: what is needed to get the same result again."""
+    plain = json.loads(json.dumps(content), parse_constant=lambda _: None)  # of NaN and infinity, which are no JSON
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(plain, indent=2) + "\n")

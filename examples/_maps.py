@@ -1,0 +1,141 @@
+"""The maps that the scripts restore: from files or the example that ships, and on the grid of a prior."""
+
+import csv
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import attrs
+import numpy as np
+import torch
+from _command_line import by
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cryofm_io import (
+    DensityMap,
+    FscCurve,
+    GridTransform,
+    check_half_maps,
+    fsc,
+    normalise_clean,
+    read_map,
+    read_mask,
+)
+from cryofm_model import CalibratedPrior
+from cryofm_ops import AnisotropicNoise, FourierOperator, SpectralNoise, radial_mean, rfft
+
+DATA = Path(__file__).parent / "data"
+DEMO_MAP, DEMO_CURVES = DATA / "EMD-3488.mrc.gz", DATA / "fsc_curves.csv"
+Volume = NDArray[np.floating]
+
+
+class Measured(NamedTuple):
+    """One map or two half maps less their medians, the mean of these, and the truth, where it is known."""
+
+    maps: tuple[DensityMap, ...]
+    median: float = 0.0
+    truth: DensityMap | None = None
+
+
+def read_half_maps(half1: Path, half2: Path, *, voxel_size: float | None, allow_masked: bool) -> Measured:
+    """Two half maps, judged by whether they can tell their noise."""
+    maps = [read_map(path, voxel_size=voxel_size) for path in (half1, half2)]
+    check_half_maps(*maps, allow_masked=allow_masked)
+    (one, median1), (two, median2) = map(less_median, maps)
+    return Measured((one, two), (median1 + median2) / 2)
+
+
+def less_median(density: DensityMap) -> tuple[DensityMap, float]:
+    """A map less its median, and that.
+
+    Beside a large constant transforms in single precision lose the map; and a mask makes a plateau of it, on which
+    everything agrees. What is left of the solvent the prior finds.
+    """
+    median = float(np.median(density.data))
+    return attrs.evolve(density, data=density.data - median), median
+
+
+def demo_map(side: float = math.inf) -> DensityMap:
+    """EMD-3488 (human haemoglobin) without its solvent's noise; its middle, in a cube of that side in Å."""
+    deposited = read_map(DEMO_MAP)
+    clean, scale = normalise_clean(deposited.data)
+    whole = attrs.evolve(deposited, data=scale.inverse(clean))
+    if side == math.inf:
+        return whole
+    n = round(side / whole.voxel_size)
+    box = tuple(slice(m // 2 - n // 2, m // 2 - n // 2 + n) for m in whole.shape)
+    origin = [p + whole.voxel_size * part.start for p, part in zip(whole.position, reversed(box), strict=True)]
+    return DensityMap(whole.data[box], whole.voxel_size, origin)
+
+
+def demo_half_maps(
+    level: str, seed: int, what: str = "noise", alpha_variance: Callable[[Tensor], Tensor] | None = None
+) -> Measured:
+    """The truth, and two halves with noise of one of the paper's levels (section 5.1), times α of the direction."""
+    truth = demo_map()
+    x = torch.from_numpy(truth.data)
+    with DEMO_CURVES.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    signal = radial_mean(rfft(x).abs() ** 2, truth.shape)
+    frequency = np.linspace(0, 0.5 / truth.voxel_size, len(signal))
+    # The last entries repeat beyond the curve's 3 Å, and its largest value at frequency 0.
+    correlation = np.interp(frequency, [float(r["freq"]) for r in rows], [float(r[level]) for r in rows])
+    f = torch.from_numpy(correlation).clamp(1e-4, 1 - 1e-6).to(x)
+    power = signal * (1 - f) / f
+    noise = SpectralNoise(power) if alpha_variance is None else AnisotropicNoise(power, alpha_variance)
+    generator = torch.Generator().manual_seed(seed)
+    halves = tuple(attrs.evolve(truth, data=noise.sample(x, generator=generator).numpy()) for _ in range(2))
+    print(f"example: {DEMO_MAP.name} (human haemoglobin), in two halves with {what} of the paper's level {level}")
+    return Measured(halves, truth=truth)
+
+
+@attrs.frozen(eq=False)
+class PriorGrid:
+    """The way of a map to the grid of a prior, and back."""
+
+    like: DensityMap
+    mask: Volume | None
+    transform: GridTransform
+    device: torch.device
+
+    @classmethod
+    def of(cls, like: DensityMap, prior: CalibratedPrior, mask: Path | None = None) -> Self:
+        """For maps like this one, with a mask for the result on the same grid."""
+        # The prior's voxel size and not a voxel more: padding would break the noise's independent Fourier coefficients.
+        grid = GridTransform.of(like, prior.voxel_size)
+        device = prior.signal_power.device
+        finest = 2 * max(grid.voxel_size, like.voxel_size)
+        print(f"map {by(like.shape)} voxels of {like.voxel_size:.4g} Å, on {device}")
+        print(
+            f"grid {by(grid.target)} voxels of {grid.voxel_size:.4g} Å: nothing finer than {finest:.2f} Å is restored"
+        )
+        return cls(like, None if mask is None else read_mask(mask, like, voxel_size=like.voxel_size), grid, device)
+
+    @property
+    def band(self) -> float:
+        """The map's Nyquist frequency over that of the prior's grid."""
+        return self.transform.voxel_size / self.like.voxel_size
+
+    def forward(self, map: DensityMap) -> Tensor:
+        """A map on the grid of the prior."""
+        return torch.from_numpy(self.transform.forward(map.data)).to(self.device)
+
+    def back(self, x: Tensor, solvent: float = 0.0) -> Volume:
+        """A map without solvent on the input's grid again: masked, or, where there is no mask, in its solvent."""
+        result = self.transform.inverse(x.cpu().numpy())
+        return result + solvent if self.mask is None else result * self.mask
+
+    def compare(self, a: Volume, b: Volume, region: FourierOperator | None = None) -> FscCurve:
+        """FSC on the prior's grid, inside the mask, of all coefficients or those of a region.
+
+        It ends with the shells that the input has: a mask makes correlated density of finer ones.
+        """
+        a, b = (self.transform.forward(x) for x in (a, b))
+        if region is not None:
+            a, b = (region(torch.from_numpy(x)).numpy() for x in (a, b))
+        mask = None if self.mask is None else self.transform.forward(self.mask)
+        curve = fsc(a, b, self.transform.voxel_size, mask)
+        measured = curve.frequency < (1 + 1e-6) / (2 * self.like.voxel_size)
+        return FscCurve(curve.frequency[measured], curve.correlation[measured], curve.n_voxels[measured])

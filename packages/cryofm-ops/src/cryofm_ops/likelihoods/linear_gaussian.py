@@ -1,0 +1,131 @@
+"""Gaussian likelihoods of operators that are not diagonal in Fourier space; conjugate gradients.
+
+Posterior of x ~ N(μ, V) given y = A x + n (the linear-Gaussian model), whitened by x = μ + V^½ u:
+(I + V^½ Aᵀ Σ⁻¹ A V^½) u = V^½ Aᵀ Σ⁻¹ (y − A μ), whose matrix has no eigenvalue below 1 and needs no V⁻¹.
+Data without noise have no Σ⁻¹: then A V Aᵀ + Σ is solved instead, in the space of the data.
+A draw solves the same system for perturbed data (perturb-and-solve: Papandreou & Yuille, NeurIPS 2010).
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import attrs
+import torch
+from torch import Tensor
+
+from cryofm_ops._checks import check_observation, check_variance
+from cryofm_ops.errors import GridMismatchError
+from cryofm_ops.fourier.grid import fourier_filter, standard_normal
+from cryofm_ops.likelihoods._conjugate_gradients import conjugate_gradients
+from cryofm_ops.normal import Normal
+from cryofm_ops.protocols import LinearOperator, Noise, Operator, SpectralPower
+
+__all__ = ["Gaussian", "LinearGaussian"]
+
+
+@attrs.frozen(eq=False)
+class Gaussian:
+    """Likelihood of y = A x + n for any operator: a `Likelihood` and nothing more.
+
+    The observation has the shape that the operator makes of one volume, or leading batch axes that broadcast
+    against those of x.
+    """
+
+    operator: Operator
+    noise: Noise
+    observation: Tensor = attrs.field(validator=check_observation)
+
+    def log_prob(self, x: Tensor, /) -> Tensor:
+        """−½ (A x − y)ᵀ Σ⁻¹ (A x − y), `(*batch,)`, for x `(*batch, z, y, x)`; no −½ ln det 2πΣ."""
+        r, axes = self._residual(x)
+        return -0.5 * (r * self.noise.precision(r)).reshape(*r.shape[: r.ndim - axes], -1).sum(-1)
+
+    def _residual(self, x: Tensor) -> tuple[Tensor, int]:
+        """A x − y, whose batch may be that of y, and how many axes one observation has."""
+        made = self.operator(x)
+        one = made.shape[x.ndim - 3 :]
+        if self.observation.shape[-len(one) :] != one:
+            raise GridMismatchError(
+                f"the operator makes {tuple(one)} of a volume {tuple(x.shape[-3:])}, "
+                f"but the observation has shape {tuple(self.observation.shape)}"
+            )
+        return made - self.observation, len(one)
+
+
+@attrs.frozen(eq=False)
+class LinearGaussian(Gaussian):
+    """Likelihood of y = A x + n for a linear operator: a `Likelihood` and a `Conjugate`.
+
+    Attributes:
+        operator: A, with its exact adjoint.
+        noise: a stationary one may be silent in some or all coefficients; that of others needs a `precision`.
+        observation: y.
+        tolerance: conjugate gradients stop at this residual, relative to the right-hand side.
+        max_iterations: a system that needs more raises `ConvergenceError`.
+    """
+
+    operator: LinearOperator
+    noise: Noise
+    observation: Tensor = attrs.field(validator=check_observation)
+    tolerance: float = 1e-5
+    max_iterations: int = 1000
+
+    def condition(self, mean: Tensor, variance: Tensor | float, /) -> Normal:
+        """N(mean, variance) given the observation, by conjugate gradients.
+
+        `mean` is `(*batch, z, y, x)`; `variance` is a number (white) or per coefficient (half grid).
+
+        The covariance of the result has no simple form, so its `variance` is a function that draws a
+        deviation, by one more solve. Autocast, under which a network beside this may run, does not reach the operator.
+        Raises `ConvergenceError`.
+        """
+        check_variance(variance, mean)
+        with torch.autocast(mean.device.type, enabled=False):
+            return self._condition(mean, variance)
+
+    def _condition(self, mean: Tensor, variance: Tensor | float) -> Normal:
+        spread = torch.as_tensor(variance, dtype=mean.dtype, device=mean.device).sqrt()
+        data = -self._residual(mean)[0]  # (*batch, *shape of y)
+
+        def colour(u: Tensor) -> Tensor:  # V^½ u
+            return spread * u if spread.ndim == 0 else fourier_filter(u, spread)
+
+        def back(r: Tensor) -> Tensor:  # V^½ Aᵀ Σ⁻¹ r
+            return colour(self.operator.adjoint(self.noise.precision(r)))
+
+        def solve(r: Tensor, u: Tensor) -> Tensor:  # V^½ (I + V^½ Aᵀ Σ⁻¹ A V^½)⁻¹ (u + V^½ Aᵀ Σ⁻¹ r)
+            return colour(cg(lambda p: p + back(self.operator(colour(p))), u + back(r)))
+
+        def solve_hard(covariance: Callable[[Tensor], Tensor], r: Tensor, u: Tensor) -> Tensor:
+            # the same without Σ⁻¹: x + V Aᵀ (A V Aᵀ + Σ)⁻¹ (r − A x) with x = V^½ u
+            def v_adjoint(p: Tensor) -> Tensor:
+                return colour(colour(self.operator.adjoint(p)))
+
+            x = colour(u)
+            y = self.observation.expand_as(r) if r is data else None  # a draw is no difference of theirs
+            return x + v_adjoint(cg(lambda p: self.operator(v_adjoint(p)) + covariance(p), r - self.operator(x), y))
+
+        def cg(matrix: Callable[[Tensor], Tensor], b: Tensor, of: Tensor | None = None) -> Tensor:
+            return conjugate_gradients(matrix, b, mean.ndim - 3, self.tolerance, self.max_iterations, of)
+
+        sigma = self._covariance_of_silent_noise()
+        update = solve if sigma is None else partial(solve_hard, sigma)
+
+        def deviation(generator: torch.Generator) -> Tensor:
+            with torch.autocast(mean.device.type, enabled=False):
+                epsilon = standard_normal(posterior_mean, generator)
+                n = self.noise.sample(torch.zeros_like(data), generator=generator)
+                return update(n, epsilon)
+
+        posterior_mean = mean + update(data, torch.zeros_like(mean))
+        return Normal(posterior_mean, deviation)
+
+    def _covariance_of_silent_noise(self) -> Callable[[Tensor], Tensor] | None:
+        """Σ, where the noise has no power in some coefficient of the observation, and thus no Σ⁻¹."""
+        if not isinstance(self.noise, SpectralPower):
+            return None
+        z, y, x = (1, 1, 1, *self.observation.shape)[-3:]
+        power = self.noise.power((z, y, x)).to(self.observation)
+        if bool((power > 0).all()):
+            return None
+        return lambda r: fourier_filter(r.reshape(-1, z, y, x), power).reshape(r.shape)

@@ -1,0 +1,175 @@
+"""A likelihood in data units, seen from a prior that works in model units: x = std · z + mean."""
+
+import math
+from typing import Any, Protocol, overload
+
+import attrs
+import torch
+from torch import Tensor
+
+from cryofm_ops.errors import GridMismatchError, OperatorError
+from cryofm_ops.fourier.grid import Shape, irfft, rfft
+from cryofm_ops.likelihoods.fourier_gaussian import FourierGaussian
+from cryofm_ops.normal import Normal
+from cryofm_ops.protocols import Blind, Conjugate, FourierDiagonal, Likelihood, Normalization
+
+__all__ = ["in_model_units"]
+
+
+class _FourierLikelihood(Likelihood, FourierDiagonal, Protocol): ...
+
+
+class _ConjugateLikelihood(Likelihood, Conjugate, Protocol): ...
+
+
+class _FullLikelihood(_FourierLikelihood, _ConjugateLikelihood, Protocol): ...
+
+
+@attrs.frozen(eq=False)
+class _ModelUnits:
+    likelihood: Any  # with the methods of the subclass, in data units
+    normalization: Normalization
+    shape: Shape | None
+
+    def _in_data_units(self, z: Tensor) -> Tensor:
+        return self.normalization.std * z + self.normalization.mean
+
+
+class _Likelihood(_ModelUnits):
+    __slots__ = ()
+
+    def log_prob(self, z: Tensor, /) -> Tensor:
+        """Log p(y | std · z + mean), `(*batch,)`."""
+        found: Tensor = self.likelihood.log_prob(self._in_data_units(z))
+        return found
+
+
+class _Conjugate(_ModelUnits):
+    __slots__ = ()
+
+    def condition(self, mean: Tensor, variance: Tensor | float, /) -> Normal:
+        """N(mean, variance) given the data, mean and variance in model units."""
+        m, s = self.normalization.mean, self.normalization.std
+        posterior: Normal = self.likelihood.condition(self._in_data_units(mean), s**2 * variance)
+        v = posterior.variance
+        return Normal((posterior.mean - m) / s, (lambda g: v(g) / s) if callable(v) else v / s**2)
+
+
+class _FourierDiagonal(_ModelUnits):
+    __slots__ = ()
+
+    def spectral_precision(self) -> Tensor:
+        """W · std²."""
+        W: Tensor = self.likelihood.spectral_precision() * self.normalization.std**2
+        return W
+
+    def spectral_data(self) -> Tensor:
+        """(ỹ − the transform of the constant `mean`) / std."""
+        m, s = self.normalization.mean, self.normalization.std
+        data: Tensor = self.likelihood.spectral_data().clone()
+        if m:
+            data[..., 0, 0, 0] -= m * math.prod(self._box()) ** 0.5  # orthonormal transform of a constant
+        return data / s
+
+    def _box(self) -> Shape:
+        """The box, if it is known; otherwise the even or odd width that fits the data."""
+        if self.shape is not None:
+            return self.shape
+        data = torch.where(self.likelihood.spectral_precision() > 0, self.likelihood.spectral_data(), 0)
+        z, y, half = data.shape[-3:]
+        even, odd, last = (z, y, 2 * half - 2), (z, y, 2 * half - 1), data[..., -1]
+        if half == 1:
+            return odd
+        if not last.any():
+            raise OperatorError(
+                f"the data of {type(self.likelihood).__name__} do not tell whether their box is {even} or {odd}; "
+                "give in_model_units(..., shape=)"
+            )
+        # In an even width the last column is its own Friedel mate, and survives the inverse transform.
+        lost = (rfft(irfft(data, even))[..., -1] - last).abs().max()
+        return even if lost < 1e-3 * last.abs().max() else odd
+
+
+class _Blind(_ModelUnits):
+    __slots__ = ()
+
+    def refine(self, z: Tensor, /) -> Likelihood:
+        """The likelihood refined at std · z + mean, in model units too."""
+        refined: Likelihood = self.likelihood.refine(self._in_data_units(z))
+        return in_model_units(refined, self.normalization, shape=self.shape)
+
+
+_PARTS: dict[type, type[_ModelUnits]] = {
+    Likelihood: _Likelihood,
+    Conjugate: _Conjugate,
+    FourierDiagonal: _FourierDiagonal,
+    Blind: _Blind,
+}
+
+
+@overload
+def in_model_units(
+    likelihood: _FullLikelihood, normalization: Normalization, *, shape: Shape | None = None
+) -> _FullLikelihood: ...
+@overload
+def in_model_units(
+    likelihood: _FourierLikelihood, normalization: Normalization, *, shape: Shape | None = None
+) -> _FourierLikelihood: ...
+@overload
+def in_model_units(
+    likelihood: _ConjugateLikelihood, normalization: Normalization, *, shape: Shape | None = None
+) -> _ConjugateLikelihood: ...
+@overload
+def in_model_units(
+    likelihood: Likelihood, normalization: Normalization, *, shape: Shape | None = None
+) -> Likelihood: ...
+@overload
+def in_model_units(likelihood: Conjugate, normalization: Normalization, *, shape: Shape | None = None) -> Conjugate: ...
+@overload
+def in_model_units(
+    likelihood: FourierDiagonal, normalization: Normalization, *, shape: Shape | None = None
+) -> FourierDiagonal: ...
+@overload
+def in_model_units(likelihood: Blind, normalization: Normalization, *, shape: Shape | None = None) -> Blind: ...
+def in_model_units(
+    likelihood: Likelihood | Conjugate | FourierDiagonal | Blind,
+    normalization: Normalization,
+    *,
+    shape: Shape | None = None,
+) -> Any:
+    """See a likelihood of x, in data units, as one of z, in model units: x = std · z + mean.
+
+    Args:
+        likelihood: a `Likelihood`, `Conjugate`, `FourierDiagonal` or `Blind`, or several of them: the result is what
+            this is. Its `refine` gives likelihoods in model units.
+        normalization: anything with `.mean` and a positive `.std`, both in data units.
+        shape: the box (z, y, x), which a `FourierDiagonal` likelihood of your own does not tell: without it the width
+            is read from the symmetry of the data, an `OperatorError` where the highest frequencies have none.
+
+    >>> import attrs, torch
+    >>> from cryofm_ops import Conjugate, FourierDiagonal, Identity, WhiteNoise, gaussian_likelihood
+    >>> Normalization = attrs.make_class("Normalization", ["mean", "std"], frozen=True)
+    >>> data = gaussian_likelihood(Identity(), WhiteNoise(0.09), torch.full((4, 4, 4), 0.13))
+    >>> model = in_model_units(data, Normalization(0.04, 0.09))
+    >>> isinstance(model, Conjugate), isinstance(model, FourierDiagonal)
+    (True, True)
+    >>> model.condition(torch.zeros(4, 4, 4), 1.0).mean[0, 0]
+    tensor([0.5000, 0.5000, 0.5000, 0.5000])
+    """
+    parts = tuple(part for capability, part in _PARTS.items() if isinstance(likelihood, capability))
+    if not parts:
+        raise OperatorError(
+            f"{type(likelihood).__name__} has no log_prob, condition, refine, or spectral_precision with "
+            "spectral_data: it is no likelihood"
+        )
+    if not normalization.std > 0:
+        raise OperatorError(f"the std of a normalization must be positive, got {normalization.std}")
+    if isinstance(likelihood, FourierGaussian):
+        if shape is not None and tuple(shape) != likelihood.shape:
+            raise GridMismatchError(f"the data have box {likelihood.shape}, the volumes asked for {tuple(shape)}")
+        shape = likelihood.shape
+    # A class of its own for every set of capabilities, since that is what `isinstance` looks at.
+    model: Any = type("ModelUnits", parts, {"__slots__": ()})(likelihood, normalization, shape)
+    if type(likelihood) is FourierGaussian:  # which it is in any units, and knows its box
+        return FourierGaussian(model.spectral_precision(), model.spectral_data(), likelihood.shape)
+    return model

@@ -1,0 +1,22 @@
+"""The main job: two half maps in, a restored map and honest numbers out; and one map with a missing wedge.
+
+Tensors in, tensors out: no files. Imports `samplers`, `priors` and `runs`.
+"""
+
+from cryofm_sampling.half_maps.missing_wedge import restore_missing_wedge
+from cryofm_sampling.half_maps.model import HalfMapModel, Observe, directional_model, stationary_model, wedge_model
+from cryofm_sampling.half_maps.restore import restore_half_maps
+from cryofm_sampling.half_maps.result import Progress, RestoredHalfMaps, RestoredMap
+
+__all__ = [
+    "HalfMapModel",
+    "Observe",
+    "Progress",
+    "RestoredHalfMaps",
+    "RestoredMap",
+    "directional_model",
+    "restore_half_maps",
+    "restore_missing_wedge",
+    "stationary_model",
+    "wedge_model",
+]

@@ -1,0 +1,172 @@
+"""The runs that a restoration is made of: trials of the scale, maps, samples; all with random numbers of one origin."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from itertools import count
+
+import attrs
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cryofm_ops import Likelihood, LinearOperator, Normalization, radial_mean, rfft
+from cryofm_sampling._common import split_shape
+from cryofm_sampling.errors import CapabilityError
+from cryofm_sampling.half_maps.result import Progress
+from cryofm_sampling.priors.rescaled import Rescaled
+from cryofm_sampling.protocols import Callback, Draw, Sampler, VelocityField
+from cryofm_sampling.restore import restore
+from cryofm_sampling.runs._ranks import rank_and_size
+from cryofm_sampling.runs.checkpoint import Checkpoint
+from cryofm_sampling.runs.spread import spread
+from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
+from cryofm_sampling.samplers.posterior_flow import PosteriorFlow
+from cryofm_sampling.scale import ScaledNormalization, ScaleFit
+
+__all__ = ["Predicting", "Runs", "correlation", "height"]
+
+_TOP = 0.99999  # quantile of the brightest voxels
+
+
+@attrs.frozen
+class Predicting:
+    """A sampler whose volumes are seen through an operator, as the held-out data that judge them are."""
+
+    sampler: Sampler
+    operator: LinearOperator
+
+    def __call__(
+        self,
+        velocity: VelocityField,
+        likelihood: Likelihood,
+        /,
+        *,
+        shape: tuple[int, ...],
+        generator: torch.Generator,
+        callback: Callback | None = None,
+    ) -> Draw:
+        """As the sampler, then through the operator."""
+        draw = self.sampler(velocity, likelihood, shape=shape, generator=generator, callback=callback)
+        return attrs.evolve(draw, x=self.operator(draw.x))
+
+
+@attrs.frozen(eq=False)
+class Runs:
+    """Who does the runs of one restoration, and with which random numbers.
+
+    Attributes:
+        prior: in the units of its `.normalization`, if need be in tiles.
+        state: of the generator with which every run begins.
+        device: of that generator.
+        checkpoint: beside which every run keeps a part.
+        group: of ranks that share the runs; those of a `Tiled` prior share its tiles instead.
+        progress: is told of evaluations.
+    """
+
+    prior: VelocityField
+    state: Tensor
+    device: torch.device
+    checkpoint: Checkpoint | None
+    group: "dist.ProcessGroup | None"
+    progress: Progress | None
+
+    @property
+    def normalization(self) -> Normalization:
+        """Of the prior, as it came.
+
+        Raises:
+            CapabilityError: it has none.
+        """
+        own: Normalization | None = getattr(self.prior, "normalization", None)
+        if own is None:
+            raise CapabilityError(f"half maps need a prior with a normalization; {type(self.prior).__name__} has none")
+        return own
+
+    @property
+    def tiles(self) -> "dist.ProcessGroup | None":
+        """The ranks that share every evaluation."""
+        group = getattr(self.prior, "group", None)
+        return group if dist.is_available() and isinstance(group, dist.ProcessGroup) else None
+
+    def generator(self) -> torch.Generator:
+        """Random numbers, the same ones every time."""
+        generator = torch.Generator(self.device)
+        generator.set_state(self.state)
+        return generator
+
+    def found(self, scale: float | None, fit: Callable[[VelocityField], ScaleFit]) -> ScaleFit:
+        """A scale that was given, or that of the first rank, for all: where machines differ the last bits do."""
+        if scale is not None:
+            return ScaleFit(ScaledNormalization(self.normalization, scale), (), 0)
+        content = [fit(self._counting(self.normalization, "scale", None))]
+        if (group := self.tiles or self.group) is not None:
+            dist.broadcast_object_list(content, src=dist.get_global_rank(group, 0), group=group)
+        return content[0]
+
+    def restored_and_drawn(
+        self,
+        normalization: Normalization,
+        likelihoods: Sequence[Likelihood],
+        sampler: PlugAndPlay,
+        drawing: PosteriorFlow,
+        seeds: Sequence[int],
+        shape: tuple[int, ...],
+    ) -> tuple[list[Draw], list[Draw]]:
+        """Restore a map by each likelihood, all with the same random numbers, and draw samples by the first.
+
+        Samples are drawn one by one: a batch would take their number times the memory. Where ranks do not share the
+        tiles, they share restorations and samples.
+        """
+        group = self.group if self.tiles is None else None
+        n = len(likelihoods)
+        known = self.checkpoint is not None  # one more evaluation tells a checkpoint whose it is
+        evaluations = [sampler.iterations + known] * n + [drawing.nfe + known] * len(seeds)
+        rank, size = rank_and_size(group)
+        units = self._counting(normalization, "restoring", sum(evaluations[rank::size]))
+
+        def part(k: int) -> Checkpoint | None:
+            return None if self.checkpoint is None else attrs.evolve(self.checkpoint, group=self.tiles).part(k)
+
+        def restored(k: int) -> Draw:
+            generator = self.generator()
+            return restore(units, likelihoods[k], shape=shape, generator=generator, sampler=sampler, checkpoint=part(k))
+
+        def drawn(seed: int, k: int) -> Draw:
+            # Given to the sampler: `restore` would remove it when this sample is done, and not when all is written.
+            keeping = partial(drawing, checkpoint=part(k))
+            own = torch.Generator(self.device).manual_seed(seed)
+            return restore(units, likelihoods[0], shape=shape, generator=own, sampler=keeping, samples=1)
+
+        jobs = [partial(restored, k) for k in range(n)] + [partial(drawn, seed, k) for k, seed in zip(count(n), seeds)]
+        draws = spread(jobs, group)
+        return draws[:n], draws[n:]
+
+    def _counting(self, normalization: Normalization, stage: str, total: int | None) -> Rescaled:
+        done = 0
+
+        def evaluated(volumes: int) -> None:
+            nonlocal done
+            done += volumes
+            if self.progress is not None:
+                self.progress(stage, done, total)
+
+        return Rescaled(self.prior, normalization, evaluated)
+
+
+def height(x: Tensor) -> float:
+    """Of the brightest voxels over the solvent, if that is most of the box."""
+    position = _TOP * (x.numel() - 1)
+    part = position - int(position)
+    above = x.flatten().topk(x.numel() - int(position)).values
+    low, high = above[-1], above[-2 if len(above) > 1 else -1]
+    step = high - low
+    return float(low + step * part if part < 0.5 else high - step * (1 - part)) - float(x.median())
+
+
+def correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Radial table of the FSC between two volumes `(z, y, x)`; 0 where a shell is empty."""
+    _, shape = split_shape(a.shape)
+    fa, fb = rfft(a.double()), rfft(b.double())
+    cross = radial_mean((fa * fb.conj()).real, shape)
+    powers = radial_mean(fa.abs().square(), shape) * radial_mean(fb.abs().square(), shape)
+    return (cross / powers.sqrt().clamp(min=torch.finfo(cross.dtype).tiny)).to(a)

@@ -1,0 +1,106 @@
+"""One map with a missing wedge in, the whole of it out; what was measured is taken as free of noise."""
+
+import attrs
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from cryofm_ops import (
+    FourierGaussian,
+    FourierMask,
+    GridMismatchError,
+    MissingWedge,
+    RemoveMean,
+    WhiteNoise,
+    compose,
+    gaussian_likelihood,
+)
+from cryofm_sampling._common import split_shape
+from cryofm_sampling.half_maps._runs import Predicting, Runs, height
+from cryofm_sampling.half_maps.model import warn_of_other_tilts
+from cryofm_sampling.half_maps.result import Progress, RestoredMap
+from cryofm_sampling.protocols import VelocityField
+from cryofm_sampling.runs.checkpoint import Checkpoint
+from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
+from cryofm_sampling.samplers.posterior_flow import PosteriorFlow
+from cryofm_sampling.scale import ScaleFit, fit_scale
+
+__all__ = ["restore_missing_wedge"]
+
+_HELD_OUT = 0.25  # of the tilts, on either side together, by which the scale is found
+
+
+def restore_missing_wedge(
+    prior: VelocityField,
+    map: Tensor,
+    tilts: MissingWedge,
+    /,
+    *,
+    generator: torch.Generator,
+    sampler: PlugAndPlay = PlugAndPlay(iterations=20),  # noqa: B008 (frozen)
+    scale: float | None = None,
+    samples: int = 0,
+    checkpoint: Checkpoint | None = None,
+    group: "dist.ProcessGroup | None" = None,
+    callback: Progress | None = None,
+) -> RestoredMap:
+    """Fill the missing wedge of one map; draw samples where asked to. With two halves: `restore_half_maps`.
+
+    The map's scale is the one at which a narrower range of tilts predicts the rest of them best.
+
+    Args:
+        prior: a `Calibrated` velocity field with a `.normalization`; in `Tiled` for boxes larger than its own.
+        map: `(z, y, x)`, on the prior's voxel size, in any units, near 0 in the solvent, protein positive.
+        tilts: what was measured.
+        generator: all randomness; the same seed gives the same maps.
+        sampler: restores.
+        scale: what the map is multiplied by to be the prior's. None: found by `fit_scale`.
+        samples: maps to draw by `PosteriorFlow`.
+        checkpoint: see `restore_half_maps`.
+        group: of processes that share the runs, likewise.
+        callback: is told of network evaluations.
+
+    Raises `GridMismatchError` for a map that is not one volume, and what `fit_scale` and `restore` raise.
+
+    Warns where more than a hundredth of the map's power lies in the wedge.
+
+    >>> from types import SimpleNamespace
+    >>> from cryofm_sampling import Rescaled
+    >>> from cryofm_sampling.testing import GaussianPrior
+    >>> prior = Rescaled(GaussianPrior(1.0, (16, 16, 16)), SimpleNamespace(mean=0.0, std=1.0))
+    >>> generator, tilts = torch.Generator().manual_seed(0), MissingWedge(-60, 60)
+    >>> y = tilts(torch.randn(16, 16, 16, generator=generator))
+    >>> result = restore_missing_wedge(prior, y, tilts, generator=generator, scale=1.0)
+    >>> bool(tilts(result.map - result.observed).abs().max() < 1e-3)  # what was measured stays
+    True
+    """
+    batch, shape = split_shape(map.shape)
+    if batch:
+        raise GridMismatchError(f"a map is one volume (z, y, x), got {tuple(map.shape)}")
+    warn_of_other_tilts(map, map, tilts)
+    runs = Runs(prior, generator.get_state(), generator.device, checkpoint, group, callback)
+    seeds = torch.randint(2**62, (samples + 1,), generator=generator, device=generator.device).tolist()[:samples]
+    y = tilts(map)
+    margin = _HELD_OUT / 2 * (tilts.tilt_max - tilts.tilt_min)
+    narrower = attrs.evolve(tilts, tilt_min=tilts.tilt_min + margin, tilt_max=tilts.tilt_max - margin)
+    held_out = FourierMask(tilts.transfer(shape) - narrower.transfer(shape), shape)
+
+    def data(measured: MissingWedge) -> FourierGaussian:
+        return gaussian_likelihood(compose(RemoveMean(), measured), WhiteNoise(0.0), y)
+
+    def fit_by_tilts(units: VelocityField) -> ScaleFit:
+        return fit_scale(
+            units,
+            data(narrower),
+            held_out(y),
+            torch.ones(max(shape) // 2 + 1),
+            generator=runs.generator(),
+            guess=1 / height(y),
+            sampler=Predicting(PlugAndPlay(), held_out),  # fewer passes leave more of the gap to fill
+        )
+
+    fit = runs.found(scale, fit_by_tilts)
+    [draw], drawn = runs.restored_and_drawn(
+        fit.normalization, [data(tilts)], sampler, PosteriorFlow(first=sampler), seeds, shape
+    )
+    return RestoredMap.of(draw, y, fit, samples=drawn, missing=FourierMask(1 - tilts.transfer(shape), shape))

@@ -1,0 +1,11 @@
+"""Ab initio: ranked models of an unknown object from its images, by three ways from images to poses.
+
+Tensors in, tensors out. Imports `samplers`, `priors` and `runs`.
+"""
+
+from cryofm_sampling.models.algorithm_3 import models_by_algorithm_3
+from cryofm_sampling.models.class_averages import models_of_class_averages
+from cryofm_sampling.models.particles import models_of_particles
+from cryofm_sampling.models.ranked import RankedModels
+
+__all__ = ["RankedModels", "models_by_algorithm_3", "models_of_class_averages", "models_of_particles"]

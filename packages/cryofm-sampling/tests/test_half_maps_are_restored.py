@@ -1,0 +1,244 @@
+"""`restore_half_maps` as a library: a prior that knows its data, no files, no other package."""
+
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from cryofm_ops import (
+    FourierMask,
+    GridMismatchError,
+    Identity,
+    MissingWedge,
+    WhiteNoise,
+    fourier_filter,
+    gaussian_likelihood,
+    radial,
+)
+from cryofm_sampling import (
+    CapabilityError,
+    Checkpoint,
+    PlugAndPlay,
+    Rescaled,
+    SettingError,
+    directional_model,
+    restore_half_maps,
+    restore_missing_wedge,
+    stationary_model,
+    wedge_model,
+)
+from cryofm_sampling.testing import GaussianPrior
+
+SHAPE = (20, 20, 20)
+SCALE = 3.0  # by which the data are multiplied to be the prior's
+POWER = 50 * torch.exp(-torch.linspace(0, 6, 11))
+
+
+@pytest.fixture
+def prior():
+    return Rescaled(GaussianPrior(POWER, SHAPE), SimpleNamespace(mean=0.0, std=1.0))
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
+
+
+def made(noise=0.3, seed=0):
+    """A truth that the prior knows, in data units, and two halves of it."""
+    generator = seeded(seed)
+    white = [torch.randn(SHAPE, generator=generator) for _ in range(3)]
+    truth = fourier_filter(white[0], radial(POWER, SHAPE).sqrt()) / SCALE
+    return truth, truth + noise * white[1], truth + noise * white[2]
+
+
+def error(x, truth):
+    return float((x - x.mean() - truth + truth.mean()).square().sum() / (truth - truth.mean()).square().sum())
+
+
+def test_the_result_is_better_than_the_halves_and_says_what_it_is(prior):
+    truth, one, two = made()
+    told = []
+    result = restore_half_maps(
+        prior, one, two, generator=seeded(1), scale=SCALE, samples=2, callback=lambda *step: told.append(step)
+    )
+    assert error(result.map, truth) < 0.7 * error(result.observed, truth)
+    # The prior is Gaussian: its mean is the linear filter's, but for the power, which the halves show.
+    assert error(result.map, truth) < 1.1 * error(result.linear, truth)
+    assert all(error(half, truth) < error(data, truth) for half, data in zip(result.halves, (one, two), strict=True))
+    assert len(result.samples) == 2
+    assert not torch.equal(*result.samples)
+    assert result.fsc.shape == result.noise_power.shape == result.self_consistency.shape == (11,)
+    assert result.noise_power[3:].mean() == pytest.approx(0.09, rel=0.1)
+    assert 0.8 < result.slope_of_the_other_half < 1.3
+    assert result.scale.normalization.scale == SCALE
+    assert result.nfe == result.settings["iterations"] == 8
+    assert result.sampling["algorithm"] == "PosteriorFlow"
+    total = 3 * 8 + 2 * 25
+    assert told[-1] == ("restoring", total, total)
+    assert [done for _, done, _ in told] == list(range(1, total + 1))
+
+
+def test_the_scale_is_found_where_it_is_not_given(prior):
+    _, one, two = made()
+    told = set()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a Gaussian prior knows no scale, and may say so
+        result = restore_half_maps(prior, one, two, generator=seeded(1), callback=lambda *step: told.add(step[0]))
+    assert len(result.scale.trials) >= 5
+    assert told == {"scale", "restoring"}
+
+
+def test_the_same_seed_gives_the_same_bits_and_the_generator_goes_on(prior):
+    _, one, two = made()
+    generator = seeded(3)
+    first, again, later = (
+        restore_half_maps(prior, one, two, generator=generator, scale=SCALE, samples=1)
+        for generator in (generator, seeded(3), generator)
+    )
+    assert torch.equal(first.map, again.map)
+    assert torch.equal(first.samples[0], again.samples[0])
+    assert not torch.equal(first.samples[0], later.samples[0])
+
+
+def test_a_half_depends_on_the_other_by_its_model_and_scale_alone(prior):
+    _, one, two = made()
+    _, _, other = made(seed=5)
+    model = stationary_model(one, two)
+    results = [
+        restore_half_maps(prior, one, half, generator=seeded(0), observe=model, scale=SCALE) for half in (two, other)
+    ]
+    assert torch.equal(results[0].halves[0], results[1].halves[0])
+    assert not torch.equal(results[0].halves[1], results[1].halves[1])
+
+
+def test_a_constant_beneath_the_halves_is_found(prior):
+    _, one, two = made()
+    plain, lifted = (
+        restore_half_maps(prior, one + constant, two + constant, generator=seeded(0), scale=SCALE)
+        for constant in (0, 10)
+    )
+    torch.testing.assert_close(lifted.map, plain.map, atol=1e-3, rtol=0)
+    assert lifted.offset == pytest.approx(plain.offset + 10, abs=1e-3)
+
+
+class Blur:
+    """A stranger's operator: two neighbours averaged, along x."""
+
+    def __call__(self, x, /):
+        return (x + x.roll(1, -1)) / 2
+
+    def adjoint(self, y, /):
+        return (y + y.roll(-1, -1)) / 2
+
+
+def test_a_stranger_s_operator_and_noise_go_through_it(prior):
+    truth, _, _ = made()
+    generator, noise = seeded(7), WhiteNoise(0.2)
+    halves = [noise.sample(Blur()(truth), generator=generator) for _ in range(2)]
+
+    def observe(y, fraction):
+        return gaussian_likelihood(Blur(), WhiteNoise(0.2 * fraction**0.5), y)
+
+    told = restore_half_maps(prior, *halves, generator=seeded(0), observe=observe, operator=Blur(), scale=SCALE)
+    plain = restore_half_maps(prior, *halves, generator=seeded(0), scale=SCALE)
+    assert error(told.map, truth) < 0.8 * error(plain.map, truth)
+    assert 0.8 < told.slope_of_the_other_half < 1.2
+    assert told.model.operator is not None
+
+
+def test_noise_that_depends_on_direction_is_used(prior):
+    truth, _, _ = made()
+
+    def alpha(u):
+        return 1 + 30 * u[..., 2].square()
+
+    from cryofm_ops import AnisotropicNoise
+
+    noise, generator = AnisotropicNoise(torch.full((11,), 0.02), alpha), seeded(2)
+    one, two = (noise.sample(truth, generator=generator) for _ in range(2))
+    told = restore_half_maps(
+        prior, one, two, generator=seeded(0), observe=directional_model(one, two, alpha), scale=SCALE
+    )
+    plain = restore_half_maps(prior, one, two, generator=seeded(0), scale=SCALE)
+    assert error(told.map, truth) < 0.9 * error(plain.map, truth)
+    assert error(told.linear, truth) < 0.9 * error(plain.linear, truth)
+
+
+def test_beyond_the_band_nothing_was_measured():
+    _, one, two = made()
+    model = stationary_model(one, two, band=0.5)
+    assert (model.noise_power[6:] > 1e3).all()
+    assert not model.gain[radial(torch.arange(11.0), SHAPE) > 6].any()
+
+
+def test_a_wedge_with_halves_and_without(prior):
+    truth, one, two = made(noise=0.1)
+    tilts = MissingWedge(-60, 60)
+    one, two = tilts(one), tilts(two)
+    model = wedge_model(one, two, tilts)
+    assert isinstance(model.operator, FourierMask)
+    assert model.noise_power[3:].mean() == pytest.approx(0.01, rel=0.15)  # where something was measured
+    noisy = restore_half_maps(prior, one, two, generator=seeded(0), observe=model, scale=SCALE)
+    assert error(tilts(noisy.map), tilts(truth)) < error(tilts(noisy.observed), tilts(truth))
+    clean = restore_missing_wedge(prior, tilts(truth), tilts, generator=seeded(0), scale=SCALE, samples=1)
+    torch.testing.assert_close(tilts(clean.map), tilts(clean.observed), atol=1e-3, rtol=0)
+    assert clean.missing is not None
+    # In the wedge the mean of a Gaussian prior is 0, and a sample has its power.
+    assert clean.missing(clean.map).square().sum() < 1e-3 * clean.missing(truth).square().sum()
+    power = clean.missing(clean.samples[0]).square().sum() / clean.missing(truth).square().sum()
+    assert 0.2 < power < 5  # most of it in a few coefficients
+
+
+def test_a_wedge_of_other_tilts_is_told(prior):
+    truth, _, _ = made()
+    y = MissingWedge(-60, 60, "x")(truth)
+    with pytest.warns(UserWarning, match="of the map's power lies within the wedge"):
+        restore_missing_wedge(
+            prior, y, MissingWedge(-60, 60), generator=seeded(0), scale=SCALE, sampler=PlugAndPlay(iterations=2)
+        )
+
+
+def test_a_scale_far_too_high_is_told(prior):
+    """Far above its scale a Gaussian prior of little power takes density for noise."""
+    _, one, two = made()
+    with pytest.warns(UserWarning, match=r"multiplied by .* to predict the other.*may be too high"):
+        restore_half_maps(prior, one, two, generator=seeded(0), scale=300.0)
+
+
+def test_a_killed_call_goes_on_to_the_same_bits(prior, tmp_path):
+    _, one, two = made()
+    how = {"scale": SCALE, "samples": 1}
+    undisturbed = restore_half_maps(prior, one, two, generator=seeded(0), **how)
+    state = Checkpoint(tmp_path / "state", every_seconds=0)
+
+    def killed(_, done, __):
+        if done == 30:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        restore_half_maps(prior, one, two, generator=seeded(0), checkpoint=state, callback=killed, **how)
+    left_over = []
+    result = restore_half_maps(
+        prior, one, two, generator=seeded(0), checkpoint=state, callback=lambda *step: left_over.append(step), **how
+    )
+    assert len(left_over) < 30
+    assert torch.equal(result.map, undisturbed.map)
+    assert torch.equal(result.samples[0], undisturbed.samples[0])
+    assert len(list(tmp_path.iterdir())) == 4  # until the results are written
+    state.remove_parts(4)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_is_refused(prior):
+    _, one, two = made()
+    with pytest.raises(GridMismatchError, match=r"\(20, 20, 20\) and \(20, 20, 19\)"):
+        restore_half_maps(prior, one, two[..., 1:], generator=seeded(0))
+    with pytest.raises(GridMismatchError, match="one volume"):
+        restore_half_maps(prior, one[None], two[None], generator=seeded(0))
+    with pytest.raises(SettingError, match="samples"):
+        restore_half_maps(prior, one, two, generator=seeded(0), samples=-1)
+    with pytest.raises(SettingError, match="goes with observe"):
+        restore_half_maps(prior, one, two, generator=seeded(0), operator=Identity())
+    with pytest.raises(CapabilityError, match="normalization"):
+        restore_half_maps(GaussianPrior(1.0, SHAPE), one, two, generator=seeded(0), scale=1.0)
