@@ -10,4 +10,4 @@ def test_python_blocks_run(capsys):
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     assert len(blocks) == 1
     exec(blocks[0], {})
-    assert "torch.Size([32, 32, 32]) 8 PlugAndPlay" in capsys.readouterr().out
+    assert "torch.Size([32, 32, 32]) torch.Size([17])" in capsys.readouterr().out

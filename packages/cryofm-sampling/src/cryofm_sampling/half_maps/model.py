@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Protocol
 
 import attrs
 import torch
@@ -31,10 +31,15 @@ from cryofm_sampling._common import split_shape
 
 __all__ = ["HalfMapModel", "Observe", "directional_model", "stationary_model", "wedge_model"]
 
-Observe: TypeAlias = Callable[[Tensor, float], Likelihood]
-"""(y, fraction) -> the likelihood of y, whose noise has that fraction of the power that ONE half map has."""
-
 _LOST = 0.01  # of a map's power, that a wedge of the wrong tilts would take away
+
+
+class Observe(Protocol):
+    """How a map came about; any function will do."""
+
+    def __call__(self, y: Tensor, fraction: float, /) -> Likelihood:
+        """The likelihood of a map y `(z, y, x)` whose noise has `fraction` of the power that ONE half map has."""
+        ...
 
 
 @attrs.frozen(eq=False)
