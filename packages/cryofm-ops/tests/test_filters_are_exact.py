@@ -9,6 +9,7 @@ import torch
 from cryofm_ops import (
     CTF,
     DoubleTilt,
+    Envelope,
     FourierMask,
     FourierMultiplier,
     FourierOperator,
@@ -24,6 +25,7 @@ from cryofm_ops import (
     add,
     compose,
     half_shape,
+    radial,
     stack,
 )
 
@@ -242,3 +244,19 @@ def test_volumes_that_do_not_fit_are_named():
 def test_whole_numbers_are_filtered_as_numbers():
     x = torch.arange(64).reshape(4, 4, 4)
     torch.testing.assert_close(SMOOTH(x), SMOOTH(x.float()))
+
+
+def test_an_envelope_is_that_of_relion():
+    """Amplitudes fall as exp(−B ν² / 4): of B = 80 Å² at 4 Å e^{−1.25} is left, and its inverse brings all back."""
+    n, voxel_size = 24, 1.5
+    x = torch.cos(2 * math.pi * 9 * torch.arange(n, dtype=torch.float64) / n).expand(n, n, n)  # a period of 4 Å
+    envelope = Envelope(80.0, voxel_size)
+    torch.testing.assert_close(envelope(x), math.exp(-1.25) * x)
+    torch.testing.assert_close(Envelope(-80.0, voxel_size)(envelope(x)), x)
+    torch.testing.assert_close(radial(envelope.table(13), (n, n, n))[0, 0], envelope.transfer((n, n, n))[0, 0])
+
+
+@pytest.mark.parametrize("values", [(math.nan, 1.5), (math.inf, 1.5), (50.0, 0.0), (50.0, math.nan)])
+def test_envelopes_that_cannot_be_are_refused(values):
+    with pytest.raises(OperatorError, match="of an envelope must be finite"):
+        Envelope(*values)

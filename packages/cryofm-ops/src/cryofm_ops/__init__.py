@@ -37,6 +37,7 @@ from cryofm_ops.noise.sum import NoiseSum
 from cryofm_ops.normal import Normal
 from cryofm_ops.operators.compose import add, compose, stack
 from cryofm_ops.operators.ctf import CTF
+from cryofm_ops.operators.envelope import Envelope
 from cryofm_ops.operators.filters import FourierMask, LowPass, RadialFilter, RemoveMean, WithoutMean
 from cryofm_ops.operators.fourier import FourierOperator
 from cryofm_ops.operators.fourier_projector import FourierProjector
@@ -90,6 +91,7 @@ __all__ = [
     "CryoFMError",
     "DirectionTable",
     "DoubleTilt",
+    "Envelope",
     "FourierDiagonal",
     "FourierGaussian",
     "FourierMask",
