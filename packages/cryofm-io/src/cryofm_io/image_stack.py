@@ -1,6 +1,5 @@
 """Images of one particle each, class averages or particles, and what is known of them."""
 
-import math
 import warnings
 from collections.abc import Iterable
 from typing import Any, Self
@@ -10,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
+from cryofm_io.checks import all_finite, positive
 from cryofm_io.errors import GeometryError
 
 __all__ = ["ImageCtf", "ImageStack", "Poses"]
@@ -49,7 +49,7 @@ class ImageCtf:
         phase_shift_deg: Of a phase plate; 0 without.
 
     Raises:
-        GeometryError: The fields differ in length.
+        GeometryError: The fields differ in length, or hold NaN or infinity.
     """
 
     defocus_u_angstrom: NDArray[np.float64] = attrs.field(converter=_as_float64, repr=_summary)
@@ -64,6 +64,9 @@ class ImageCtf:
         shapes = {name: values.shape for name, values in attrs.asdict(self).items()}
         if len(set(shapes.values())) != 1 or self.voltage_kv.ndim != 1:
             raise GeometryError(f"the fields of a CTF are (K,), one value per image, got shapes {shapes}")
+        for name, values in attrs.asdict(self).items():
+            if not np.isfinite(values).all():
+                raise GeometryError(f"{name} of image {int(np.isfinite(values).argmin())} is not finite")
 
     def __len__(self) -> int:
         return len(self.voltage_kv)
@@ -139,8 +142,8 @@ class ImageStack:
         poses: Poses, if known.
 
     Raises:
-        GeometryError: The images are not square or fewer than two, the voxel size is not positive, or there are not
-            as many names, CTFs or poses as images.
+        GeometryError: The images are not square or fewer than two or hold NaN, the voxel size is not positive, or there
+            are not as many names, CTFs or poses as images.
 
     Example:
         >>> ImageStack(np.zeros((3, 8, 8)), 1.5)
@@ -159,8 +162,8 @@ class ImageStack:
             raise GeometryError(f"expected square images (K, y, x), got shape {shape}; crop or pad them")
         if len(self) < 2:
             raise GeometryError(f"{len(self)} image(s): a reconstruction needs at least 2")
-        if not (math.isfinite(self.voxel_size) and self.voxel_size > 0):
-            raise GeometryError(f"voxel size {self.voxel_size} Å: it must be positive")
+        positive("voxel size", self.voxel_size, "Å")
+        all_finite("an image stack's values", self.data)
         for what, parts in (("names", self.names or None), ("CTFs", self.ctf), ("poses", self.poses)):
             if parts is not None and len(parts) != len(self):
                 raise GeometryError(f"{len(self)} images and {len(parts)} {what}; there must be as many")

@@ -1,4 +1,4 @@
-"""STAR files of images as RELION writes them: reading (extra ``[atomic]``, whose gemmi reads STAR) and writing poses.
+"""STAR files of images as RELION writes them: their tables, and writing poses.
 
 RELION 3.0 has one table; since 3.1 what images of one optics group share stands in a table ``data_optics``.
 """
@@ -6,18 +6,16 @@ RELION 3.0 has one table; since 3.1 what images of one optics group share stands
 import os
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import attrs
 import numpy as np
 from numpy.typing import NDArray
 
 from cryofm_io.atomic import atomic_write
-from cryofm_io.errors import CryoFMError, GeometryError, InputFileError, MapWarning, MissingExtraError
+from cryofm_io.errors import CryoFMError, GeometryError, InputFileError, MapWarning
 from cryofm_io.image_stack import ImageCtf, ImageStack, Poses
-
-if TYPE_CHECKING:
-    from gemmi import cif
+from cryofm_io.star_text import Block, quoted, read_star
 
 __all__ = ["write_poses"]
 
@@ -36,23 +34,44 @@ _OPTICS = {
 _ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 
 
+_PIXELS = ("rlnImagePixelSize", "rlnPixelSize")
+_NAMES = ("rlnImageName", "rlnReferenceImage")
+_2D_STACKS = "rlnTomoSubTomosAre2DStacks"
+_WANTED = (
+    *_DEFOCUS.values(),
+    *_OPTICS.values(),
+    *_ANGLES,
+    *_PIXELS,
+    *_NAMES,
+    *("rlnOpticsGroup", "rlnImageDimensionality", "rlnDetectorPixelSize", "rlnMagnification"),
+    *("rlnCtfDataAreCtfPremultiplied", "rlnOriginX", "rlnOriginY", "rlnOriginXAngst", "rlnOriginYAngst"),
+    *(_2D_STACKS, "rlnTomoVisibleFrames"),
+)
+# What a value can be; beyond it the unit is another or the file is damaged.
+_RANGES = {
+    "rlnVoltage": (10.0, 3000.0, "kV"),
+    "rlnSphericalAberration": (-100.0, 100.0, "mm"),
+    "rlnAmplitudeContrast": (-1.0, 1.0, "of 1"),
+}
+
+
 @attrs.frozen
 class ImageTable:
-    """The table of a STAR file that lists images, its optics table, and all the file's tables."""
+    """The table of a STAR file that lists images, and all the file's tables."""
 
     path: Path
     names: list[str]
-    block: "cif.Block"
-    document: "cif.Document"
+    block: Block
+    blocks: list[Block]
 
     def numbers(self, tag: str) -> NDArray[np.float64] | None:
         """The column (K,), from the images' own table or their optics groups'; none where neither has it."""
-        own = _numbers(self.path, self.block, tag)
-        optics = self.document.find_block("optics")
+        own = self._column(self.block, tag)
+        optics = next((block for block in self.blocks if block.name == "optics"), None)
         if own is not None or optics is None:
             return own
-        shared, groups = _numbers(self.path, optics, tag), _numbers(self.path, optics, "rlnOpticsGroup")
-        mine = _numbers(self.path, self.block, "rlnOpticsGroup")
+        shared, groups = self._column(optics, tag), self._column(optics, "rlnOpticsGroup")
+        mine = self._column(self.block, "rlnOpticsGroup")
         if shared is None or groups is None or mine is None:
             return None
         known = dict(zip(groups.tolist(), shared.tolist(), strict=True))
@@ -61,25 +80,52 @@ class ImageTable:
             raise InputFileError(f"{self.path}: optics groups {sorted(missing)} of images are not in data_optics")
         return np.array([known[group] for group in mine.tolist()])
 
+    def finite(self, tag: str) -> NDArray[np.float64] | None:
+        """The column as `numbers` has it, if its values can be what they are taken for."""
+        values = self.numbers(tag)
+        low, high, unit = _RANGES.get(tag, (-1e9, 1e9, ""))
+        if values is not None and not (wrong := ~((low <= values) & (values <= high))).any():
+            return values
+        if values is None:
+            return None
+        row = int(wrong.argmax())
+        between = f"; expected {low:g} to {high:g} {unit}" if tag in _RANGES else ""
+        raise InputFileError(
+            f"{self.path}: {tag} is {values[row]:g} in row {row + 1} ({self.names[row]}){between}; correct the file"
+        )
+
     def pixel_sizes(self) -> NDArray[np.float64] | None:
-        """Å, one per image or one for all."""
-        for tag in ("rlnImagePixelSize", "rlnPixelSize"):
-            if (sizes := self.numbers(tag)) is not None:
+        """Å, one per image or one for all; none where no column states sizes that can be."""
+        for tags in (*((tag,) for tag in _PIXELS), ("rlnDetectorPixelSize", "rlnMagnification")):
+            columns = [column for tag in tags if (column := self.numbers(tag)) is not None]
+            if len(columns) < len(tags):
+                continue
+            with np.errstate(all="ignore"):
+                sizes = columns[0] if len(tags) == 1 else 1e4 * columns[0] / columns[1]  # μm
+            if self._possible(sizes, " / ".join(tags)):
                 return sizes
-        pitch, magnification = self.numbers("rlnDetectorPixelSize"), self.numbers("rlnMagnification")  # μm
-        if pitch is not None and magnification is not None:
-            return np.asarray(1e4 * pitch / magnification)
-        for block in self.document:  # data_model_general of a classification
-            if (sizes := _numbers(self.path, block, "rlnPixelSize")) is not None:
-                return sizes
+        for block in self.blocks:  # data_model_general of a classification
+            sizes_of_all = self._column(block, "rlnPixelSize")
+            if sizes_of_all is not None and self._possible(sizes_of_all, f"rlnPixelSize of data_{block.name}"):
+                return sizes_of_all
         return None
+
+    def _possible(self, sizes: NDArray[np.float64], what: str) -> bool:
+        wrong = ~(np.isfinite(sizes) & (sizes > 0))
+        if wrong.any():
+            row = int(wrong.argmax())
+            message = (
+                f"{self.path}: {what} gives a pixel size of {sizes[row]:g} Å in row {row + 1}; taken as not stated"
+            )
+            warnings.warn(message, MapWarning, stacklevel=6)
+        return not wrong.any()
 
     def ctf(self) -> ImageCtf | None:
         """The CTFs, if there is a defocus."""
-        u = self.numbers("rlnDefocusU")
+        u = self.finite("rlnDefocusU")
         if u is None:
             return None
-        columns = {field: self.numbers(tag) for field, tag in (_DEFOCUS | _OPTICS).items()}
+        columns = {field: self.finite(tag) for field, tag in (_DEFOCUS | _OPTICS).items()}
         missing = [tag for field, tag in _OPTICS.items() if columns[field] is None]
         if missing:
             raise InputFileError(f"{self.path}: there is a defocus but no {', '.join(missing)}; add the columns")
@@ -94,45 +140,71 @@ class ImageTable:
 
     def poses(self, voxel_size: float) -> Poses | None:
         """The poses, if there are all three angles; origins in pixels are made Å."""
-        angles = [column for tag in _ANGLES if (column := self.numbers(tag)) is not None]
+        angles = [column for tag in _ANGLES if (column := self.finite(tag)) is not None]
         if len(angles) < 3:
             return None
         shifts = []
         for axis in "XY":
-            origin, origin_px = self.numbers(f"rlnOrigin{axis}Angst"), self.numbers(f"rlnOrigin{axis}")
+            origin, origin_px = self.finite(f"rlnOrigin{axis}Angst"), self.finite(f"rlnOrigin{axis}")
             if origin is None:
                 origin = np.zeros(len(self.names)) if origin_px is None else voxel_size * origin_px
             shifts.append(origin)
         return Poses.from_angles(np.stack(angles, -1), np.stack(shifts, -1))
 
+    def _column(self, block: Block, tag: str) -> NDArray[np.float64] | None:
+        values = block.column(tag)
+        if not values:
+            return None
+        expected = len(self.names) if block is self.block else len(block.column("rlnOpticsGroup") or values)
+        if len(values) == 1:  # a pair beside a loop holds for all of its rows
+            values = values * expected
+        if len(values) != expected:
+            raise InputFileError(f"{self.path}: {len(values)} values of {tag} for {expected} rows of data_{block.name}")
+        try:
+            return np.array([float(value) for value in values])
+        except ValueError:
+            row = next(i for i, value in enumerate(values) if not _is_number(value))
+            raise InputFileError(
+                f"{self.path}: {tag} in data_{block.name} holds no number in row {row + 1} ({values[row]!r})"
+            ) from None
+
 
 def read_table(path: Path) -> ImageTable:
     """The images that a STAR file lists, particles or class averages."""
-    try:
-        from gemmi import cif
-    except ImportError as error:
-        raise MissingExtraError("reading STAR files needs gemmi: pip install 'cryofm-io[atomic]'") from error
-    if not path.is_file():
-        raise InputFileError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; give a STAR file")
-    try:
-        document = cif.read(str(path))
-    except (RuntimeError, ValueError, OSError) as error:
-        raise InputFileError(f"{path}: not a readable STAR file ({error})") from None
-    for tag in ("rlnImageName", "rlnReferenceImage"):
-        for block in document:
-            if names := [cif.as_string(value) for value in block.find_values(f"_{tag}")]:
-                return ImageTable(path, names, block, document)
-    raise InputFileError(f"{path}: no table lists images (rlnImageName or rlnReferenceImage) among {len(document)}")
+    blocks = read_star(path, _WANTED)
+    for tag in _NAMES:
+        for block in blocks:
+            if names := block.column(tag):
+                table = ImageTable(path, names, block, blocks)
+                _refuse_tilt_series(table)
+                return table
+    raise InputFileError(f"{path}: no table lists images (rlnImageName or rlnReferenceImage) among {len(blocks)}")
 
 
-def _numbers(path: Path, block: "cif.Block", tag: str) -> NDArray[np.float64] | None:
-    values = list(block.find_values(f"_{tag}"))
-    if not values:
-        return None
+def _refuse_tilt_series(table: ImageTable) -> None:
+    """RELION 5 and Warp list a stack per particle, its tilt series; RELION 4 and 5 a volume per particle, too."""
+    flags = [block.column(_2D_STACKS) for block in table.blocks]
+    if any(flag and flag[0] not in ("0", "0.0") for flag in flags) or (
+        table.block.column("rlnTomoVisibleFrames") and not any("@" in name for name in table.names)
+    ):
+        raise InputFileError(
+            f"{table.path}: lists particles of tilt series, a 2-D stack each (RELION 5, Warp), not one image each; "
+            "make volumes of them: relion_tomo_subtomo without --stack2d, or WarpTools ts_export_particles --3d"
+        )
+    dimensions = table.numbers("rlnImageDimensionality")
+    if dimensions is not None and (dimensions == 3).any():
+        raise InputFileError(
+            f"{table.path}: lists 3-D subtomograms (rlnImageDimensionality 3), not images; average them: "
+            "relion_reconstruct, and read the map"
+        )
+
+
+def _is_number(text: str) -> bool:
     try:
-        return np.array([float(value) for value in values])
-    except ValueError as error:
-        raise InputFileError(f"{path}: {tag} in data_{block.name.strip()} holds no number ({error})") from None
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def write_poses(path: str | os.PathLike[str], images: ImageStack, poses: Poses, overwrite: bool = False) -> None:
@@ -140,13 +212,14 @@ def write_poses(path: str | os.PathLike[str], images: ImageStack, poses: Poses, 
 
     Args:
         path: The file; it appears only when complete.
-        images: The images; their names, voxel size and, where known, CTFs are written.
+        images: The images; their names, voxel size and, where known, CTFs are written. Names of files that are there
+            are written as seen from the STAR file's folder, so that it can be read from anywhere.
         poses: Their poses, shifts in Å.
         overwrite: Whether an existing file may be replaced.
 
     Raises:
         GeometryError: There are not as many poses as images.
-        CryoFMError: The images have no names.
+        CryoFMError: The images have no names, or one that no STAR file can hold.
         OutputExistsError: The file exists and ``overwrite`` is false.
 
     Example:
@@ -157,7 +230,8 @@ def write_poses(path: str | os.PathLike[str], images: ImageStack, poses: Poses, 
         raise GeometryError(f"{len(images)} images and {len(poses)} poses; there must be as many")
     if not images.names:
         raise CryoFMError("the images have no names, so a STAR file cannot say what the poses belong to; name them")
-    particles: dict[str, Any] = {"rlnImageName": [f"'{name}'" if " " in name else name for name in images.names]}
+    folder = Path(path).resolve().parent
+    particles: dict[str, Any] = {"rlnImageName": [quoted(_seen_from(folder, name)) for name in images.names]}
     optics: dict[str, Any] = {"rlnImagePixelSize": np.array([images.voxel_size])}
     groups = np.ones(len(images), dtype=int)
     if images.ctf is not None:
@@ -178,7 +252,19 @@ def write_poses(path: str | os.PathLike[str], images: ImageStack, poses: Poses, 
     particles |= {f"rlnOrigin{axis}Angst": poses.shifts[:, i] for i, axis in enumerate("XY")}
     particles |= {"rlnOpticsGroup": groups}
     with atomic_write(path, overwrite) as temporary:
-        temporary.write_text(_table("optics", optics) + _table("particles", particles), encoding="utf-8")
+        text = _table("optics", optics) + _table("particles", particles)
+        # Names of files may hold bytes that are no UTF-8: they go out as they came in.
+        temporary.write_bytes(text.encode("utf-8", "surrogateescape"))
+
+
+def _seen_from(folder: Path, name: str) -> str:
+    number, at, file = name.rpartition("@") if name.partition("@")[0].isdecimal() else ("", "", name)
+    try:
+        if os.path.isabs(file) or not os.path.exists(file):
+            return name
+        return f"{number}{at}{os.path.relpath(os.path.realpath(file), folder)}"
+    except (OSError, ValueError):
+        return name
 
 
 def _table(name: str, columns: dict[str, Any]) -> str:
