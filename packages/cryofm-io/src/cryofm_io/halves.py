@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import scipy.fft
 from numpy.typing import NDArray
-from scipy.stats import skew
 
 from cryofm_io.density_map import DensityMap, check_same_grid
 from cryofm_io.errors import HalfMapError, MapWarning
@@ -100,9 +99,15 @@ def check_contrast(data: NDArray[Any]) -> None:
         >>> check_contrast(blob)
     """
     # Molecules are few bright voxels.  On a coarse grid the noise no longer hides the sign of the tail.
-    if skew(_coarse(data).ravel()) < _MIN_SKEW:
+    if _skewness(_coarse(data)) < _MIN_SKEW:
         message = "the density has its tail on the negative side: inverted contrast? Protein must be positive"
         warnings.warn(message, MapWarning, stacklevel=2)
+
+
+def _skewness(data: NDArray[Any]) -> float:
+    centred = data - data.mean(dtype=np.float64)
+    spread = float(np.sqrt(np.mean(centred**2)))
+    return float(np.mean((centred / spread) ** 3)) if spread else 0.0
 
 
 def _coarse(data: NDArray[Any]) -> NDArray[Any]:
