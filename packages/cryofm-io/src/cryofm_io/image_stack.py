@@ -6,8 +6,8 @@ from typing import Any, Self
 
 import attrs
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
 from cryofm_io.checks import all_finite, positive
 from cryofm_io.errors import GeometryError
@@ -116,14 +116,17 @@ class Poses:
             angles_deg: (rot, tilt, psi), ``(K, 3)``.
             shifts: What centres the images, (x, y) in Å, ``(K, 2)``.
         """
-        return cls(Rotation.from_euler("ZYZ", _as_float64(angles_deg), degrees=True).as_matrix().mT, shifts)
+        return cls(
+            scipy.spatial.transform.Rotation.from_euler("ZYZ", _as_float64(angles_deg), degrees=True).as_matrix().mT,
+            shifts,
+        )
 
     @property
     def angles_deg(self) -> NDArray[np.float64]:
         """RELION's (rot, tilt, psi), ``(K, 3)``; psi is 0 where tilt is 0 or 180 and only one angle is determined."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Gimbal lock")
-            angles = Rotation.from_matrix(self.rotations.mT).as_euler("ZYZ", degrees=True)
+            angles = scipy.spatial.transform.Rotation.from_matrix(self.rotations.mT).as_euler("ZYZ", degrees=True)
         return np.asarray(angles)
 
     def __len__(self) -> int:

@@ -5,8 +5,8 @@ from typing import Any
 
 import attrs
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
 
 from cryofm_io.checks import all_finite, finite, not_negative, positive
 from cryofm_io.density_map import DensityMap, check_same_grid
@@ -67,7 +67,7 @@ def soft_mask(
     if outside.all():
         raise MaskError(f"no voxel reaches the threshold {threshold:g} (largest {data.max():g}); choose a lower one")
     spacing = positive("voxel size", voxel_size, "Å")
-    distance = np.asarray(distance_transform_edt(outside, sampling=spacing), dtype=np.float32)
+    distance = np.asarray(scipy.ndimage.distance_transform_edt(outside, sampling=spacing), dtype=np.float32)
     return raised_cosine(distance, dilate, soft_edge, voxel_size)
 
 

@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.fft
+import scipy
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
 from cryofm_io.errors import InputFileError, MissingExtraError
 
@@ -107,7 +106,9 @@ def simulate_density(
         grid.set_unit_cell(calculator.grid.unit_cell)
         grid.spacegroup = calculator.grid.spacegroup
         masker.put_mask_on_float_grid(grid, model)
-        molecule = np.asarray(gaussian_filter(1 - np.asarray(grid.array), 1.5 / _FINE, mode="wrap"), dtype=np.float32)
+        molecule = np.asarray(
+            scipy.ndimage.gaussian_filter(1 - np.asarray(grid.array), 1.5 / _FINE, mode="wrap"), dtype=np.float32
+        )
     else:
         molecule = np.zeros_like(density)
     potential, water = _crop(density, coarse), _crop(molecule, coarse)
@@ -137,9 +138,7 @@ def _b_factors(b: NDArray[np.float64], position: NDArray[np.float64]) -> NDArray
     """The model's own B factors, or burial-based ones where it has none."""
     if np.ptp(b) > 1e-3:
         return b
-    from scipy.spatial import KDTree
-
-    neighbours = KDTree(position).query_ball_point(position, 8.0, return_length=True)
+    neighbours = scipy.spatial.KDTree(position).query_ball_point(position, 8.0, return_length=True)
     return np.asarray(80.0 * np.exp(-np.asarray(neighbours) / np.percentile(neighbours, 75)))
 
 

@@ -84,10 +84,11 @@ class ImageTable:
         """The column as `numbers` has it, if its values can be what they are taken for."""
         values = self.numbers(tag)
         low, high, unit = _RANGES.get(tag, (-1e9, 1e9, ""))
-        if values is not None and not (wrong := ~((low <= values) & (values <= high))).any():
-            return values
         if values is None:
             return None
+        wrong = ~((low <= values) & (values <= high))
+        if not wrong.any():
+            return values
         row = int(wrong.argmax())
         between = f"; expected {low:g} to {high:g} {unit}" if tag in _RANGES else ""
         raise InputFileError(
