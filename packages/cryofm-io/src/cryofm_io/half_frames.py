@@ -86,7 +86,7 @@ def other_frame(first: Floats, second: Floats) -> Frame | None:
 
 def _least_gain(shift: tuple[int, ...], shape: tuple[int, ...], chance: float) -> float:
     if max(map(abs, shift)) <= 2:  # few places to choose from
-        return 10 + 0.5 * chance
+        return 8 + 0.4 * chance
     return _by_chance(shape) + _SHIFTED * chance
 
 

@@ -18,12 +18,15 @@ __all__ = ["check_contrast", "check_half_maps"]
 
 _log = logging.getLogger(__name__)
 
-# Of 21 kinds of halves, five of them real, the good ones have at least 0.18, 0.68, 0.04 and at most -0.05 of what is
-# told here; masked ones at most 0.1 or 0.1, filtered and resampled ones under 1e-4, a full map as a half at least 0.55.
-_MIN_EVENNESS = 0.12
+# Of 21 kinds of halves, five of them real, the good ones have an evenness from 0.32, a rim from 0.68, 0.04 of their
+# noise at Nyquist, and share at most 0.15. Masked ones have an evenness up to 0.11 or, under a sphere, a rim up to 0.23;
+# filtered and resampled ones have 1e-4 at Nyquist; a full map for a half shares at least 0.43.
+_MIN_EVENNESS = 0.15
 _MIN_RIM = 0.3
+_MIN_ALONE = 0.1  # of two halves with equal noise it is 0.35; of one that is masked 0 for itself
 _MIN_AT_NYQUIST = 3e-3
-_MAX_SHARED = 0.4
+_MAX_SHARED = 0.35
+_MAX_CONSTANT = 0.05  # of the box, or of its middle
 _FLATTENED = 0.25  # noise in the corners of the box, relative to that in its core
 _WAY = "give the raw halves (unfil, half_A/half_B) or allow masked ones explicitly"
 _LEAST_SIDE = 12  # voxels; in smaller boxes no place can be told from another
@@ -107,15 +110,12 @@ def _check_noise(one: NDArray[Any], two: NDArray[Any], curve: FscCurve) -> None:
     """Refuse halves whose difference is no noise of a reconstruction, saying which case it is."""
     two = two * (one.std() / two.std())
     found = places(one, two)
-    if found.evenness < _MIN_EVENNESS or found.rim < _MIN_RIM:
-        constant = max(_filled(half, value) for half in (one, two) for value in (0, half[0, 0, 0]))
-        least = min(found.evenness, found.rim)
-        what = (
-            f"are constant in {constant:.0%} of the box"
-            if constant > 0.05
-            else f"have {least:.0e} of their noise in it"
-        )
-        raise HalfMapError(f"the half maps {what}, in some parts of it: masked, noise would be underestimated; {_WAY}")
+    least = min(found.evenness / _MIN_EVENNESS, found.rim / _MIN_RIM, found.alone / _MIN_ALONE)
+    values = [(half, value) for half in (one, two) for value in (0, half[0, 0, 0])]
+    if least < 1 or max(_filled(_middle(half), value) for half, value in values) > _MAX_CONSTANT:
+        constant = max(_filled(half, value) for half, value in values)
+        what = f"are constant in {constant:.0%}" if constant > _MAX_CONSTANT else "have next to no noise in some parts"
+        raise HalfMapError(f"the half maps {what} of the box: masked, noise would be underestimated; {_WAY}")
     if found.shared > _MAX_SHARED:
         last = float(np.nan_to_num(curve.correlation[-max(1, len(curve.correlation) // 10) :]).mean())
         kind = "as if one were the full map, which holds the other" if found.shared < 0.85 else "as if it were one map"
@@ -155,6 +155,11 @@ def _skewness(data: NDArray[Any]) -> float:
 
 def _coarse(data: NDArray[Any]) -> NDArray[Any]:
     return fourier_resample(data - np.median(data), [max(4, n // 4) for n in data.shape])
+
+
+def _middle(data: NDArray[Any]) -> NDArray[Any]:
+    """What lies within RELION's sphere whatever it flattens."""
+    return data[tuple(slice(n // 4, n - n // 4) for n in data.shape)]
 
 
 def _filled(data: NDArray[Any], value: float) -> float:
