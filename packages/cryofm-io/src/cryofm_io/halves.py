@@ -19,8 +19,8 @@ __all__ = ["check_contrast", "check_half_maps"]
 _log = logging.getLogger(__name__)
 
 # Of 21 kinds of halves, five of them real, the good ones have an evenness from 0.32, a rim from 0.68, 0.04 of their
-# noise at Nyquist, and share at most 0.15. Masked ones have an evenness up to 0.11 or, under a sphere, a rim up to 0.23;
-# filtered and resampled ones have 1e-4 at Nyquist; a full map for a half shares at least 0.43.
+# noise at Nyquist, and share at most 0.15. Masked ones have an evenness up to 0.11 or, under a sphere, a rim up to
+# 0.23; filtered and resampled ones have 1e-4 at Nyquist; a full map for a half shares at least 0.43.
 _MIN_EVENNESS = 0.15
 _MIN_RIM = 0.3
 _MIN_ALONE = 0.1  # of two halves with equal noise it is 0.35; of one that is masked 0 for itself
@@ -80,6 +80,7 @@ def check_half_maps(half1: DensityMap, half2: DensityMap, *, allow_masked: bool 
             "reconstruction wrote them, or bring them into one frame first"
         )
     if not allow_masked:
+        two = two * np.float32(_scale(one, two))
         _check_nyquist(one, two)
         if min(one.shape) >= _LEAST_SIDE:
             _check_noise(one, two, curve)
@@ -97,8 +98,17 @@ def check_half_maps(half1: DensityMap, half2: DensityMap, *, allow_masked: bool 
     check_contrast(half1.data + half2.data)
 
 
+def _scale(one: NDArray[Any], two: NDArray[Any]) -> float:
+    """What the second half must be multiplied with, by the shells in which the halves agree."""
+    cross, power1, power2, _ = shell_sums(transform(one), transform(two), one.shape)
+    with np.errstate(all="ignore"):
+        weight = np.nan_to_num(cross / np.sqrt(power1 * power2)).clip(0) ** 4
+        scale = float(np.sqrt(np.sum(weight * power1) / np.sum(weight * power2)))
+    return scale if 0 < scale < np.inf else 1.0
+
+
 def _check_nyquist(one: NDArray[Any], two: NDArray[Any]) -> None:
-    at_nyquist = least_at_nyquist(one - two * (one.std() / two.std()))
+    at_nyquist = least_at_nyquist(one - two)
     if at_nyquist < _MIN_AT_NYQUIST:
         raise HalfMapError(
             f"the half maps have no power at Nyquist (noise {at_nyquist:.0e} of that at lower frequencies): filtered, "
@@ -108,7 +118,6 @@ def _check_nyquist(one: NDArray[Any], two: NDArray[Any]) -> None:
 
 def _check_noise(one: NDArray[Any], two: NDArray[Any], curve: FscCurve) -> None:
     """Refuse halves whose difference is no noise of a reconstruction, saying which case it is."""
-    two = two * (one.std() / two.std())
     found = places(one, two)
     least = min(found.evenness / _MIN_EVENNESS, found.rim / _MIN_RIM, found.alone / _MIN_ALONE)
     values = [(half, value) for half in (one, two) for value in (0, half[0, 0, 0])]
