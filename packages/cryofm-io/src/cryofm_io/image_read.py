@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 
 from cryofm_io.errors import GeometryError, GridMismatchError, InputFileError, MapWarning
 from cryofm_io.image_stack import ImageStack
+from cryofm_io.image_table import ImageTable, read_table
 from cryofm_io.mrc_header import Header
 from cryofm_io.mrc_read import as_float32, axis_codes, says_stack
 from cryofm_io.mrc_store import load
-from cryofm_io.star import ImageTable, read_table
 from cryofm_io.voxel_size import Stated, settle_voxel_size, stated_voxel_size
 
 __all__ = ["read_images"]
