@@ -1,5 +1,8 @@
 """Nothing is half-written: a file appears whole or not at all, and never replaces another unasked."""
 
+import os
+import stat
+
 import attrs
 import numpy as np
 import pytest
@@ -10,10 +13,12 @@ from cryofm_io import (
     OutputExistsError,
     atomic_write,
     plot_fsc,
+    read_map,
     write_fsc_csv,
     write_map,
 )
 
+MAP = DensityMap(np.arange(64).reshape(4, 4, 4), 1.5)
 CURVE = FscCurve(np.array([0.1, 0.2]), np.array([0.9, 0.1]), np.array([18, 62]))
 
 
@@ -92,6 +97,92 @@ def test_output_that_appears_meanwhile_is_kept(tmp_path):
 def test_a_folder_is_never_replaced(tmp_path):
     with pytest.raises(OutputExistsError, match="is a folder"), atomic_write(tmp_path, overwrite=True):
         pass
+
+
+def test_a_symbolic_link_stays_one(tmp_path):
+    (tmp_path / "far").mkdir()
+    (tmp_path / "far" / "map.mrc").write_text("old")
+    link = tmp_path / "map.mrc"
+    link.symlink_to("far/map.mrc")
+    with pytest.raises(OutputExistsError):
+        write_map(link, MAP)
+    write_map(link, MAP, overwrite=True)
+    assert link.is_symlink()
+    assert read_map(tmp_path / "far" / "map.mrc").shape == MAP.shape
+    assert [path.name for path in (tmp_path / "far").iterdir()] == ["map.mrc"]
+    dangling = tmp_path / "dangling.mrc"
+    dangling.symlink_to("far/new.mrc")
+    write_map(dangling, MAP)
+    assert dangling.is_symlink()
+    assert (tmp_path / "far" / "new.mrc").is_file()
+
+
+def test_links_that_lead_nowhere(tmp_path):
+    loop = tmp_path / "loop.mrc"
+    loop.symlink_to("loop.mrc")
+    with pytest.raises((OutputExistsError, OSError)):
+        write_map(loop, MAP, overwrite=True)
+    folder = tmp_path / "folder"
+    folder.symlink_to(".")
+    with pytest.raises(OutputExistsError, match="is a folder"):
+        write_map(folder, MAP, overwrite=True)
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664, 0o755])
+def test_permissions_stay(tmp_path, mode):
+    path = tmp_path / "map.mrc"
+    path.write_text("old")
+    path.chmod(mode)
+    with atomic_write(path, overwrite=True) as temporary:
+        assert stat.S_IMODE(temporary.stat().st_mode) == mode  # nobody reads it meanwhile, either
+        temporary.write_text("new")
+    assert path.read_text() == "new"
+    assert stat.S_IMODE(path.stat().st_mode) == mode
+
+
+def test_a_new_file_has_ordinary_permissions(tmp_path):
+    (tmp_path / "ordinary").touch()
+    write_map(tmp_path / "map.mrc", MAP)
+    assert (tmp_path / "map.mrc").stat().st_mode == (tmp_path / "ordinary").stat().st_mode
+
+
+def test_a_read_only_file_is_refused(tmp_path):
+    path = tmp_path / "map.mrc"
+    path.write_text("precious")
+    path.chmod(0o444)
+    with pytest.raises(OutputExistsError, match=r"map\.mrc is read-only"):
+        write_map(path, MAP, overwrite=True)
+    assert path.read_text() == "precious"
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_pipe_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OutputExistsError, match="no ordinary file"):
+        write_map(tmp_path / "pipe", MAP, overwrite=True)
+
+
+def test_nobody_foresees_the_temporary_name(tmp_path, monkeypatch):
+    names = set()
+    for _ in range(20):
+        with atomic_write(tmp_path / "run.json", overwrite=True) as temporary:
+            names.add(temporary.name)
+            assert len(temporary.name) >= len(".partial--run.json") + 32
+    assert len(names) == 20
+    # and even if somebody did, what lies there is neither followed nor written to
+    monkeypatch.setattr("secrets.token_hex", lambda _: "guessed")
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / ".partial-guessed-run.json").symlink_to(victim)
+    with pytest.raises(FileExistsError), atomic_write(tmp_path / "run.json", overwrite=True) as temporary:
+        temporary.write_text("mine")
+    assert victim.read_text() == "precious"
+
+
+def test_names_as_long_as_can_be(tmp_path):
+    path = tmp_path / ("n" * 251 + ".mrc")
+    write_map(path, MAP)
+    assert path.is_file()
 
 
 def test_values_are_frozen():

@@ -20,7 +20,7 @@ def random_map(shape=(5, 6, 7), **fields):
 
 def assert_same(a, b):
     assert np.array_equal(a.data, b.data)
-    for name in ("voxel_size", "origin", "nstart", "space_group", "labels"):
+    for name in ("voxel_size", "origin", "nstart", "labels"):
         assert getattr(a, name) == getattr(b, name), name
 
 

@@ -72,7 +72,6 @@ def stack(tmp_path, monkeypatch):
 
 
 def test_what_is_written_is_read(stack, tmp_path):
-    pytest.importorskip("gemmi")
     poses = Poses(Rotation.random(6, rng=RNG).as_matrix(), RNG.normal(scale=5, size=(6, 2)))
     write_poses("out/poses.star", stack, poses)
     again = read_images("out/poses.star")

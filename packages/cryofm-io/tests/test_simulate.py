@@ -1,9 +1,11 @@
 """Simulated maps against the sum over atoms that they stand for, frequency by frequency."""
 
+import gzip
+
 import numpy as np
 import pytest
 
-from cryofm_io import InputFileError, simulate_density
+from cryofm_io import GeometryError, InputFileError, MapWarning, simulate_density
 
 gemmi = pytest.importorskip("gemmi")
 
@@ -82,6 +84,152 @@ def test_without_b_factors_the_surface_moves_more(tmp_path):
     path.write_text("".join(lines) + "END\n")
     uneven, even = (simulate_density(path, 1.5, b_base=20, b_scale=scale, ice=0) for scale in (1.0, 0.0))
     assert 0.3 * even.max() < uneven.max() < even.max()
+
+
+def line(i, name, alternate, residue, number, xyz, occupancy="  1.00", b=" 20.00", element=None, record="ATOM  "):
+    x, y, z = xyz
+    return (
+        f"{record}{i:5d}  {name:<3s}{alternate or ' '}{residue:<3s} A{number:>4s}{' ' * (5 - len(number[4:]))}"
+        f"{x:8.3f}{y:8.3f}{z:8.3f}{occupancy}{b}          {(name[0] if element is None else element):>2s}\n"
+    )
+
+
+def helix(alternates=(None,), occupancies=None, change=lambda i: {}):
+    """Twelve residues of three atoms; the alternates of an atom are at its place, so that one whole atom is right."""
+    occupancies = occupancies or ["  1.00"] * len(alternates)
+    lines = []
+    for i in range(12):
+        for k, (name, radius, rise) in enumerate((("N", 1.5, -0.9), ("CA", 2.3, 0.0), ("O", 1.9, 2.3))):
+            for alternate, occupancy in zip(alternates, occupancies, strict=True):
+                angle = np.deg2rad(100 * i + 30 * k)
+                xyz = (radius * np.cos(angle), radius * np.sin(angle), 1.5 * i + rise)
+                how = {"residue": "ALA", "number": f"{i + 1:4d}", "occupancy": occupancy} | change(i)
+                lines.append(line(len(lines) + 1, name, alternate, xyz=xyz, **how))
+    return "".join(lines)
+
+
+@pytest.fixture
+def simulate(tmp_path):
+    def simulate(text, name="model.pdb", **how):
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return simulate_density(path, **how)
+
+    return simulate
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        helix("AB", ["  0.50", "  0.50"]),
+        helix("BA", ["  0.30", "  0.70"]),
+        helix("ABC", ["  0.33"] * 3),
+        helix("B", ["  0.50"]),
+        helix("1", ["  0.50"]),
+        helix(occupancies=["  0.00"]),
+        helix(occupancies=["      "]),
+        helix(occupancies=["  0.30"]),
+        helix("AB", ["  0.00", "  0.00"]),
+        # numbers with insertion codes: 1, 1A, 1B, 2, ...
+        helix(change=lambda i: {"number": f"{i // 3 + 1:4d}" + ["", "A", "B"][i % 3]}),
+        helix("AB", ["  0.50"] * 2, change=lambda i: {"number": f"{i // 3 + 1:4d}" + ["", "A", "B"][i % 3]}),
+        # all with one number, as a program may leave them
+        helix(change=lambda i: {"number": "   1"}),
+        # waters by the names of several programs, hydrogens
+        helix()
+        + "".join(
+            line(90 + i, "OH2", None, w, f"{90 + i:4d}", (20 * i, 0, 0)) for i, w in enumerate(("HOH", "TIP", "SOL"))
+        ),
+        helix() + line(99, "HA", None, "ALA", "  12", (30, 30, 30)),
+    ],
+)
+def test_every_atom_counts_once_and_whole(simulate, text):
+    np.testing.assert_allclose(simulate(text), simulate(helix()), atol=1e-5)
+
+
+def test_two_residues_in_one_place(simulate):
+    """The likelier one stays, all of it; what only the other has in a residue that both share stays too."""
+    other = helix("B", ["  0.40"], change=lambda i: {"residue": "SER"} if i == 5 else {}).splitlines(keepends=True)[
+        15:18
+    ]
+    mixed = helix("A", ["  0.60"]) + "".join(other)
+    np.testing.assert_allclose(simulate(mixed), simulate(helix()), atol=1e-5)
+    only_in_b = [x for i, x in enumerate(helix("AB", ["  0.60", "  0.40"]).splitlines(keepends=True)) if i != 12]
+    np.testing.assert_allclose(simulate("".join(only_in_b)), simulate(helix()), atol=1e-5)
+
+
+def test_missing_elements_are_guessed(simulate):
+    for element in ("X", ""):
+        guessed = simulate(helix(change=lambda i, element=element: {"element": element}))
+        np.testing.assert_allclose(guessed, simulate(helix()), atol=1e-5)
+    with pytest.warns(MapWarning, match="1 atoms have no element"):  # beyond the tables
+        assert simulate(helix() + line(99, "ES", None, "ES", "  99", (0, 0, 9), element="ES")).max() > 0
+
+
+def test_b_factors_that_cannot_be(simulate):
+    lines = helix().splitlines(keepends=True)
+    lines[4] = lines[4][:60] + "   nan" + lines[4][66:]
+    with pytest.warns(MapWarning, match="1 atoms have no B factor"):
+        np.testing.assert_allclose(simulate("".join(lines)), simulate(helix()), atol=1e-5)
+
+
+def test_endings_compression_and_byte_order_marks(simulate):
+    whole = simulate(helix())
+    for content, name in [
+        (gzip.compress(helix().encode()), "MODEL.PDB.GZ"),
+        (helix(), "MODEL.ENT"),
+        (b"\xef\xbb\xbf" + b"REMARK gr\xf6\xdfer\n" + helix().encode(), "model.txt"),
+    ]:
+        np.testing.assert_allclose(simulate(content, name), whole, atol=1e-5)
+
+
+def test_mmcif_with_what_is_missing(simulate, tmp_path):
+    structure = gemmi.read_pdb_string(helix())
+    structure.setup_entities()
+    text = structure.make_mmcif_document().as_string()
+    whole = simulate(helix())
+    np.testing.assert_allclose(simulate(text, "model.cif"), whole, atol=1e-5)
+    document = gemmi.cif.read_string(text)
+    for row in document.sole_block().find("_atom_site.", ["occupancy", "type_symbol"]):
+        row[0], row[1] = "?", "?"
+    with pytest.warns(MapWarning, match="no element"):
+        np.testing.assert_allclose(simulate(document.as_string(), "model.cif"), whole, atol=1e-5)
+    row = document.sole_block().find("_atom_site.", ["Cartn_x"])[3]
+    row[0] = "?"
+    with pytest.warns(MapWarning, match="1 atoms have no position"):
+        assert simulate(document.as_string(), "model.cif").max() > 0
+
+
+def test_an_assembly_without_transform_is_the_model(simulate):
+    structure = gemmi.read_pdb_string(helix())
+    structure.setup_entities()
+    document = structure.make_mmcif_document()
+    block = document.sole_block()
+    block.init_loop("_pdbx_struct_assembly.", ["id"]).add_row(["1"])
+    block.init_loop("_pdbx_struct_assembly_gen.", ["assembly_id", "oper_expression", "asym_id_list"]).add_row(
+        ["1", "7", "Axp,nowhere"]
+    )
+    np.testing.assert_allclose(simulate(document.as_string(), "model.cif"), simulate(helix()), atol=1e-5)
+
+
+def test_atoms_far_off_are_named_before_they_cost_memory(simulate):
+    with pytest.raises(InputFileError, match=r"model\.pdb: its atoms span .* far off"):
+        simulate(helix() + line(99, "CA", None, "ALA", "  99", (9999.999, 9999.999, 9999.999)))
+
+
+@pytest.mark.parametrize("how", [{"voxel_size": np.nan}, {"resolution": 0}, {"ice": np.inf}, {"margin": -1}])
+def test_lengths_that_cannot_be(simulate, how):
+    with pytest.raises(GeometryError):
+        simulate(helix(), **how)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\xff" * 999, b"data_x\n_atom_site.id\n", b"\x1f\x8b123", b"ATOM" + b"9" * 999]
+)
+def test_files_of_another_kind(simulate, content):
+    for name in ("model.pdb", "model.cif"):
+        with pytest.raises(InputFileError, match="model"):
+            simulate(content, name)
 
 
 def test_a_file_without_atoms_is_refused(tmp_path):

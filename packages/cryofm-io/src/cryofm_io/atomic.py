@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,28 +11,51 @@ from cryofm_io.errors import OutputExistsError
 
 __all__ = ["atomic_write"]
 
+_ANY_WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
+_LONGEST = 40  # characters of the name that the temporary one repeats: names have a limit of 255 bytes
+
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:
     if path.is_dir():
         raise OutputExistsError(f"{path} is a folder; give the name of a file")
-    if path.exists() and not overwrite:
+    if not path.exists():
+        return
+    if not overwrite:
         raise OutputExistsError(f"{path} exists; choose another name or allow overwriting (--overwrite)")
+    if not path.is_file():
+        raise OutputExistsError(f"{path} is no ordinary file (a device or a pipe); give the name of a file")
+    # The rights say what the owner wants; root, and renaming in a folder, would pass by them.
+    if not path.stat().st_mode & _ANY_WRITE or not os.access(path, os.W_OK):
+        raise OutputExistsError(f"{path} is read-only; choose another name, or make it writable first")
+
+
+def _target(path: Path) -> Path:
+    """Where a symbolic link leads, so that the link stays; other paths as they are."""
+    if not path.is_symlink():
+        return path
+    try:
+        return path.resolve()
+    except (OSError, RuntimeError):  # which Python says it depends on its version
+        raise OutputExistsError(f"{path} is a symbolic link that leads back to itself; remove it") from None
 
 
 @contextmanager
 def atomic_write(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
     """Write a file beside its final place and rename it when it is complete.
 
+    A file that is replaced keeps its permissions, and a symbolic link stays one: what it leads to is replaced.
+
     Args:
         path: The final name; its folder is made if need be.
         overwrite: Whether an existing file may be replaced.
 
     Yields:
-        A path in the same folder, with the same ending, that does not exist yet.  It is renamed to
-        ``path`` at the end of the block, and removed if the block is left by any exception, Ctrl-C included.
+        An empty file in the same folder, with the same ending and the permissions of the final one, to be opened and
+        written.  It is renamed to ``path`` at the end of the block, and removed if the block is left by any exception,
+        Ctrl-C included.
 
     Raises:
-        OutputExistsError: ``path`` exists and ``overwrite`` is false, or ``path`` is a folder.
+        OutputExistsError: ``path`` exists and ``overwrite`` is false, or ``path`` is read-only, a folder or a device.
 
     Example:
         >>> with atomic_write("results/run.json") as temporary:
@@ -39,13 +63,17 @@ def atomic_write(path: str | os.PathLike[str], overwrite: bool = False) -> Itera
         >>> os.listdir("results")
         ['run.json']
     """
-    path = Path(path)
+    path = _target(Path(path))
     _refuse_existing(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The token goes in front: writers choose the format by the name's ending.  The file itself is left to
-    # the caller to create, so that it gets the permissions of an ordinary new file.
-    temporary = path.with_name(f".partial-{secrets.token_hex(4)}-{path.name}")
+    # The token goes in front: writers choose the format by the name's ending.  Nobody can foresee it, and a file that
+    # is there already, or a link, is not opened.
+    temporary = path.with_name(f".partial-{secrets.token_hex(16)}-{path.name[-_LONGEST:]}")
+    mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else 0o600))
     try:
+        if mode is not None:
+            temporary.chmod(mode)
         yield temporary
         _refuse_existing(path, overwrite)  # it may have appeared meanwhile
         os.replace(temporary, path)

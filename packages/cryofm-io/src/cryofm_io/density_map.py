@@ -1,6 +1,5 @@
 """A density map and where it lies in space."""
 
-import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -8,6 +7,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from cryofm_io.checks import all_finite, finite, positive
 from cryofm_io.errors import GeometryError, GridMismatchError
 
 __all__ = ["DensityMap", "check_same_grid"]
@@ -44,7 +44,8 @@ class DensityMap:
         labels: The header's text lines; at most ten of 80 characters are written.
 
     Raises:
-        GeometryError: The data are not three-dimensional, or the voxel size is not positive.
+        GeometryError: The data are not three-dimensional or hold NaN or infinity, the voxel size is not positive, or
+            the origin is not finite.
 
     Example:
         >>> DensityMap(np.zeros((4, 5, 6)), 1.5, nstart=(-3, -2, -2)).position
@@ -61,8 +62,10 @@ class DensityMap:
     def __attrs_post_init__(self) -> None:
         if self.data.ndim != 3:
             raise GeometryError(f"expected a 3-D map (z, y, x), got shape {self.data.shape}")
-        if not (math.isfinite(self.voxel_size) and self.voxel_size > 0):
-            raise GeometryError(f"voxel size {self.voxel_size} Å: it must be positive")
+        positive("voxel size", self.voxel_size, "Å")
+        all_finite("a map's values", self.data)
+        for axis, position in zip("xyz", self.origin, strict=True):
+            finite(f"origin {axis}", position, "Å")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -81,8 +84,8 @@ class DensityMap:
 def check_same_grid(first: DensityMap, second: DensityMap, what: str = "the two maps") -> None:
     """Refuse two maps that do not lie on one grid.
 
-    Voxel sizes may differ by 0.1 % and origins by a hundredth of a voxel, which is what rounding in
-    headers does.
+    Voxel sizes may differ by 0.1 % and positions by a hundredth of a voxel, which is what rounding in
+    headers does.  A position may be said by NSTART in one header and by ORIGIN in the other.
 
     Raises:
         GridMismatchError: Naming the quantity and both values.
@@ -93,17 +96,22 @@ def check_same_grid(first: DensityMap, second: DensityMap, what: str = "the two 
         cryofm_io.errors.GridMismatchError: the two maps differ in voxel size: 1.0 Å and 1.1 Å; ...
     """
     a, b = first.voxel_size, second.voxel_size
+    here = _close(first.position, second.position, 0.01 * a)
     rows = [
         ("shape (z, y, x)", first.shape == second.shape, first.shape, second.shape),
         ("voxel size", abs(a - b) <= 1e-3 * a, f"{a} Å", f"{b} Å"),
         (
             "origin",
-            np.allclose(first.origin, second.origin, rtol=0, atol=0.01 * a),
+            here or _close(first.origin, second.origin, 0.01 * a),
             first.origin,
             second.origin,
         ),
-        ("nstart", first.nstart == second.nstart, first.nstart, second.nstart),
+        ("nstart", here or first.nstart == second.nstart, first.nstart, second.nstart),
     ]
     for name, same, mine, theirs in rows:
         if not same:
             raise GridMismatchError(f"{what} differ in {name}: {mine} and {theirs}; bring them to one grid first")
+
+
+def _close(first: Sequence[float], second: Sequence[float], within: float) -> bool:
+    return np.allclose(first, second, rtol=0, atol=within)

@@ -1,25 +1,35 @@
 """Whether two half maps can tell their noise."""
 
+import logging
 import warnings
 from typing import Any
 
 import numpy as np
-import scipy.fft
 from numpy.typing import NDArray
-from scipy.stats import skew
 
 from cryofm_io.density_map import DensityMap, check_same_grid
 from cryofm_io.errors import HalfMapError, MapWarning
-from cryofm_io.fsc import fsc, shell_sums, transform
+from cryofm_io.fsc import FscCurve, fsc, shell_sums, transform
+from cryofm_io.half_frames import other_frame
+from cryofm_io.half_noise import least_at_nyquist, places
 from cryofm_io.resample import fourier_resample
 
 __all__ = ["check_contrast", "check_half_maps"]
 
-# An unmasked half map has noise in every voxel and every shell.  On half maps with the noise of 3.2 to 15 Å
-# reconstructions the FSC near Nyquist stays under 0.1 and the power there above 1e-3 of the largest shell's.
-_MAX_CONSTANT = 0.05  # share of cubes of 2³ voxels with one and the same value; few grey levels make few of them
-_MAX_FSC = 0.9  # mean over the last tenth of the shells
-_MIN_POWER = 1e-7  # of the last shells, relative to the strongest
+_log = logging.getLogger(__name__)
+
+# Of 21 kinds of halves, five of them real, the good ones have an evenness from 0.32, a rim from 0.68, 0.04 of their
+# noise at Nyquist, and share at most 0.15. Masked ones have an evenness up to 0.11 or, under a sphere, a rim up to
+# 0.23; filtered and resampled ones have 1e-4 at Nyquist; a full map for a half shares at least 0.43.
+_MIN_EVENNESS = 0.15
+_MIN_RIM = 0.3
+_MIN_ALONE = 0.1  # of two halves with equal noise it is 0.35; of one that is masked 0 for itself
+_MIN_AT_NYQUIST = 3e-3
+_MAX_SHARED = 0.35
+_MAX_CONSTANT = 0.05  # of the box, or of its middle
+_FLATTENED = 0.25  # noise in the corners of the box, relative to that in its core
+_WAY = "give the raw halves (unfil, half_A/half_B) or allow masked ones explicitly"
+_LEAST_SIDE = 12  # voxels; in smaller boxes no place can be told from another
 _MAX_SCALE = 0.05
 _MIN_SKEW = -0.5
 # The noise of a reconstruction rises about as the frequency does, since central slices thin out; sharpening by
@@ -33,12 +43,14 @@ def check_half_maps(half1: DensityMap, half2: DensityMap, *, allow_masked: bool 
     Args:
         half1: One half map.
         half2: The other.
-        allow_masked: Accept masked or filtered halves: the noise estimated from them is too small.
+        allow_masked: Accept masked, filtered or resampled halves: the noise estimated from them is too small.
 
     Raises:
         GridMismatchError: The halves differ in shape, voxel size or position.
-        HalfMapError: They are equal up to scale, or one is the other's negative; or masked (one value fills more
-            than 5 % of the box) or filtered (FSC over 0.9 or no power near Nyquist), unless allowed.
+        HalfMapError: They are equal up to scale, or one is the other's negative, or they are shifted by a voxel or
+            more, mirrored or turned against each other; or, unless allowed, masked (next to no noise in parts of the
+            box), filtered or resampled (none at Nyquist), or one of them holds the other (their noise correlates).
+            Halves that RELION flattened outside a sphere that fills the box are good ones; it is logged.
 
     Warns:
         MapWarning: Their scales differ by more than 5 %, the contrast seems to be inverted, or they seem to be
@@ -60,17 +72,18 @@ def check_half_maps(half1: DensityMap, half2: DensityMap, *, allow_masked: bool 
         raise HalfMapError(
             f"the half maps have a correlation of {correlation:.2f}: one is inverted; protein must be positive in both"
         )
+    # Beside a constant single precision would lose the rest.
+    one, two = (half.data - np.median(half.data) for half in (half1, half2))
+    if (frame := other_frame(one, two)) is not None:
+        raise HalfMapError(
+            f"the half maps fit better with the second one {frame}: they do not lie in one frame; give both as one "
+            "reconstruction wrote them, or bring them into one frame first"
+        )
     if not allow_masked:
-        tail = max(1, len(curve.correlation) // 10)
-        at_nyquist = float(np.nan_to_num(curve.correlation[-tail:]).mean())
-        if at_nyquist > _MAX_FSC:
-            _refuse(f"have an FSC of {at_nyquist:.2f} at Nyquist")
-        for name, half in (("first", half1), ("second", half2)):
-            constant = max(_filled(half.data, value) for value in (0, half.data[0, 0, 0]))
-            if constant > _MAX_CONSTANT:
-                _refuse(f"are constant in {constant:.0%} of the box ({name} half)")
-            if _relative_power_at_nyquist(half.data) < _MIN_POWER:
-                _refuse(f"have no power at Nyquist ({name} half)")
+        two = two * np.float32(_scale(one, two))
+        _check_nyquist(one, two)
+        if min(one.shape) >= _LEAST_SIDE:
+            _check_noise(one, two, curve)
     ratio = float(half2.data.std() / half1.data.std())
     if abs(ratio - 1) > _MAX_SCALE:
         message = f"the second half map's scale is {ratio:.3g} times the first's; are they from one reconstruction?"
@@ -83,6 +96,44 @@ def check_half_maps(half1: DensityMap, half2: DensityMap, *, allow_masked: bool 
         )
         warnings.warn(message, MapWarning, stacklevel=2)
     check_contrast(half1.data + half2.data)
+
+
+def _scale(one: NDArray[Any], two: NDArray[Any]) -> float:
+    """What the second half must be multiplied with, by the shells in which the halves agree."""
+    cross, power1, power2, _ = shell_sums(transform(one), transform(two), one.shape)
+    with np.errstate(all="ignore"):
+        weight = np.nan_to_num(cross / np.sqrt(power1 * power2)).clip(0) ** 4
+        scale = float(np.sqrt(np.sum(weight * power1) / np.sum(weight * power2)))
+    return scale if 0 < scale < np.inf else 1.0
+
+
+def _check_nyquist(one: NDArray[Any], two: NDArray[Any]) -> None:
+    at_nyquist = least_at_nyquist(one - two)
+    if at_nyquist < _MIN_AT_NYQUIST:
+        raise HalfMapError(
+            f"the half maps have no power at Nyquist (noise {at_nyquist:.0e} of that at lower frequencies): filtered, "
+            f"or resampled to finer voxels, noise would be underestimated; {_WAY}, on the grid of the reconstruction"
+        )
+
+
+def _check_noise(one: NDArray[Any], two: NDArray[Any], curve: FscCurve) -> None:
+    """Refuse halves whose difference is no noise of a reconstruction, saying which case it is."""
+    found = places(one, two)
+    least = min(found.evenness / _MIN_EVENNESS, found.rim / _MIN_RIM, found.alone / _MIN_ALONE)
+    values = [(half, value) for half in (one, two) for value in (0, half[0, 0, 0])]
+    if least < 1 or max(_filled(_middle(half), value) for half, value in values) > _MAX_CONSTANT:
+        constant = max(_filled(half, value) for half, value in values)
+        what = f"are constant in {constant:.0%}" if constant > _MAX_CONSTANT else "have next to no noise in some parts"
+        raise HalfMapError(f"the half maps {what} of the box: masked, noise would be underestimated; {_WAY}")
+    if found.shared > _MAX_SHARED:
+        last = float(np.nan_to_num(curve.correlation[-max(1, len(curve.correlation) // 10) :]).mean())
+        kind = "as if one were the full map, which holds the other" if found.shared < 0.85 else "as if it were one map"
+        raise HalfMapError(
+            f"the half maps share their noise: a correlation of {found.shared:.2f} even where there is no molecule, an "
+            f"FSC of {last:.2f} at Nyquist, {kind}; give two halves made of different particles"
+        )
+    if found.corners < _FLATTENED:
+        _log.info("the half maps have noise inside a sphere only, as RELION leaves them: taken as raw")
 
 
 def check_contrast(data: NDArray[Any]) -> None:
@@ -100,13 +151,24 @@ def check_contrast(data: NDArray[Any]) -> None:
         >>> check_contrast(blob)
     """
     # Molecules are few bright voxels.  On a coarse grid the noise no longer hides the sign of the tail.
-    if skew(_coarse(data).ravel()) < _MIN_SKEW:
+    if _skewness(_coarse(data)) < _MIN_SKEW:
         message = "the density has its tail on the negative side: inverted contrast? Protein must be positive"
         warnings.warn(message, MapWarning, stacklevel=2)
 
 
+def _skewness(data: NDArray[Any]) -> float:
+    centred = data - data.mean(dtype=np.float64)
+    spread = float(np.sqrt(np.mean(centred**2)))
+    return float(np.mean((centred / spread) ** 3)) if spread else 0.0
+
+
 def _coarse(data: NDArray[Any]) -> NDArray[Any]:
     return fourier_resample(data - np.median(data), [max(4, n // 4) for n in data.shape])
+
+
+def _middle(data: NDArray[Any]) -> NDArray[Any]:
+    """What lies within RELION's sphere whatever it flattens."""
+    return data[tuple(slice(n // 4, n - n // 4) for n in data.shape)]
 
 
 def _filled(data: NDArray[Any], value: float) -> float:
@@ -116,21 +178,6 @@ def _filled(data: NDArray[Any], value: float) -> float:
         first, second = np.arange(same.shape[axis] - 1), np.arange(1, same.shape[axis])
         same = same.take(first, axis) & same.take(second, axis)
     return float(same.mean())
-
-
-def _refuse(found: str) -> None:
-    raise HalfMapError(
-        f"the half maps {found}: masked or filtered, noise would be underestimated; give the raw halves "
-        "(unfil, half_A/half_B) or allow masked ones explicitly"
-    )
-
-
-def _relative_power_at_nyquist(data: NDArray[Any]) -> float:
-    """Mean power of the planes kx ≈ Nyquist relative to the strongest plane's, without DC."""
-    power = np.abs(np.asarray(scipy.fft.rfft(data, axis=-1))) ** 2
-    profile = power.mean(axis=(0, 1), dtype=np.float64)
-    tail = max(1, (len(profile) - 1) // 10)
-    return float(profile[-tail:].mean() / profile[1:].max())
 
 
 def _rise_of_noise(difference: NDArray[Any]) -> float:

@@ -1,6 +1,7 @@
 """Reading stacks of images: class averages or particles, from MRC files and from RELION's STAR files."""
 
 import os
+import warnings
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -8,10 +9,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from cryofm_io.errors import GeometryError, GridMismatchError, InputFileError
+from cryofm_io.errors import GeometryError, GridMismatchError, InputFileError, MapWarning
 from cryofm_io.image_stack import ImageStack
-from cryofm_io.mrc_read import axis_codes, load, says_stack, settle_voxel_size, stated_voxel_size
-from cryofm_io.star import read_table
+from cryofm_io.image_table import ImageTable, read_table
+from cryofm_io.mrc_header import Header
+from cryofm_io.mrc_read import as_float32, axis_codes, says_stack
+from cryofm_io.mrc_store import load
+from cryofm_io.voxel_size import Stated, settle_voxel_size, stated_voxel_size
 
 __all__ = ["read_images"]
 
@@ -21,9 +25,10 @@ def read_images(path: str | os.PathLike[str], *, voxel_size: float | None = None
 
     Args:
         path: A stack (.mrcs, .mrc, .ccp4, also .gz or .bz2), or a STAR file of RELION 3.0 or later that lists images
-            (rlnImageName) or class averages (rlnReferenceImage); this needs the extra ``[atomic]``. The files that it
-            names are looked for from its folder, from the current one, and from those above its own.
-        voxel_size: Å; wins over STAR file and header, with a warning if they differ by more than 1 %.
+            (rlnImageName) or class averages (rlnReferenceImage). The files that it names are looked for from its
+            folder, from the current one, and from those above its own.
+        voxel_size: Å; wins over whatever STAR file and header say about size, with a warning of what it overrides (not
+            within 1 %).
 
     Returns:
         The images as float32 ``(K, y, x)``, with the CTFs and poses that a STAR file states.
@@ -33,7 +38,6 @@ def read_images(path: str | os.PathLike[str], *, voxel_size: float | None = None
             values of an image are equal; or no voxel size is known.
         GeometryError: The images are not square, or fewer than two.
         GridMismatchError: Images of a STAR file differ in size or in pixel size.
-        MissingExtraError: A STAR file, and gemmi is not installed.
 
     Warns:
         MapWarning: As `cryofm_io.read_map`.
@@ -45,16 +49,17 @@ def read_images(path: str | os.PathLike[str], *, voxel_size: float | None = None
         ImageStack(data=float32 (5, 8, 8), voxel_size=1.2, names=5 of them, ctf=None, poses=None)
     """
     path = Path(path)
-    if ".star" in path.suffixes[-2:]:
+    if ".star" in [suffix.lower() for suffix in path.suffixes[-2:]]:
         return _read_star(path, voxel_size)
     header, data = _load_images(path)
-    if not says_stack(path, header) and (int(header.ispg) != 0 or len(set(data.shape)) == 1):
+    if not says_stack(path, header) and (header.space_group != 0 or len(set(data.shape)) == 1):
         raise InputFileError(
             f"{path}: expected a stack of images, found a volume of shape {data.shape}; if it is a stack, let its "
             "name end in .mrcs"
         )
     names = [f"{i:06d}@{path}" for i in range(1, len(data) + 1)]
-    return _stack(path, data, settle_voxel_size(path, stated_voxel_size(path, header, "xy"), voxel_size), names)
+    size = settle_voxel_size(path, stated_voxel_size(header, "xy"), voxel_size)
+    return _stack(path, as_float32(data), size, names)
 
 
 def _read_star(path: Path, voxel_size: float | None) -> ImageStack:
@@ -62,7 +67,7 @@ def _read_star(path: Path, voxel_size: float | None) -> ImageStack:
     rows_of: dict[str, list[tuple[int, int | None]]] = defaultdict(list)
     for row, name in enumerate(table.names):
         number, at, file = name.partition("@")
-        if at and not (number.isdecimal() and int(number) > 0):
+        if at and not (number.isdecimal() and len(number) < 10 and int(number) > 0):
             raise InputFileError(f"{path}: image name {name!r} in row {row + 1}; expected a number before @, from 1 on")
         rows_of[file if at else name].append((row, int(number) if at else None))
 
@@ -72,7 +77,7 @@ def _read_star(path: Path, voxel_size: float | None) -> ImageStack:
     for file, rows in rows_of.items():
         found = _find(file, path)
         header, sections = _load_images(found)
-        headers.append(stated_voxel_size(found, header, "xy") or 0.0)
+        headers.append(stated_voxel_size(header, "xy"))
         for row, index in rows:
             if index is None and len(sections) > 1:
                 raise InputFileError(
@@ -82,39 +87,71 @@ def _read_star(path: Path, voxel_size: float | None) -> ImageStack:
                 raise InputFileError(
                     f"{found}: there is no image {index} among {len(sections)} (row {row + 1}, {path})"
                 )
-            images[row] = sections[(index or 1) - 1].copy()  # lets go of the stack
+            images[row] = as_float32(sections[(index or 1) - 1]).copy()  # lets go of the stack
             names[row] = f"{index or 1:06d}@{found}"
     first = images[0].shape
     for image, name in zip(images, names, strict=True):
         if image.shape != first:
             raise GridMismatchError(f"{path}: {names[0]} is {first} and {name} {image.shape}; bring them to one size")
-    stated = table.pixel_sizes()
-    sizes = np.array(headers) if stated is None else stated
-    if np.ptp(sizes) > 1e-3 * np.abs(sizes[0]):
-        raise GridMismatchError(f"{path}: pixels of {sizes.min():g} and {sizes.max():g} Å; bring them to one size")
-    size = settle_voxel_size(path, float(sizes[0]) if sizes[0] > 0 else None, voxel_size)
+    size = _star_voxel_size(table, headers, voxel_size)
     return _stack(path, np.stack(images), size, names, table.ctf(), table.poses(size))
+
+
+def _star_voxel_size(table: ImageTable, headers: list[Stated], wished: float | None) -> float:
+    """What the STAR file states, or the headers of its files, or what was asked for instead of either."""
+    try:
+        stated = table.pixel_sizes()
+    except InputFileError as error:
+        if wished is None:
+            raise
+        return settle_voxel_size(table.path, Stated(None, str(error).removeprefix(f"{table.path}: ")), wished)
+    if stated is None:
+        troubled = next((header for header in headers if header.size is None), None)
+        if troubled is not None:
+            trouble = f"no pixel size in the STAR file, and in an image's header {troubled.trouble}"
+            return settle_voxel_size(table.path, Stated(None, trouble, troubled.crooked), wished)
+    sizes = np.array([header.size for header in headers], np.float64) if stated is None else stated
+    if np.ptp(sizes) > 1e-3 * np.abs(sizes[0]):
+        found = f"pixels of {sizes.min():g} and {sizes.max():g} Å"
+        if wished is None:
+            raise GridMismatchError(f"{table.path}: {found}; bring them to one size")
+        return settle_voxel_size(table.path, Stated(None, found), wished)
+    return settle_voxel_size(table.path, Stated(float(sizes[0])), wished)
 
 
 def _find(name: str, star: Path) -> Path:
     """RELION names files from its project's folder, somewhere above the STAR file."""
     folders = [star.parent, Path(), *star.resolve().parents[1:]]
     for folder in folders:
-        if (folder / name).exists():
-            return folder / name
+        try:
+            if (folder / name).is_file():
+                return _plain(folder / name)
+        except (OSError, ValueError):  # too long a name, or one with a NUL
+            continue
     raise InputFileError(f"{star} names {name}, which is neither in {star.parent} nor in {Path.cwd()} nor above {star}")
 
 
-def _load_images(path: Path) -> tuple[Any, NDArray[np.float32]]:
-    """The header and all sections (K, y, x)."""
+def _plain(path: Path) -> Path:
+    """The same file without ``..``, where it has them."""
+    if ".." not in path.parts:
+        return path
+    absolute = path.resolve()
+    return absolute if path.is_absolute() else Path(os.path.relpath(absolute))
+
+
+def _load_images(path: Path) -> tuple[Header, NDArray[Any]]:
+    """The header and all sections (K, y, x) as stored."""
     header, data = load(path)
     if data.ndim > 3 or np.iscomplexobj(data):
         raise InputFileError(f"{path}: expected a stack of real images, found {data.dtype} of shape {data.shape}")
     codes = axis_codes(path, header)
     if codes[2] != 3:
         raise InputFileError(f"{path}: axes stored in the order {codes}; sections of a stack must lie along z")
+    if not np.allclose(header.angles, 90, rtol=0, atol=0.1) and any(header.angles):
+        message = f"{path}: cell angles (CELLB) of {header.angles}°, which mean nothing for images, are left out"
+        warnings.warn(message, MapWarning, stacklevel=3)
     images = data.reshape(-1, *data.shape[-2:])
-    return header, np.asarray(images if codes == (1, 2, 3) else images.mT, dtype=np.float32)
+    return header, images if codes == (1, 2, 3) else images.mT
 
 
 def _stack(path: Path, data: NDArray[np.float32], voxel_size: float, names: list[str], *known: Any) -> ImageStack:

@@ -1,15 +1,15 @@
 """Images of one particle each, class averages or particles, and what is known of them."""
 
-import math
 import warnings
 from collections.abc import Iterable
 from typing import Any, Self
 
 import attrs
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.spatial.transform import Rotation
 
+from cryofm_io.checks import all_finite, positive
 from cryofm_io.errors import GeometryError
 
 __all__ = ["ImageCtf", "ImageStack", "Poses"]
@@ -49,7 +49,7 @@ class ImageCtf:
         phase_shift_deg: Of a phase plate; 0 without.
 
     Raises:
-        GeometryError: The fields differ in length.
+        GeometryError: The fields differ in length, or hold NaN or infinity.
     """
 
     defocus_u_angstrom: NDArray[np.float64] = attrs.field(converter=_as_float64, repr=_summary)
@@ -64,6 +64,9 @@ class ImageCtf:
         shapes = {name: values.shape for name, values in attrs.asdict(self).items()}
         if len(set(shapes.values())) != 1 or self.voltage_kv.ndim != 1:
             raise GeometryError(f"the fields of a CTF are (K,), one value per image, got shapes {shapes}")
+        for name, values in attrs.asdict(self).items():
+            if not np.isfinite(values).all():
+                raise GeometryError(f"{name} of image {int(np.isfinite(values).argmin())} is not finite")
 
     def __len__(self) -> int:
         return len(self.voltage_kv)
@@ -113,14 +116,17 @@ class Poses:
             angles_deg: (rot, tilt, psi), ``(K, 3)``.
             shifts: What centres the images, (x, y) in Å, ``(K, 2)``.
         """
-        return cls(Rotation.from_euler("ZYZ", _as_float64(angles_deg), degrees=True).as_matrix().mT, shifts)
+        return cls(
+            scipy.spatial.transform.Rotation.from_euler("ZYZ", _as_float64(angles_deg), degrees=True).as_matrix().mT,
+            shifts,
+        )
 
     @property
     def angles_deg(self) -> NDArray[np.float64]:
         """RELION's (rot, tilt, psi), ``(K, 3)``; psi is 0 where tilt is 0 or 180 and only one angle is determined."""
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Gimbal lock")
-            angles = Rotation.from_matrix(self.rotations.mT).as_euler("ZYZ", degrees=True)
+            angles = scipy.spatial.transform.Rotation.from_matrix(self.rotations.mT).as_euler("ZYZ", degrees=True)
         return np.asarray(angles)
 
     def __len__(self) -> int:
@@ -139,8 +145,8 @@ class ImageStack:
         poses: Poses, if known.
 
     Raises:
-        GeometryError: The images are not square or fewer than two, the voxel size is not positive, or there are not
-            as many names, CTFs or poses as images.
+        GeometryError: The images are not square or fewer than two or hold NaN, the voxel size is not positive, or there
+            are not as many names, CTFs or poses as images.
 
     Example:
         >>> ImageStack(np.zeros((3, 8, 8)), 1.5)
@@ -159,8 +165,8 @@ class ImageStack:
             raise GeometryError(f"expected square images (K, y, x), got shape {shape}; crop or pad them")
         if len(self) < 2:
             raise GeometryError(f"{len(self)} image(s): a reconstruction needs at least 2")
-        if not (math.isfinite(self.voxel_size) and self.voxel_size > 0):
-            raise GeometryError(f"voxel size {self.voxel_size} Å: it must be positive")
+        positive("voxel size", self.voxel_size, "Å")
+        all_finite("an image stack's values", self.data)
         for what, parts in (("names", self.names or None), ("CTFs", self.ctf), ("poses", self.poses)):
             if parts is not None and len(parts) != len(self):
                 raise GeometryError(f"{len(self)} images and {len(parts)} {what}; there must be as many")

@@ -6,6 +6,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from cryofm_io.checks import all_finite, finite
 from cryofm_io.errors import CryoFMError, InputFileError
 
 __all__ = ["Affine", "normalise_clean"]
@@ -14,6 +15,10 @@ __all__ = ["Affine", "normalise_clean"]
 def _not_zero(instance: "Affine", attribute: Any, value: float) -> None:
     if value == 0 or not np.isfinite(value):
         raise CryoFMError(f"a scale of {value} cannot be undone; it must be finite and not zero")
+
+
+def _finite(instance: "Affine", attribute: Any, value: float) -> None:
+    finite("offset", value)
 
 
 @attrs.frozen
@@ -25,7 +30,7 @@ class Affine:
         offset: Added after scaling.
 
     Raises:
-        CryoFMError: The scale is zero or not finite.
+        CryoFMError: The scale is zero, or either is not finite.
 
     Example:
         >>> to_model = Affine(scale=2.0, offset=-1.0)
@@ -34,7 +39,7 @@ class Affine:
     """
 
     scale: float = attrs.field(converter=float, validator=_not_zero)
-    offset: float = attrs.field(default=0.0, converter=float)
+    offset: float = attrs.field(default=0.0, converter=float, validator=_finite)
 
     def forward(self, x: Any) -> Any:
         """From the map's scale; arrays, tensors and numbers, of any shape."""
@@ -58,15 +63,16 @@ def normalise_clean(data: NDArray[Any]) -> tuple[NDArray[np.float32], Affine]:
         The scaled density as float32, and the scale, whose ``inverse`` brings results back.
 
     Raises:
-        InputFileError: There is no positive density.
+        InputFileError: There is no positive density, or a value is NaN or infinite.
 
     Example:
         >>> scaled, scale = normalise_clean(np.linspace(-1, 4, 101).reshape(101, 1, 1))
         >>> float(scaled.min()), float(scaled.max()), round(scale.inverse(1.0), 3)
         (0.0, 1.0, 4.0)
     """
+    all_finite("a map's values", data, InputFileError)
     top = float(np.percentile(data, 99.999))
-    if top <= 0:
+    if not top > 0:
         raise InputFileError(f"no positive density (99.999th percentile {top:g}); is the contrast inverted?")
     scale = Affine(1 / top)
     scaled = np.clip(data, 0, top).astype(np.float32, copy=False)

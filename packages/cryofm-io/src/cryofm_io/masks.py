@@ -3,12 +3,14 @@
 import os
 from typing import Any
 
+import attrs
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.ndimage import distance_transform_edt
 
+from cryofm_io.checks import all_finite, finite, not_negative, positive
 from cryofm_io.density_map import DensityMap, check_same_grid
-from cryofm_io.errors import GeometryError, GridMismatchError, MaskError
+from cryofm_io.errors import GridMismatchError, MaskError
 from cryofm_io.mrc_read import read_values
 
 __all__ = ["check_mask", "read_mask", "soft_mask", "spherical_mask"]
@@ -51,8 +53,8 @@ def soft_mask(
         voxel_size: Å.
 
     Raises:
-        MaskError: No voxel reaches the threshold.
-        GeometryError: A negative length, or a voxel size that is not positive.
+        MaskError: No voxel reaches the threshold, or a value is NaN or infinite.
+        GeometryError: The threshold is not finite, a negative length, or a voxel size that is not positive.
 
     Example:
         >>> data = np.zeros((9, 9, 9))
@@ -60,10 +62,12 @@ def soft_mask(
         >>> bool((soft_mask(data, 0.5, 3.0, 3.0, 1.5) == spherical_mask((9, 9, 9), 3.0, 3.0, 1.5)).all())
         True
     """
-    outside = data < threshold
+    all_finite("a map's values", data, MaskError)
+    outside = data < finite("threshold", threshold)
     if outside.all():
         raise MaskError(f"no voxel reaches the threshold {threshold:g} (largest {data.max():g}); choose a lower one")
-    distance = np.asarray(distance_transform_edt(outside, sampling=voxel_size), dtype=np.float32)
+    spacing = positive("voxel size", voxel_size, "Å")
+    distance = np.asarray(scipy.ndimage.distance_transform_edt(outside, sampling=spacing), dtype=np.float32)
     return raised_cosine(distance, dilate, soft_edge, voxel_size)
 
 
@@ -90,8 +94,11 @@ def read_mask(
         >>> read_mask("mask.mrc", like=DensityMap(np.zeros((4, 5, 6)), 1.5)).shape
         (4, 5, 6)
     """
+    mask = read_values(path, voxel_size=voxel_size)
+    if mask.data.min() == -128 and mask.data.max() <= -127:  # IMOD stores the bytes 0 and 1 as signed ones
+        mask = attrs.evolve(mask, data=mask.data + 128)
     try:
-        return check_mask(read_values(path, voxel_size=voxel_size), like)
+        return check_mask(mask, like)
     except MaskError as error:
         raise MaskError(f"{path}: {error}") from None
 
@@ -129,8 +136,9 @@ def check_mask(mask: DensityMap, like: DensityMap) -> NDArray[np.float32]:
 def raised_cosine(
     distance: NDArray[np.float32], inner: float, soft_edge: float, voxel_size: float
 ) -> NDArray[np.float32]:
-    if inner < 0 or soft_edge < 0 or not voxel_size > 0:
-        raise GeometryError(f"mask of {inner} Å, edge {soft_edge} Å, voxel {voxel_size} Å: lengths must be positive")
+    not_negative("mask radius", inner, "Å")
+    not_negative("mask edge", soft_edge, "Å")
+    positive("voxel size", voxel_size, "Å")
     if soft_edge == 0:
         return (distance <= inner).astype(np.float32)
     fraction = np.clip((distance - inner) / soft_edge, 0, 1)

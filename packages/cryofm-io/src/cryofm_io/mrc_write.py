@@ -24,8 +24,9 @@ VIEWING_NOTE = "Restored map: for viewing and model building aid, never for reso
 def write_map(path: str | os.PathLike[str], map: DensityMap, overwrite: bool = False) -> None:
     """Write a map as 32-bit MRC2014, compressed if the name ends in .gz or .bz2.
 
-    What `cryofm_io.read_map` read is written back: values, cell, origin, nstart, space group and labels.
-    An extended header is not kept.  Equal maps give equal files, compressed ones too.
+    What `cryofm_io.read_map` read is written back: values, cell, origin, nstart and labels.  The space group is 1,
+    whatever the input's was: 0 and 401 would mark a stack.  An extended header is not kept.
+    Equal maps give equal files, compressed ones too.
 
     Args:
         path: The file; it appears only when complete.
@@ -61,7 +62,7 @@ def _header(map: DensityMap) -> NDArray[Any]:
     header["map"] = b"MAP "
     header["machst"] = (0x44, 0x44, 0, 0)
     header["nversion"] = 20141
-    header["ispg"] = map.space_group
+    header["ispg"] = 1
     mean = map.data.mean(dtype=np.float64)
     # section by section: no double-precision copy of a large map
     variance = np.mean([np.mean((section - mean) ** 2, dtype=np.float64) for section in map.data])
@@ -70,7 +71,8 @@ def _header(map: DensityMap) -> NDArray[Any]:
     labels = map.labels[-10:]  # the newest, if there are too many
     header["nlabl"] = len(labels)
     for i, label in enumerate(labels):
-        header["label"][i] = label.encode("latin-1", "replace")[:80]
+        # cut between characters, not within one
+        header["label"][i] = label.encode("utf-8", "replace")[:80].decode("utf-8", "ignore").encode()
     return header
 
 
@@ -78,10 +80,10 @@ def _header(map: DensityMap) -> NDArray[Any]:
 def _open_stream(path: Path) -> Iterator[IO[bytes] | gzip.GzipFile]:
     """A file to write to; a compressed one holds neither time nor name: equal maps give equal files."""
     with path.open("wb") as raw:
-        if path.suffix == ".gz":
+        if path.suffix.lower() == ".gz":
             with gzip.GzipFile("", "wb", compresslevel=6, fileobj=raw, mtime=0) as stream:
                 yield stream
-        elif path.suffix == ".bz2":
+        elif path.suffix.lower() == ".bz2":
             with bz2.open(raw, "wb") as stream:
                 yield stream
         else:

@@ -5,23 +5,21 @@ ice that the molecule displaces, low-passed and Fourier-cropped to the wished vo
 """
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import scipy.fft
+import scipy
 from numpy.typing import NDArray
-from scipy.ndimage import gaussian_filter
 
+from cryofm_io.atomic_model import read_model
+from cryofm_io.checks import finite, not_negative, positive
 from cryofm_io.errors import InputFileError, MissingExtraError
-
-if TYPE_CHECKING:
-    import gemmi
 
 __all__ = ["simulate_density"]
 
 # Vitreous ice, 0.93 g/cm³ = 0.0311 H2O/Å³, times f_e(0) of O (1.98 Å) and 2 H (0.53 Å): Å per Å³.
 ICE_POTENTIAL = 0.0946
 _FINE = 0.75  # Å, spacing of the grid on which the atoms are put down
+_MOST_VOXELS = 2e9  # of the fine grid
 _MIN_B = 20.0  # Å², narrowest atom that the fine grid still samples
 
 
@@ -40,7 +38,8 @@ def simulate_density(
     """Simulate the map of one PDB or mmCIF file (``.gz`` too); first biological assembly where it fits.
 
     Args:
-        path: atomic model; hydrogens and waters are ignored.
+        path: atomic model; hydrogens and waters are ignored. Of alternate conformations the one of the largest
+            occupancy is taken, and every atom counts whole, since the ice that it displaces does.
         voxel_size: of the result, Å; at least 0.75.
         resolution: the low-pass falls from 1 to 0 over the last 10 % below 1/resolution, Å.
         b_base: B factor that the 5th percentile of the atoms is moved to, Å²; negative sharpens.
@@ -55,25 +54,24 @@ def simulate_density(
         Density ``(z, y, x)``, electron scattering per volume, Å⁻².
 
     Raises:
-        InputFileError: the file is no atomic model, or holds no atoms.
+        InputFileError: the file is no atomic model, holds no atoms, or none that give density; or they span too far.
+        GeometryError: a length or factor that is not finite, or not positive.
         MissingExtraError: gemmi is missing (``pip install cryofm-io[atomic]``).
+
+    Warns:
+        MapWarning: atoms without an element, a position or a B factor.
     """
     try:
         import gemmi
     except ImportError as error:
         raise MissingExtraError("simulating maps needs gemmi: pip install 'cryofm-io[atomic]'") from error
 
-    try:
-        structure = gemmi.read_structure(str(path))
-    except (RuntimeError, ValueError, OSError) as error:
-        raise InputFileError(f"{path} is no readable atomic model ({error}); give PDB or mmCIF") from None
-    structure.remove_alternative_conformations()
-    structure.remove_hydrogens()
-    structure.remove_waters()
-    model = _assembly(structure, max_atoms) if len(structure) else gemmi.Model(1)
-    if not model.count_atom_sites():
-        raise InputFileError(f"{path} holds no atoms")
-
+    for name, value in (("voxel size", voxel_size), ("resolution", resolution)):
+        positive(name, value, "Å")
+    for name, value in (("b_base", b_base), ("b_scale", b_scale), ("ice", ice)):
+        finite(name, value)
+    not_negative("margin", margin, "Å")
+    model = read_model(Path(path), max_atoms)
     atoms = [site.atom for site in model.all()]
     position = np.array([atom.pos.tolist() for atom in atoms])
     if rotation is not None:
@@ -83,6 +81,12 @@ def simulate_density(
     blur = max(0.0, _MIN_B - float(b.min()))  # undone in Fourier space, so that sharp atoms need no finer grid
 
     low, high = position.min(0) - margin, position.max(0) + margin
+    voxels = float(np.prod((high - low) / _FINE))
+    if voxels > _MOST_VOXELS:
+        raise InputFileError(
+            f"{path}: its atoms span {', '.join(f'{length:.0f}' for length in high - low)} Å, which takes {voxels:.2g} "
+            "voxels; are some of them far off? Remove those"
+        )
     # The coarse box fixes the fine one: both cover the same length, so the crop is exact.
     coarse = np.array([_even_fast(length / voxel_size) for length in high - low])
     cell = coarse * voxel_size
@@ -100,6 +104,8 @@ def simulate_density(
     calculator.grid.spacegroup = gemmi.SpaceGroup("P 1")
     calculator.add_model_density_to_grid(model)
     density = np.asarray(calculator.grid.array, dtype=np.float32)  # (x, y, z)
+    if not (np.isfinite(density).all() and density.max() > 0):
+        raise InputFileError(f"{path}: its atoms give no density; check elements and B factors")
 
     if ice:
         masker = gemmi.SolventMasker(gemmi.AtomicRadiiSet.Cctbx)
@@ -107,7 +113,9 @@ def simulate_density(
         grid.set_unit_cell(calculator.grid.unit_cell)
         grid.spacegroup = calculator.grid.spacegroup
         masker.put_mask_on_float_grid(grid, model)
-        molecule = np.asarray(gaussian_filter(1 - np.asarray(grid.array), 1.5 / _FINE, mode="wrap"), dtype=np.float32)
+        molecule = np.asarray(
+            scipy.ndimage.gaussian_filter(1 - np.asarray(grid.array), 1.5 / _FINE, mode="wrap"), dtype=np.float32
+        )
     else:
         molecule = np.zeros_like(density)
     potential, water = _crop(density, coarse), _crop(molecule, coarse)
@@ -119,27 +127,11 @@ def simulate_density(
     return np.ascontiguousarray(result.transpose(2, 1, 0), dtype=np.float32)
 
 
-def _assembly(structure: "gemmi.Structure", max_atoms: int) -> "gemmi.Model":
-    import gemmi
-
-    model = structure[0]
-    if structure.assemblies:
-        present = {residue.subchain for chain in model for residue in chain}
-        for generator in structure.assemblies[0].generators:  # which name the chains of the waters too
-            generator.subchains = [name for name in generator.subchains if name in present]
-        assembly = gemmi.make_assembly(structure.assemblies[0], model, gemmi.HowToNameCopiedChain.Short)
-        if 0 < assembly.count_atom_sites() <= max_atoms:
-            return assembly
-    return model
-
-
 def _b_factors(b: NDArray[np.float64], position: NDArray[np.float64]) -> NDArray[np.float64]:
     """The model's own B factors, or burial-based ones where it has none."""
     if np.ptp(b) > 1e-3:
         return b
-    from scipy.spatial import KDTree
-
-    neighbours = KDTree(position).query_ball_point(position, 8.0, return_length=True)
+    neighbours = scipy.spatial.KDTree(position).query_ball_point(position, 8.0, return_length=True)
     return np.asarray(80.0 * np.exp(-np.asarray(neighbours) / np.percentile(neighbours, 75)))
 
 

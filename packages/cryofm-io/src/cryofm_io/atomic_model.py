@@ -1,0 +1,196 @@
+"""The atoms of a PDB or mmCIF file that a map shows: one conformation, no waters, every atom whole."""
+
+import gzip
+import warnings
+import zlib
+from collections import defaultdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cryofm_io.errors import InputFileError, MapWarning
+
+if TYPE_CHECKING:
+    import gemmi
+
+__all__ = ["read_model"]
+
+# Names of waters that gemmi does not know: those of programs for molecular dynamics.
+_WATERS = frozenset({"TIP", "TIP2", "TIP3", "TIP4", "TP3", "T3P", "SOL", "SPC", "W"})
+_MOST_BYTES = 2**31  # of an unpacked file
+_HEAVIEST = 98  # electron form factors go up to Cf
+_LARGEST_B = 1e4  # Å²
+
+
+def read_model(path: Path, max_atoms: int) -> "gemmi.Model":
+    """Read the atoms that count, with one conformation, occupancy 1, an element and a B factor each.
+
+    Args:
+        path: PDB or mmCIF, compressed too.
+        max_atoms: a first assembly larger than this is left for the file's own model.
+
+    Raises:
+        InputFileError: no atomic model, or one without atoms.
+
+    Warns:
+        MapWarning: atoms that lack an element (guessed from their names), a position (left out) or a B factor (the
+            median is taken).
+    """
+    try:
+        structure = _read(path)
+        if len(structure):
+            for model in structure:
+                for chain in model:
+                    _keep_one_conformation(chain)
+            _find_elements(path, structure)
+            structure.remove_hydrogens()
+            structure.remove_waters()
+            _remove_other_waters(structure)
+            _drop_without_position(path, structure)
+            structure.remove_empty_chains()
+        with_atoms = next((model for model in structure if model.count_atom_sites()), None)
+        if with_atoms is None:
+            raise InputFileError(f"{path} holds no atoms but waters and hydrogens, if any")
+        model = _assembly(structure, with_atoms, max_atoms)
+        _settle_b_factors(path, model)
+    except InputFileError:
+        raise
+    except (RuntimeError, ValueError, TypeError, IndexError, OSError, EOFError, MemoryError, zlib.error) as error:
+        raise InputFileError(f"{path} is no readable atomic model ({error}); give PDB or mmCIF") from None
+    return model
+
+
+def _read(path: Path) -> "gemmi.Structure":
+    """By its content, since endings are spelt in many ways."""
+    import gemmi
+
+    content = path.read_bytes()
+    if content[:2] == b"\x1f\x8b":
+        with gzip.open(path) as stream:
+            content = stream.read(min(_MOST_BYTES, 1032 * len(content)))
+    # What is no UTF-8 can only stand in names and remarks.
+    text = content.decode("utf-8-sig", "replace")
+    is_cif = "_atom_site." in text.lower() or text.lstrip()[:5].lower() == "data_"
+    structure = gemmi.read_structure_string(text, format=gemmi.CoorFormat.Mmcif if is_cif else gemmi.CoorFormat.Pdb)
+    structure.setup_entities()
+    return structure
+
+
+def _keep_one_conformation(chain: "gemmi.Chain") -> None:
+    """Of atoms in several places, and of several residues in one, keep what is there most of the time."""
+    places = defaultdict(list)
+    for i, residue in enumerate(chain):
+        places[residue.seqid.num, residue.seqid.icode, residue.segment].append(i)
+    gone = []
+    for indices in places.values():
+        residues = [chain[i] for i in indices]
+        weight: dict[str, float] = defaultdict(float)
+        for residue in residues:
+            for atom in residue:
+                if atom.altloc != "\0":
+                    weight[atom.altloc] += max(atom.occ, 0.0)
+        if weight:
+            chosen = max(sorted(weight), key=lambda letter: weight[letter])
+            if len({residue.name for residue in residues}) > 1:
+                gone += [i for i in indices if not _has_place(chain[i], chosen)]
+            for residue in residues:
+                _keep_letter(residue, chosen, weight)
+        for residue in residues:
+            for atom in residue:
+                atom.occ, atom.altloc = 1.0, "\0"
+    for i in sorted(gone, reverse=True):
+        del chain[i]
+
+
+def _has_place(residue: "gemmi.Residue", chosen: str) -> bool:
+    """Whether a residue beside others of its number belongs to the chosen conformation, or to all of them."""
+    letters = {atom.altloc for atom in residue}
+    return chosen in letters or letters == {"\0"}
+
+
+def _keep_letter(residue: "gemmi.Residue", chosen: str, weight: dict[str, float]) -> None:
+    """Each name once: in the chosen conformation, or in the next one that has it."""
+    best: dict[str, str] = {}
+    order = {"\0": 0.0, chosen: 1.0} | {
+        x: 2.0 - w / (1 + sum(weight.values())) for x, w in weight.items() if x != chosen
+    }
+    for atom in residue:
+        if atom.name not in best or order[atom.altloc] < order[best[atom.name]]:
+            best[atom.name] = atom.altloc
+    for i in reversed(range(len(residue))):
+        if residue[i].altloc != best[residue[i].name]:
+            del residue[i]
+
+
+def _find_elements(path: Path, structure: "gemmi.Structure") -> None:
+    """Guess the elements that are not given, which gemmi would take for something that scatters little."""
+    import gemmi
+
+    guessed = 0
+    for model in structure:
+        for chain in model:
+            for residue in chain:
+                for atom in residue:
+                    if 0 < atom.element.atomic_number <= _HEAVIEST:
+                        continue
+                    guessed += 1
+                    letters = "".join(c for c in atom.name if c.isascii() and c.isalpha())
+                    alone = len(residue) == 1 and letters.upper() == residue.name.upper()  # an ion
+                    element = gemmi.Element(letters if alone else letters[:1])
+                    known = 0 < element.atomic_number <= _HEAVIEST
+                    atom.element = element if known else gemmi.Element("C")
+    if guessed:
+        _warn(f"{path}: {guessed} atoms have no element that scatters electrons by table; guessed from their names")
+
+
+def _remove_other_waters(structure: "gemmi.Structure") -> None:
+    for model in structure:
+        for chain in model:
+            for i in reversed(range(len(chain))):
+                if chain[i].name.upper() in _WATERS:
+                    del chain[i]
+
+
+def _drop_without_position(path: Path, structure: "gemmi.Structure") -> None:
+    dropped = 0
+    for model in structure:
+        for chain in model:
+            for residue in chain:
+                for i in reversed(range(len(residue))):
+                    if not np.isfinite(residue[i].pos.tolist()).all():
+                        del residue[i]
+                        dropped += 1
+    if dropped:
+        _warn(f"{path}: {dropped} atoms have no position and are left out")
+
+
+def _assembly(structure: "gemmi.Structure", model: "gemmi.Model", max_atoms: int) -> "gemmi.Model":
+    """The first biological assembly, or the model itself where the file does not say how to make one."""
+    import gemmi
+
+    if not structure.assemblies:
+        return model
+    present = {residue.subchain for chain in model for residue in chain}
+    for generator in structure.assemblies[0].generators:  # which name the chains of the waters too
+        generator.subchains = [name for name in generator.subchains if name in present]
+    try:
+        assembly = gemmi.make_assembly(structure.assemblies[0], model, gemmi.HowToNameCopiedChain.Short)
+    except (RuntimeError, ValueError, IndexError):
+        return model
+    return assembly if 0 < assembly.count_atom_sites() <= max_atoms else model
+
+
+def _settle_b_factors(path: Path, model: "gemmi.Model") -> None:
+    atoms = [site.atom for site in model.all()]
+    b = np.array([atom.b_iso for atom in atoms])
+    wrong = ~(np.abs(b) <= _LARGEST_B)
+    if wrong.any():
+        median = float(np.median(b[~wrong])) if not wrong.all() else 0.0
+        for i in np.flatnonzero(wrong):
+            atoms[i].b_iso = median
+        _warn(f"{path}: {int(wrong.sum())} atoms have no B factor that can be; {median:.0f} Å² is taken")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, MapWarning, stacklevel=5)

@@ -1,0 +1,124 @@
+"""What people give for half maps: good ones are taken, each kind of others is refused by name."""
+
+import logging
+import warnings
+
+import half_cases as cases
+import numpy as np
+import pytest
+from scipy.ndimage import gaussian_filter
+
+from cryofm_io import DensityMap, HalfMapError, check_half_maps
+
+DEVIATIONS = [0.004, 0.05, 0.3]  # of the noise; with the least the halves agree up to Nyquist
+
+
+def check(first, second, **how):
+    check_half_maps(DensityMap(first, 1.5), DensityMap(second, 1.5), **how)
+
+
+GOOD = {
+    **{f"noise {deviation}": (lambda d=deviation: cases.halves(d)) for deviation in (*DEVIATIONS, 3.0)},
+    "odd box": lambda: cases.halves(n=37),
+    "small box": lambda: cases.halves(n=18),
+    "tiny box": lambda: np.random.default_rng(0).normal(size=(2, 10, 10, 10)),
+    "flat box": lambda: np.random.default_rng(0).normal(size=(2, 14, 40, 27)),
+    "blurred": lambda: [gaussian_filter(cases.molecule(), 1.5) + cases.noise((40,) * 3, 0.01, i) for i in (0, 1)],
+    "noisier molecule": lambda: [
+        cases.molecule() + (1 + cases.mask()) * cases.noise((40,) * 3, 0.05, i) for i in (0, 1)
+    ],
+    "low-frequency noise": lambda: [x + 0.2 * gaussian_filter(x - cases.molecule(), 2) for x in cases.halves()],
+    "integers": lambda: [np.round(10 * x) for x in cases.halves(0.3)],
+    "unequal noise": lambda: [cases.molecule() + cases.noise((40,) * 3, d, i) for i, d in enumerate((0.01, 0.014))],
+    "symmetric": lambda: [_four_fold(cases.molecule(39)) + cases.noise((39,) * 3, 0.05, i) for i in (0, 1)],
+    "RELION": lambda: [cases.flattened(x) for x in cases.halves()],
+    "RELION, little noise": lambda: [cases.flattened(x) for x in cases.halves(0.004)],
+}
+
+
+def _four_fold(data):
+    return sum(np.rot90(data, k, axes=(1, 2)) for k in range(4))
+
+
+@pytest.mark.parametrize("kind", GOOD)
+def test_good_halves(kind, caplog):
+    with warnings.catch_warnings(), caplog.at_level(logging.INFO, logger="cryofm_io"):
+        warnings.simplefilter("error")
+        check(*GOOD[kind]())
+    assert ("as RELION leaves them" in caplog.text) == ("RELION" in kind)
+
+
+@pytest.mark.parametrize("deviation", DEVIATIONS)
+def test_a_full_map_for_a_half(deviation):
+    first, second = cases.halves(deviation)
+    for full in ((first + second) / 2, first + second):
+        for pair in ((full, second), (first, full)):
+            with pytest.raises(HalfMapError, match=r"share their noise: .* as if one were the full map"):
+                check(*pair)
+    full = [cases.flattened(x) for x in ((first + second) / 2, second)]
+    with pytest.raises(HalfMapError, match="share their noise"):
+        check(*full)
+
+
+@pytest.mark.parametrize("deviation", DEVIATIONS)
+@pytest.mark.parametrize("outside", ["dither", "density", "floor", "sphere"])
+def test_masked_halves_whose_outside_is_not_equal(deviation, outside):
+    rng = np.random.default_rng(4)
+    mask = cases.mask()
+    if outside == "sphere":
+        axis = (np.arange(40) - 20) ** 2
+        mask = (axis[:, None, None] + axis[:, None] + axis < 15**2).astype(float)
+    floor = {"density": 0.01, "floor": 0.2}.get(outside, 0.0)
+    dither = 1e-6 if outside in ("dither", "sphere") else 0.0
+    made = [x * (floor + (1 - floor) * mask) + dither * rng.normal(size=x.shape) for x in cases.halves(deviation)]
+    with pytest.raises(HalfMapError, match="no noise in some parts of the box: masked"):
+        check(*made)
+    check(*made, allow_masked=True)
+
+
+@pytest.mark.parametrize("deviation", DEVIATIONS)
+def test_one_half_is_masked(deviation):
+    first, second = cases.halves(deviation)
+    dithered = second * cases.mask() + cases.noise(first.shape, 1e-6, 5)
+    # With next to no noise the other half's says nothing, and only an outside that is exactly constant is seen.
+    for masked in (np.where(np.arange(40) < 14, 0, second), *([dithered] if deviation > 0.01 else [])):
+        for pair in ((first, masked), (masked, first)):
+            with pytest.raises(HalfMapError, match=r"of the box: masked"):
+                check(*pair)
+
+
+@pytest.mark.parametrize("deviation", DEVIATIONS)
+@pytest.mark.parametrize("more", [2, 3, 14, 40])
+def test_halves_resampled_to_finer_voxels(deviation, more):
+    made = [cases.finer(x, more) for x in cases.halves(deviation)]
+    with pytest.raises(HalfMapError, match=r"no power at Nyquist .* resampled to finer voxels"):
+        check(*made)
+    check(*made, allow_masked=True)
+
+
+@pytest.mark.parametrize("deviation", DEVIATIONS)
+def test_halves_resampled_to_coarser_voxels_are_good(deviation):
+    check(*(cases.finer(x, -8) for x in cases.halves(deviation)))
+
+
+@pytest.mark.parametrize("allow_masked", [False, True])
+@pytest.mark.parametrize("deviation", DEVIATIONS)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda x: np.roll(x, 1, 2), r"moved by -1, 0, 0 voxels \(x, y, z\)"),
+        (lambda x: np.roll(x, (1, -1), (0, 1)), "moved by 0, 1, -1 voxels"),
+        (lambda x: np.roll(x, 8, 0), "moved by 0, 0, -8 voxels"),
+        (lambda x: x[::-1], "mirrored along z"),
+        (lambda x: np.roll(x[:, :, ::-1], 1, 2), "mirrored along x"),
+        (lambda x: x[::-1, ::-1, ::-1], "mirrored along z and y and x"),
+        (lambda x: x[:, ::-1, ::-1], "turned by 180° about z"),
+        (lambda x: x.transpose(2, 1, 0), "axes in the order x, y, z instead of z, y, x"),
+        (lambda x: x.transpose(1, 2, 0), "axes in the order x, z, y instead of z, y, x"),
+        (lambda x: np.rot90(x, axes=(0, 1)), "axes in the order .* backwards"),
+    ],
+)
+def test_halves_in_two_frames(deviation, change, message, allow_masked):
+    first, second = cases.halves(deviation)
+    with pytest.raises(HalfMapError, match=f"{message}.*: they do not lie in one frame"):
+        check(first, change(second), allow_masked=allow_masked)
