@@ -25,17 +25,19 @@ import cryofm_model
 import cryofm_ops
 from cryofm_io import CryoFMError, atomic_write, output_folder
 from cryofm_model import CalibratedPrior, Prior, WeightsError, load_prior
-from cryofm_sampling import Checkpoint, PosteriorFlow, Progress, Tiled, everyone, is_first, joined
+from cryofm_sampling import Checkpoint, PosteriorFlow, Progress, RestoredHalfMaps, Tiled, everyone, is_first, joined
 
 UNCERTAINTY = "uncertainty.mrc"
 RESULT = (  # names that any script may leave
-    r"(restored|uncertainty|(sample|model)_\d+)\.mrc|(fsc|power|likelihood|scores)\.csv"
+    r"(restored|restored_half[12]|uncertainty|(sample|model)_\d+)\.mrc|(fsc|power|likelihood|scores)\.csv"
     r"|(fsc|slices|samples|power|pairs)\.png|poses\.star|run\.json"
 )
 ERRORS = (cryofm_io.CryoFMError, cryofm_ops.CryoFMError, cryofm_model.CryoFMError)
 
 
-def run_script(args: argparse.Namespace, names: list[str], run: Callable[[argparse.Namespace, Path], None]) -> None:
+def run_script(
+    args: argparse.Namespace, names: list[str], run: Callable[[argparse.Namespace, Path], RestoredHalfMaps | None]
+) -> None:
     """Run with a folder for the files ``names``; nothing appears in the output folder unless everything went well."""
     logging.basicConfig(format="note: %(message)s")
     logging.getLogger("cryofm_io").setLevel(logging.INFO)
@@ -44,12 +46,14 @@ def run_script(args: argparse.Namespace, names: list[str], run: Callable[[argpar
     with joined(args.device), silent_unless_first():
         results = output_folder(args.out, names, overwrite=args.overwrite, read=named_files(args), former=RESULT)
         with results if is_first() else TemporaryDirectory() as folder:
-            run(args, Path(folder))
-        ours = is_first()
+            result = run(args, Path(folder))
+        ours, alone = is_first(), everyone() is None
     if ours and (state := checkpoint(args)) is not None:
         state.remove_parts(3 + args.samples)
     if ours:
         print(f"results in {args.out}: {', '.join(names)}")
+    if alone and result is not None and result.doubts:  # of several processes torchrun would make a crash of it
+        raise DoubtfulError("the results are written, and are not to be trusted (see above)")
 
 
 @contextmanager
@@ -62,10 +66,17 @@ def silent_unless_first() -> Iterator[None]:
         yield
 
 
+class DoubtfulError(Exception):
+    """The results are there, and are not to be trusted."""
+
+
 def exit_code(main: Callable[[], None]) -> int:
-    """Run ``main``; a mistake of the user's is one line and status 2, Ctrl-C is status 130."""
+    """Run ``main``; a mistake of the user's is one line and status 2, Ctrl-C is 130, a result in doubt 3."""
     try:
         main()
+    except DoubtfulError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return 3
     except (*ERRORS, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -98,9 +109,20 @@ def add_half_map_flags(parser: argparse.ArgumentParser) -> None:
     add("half1", type=Path, nargs="?", help="first raw half map (MRC/CCP4, .gz too); none: the example")
     add("half2", type=Path, nargs="?", help="second raw half map, on the same grid")
     add_map_flags(parser, "half maps")
+    add_envelope_flags(parser)
     masked = "take masked or filtered half maps; noise is then underestimated"
     add("--allow-masked", action="store_true", help=masked)
     add_flags(parser, steps=8, of="network evaluations for each restored map, 2 or more")
+
+
+def add_envelope_flags(parser: argparse.ArgumentParser) -> None:
+    """What may be said of the envelope of half maps, and what is left of them."""
+    add = parser.add_argument
+    envelope = "B factor of the half maps' envelope exp(-B ν²/4), Å², 0 for sharpened ones; found where it is not given"
+    add("--b-factor", type=float, help=envelope)
+    blurred = "leave the maps as blurred as the data; without it they are sharp"
+    add("--keep-envelope", action="store_true", help=blurred)
+    add("--halves", action="store_true", help="write both restored halves as well")
 
 
 def parse_half_maps(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:

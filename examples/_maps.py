@@ -106,11 +106,9 @@ class PriorGrid:
         # The prior's voxel size and not a voxel more: padding would break the noise's independent Fourier coefficients.
         grid = GridTransform.of(like, prior.voxel_size)
         device = prior.signal_power.device
-        finest = 2 * max(grid.voxel_size, like.voxel_size)
         print(f"map {by(like.shape)} voxels of {like.voxel_size:.4g} Å, on {device}")
-        print(
-            f"grid {by(grid.target)} voxels of {grid.voxel_size:.4g} Å: nothing finer than {finest:.2f} Å is restored"
-        )
+        finest = 2 * max(grid.voxel_size, like.voxel_size)
+        print(f"grid {by(grid.target)} voxels of {grid.voxel_size:.4g} Å: the prior restores to {finest:.2f} Å")
         return cls(like, None if mask is None else read_mask(mask, like, voxel_size=like.voxel_size), grid, device)
 
     @property
@@ -118,13 +116,26 @@ class PriorGrid:
         """The map's Nyquist frequency over that of the prior's grid."""
         return self.transform.voxel_size / self.like.voxel_size
 
-    def forward(self, map: DensityMap) -> Tensor:
-        """A map on the grid of the prior."""
-        return torch.from_numpy(self.transform.forward(map.data)).to(self.device)
+    @property
+    def voxel_size(self) -> float:
+        """Å, of the prior's grid."""
+        return self.transform.voxel_size
 
-    def back(self, x: Tensor, solvent: float = 0.0) -> Volume:
-        """A map without solvent on the input's grid again: masked, or, where there is no mask, in its solvent."""
-        result = self.transform.inverse(x.cpu().numpy())
+    def forward(self, x: Tensor, /) -> Tensor:
+        """A map on the grid of the prior."""
+        return torch.from_numpy(self.transform.forward(x.cpu().numpy())).to(x)
+
+    def inverse(self, x: Tensor, /) -> Tensor:
+        """A volume of the prior's grid on the map's."""
+        return torch.from_numpy(self.transform.inverse(x.cpu().numpy())).to(x)
+
+    def tensors(self, given: Measured) -> list[Tensor]:
+        """The measured maps, on the prior's device."""
+        return [torch.from_numpy(map.data).to(self.device) for map in given.maps]
+
+    def written(self, x: Tensor, solvent: float = 0.0) -> Volume:
+        """What is to be written of a map without solvent: masked, or, where there is no mask, in its solvent."""
+        result: Volume = x.cpu().numpy()
         return result + solvent if self.mask is None else result * self.mask
 
     def compare(self, a: Volume, b: Volume, region: FourierOperator | None = None) -> FscCurve:

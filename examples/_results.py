@@ -6,23 +6,48 @@ from typing import Any
 
 import attrs
 import numpy as np
+import torch
 from _command_line import UNCERTAINTY, sample_names, write_run
 from _maps import Measured, PriorGrid, Volume
 from scipy.ndimage import center_of_mass
+from torch import Tensor
 
-from cryofm_io import VIEWING_NOTE, FscCurve, plot_fsc, plot_slices, write_fsc_csv, write_map
+from cryofm_io import VIEWING_NOTE, FscCurve, fsc, plot_fsc, plot_slices, soft_mask, write_fsc_csv, write_map
+from cryofm_ops import LowPass
 from cryofm_sampling import RestoredHalfMaps, RestoredMap
 
 FILES = ["restored.mrc", "fsc.csv", "fsc.png", "slices.png", "run.json"]
 INPUT, WIENER, RESTORED = "input (mean of the halves)", "best linear filter (Wiener)", "restored"
+MASKED = "masked, sharpened mean"
 HALVES, SELF = "half maps", "restored halves: self-consistency, not resolution"
 AGREEMENT = "restored against the input, missing directions included"
+HALF_NAMES = ("restored_half1.mrc", "restored_half2.mrc")
+MASK_RESOLUTION, MASK_LEVEL, MASK_WIDER, MASK_EDGE = 10.0, 0.2, 3.0, 6.0  # Å, of the top, Å, Å
 SPREAD_NOTE = "Standard deviation of maps that the data allow; where large, the prior's word."
 
 
-def result_names(samples: int) -> list[str]:
-    """All files that `write_results` leaves."""
-    return [*FILES, *sample_names(samples), *([UNCERTAINTY] if samples > 1 else [])]
+def result_names(samples: int, *, halves: bool = False) -> list[str]:
+    """All files that are left."""
+    return [
+        *FILES,
+        *sample_names(samples),
+        *([UNCERTAINTY] if samples > 1 else []),
+        *(HALF_NAMES if halves else []),
+    ]
+
+
+def write_half_map_results(
+    folder: Path, result: RestoredHalfMaps, given: Measured, grid: PriorGrid, provenance: dict[str, Any]
+) -> None:
+    """`write_results`, with the envelope and the halves where the settings ask for them."""
+    settings = provenance["settings"]
+    if settings["keep_envelope"]:
+        result = result.with_envelope(grid.like.voxel_size)
+    if settings["halves"]:
+        for name, half in zip(HALF_NAMES, result.halves, strict=True):
+            data = grid.written(half, given.median + result.offset)
+            write_map(folder / name, attrs.evolve(grid.like, data=data, labels=(VIEWING_NOTE,)))
+    write_results(folder, result, given, grid, provenance)
 
 
 def write_results(
@@ -31,13 +56,13 @@ def write_results(
     """Write the restored map, its samples, curves, pictures and ``run.json``, and say what was gained."""
     solvent = given.median + result.offset
     halves = result if isinstance(result, RestoredHalfMaps) else None
-    maps = {INPUT if halves else "input": result.observed, **({WIENER: halves.linear} if halves else {})}
-    candidates = {name: grid.back(x, solvent) for name, x in (maps | {RESTORED: result.map}).items()}
-    uncertainty = write_samples(folder, grid, [grid.back(x, solvent) for x in result.samples])
+    candidates = {
+        name: grid.written(x, 0.0 if name == MASKED else solvent) for name, x in candidates_of(result, grid).items()
+    }
     write_map(folder / "restored.mrc", attrs.evolve(grid.like, data=candidates[RESTORED], labels=(VIEWING_NOTE,)))
+    uncertainty = write_samples(folder, grid, [grid.written(x, solvent) for x in result.samples])
 
-    curves = curves_of(result, given, grid, candidates)
-    pictures = pictures_of(candidates, uncertainty)
+    curves, pictures = curves_of(result, given, grid, candidates), pictures_of(candidates, uncertainty)
     scores: dict[str, dict[str, float]] = {}
     if (truth := given.truth) is not None:
         pictures["truth"] = truth.data
@@ -49,10 +74,13 @@ def write_results(
                 scores[name]["fsc_auc_missing"] = curve.auc
             against[f"{RESTORED}, only what was missing"] = inside[RESTORED]
         curves = against | curves
+    doubted = " (DO NOT TRUST)" if halves and halves.doubts else ""
+    if doubted:
+        pictures = {name + (doubted if name == RESTORED else ""): x for name, x in pictures.items()}
     write_fsc_csv(folder / "fsc.csv", curves)
     where = "" if grid.mask is None else ", inside the mask"
     compared = (["against the truth"] if truth else []) + (["between halves"] if HALVES in curves else [])
-    plot_fsc(curves, folder / "fsc.png", title=(", and ".join(compared) or "with the input") + where)
+    plot_fsc(curves, folder / "fsc.png", title=(", and ".join(compared) or "with the input") + where + doubted)
     middle = None if grid.mask is None else np.rint(center_of_mass(grid.mask)).astype(int).tolist()
     plot_slices(pictures, folder / "slices.png", grid.like.voxel_size, through=middle)
 
@@ -66,15 +94,48 @@ def write_results(
         "note": VIEWING_NOTE,
     }
     if halves:
-        where_measured = "" if halves.missing is None else "_where_measured"
-        record[f"noise_power_of_one_half{where_measured}"] = halves.noise_power.tolist()
-        record["slope_of_the_other_half"] = halves.slope_of_the_other_half
-        record["self_consistency_fsc_auc"] = curves[SELF].auc
-        record["half_map_fsc_auc"] = curves[HALVES].auc
+        record |= record_of(halves) | {
+            "self_consistency_fsc_auc": curves[SELF].auc,
+            "half_map_fsc_auc": curves[HALVES].auc,
+        }
     if result.sampling:
         record["drawing"] = dict(result.sampling)
     write_run(folder / "run.json", record)
-    report(result, curves, scores, grid.transform.voxel_size, where)
+    report(result, curves, scores, grid, given, where)
+
+
+def record_of(halves: RestoredHalfMaps) -> dict[str, Any]:
+    """What ``run.json`` says of half maps."""
+    where_measured = "" if halves.missing is None else "_where_measured"
+    return {
+        f"noise_power_of_one_half{where_measured}": halves.noise_power.tolist(),
+        "b_factor": halves.b_factor,
+        "restored_to_angstrom": halves.restored_to,
+        "noise": getattr(halves.model, "record", {}),
+        "held_out": attrs.asdict(halves.held_out),
+        "slope_of_the_other_half": halves.slope_of_the_other_half,
+        "doubts": list(halves.doubts),
+    }
+
+
+def candidates_of(result: RestoredMap, grid: PriorGrid) -> dict[str, Tensor]:
+    """The maps to compare: what was measured, what else one would look at, and the restored one."""
+    if not isinstance(result, RestoredHalfMaps):
+        return {"input": result.observed, RESTORED: result.map}
+    maps = {INPUT: result.observed, WIENER: result.linear}
+    if grid.mask is None and (mask := automatic_mask(result.linear, grid.like.voxel_size)) is not None:
+        maps[MASKED] = result.linear * mask
+    return maps | {RESTORED: result.map}
+
+
+def automatic_mask(linear: Tensor, voxel_size: float) -> Tensor | None:
+    """A soft mask about what stands out of a map at low resolution, as a microscopist would make one."""
+    smooth = LowPass(MASK_RESOLUTION, voxel_size)(linear)
+    top = float(np.percentile(smooth.cpu(), 99.9))
+    if not top > 0:
+        return None
+    mask = soft_mask(smooth.cpu().numpy(), MASK_LEVEL * top, MASK_WIDER, MASK_EDGE, voxel_size)
+    return torch.from_numpy(mask).to(linear)
 
 
 def curves_of(
@@ -82,7 +143,7 @@ def curves_of(
 ) -> dict[str, FscCurve]:
     """FSC between the halves, measured and restored; of one map between what was measured and restored."""
     if isinstance(result, RestoredHalfMaps):
-        one, two = (grid.back(x) for x in result.halves)
+        one, two = map(grid.written, result.halves)
         return {HALVES: grid.compare(given.maps[0].data, given.maps[1].data), SELF: grid.compare(one, two)}
     # With the truth at hand nobody needs to know how much of the map is new.
     return {} if given.truth else {AGREEMENT: grid.compare(candidates["input"], candidates[RESTORED])}
@@ -114,21 +175,26 @@ def report(
     result: RestoredMap,
     curves: dict[str, FscCurve],
     scores: dict[str, dict[str, float]],
-    voxel_size: float,
+    grid: PriorGrid,
+    given: Measured,
     where: str,
 ) -> None:
     """How it was restored and what was gained, in the last lines on screen."""
     fit = result.scale
-    found = f"found by cross-validation in {fit.nfe} network evaluations" if fit.trials else "as given"
-    print(f"scale {fit.normalization.scale:.3g}, {found}")
+    found = f"found in {fit.nfe} network evaluations" if fit.trials else "as given"
+    envelope = f", envelope B = {result.b_factor:.0f} Å²" if isinstance(result, RestoredHalfMaps) else ""
+    print(f"scale {fit.normalization.scale:.3g}{envelope}, {found}")
     print(f"restored by {result.settings['algorithm']} (the posterior mean) in {result.nfe} network evaluations")
     if HALVES in curves:
-        print(f"half maps: FSC_0.143 {crossing(curves[HALVES])}{where}; a restored map has no resolution of its own")
+        own = fsc(given.maps[0].data, given.maps[1].data, grid.like.voxel_size, grid.mask)
+        print(f"half maps: FSC_0.143 {crossing(own)}{where}; a restored map has no resolution of its own")
+    if isinstance(result, RestoredHalfMaps) and (finest := own.resolution(0.143)) < 0.98 * result.restored_to:
+        print(f"restored to {result.restored_to:.2f} Å; from there to {finest:.2f} Å it is your map, Wiener-filtered")
     if scores:
         inside = any("fsc_auc_missing" in row for row in scores.values())
         print(
-            f"{f'against the truth, shells to {2 * voxel_size:.1f} Å':42}{'FSC_AUC':>9}{'FSC_0.5 (Å)':>13}{'error':>10}"
-            + (f"{'FSC_AUC of what was missing':>30}" if inside else "")
+            f"{f'against the truth, shells to {2 * grid.voxel_size:.1f} Å':42}{'FSC_AUC':>9}{'FSC_0.5 (Å)':>13}"
+            f"{'error':>10}" + (f"{'FSC_AUC of what was missing':>30}" if inside else "")
         )
         for name, row in scores.items():
             print(

@@ -12,7 +12,6 @@ tilts of ±45°, and 50 times its power elsewhere (section 5.2). The result is f
 import argparse
 import math
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,16 +28,23 @@ from _command_line import (
     run_script,
 )
 from _maps import DEMO_CURVES, DEMO_MAP, Measured, PriorGrid, demo_half_maps, read_half_maps
-from _results import result_names, write_results
-from torch import Tensor
+from _results import result_names, write_half_map_results
 
 from cryofm_ops import estimate_alpha, wedge_alpha
-from cryofm_sampling import PlugAndPlay, check_memory, directional_model, everyone, is_first, restore_half_maps
+from cryofm_sampling import (
+    PlugAndPlay,
+    RestoredHalfMaps,
+    check_memory,
+    directional_model,
+    everyone,
+    is_first,
+    restore_half_maps,
+)
 
 DEMO_LEVEL, DEMO_TILT, DEMO_AMPLITUDE = "3.2A", 45.0, math.sqrt(50)
 
 
-def run(args: argparse.Namespace, folder: Path) -> None:
+def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
     if args.half1 is None:
         given = demo(args.seed)
@@ -49,19 +55,20 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     tiled = in_tiles(prior, grid.transform.target, args.precision)
     check_memory(grid.transform.target, tile=tiled.tile, device=grid.device)
 
-    half1, half2 = map(grid.forward, given.maps)
+    half1, half2 = grid.tensors(given)
+    one, two = grid.forward(half1), grid.forward(half2)
     if args.kept is not None:
         low, high = args.kept
-        alpha: Callable[[Tensor], Tensor] = wedge_alpha(low, high, args.amplitude, args.tilt_axis)
+        model = directional_model(one, two, wedge_alpha(low, high, args.amplitude, args.tilt_axis), band=grid.band)
         cones: dict[str, Any] = {"alpha": "as given"}
     else:
+        model = directional_model(one, two, half_angle_deg=args.cone, band=grid.band)
         # A finer grid than the halves' own has shells without noise; directions are the same on either.
-        measured = (half1, half2) if grid.band >= 1 else [torch.from_numpy(half.data) for half in given.maps]
+        measured = (one, two) if grid.band >= 1 else (half1, half2)
         found = estimate_alpha(*measured, half_angle_deg=args.cone, allow_masked=True)  # that has been judged
         alpha, values = found.alpha_variance, found.alpha_variance.values
-        print(
-            f"noise power {values.min():.2g} to {values.max():.2g} of the mean over directions; cFAR {found.cfar:.2f}"
-        )
+        least, most = values.min(), values.max()
+        print(f"noise power between {least:.2g} and {most:.2g} of the mean over directions; cFAR {found.cfar:.2f}")
         table = {"directions_xyz": alpha.directions.tolist(), "alpha_variance": values.tolist()}
         cones = {"alpha": table, "cfar": found.cfar}
     with progress_bar() as progress:
@@ -70,8 +77,11 @@ def run(args: argparse.Namespace, folder: Path) -> None:
             half1,
             half2,
             generator=torch.Generator(grid.device).manual_seed(args.seed),
-            observe=directional_model(half1, half2, alpha, band=grid.band),
+            voxel_size=grid.like.voxel_size,
+            grid=grid,
+            observe=model,
             sampler=PlugAndPlay(iterations=args.steps),
+            b_factor=args.b_factor,
             scale=args.scale,
             samples=args.samples,
             checkpoint=checkpoint(args),
@@ -80,7 +90,8 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         )
     if is_first():
         record = provenance(args, *([] if args.half1 else [DEMO_MAP, DEMO_CURVES])) | cones
-        write_results(folder, result, given, grid, record)
+        write_half_map_results(folder, result, given, grid, record)
+    return result
 
 
 def demo(seed: int) -> Measured:
@@ -107,7 +118,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Parse the command line and run."""
     args = parse()
-    run_script(args, result_names(args.samples), run)
+    run_script(args, result_names(args.samples, halves=args.halves), run)
 
 
 if __name__ == "__main__":

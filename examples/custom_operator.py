@@ -60,7 +60,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     prior = calibrated_prior(args)
     truth = demo_map(side=SIDE)
     grid = PriorGrid.of(truth, prior)
-    x, brightest = grid.forward(truth), float(np.percentile(demo_map().data, 99.999))
+    x, brightest = grid.forward(torch.from_numpy(truth.data)), float(np.percentile(demo_map().data, 99.999))
     scale = ScaledNormalization(prior.normalization, 1 / brightest)
     generator = torch.Generator(grid.device).manual_seed(args.seed)
 
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         restore(units, likelihood, shape=tuple(x.shape), generator=generator, sampler=chosen, samples=1)
         for chosen in [sampler] + args.samples * [PosteriorFlow(first=sampler)]  # of maps that the data allow
     )
-    result = RestoredMap.of(draw, observed, ScaleFit(scale, (), 0), samples=samples, offset=0.0)
+    result = RestoredMap.of(draw, observed, ScaleFit(scale, (), 0), samples=samples, offset=0.0, grid=grid)
     write_results(folder, result, Measured((truth,), truth=truth), grid, provenance(args, DEMO_MAP))
 
 

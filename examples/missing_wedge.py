@@ -19,6 +19,7 @@ from pathlib import Path
 import attrs
 import torch
 from _command_line import (
+    add_envelope_flags,
     add_flags,
     add_map_flags,
     calibrated_prior,
@@ -30,12 +31,13 @@ from _command_line import (
     run_script,
 )
 from _maps import DEMO_MAP, Measured, PriorGrid, demo_map, less_median, read_half_maps
-from _results import result_names, write_results
+from _results import result_names, write_half_map_results, write_results
 
 from cryofm_io import check_contrast, read_map
 from cryofm_ops import MissingWedge
 from cryofm_sampling import (
     PlugAndPlay,
+    RestoredHalfMaps,
     RestoredMap,
     check_memory,
     everyone,
@@ -46,7 +48,7 @@ from cryofm_sampling import (
 )
 
 
-def run(args: argparse.Namespace, folder: Path) -> None:
+def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
     tilts = MissingWedge(args.tilt_min, args.tilt_max, args.tilt_axis)
     given = measured(args, tilts)
@@ -55,15 +57,17 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     tiled = in_tiles(prior, grid.transform.target, args.precision)
     check_memory(grid.transform.target, tile=tiled.tile, device=grid.device)
 
-    first, *other = map(grid.forward, given.maps)
+    first, *other = grid.tensors(given)
     restored: Callable[..., RestoredMap] = partial(restore_missing_wedge, tiled, first, tilts)
     if other:
         [second] = other
-        noisy = wedge_model(first, second, tilts, band=grid.band)
-        restored = partial(restore_half_maps, tiled, first, second, observe=noisy)
+        noisy = wedge_model(grid.forward(first), grid.forward(second), tilts, band=grid.band)
+        told = {"observe": noisy, "voxel_size": grid.like.voxel_size, "b_factor": args.b_factor}
+        restored = partial(restore_half_maps, tiled, first, second, **told)
     with progress_bar() as progress:
         result = restored(
             generator=torch.Generator(grid.device).manual_seed(args.seed),
+            grid=grid,
             sampler=PlugAndPlay(iterations=args.steps),
             scale=args.scale,
             samples=args.samples,
@@ -71,8 +75,14 @@ def run(args: argparse.Namespace, folder: Path) -> None:
             group=everyone(),
             callback=progress,
         )
+    halves = result if isinstance(result, RestoredHalfMaps) else None
     if is_first():
-        write_results(folder, result, given, grid, provenance(args, *([] if args.half1 else [DEMO_MAP])))
+        record = provenance(args, *([] if args.half1 else [DEMO_MAP]))
+        if halves is None:
+            write_results(folder, result, given, grid, record)
+        else:
+            write_half_map_results(folder, halves, given, grid, record)
+    return halves
 
 
 def measured(args: argparse.Namespace, tilts: MissingWedge) -> Measured:
@@ -98,12 +108,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--tilt-max", type=float, default=60.0, help="in degrees (default 60)")
     add("--tilt-axis", choices=("x", "y"), default="y", help="the beam is along z (default y)")
     add_map_flags(parser, "map")
+    add_envelope_flags(parser)
     add("--allow-masked", action="store_true", help="take masked half maps; noise is then underestimated")
     add_flags(parser, steps=20, of="network evaluations for each restored map, 2 or more; 8 with --half2")
     parser.set_defaults(steps=None)
     args = parser.parse_args(arguments)
     if args.half1 is None and args.half2 is not None:
         parser.error("give the first half map as well")
+    if args.half2 is None and (args.b_factor is not None or args.keep_envelope or args.halves):
+        parser.error("--b-factor, --keep-envelope and --halves go with --half2")
     args.steps = args.steps or (20 if args.half2 is None else 8)
     if args.steps < 2:
         parser.error("--steps must be at least 2")
@@ -113,7 +126,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Parse the command line and run."""
     args = parse()
-    run_script(args, result_names(args.samples), run)
+    run_script(args, result_names(args.samples, halves=args.halves), run)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ import csv
 import json
 
 import attrs
+import mrcfile
 import numpy as np
 import pytest
 import torch
@@ -50,7 +51,9 @@ def images():
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     def run(data, *arguments, stack="classes.mrcs"):
-        write_map(tmp_path / "classes.mrcs", DensityMap(data, SIZE), overwrite=True)
+        with mrcfile.new(tmp_path / "classes.mrcs", overwrite=True) as file:  # which writes NaN as well
+            file.set_data(np.asarray(data, np.float32))
+            file.voxel_size = SIZE
         out = ("--out", tmp_path / "out", "--tries", 2, "--steps", 3, "--seed", 1)
         arguments = (stack, "--mask-diameter", 96, *out, *arguments)
         monkeypatch.chdir(tmp_path)

@@ -29,7 +29,7 @@ RESULTS = {"restored.mrc", "fsc.csv", "fsc.png", "slices.png", "run.json"}
 
 
 def test_results_lie_on_the_input_grid(run, small_prior, half_maps, tmp_path, capsys):
-    assert run(*half_maps, "--out", tmp_path / "out", "--samples", 0) == 0
+    assert run(*half_maps, "--out", tmp_path / "out", "--samples", 0, "--scale", 0.33, "--b-factor", 0) == 0
     assert {path.name for path in (tmp_path / "out").iterdir()} == RESULTS
     before, after = read_map(half_maps[0]), read_map(tmp_path / "out" / "restored.mrc")
     assert after.shape == before.shape
@@ -80,23 +80,25 @@ sys.exit(exit_code(denoise.main))
 """
 
 
-def test_the_scale_that_was_found_may_be_given(run, half_maps, tmp_path, capsys):
+def test_the_scale_and_the_envelope_that_were_found_may_be_given(run, half_maps, tmp_path, capsys):
     assert run(*half_maps, "--out", tmp_path / "found") == 0
-    assert "found by cross-validation" in capsys.readouterr().out
-    scale = json.loads((tmp_path / "found" / "run.json").read_text())["scale"]
-    assert run(*half_maps, "--out", tmp_path / "given", "--scale", scale) == 0
-    assert f"scale {scale:.3g}, as given" in capsys.readouterr().out
+    assert "found in" in capsys.readouterr().out
+    record = json.loads((tmp_path / "found" / "run.json").read_text())
+    scale, b = record["scale"], record["b_factor"]
+    assert len(record["scale_trials"]) > 5
+    assert run(*half_maps, "--out", tmp_path / "given", "--scale", scale, "--b-factor", b) == 0
+    assert f"scale {scale:.3g}, envelope B = {b:.0f} Å², as given" in capsys.readouterr().out
     found, given = (read_map(tmp_path / name / "restored.mrc").data for name in ("found", "given"))
     assert np.array_equal(found, given)
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(run, small_prior, half_maps, tmp_path, monkeypatch):
-    line = (*half_maps, "--steps", 2, "--samples", 1)
+    line = (*half_maps, "--steps", 2, "--samples", 1, "--scale", 0.5, "--b-factor", 0)
     assert run(*line, "--out", tmp_path / "a") == 0
     line = (*line, "--out", tmp_path / "b", "--checkpoint", tmp_path / "state.safetensors")
     monkeypatch.setenv("PYTHONPATH", f"{EXAMPLES}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     killed = subprocess.run(
-        [sys.executable, "-c", KILLED.replace("AT", "55"), *map(str, line), "--prior", small_prior], timeout=300
+        [sys.executable, "-c", KILLED.replace("AT", "15"), *map(str, line), "--prior", small_prior], timeout=300
     )
     assert killed.returncode == -signal.SIGKILL
     assert (tmp_path / "state-3.safetensors").exists()  # of the sample
@@ -166,7 +168,7 @@ def test_solvent_is_found_where_density_fills_the_box(run, tmp_path):
     paths = [tmp_path / f"half{i}.mrc" for i in (1, 2)]
     for path, half in zip(paths, halves, strict=True):
         write_map(path, DensityMap(half, truth.voxel_size))
-    assert run(*paths, "--out", tmp_path / "out", "--scale", 1, prior="cryofm-tiny") == 0
+    assert run(*paths, "--out", tmp_path / "out", "--scale", 1, "--b-factor", 0, prior="cryofm-tiny") == 0
     assert json.loads((tmp_path / "out" / "run.json").read_text())["solvent"] == pytest.approx(0.2, abs=0.015)
 
 
@@ -176,7 +178,7 @@ def test_a_restored_half_depends_on_the_other_by_noise_and_scale_alone(
 ):
     models = []
     made = lambda *a, **k: models[0] if models else models.append(stationary_model(*a, **k)) or models[0]  # noqa: E731
-    monkeypatch.setattr(denoise, "stationary_model", made)
+    monkeypatch.setattr(denoise, "directional_model", made)
     restore, draws = restoration.restore, []
     monkeypatch.setattr(restoration, "restore", lambda *a, **k: draws.append(restore(*a, **k)) or draws[-1])
     half = read_map(half_maps[changed])
@@ -456,8 +458,9 @@ def test_the_example_gains_on_the_best_linear_filter(run, tmp_path, capsys):
 
 @pytest.mark.parametrize(("scale", "told"), [(0.3, False), (10.0, True)])
 def test_a_scale_at_which_nothing_is_left_of_the_map_is_told(run, half_maps, tmp_path, capsys, scale, told):
-    line = (*half_maps, "--scale", scale, "--steps", 8, "--out", tmp_path / "out")
-    assert run(*line, prior="cryofm-tiny") == 0
-    assert ("restored has to be multiplied by" in capsys.readouterr().err) is told
+    line = (*half_maps, "--scale", scale, "--b-factor", 0, "--steps", 8, "--out", tmp_path / "out")
+    assert run(*line, prior="cryofm-tiny") == (3 if told else 0)
+    assert ("restored, has to be multiplied by" in capsys.readouterr().err) is told
     record = json.loads((tmp_path / "out" / "run.json").read_text())
-    assert (record["slope_of_the_other_half"] > 1.5) is told
+    assert (record["slope_of_the_other_half"] > 1.3) is told
+    assert bool(record["doubts"]) is told

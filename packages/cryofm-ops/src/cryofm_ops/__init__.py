@@ -29,9 +29,11 @@ from cryofm_ops.likelihoods.linear_gaussian import Gaussian, LinearGaussian
 from cryofm_ops.likelihoods.model_units import in_model_units
 from cryofm_ops.noise.anisotropic import AnisotropicNoise, cone_alpha, wedge_alpha
 from cryofm_ops.noise.from_cones import AlphaEstimate, estimate_alpha
+from cryofm_ops.noise.from_directions import DirectionalEstimate, estimate_directional_noise
 from cryofm_ops.noise.from_half_maps import NoiseEstimate, estimate_noise_power
 from cryofm_ops.noise.from_images import background_power
 from cryofm_ops.noise.from_poses import SliceDensity, alpha_from_poses
+from cryofm_ops.noise.local import LocalNoise, estimate_local_variance, windowed_noise_power
 from cryofm_ops.noise.stationary import SpectralNoise, StationaryNoise, WhiteNoise
 from cryofm_ops.noise.sum import NoiseSum
 from cryofm_ops.normal import Normal
@@ -90,6 +92,7 @@ __all__ = [
     "ConvergenceError",
     "CryoFMError",
     "DirectionTable",
+    "DirectionalEstimate",
     "DoubleTilt",
     "Envelope",
     "FourierDiagonal",
@@ -108,6 +111,7 @@ __all__ = [
     "Likelihood",
     "LinearGaussian",
     "LinearOperator",
+    "LocalNoise",
     "LowPass",
     "MissingWedge",
     "Noise",
@@ -140,6 +144,8 @@ __all__ = [
     "cone_alpha",
     "directional",
     "estimate_alpha",
+    "estimate_directional_noise",
+    "estimate_local_variance",
     "estimate_noise_power",
     "fourier_filter",
     "frequencies",
@@ -174,4 +180,5 @@ __all__ = [
     "subdivide",
     "vector_from_rotation",
     "wedge_alpha",
+    "windowed_noise_power",
 ]

@@ -3,18 +3,34 @@
 Tensors in, tensors out: no files. Imports `samplers`, `priors` and `runs`.
 """
 
+from cryofm_sampling.half_maps.checks import HeldOut
+from cryofm_sampling.half_maps.envelope import EnvelopeFit, fit_envelope
 from cryofm_sampling.half_maps.missing_wedge import restore_missing_wedge
-from cryofm_sampling.half_maps.model import HalfMapModel, Observe, directional_model, stationary_model, wedge_model
+from cryofm_sampling.half_maps.model import (
+    FourierModel,
+    HalfMapModel,
+    Observe,
+    directional_model,
+    local_model,
+    stationary_model,
+    wedge_model,
+)
 from cryofm_sampling.half_maps.restore import restore_half_maps
-from cryofm_sampling.half_maps.result import Progress, RestoredHalfMaps, RestoredMap
+from cryofm_sampling.half_maps.result import Grid, Progress, RestoredHalfMaps, RestoredMap
 
 __all__ = [
+    "EnvelopeFit",
+    "FourierModel",
+    "Grid",
     "HalfMapModel",
+    "HeldOut",
     "Observe",
     "Progress",
     "RestoredHalfMaps",
     "RestoredMap",
     "directional_model",
+    "fit_envelope",
+    "local_model",
     "restore_half_maps",
     "restore_missing_wedge",
     "stationary_model",

@@ -3,17 +3,18 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
+from typing import TypeVar
 
 import attrs
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cryofm_ops import Likelihood, LinearOperator, Normalization, radial_mean, rfft
-from cryofm_sampling._common import split_shape
+from cryofm_ops import Likelihood, LinearOperator, Normalization
 from cryofm_sampling.errors import CapabilityError
 from cryofm_sampling.half_maps.result import Progress
 from cryofm_sampling.priors.rescaled import Rescaled
+from cryofm_sampling.priors.tiled import Tiled
 from cryofm_sampling.protocols import Callback, Draw, Sampler, VelocityField
 from cryofm_sampling.restore import restore
 from cryofm_sampling.runs._ranks import rank_and_size
@@ -21,10 +22,11 @@ from cryofm_sampling.runs.checkpoint import Checkpoint
 from cryofm_sampling.runs.spread import spread
 from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
 from cryofm_sampling.samplers.posterior_flow import PosteriorFlow
-from cryofm_sampling.scale import ScaledNormalization, ScaleFit
+from cryofm_sampling.scale import ScaledNormalization
 
-__all__ = ["Predicting", "Runs", "correlation", "height"]
+__all__ = ["Predicting", "Runs", "height"]
 
+Fit = TypeVar("Fit")
 _TOP = 0.99999  # quantile of the brightest voxels
 
 
@@ -94,11 +96,16 @@ class Runs:
         generator.set_state(self.state)
         return generator
 
-    def found(self, scale: float | None, fit: Callable[[VelocityField], ScaleFit]) -> ScaleFit:
-        """A scale that was given, or that of the first rank, for all: where machines differ the last bits do."""
-        if scale is not None:
-            return ScaleFit(ScaledNormalization(self.normalization, scale), (), 0)
-        content = [fit(self._counting(self.normalization, "scale", None))]
+    def scaled(self, scale: float) -> ScaledNormalization:
+        """A scale that was given."""
+        return ScaledNormalization(self.normalization, scale)
+
+    def agreed(self, fit: Callable[[VelocityField], Fit], side: int | None = None) -> Fit:
+        """What the first rank finds, for all, where the last bits may differ; on boxes of that side, if told."""
+        prior = self.prior
+        if side is not None and isinstance(prior, Tiled) and prior.tile > side:
+            prior = attrs.evolve(prior, tile=side, overlap=0, window=None, group=None)
+        content = [fit(self._counting(self.normalization, "scale", None, prior))]
         if (group := self.tiles or self.group) is not None:
             dist.broadcast_object_list(content, src=dist.get_global_rank(group, 0), group=group)
         return content[0]
@@ -141,7 +148,9 @@ class Runs:
         draws = spread(jobs, group)
         return draws[:n], draws[n:]
 
-    def _counting(self, normalization: Normalization, stage: str, total: int | None) -> Rescaled:
+    def _counting(
+        self, normalization: Normalization, stage: str, total: int | None, prior: VelocityField | None = None
+    ) -> Rescaled:
         done = 0
 
         def evaluated(volumes: int) -> None:
@@ -150,7 +159,7 @@ class Runs:
             if self.progress is not None:
                 self.progress(stage, done, total)
 
-        return Rescaled(self.prior, normalization, evaluated)
+        return Rescaled(prior or self.prior, normalization, evaluated)
 
 
 def height(x: Tensor) -> float:
@@ -161,12 +170,3 @@ def height(x: Tensor) -> float:
     low, high = above[-1], above[-2 if len(above) > 1 else -1]
     step = high - low
     return float(low + step * part if part < 0.5 else high - step * (1 - part)) - float(x.median())
-
-
-def correlation(a: Tensor, b: Tensor) -> Tensor:
-    """Radial table of the FSC between two volumes `(z, y, x)`; 0 where a shell is empty."""
-    _, shape = split_shape(a.shape)
-    fa, fb = rfft(a.double()), rfft(b.double())
-    cross = radial_mean((fa * fb.conj()).real, shape)
-    powers = radial_mean(fa.abs().square(), shape) * radial_mean(fb.abs().square(), shape)
-    return (cross / powers.sqrt().clamp(min=torch.finfo(cross.dtype).tiny)).to(a)

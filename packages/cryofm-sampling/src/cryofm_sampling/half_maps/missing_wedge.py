@@ -18,7 +18,7 @@ from cryofm_ops import (
 from cryofm_sampling._common import split_shape
 from cryofm_sampling.half_maps._runs import Predicting, Runs, height
 from cryofm_sampling.half_maps.model import warn_of_other_tilts
-from cryofm_sampling.half_maps.result import Progress, RestoredMap
+from cryofm_sampling.half_maps.result import Grid, Progress, RestoredMap, SameGrid
 from cryofm_sampling.protocols import VelocityField
 from cryofm_sampling.runs.checkpoint import Checkpoint
 from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
@@ -37,6 +37,7 @@ def restore_missing_wedge(
     /,
     *,
     generator: torch.Generator,
+    grid: Grid | None = None,
     sampler: PlugAndPlay = PlugAndPlay(iterations=20),  # noqa: B008 (frozen)
     scale: float | None = None,
     samples: int = 0,
@@ -50,9 +51,10 @@ def restore_missing_wedge(
 
     Args:
         prior: a `Calibrated` velocity field with a `.normalization`; in `Tiled` for boxes larger than its own.
-        map: `(z, y, x)`, on the prior's voxel size, in any units, near 0 in the solvent, protein positive.
+        map: `(z, y, x)`, in any units, near 0 in the solvent, protein positive.
         tilts: what was measured.
         generator: all randomness; the same seed gives the same maps.
+        grid: the way of the map to the prior's voxel size. None: it has it.
         sampler: restores.
         scale: what the map is multiplied by to be the prior's. None: found by `fit_scale`.
         samples: maps to draw by `PosteriorFlow`.
@@ -74,13 +76,16 @@ def restore_missing_wedge(
     >>> bool(tilts(result.map - result.observed).abs().max() < 1e-3)  # what was measured stays
     True
     """
-    batch, shape = split_shape(map.shape)
+    batch, _ = split_shape(map.shape)
     if batch:
         raise GridMismatchError(f"a map is one volume (z, y, x), got {tuple(map.shape)}")
-    warn_of_other_tilts(map, map, tilts)
+    grid = grid or SameGrid(1.0)
+    whole = grid.forward(map)
+    _, shape = split_shape(whole.shape)
+    warn_of_other_tilts(whole, whole, tilts)
     runs = Runs(prior, generator.get_state(), generator.device, checkpoint, group, callback)
     seeds = torch.randint(2**62, (samples + 1,), generator=generator, device=generator.device).tolist()[:samples]
-    y = tilts(map)
+    y = tilts(whole)
     margin = _HELD_OUT / 2 * (tilts.tilt_max - tilts.tilt_min)
     narrower = attrs.evolve(tilts, tilt_min=tilts.tilt_min + margin, tilt_max=tilts.tilt_max - margin)
     held_out = FourierMask(tilts.transfer(shape) - narrower.transfer(shape), shape)
@@ -99,8 +104,9 @@ def restore_missing_wedge(
             sampler=Predicting(PlugAndPlay(), held_out),  # fewer passes leave more of the gap to fill
         )
 
-    fit = runs.found(scale, fit_by_tilts)
+    fit = runs.agreed(fit_by_tilts) if scale is None else ScaleFit(runs.scaled(scale), (), 0)
     [draw], drawn = runs.restored_and_drawn(
         fit.normalization, [data(tilts)], sampler, PosteriorFlow(first=sampler), seeds, shape
     )
-    return RestoredMap.of(draw, y, fit, samples=drawn, missing=FourierMask(1 - tilts.transfer(shape), shape))
+    missing = FourierMask(1 - tilts.transfer(shape), shape)
+    return RestoredMap.of(draw, y, fit, samples=drawn, missing=missing, grid=grid)

@@ -2,34 +2,46 @@
 
 import warnings
 from collections.abc import Callable
-from typing import Protocol
+from functools import cached_property
+from typing import Protocol, Self
 
 import attrs
 import torch
 from torch import Tensor
 
 from cryofm_ops import (
+    Envelope,
     FourierGaussian,
     FourierMask,
     FourierOperator,
     Likelihood,
     LinearOperator,
+    LocalNoise,
     MissingWedge,
     NoiseEstimate,
     RemoveMean,
-    SpectralNoise,
-    compose,
     directional,
+    estimate_directional_noise,
+    estimate_local_variance,
     estimate_noise_power,
     friedel_weights,
     gaussian_likelihood,
     radial,
     radial_mean,
     rfft,
+    windowed_noise_power,
 )
-from cryofm_sampling._common import split_shape
+from cryofm_sampling._common import Box, split_shape
 
-__all__ = ["HalfMapModel", "Observe", "directional_model", "stationary_model", "wedge_model"]
+__all__ = [
+    "FourierModel",
+    "HalfMapModel",
+    "Observe",
+    "directional_model",
+    "local_model",
+    "stationary_model",
+    "wedge_model",
+]
 
 _LOST = 0.01  # of a map's power, that a wedge of the wrong tilts would take away
 
@@ -42,43 +54,173 @@ class Observe(Protocol):
         ...
 
 
-@attrs.frozen(eq=False)
-class HalfMapModel:
-    """How two half maps came about; made of them by `stationary_model`, `directional_model` or `wedge_model`.
+class HalfMapModel(Protocol):
+    """How two half maps came about."""
+
+    @property
+    def fsc(self) -> Tensor:
+        """Radial table of the FSC between the halves."""
+        ...
+
+    @property
+    def noise_power(self) -> Tensor:
+        """Radial table of the noise of one half, in the orthonormal FFT."""
+        ...
+
+    @property
+    def gain(self) -> Tensor:
+        """Of the best linear filter of the mean of both halves, on the half grid; an envelope removed."""
+        ...
+
+    @property
+    def missing(self) -> FourierOperator | None:
+        """The part of Fourier space that was not measured, where there is one."""
+        ...
+
+    def observe(self, y: Tensor, fraction: float, /) -> Likelihood:
+        """The likelihood of a map y `(z, y, x)` whose noise has `fraction` of the power that one half has."""
+        ...
+
+    def predict(self, x: Tensor, /) -> Tensor:
+        """What a half shows of density x `(z, y, x)`, noise aside."""
+        ...
+
+    def comparable(self, half: Tensor, /) -> Tensor:
+        """The part of a half with which a prediction can be compared: what was measured."""
+        ...
+
+
+NoiseOn = Callable[[Box], tuple[Tensor, Tensor]]
+
+
+@attrs.frozen(eq=False, slots=False)
+class FourierModel:
+    """A `HalfMapModel` that is diagonal in Fourier space: y = m ĥ x + n, and nothing is known of the mean.
 
     Attributes:
-        observe: (y, fraction) -> the likelihood of a map y `(z, y, x)` whose noise has `fraction` of the power that
-            one half has: 1 of a half, 1/2 of the mean of both.
         fsc: radial table of the FSC between the halves.
         noise_power: radial table of the noise of one half, in the orthonormal FFT.
-        gain: of the best linear filter of the mean of both halves, on the half grid of the FFT.
-        operator: what a half shows of a density, noise aside. None: the density itself.
-        missing: the part of Fourier space that was not measured, where there is one.
+        signal_power: likewise, of what the halves agree about.
+        shape: of the halves (z, y, x).
+        noise_on: shape -> noise power of one half, and m, how much was measured, 0 to 1, on its half grid.
+        envelope: h, where there is one.
+        wedge: whether a part of Fourier space is missing by itself, as in tomography.
+        record: what else is known of the noise, for a report.
     """
 
-    observe: Observe
     fsc: Tensor
     noise_power: Tensor
-    gain: Tensor
-    operator: LinearOperator | None = None
-    missing: FourierOperator | None = None
+    signal_power: Tensor
+    shape: Box
+    noise_on: NoiseOn
+    envelope: Envelope | None = None
+    wedge: bool = False
+    record: dict[str, object] = attrs.field(factory=dict)
 
-    def predict(self, x: Tensor) -> Tensor:
-        """What a half map shows of density x `(z, y, x)`."""
+    def blurred(self, envelope: Envelope) -> Self:
+        """The same with an envelope."""
+        return attrs.evolve(self, envelope=envelope)
+
+    def on(self, shape: Box) -> Self:
+        """The same for a part of the halves, of that shape."""
+        return attrs.evolve(self, shape=shape)
+
+    @cached_property
+    def _grids(self) -> tuple[Tensor, Tensor]:
+        noise, measured = self.noise_on(self.shape)
+        return noise, measured * RemoveMean().transfer(self.shape).to(measured)
+
+    @cached_property
+    def _amplitude(self) -> Tensor:
+        """Ĥ on the half grid."""
+        if self.envelope is None:
+            return torch.ones((), dtype=torch.float64)
+        return self.envelope.transfer(self.shape)
+
+    def observe(self, y: Tensor, fraction: float, /) -> FourierGaussian:
+        """W = m² ĥ² / N, and the data over ĥ."""
+        (noise, measured), amplitude = self._grids, self._amplitude.to(y.device)
+        precision = (measured * amplitude).square() / (fraction * noise)
+        return FourierGaussian(precision.to(y), rfft(y) / amplitude.to(y), self.shape)
+
+    @property
+    def gain(self) -> Tensor:
+        """Of the best linear filter of the mean of both halves, over ĥ."""
+        noise, measured = self._grids
+        signal = radial(self.signal_power, self.shape)
+        return measured * signal / (signal + noise / 2) / self._amplitude.to(noise)
+
+    @property
+    def operator(self) -> FourierMask:
+        """M ĥ."""
+        _, measured = self._grids
+        return FourierMask(measured * self._amplitude.to(measured), self.shape)
+
+    @property
+    def missing(self) -> FourierOperator | None:
+        """1 − m of a missing wedge."""
+        return FourierMask(1 - self.noise_on(self.shape)[1], self.shape) if self.wedge else None
+
+    def predict(self, x: Tensor, /) -> Tensor:
+        """M ĥ x."""
+        return self.operator(x)
+
+    def comparable(self, half: Tensor, /) -> Tensor:
+        """M y."""
+        return FourierMask(self._grids[1], self.shape)(half)
+
+
+@attrs.frozen(eq=False)
+class ObservedModel:
+    """A `HalfMapModel` of a stranger's likelihood and operator; FSC and linear filter are those of the plain one."""
+
+    plain: FourierModel
+    function: Observe
+    operator: LinearOperator | None
+
+    @property
+    def fsc(self) -> Tensor:
+        """Of the plain model."""
+        return self.plain.fsc
+
+    @property
+    def noise_power(self) -> Tensor:
+        """Of the plain model."""
+        return self.plain.noise_power
+
+    @property
+    def gain(self) -> Tensor:
+        """Of the plain model."""
+        return self.plain.gain
+
+    @property
+    def missing(self) -> FourierOperator | None:
+        """Nothing, as far as is known."""
+        return None
+
+    def observe(self, y: Tensor, fraction: float, /) -> Likelihood:
+        """The stranger's."""
+        return self.function(y, fraction)
+
+    def predict(self, x: Tensor, /) -> Tensor:
+        """A x."""
         return x if self.operator is None else self.operator(x)
 
-    def comparable(self, half: Tensor) -> Tensor:
-        """The part of a half map with which a prediction can be compared: what was measured."""
-        return self.operator(half) if isinstance(self.operator, FourierMask) else half
+    def comparable(self, half: Tensor, /) -> Tensor:
+        """All of it."""
+        return half
 
 
-def stationary_model(half1: Tensor, half2: Tensor, /, *, band: float = 1.0) -> HalfMapModel:
+def stationary_model(
+    half1: Tensor, half2: Tensor, /, *, band: float = 1.0, region: Tensor | None = None
+) -> FourierModel:
     """The density on an unknown constant, plus noise with a radial power (paper D.1).
 
     Args:
         half1: `(z, y, x)`, raw.
         half2: likewise.
         band: the highest frequency that was measured, over the grid's Nyquist frequency.
+        region: a soft mask, 0 to 1, in which the noise is measured. None: the box.
 
     Raises `GridMismatchError`, `ObservationError` and `HalfMapError` of cryofm_ops for halves that tell no noise.
 
@@ -86,45 +228,63 @@ def stationary_model(half1: Tensor, half2: Tensor, /, *, band: float = 1.0) -> H
     >>> model.noise_power.shape
     torch.Size([9])
     """
-    _, shape = split_shape(half1.shape)
-    noise = _noise(half1, half2, band)
+    noise = _noise(half1, half2, band, region)
 
-    def observe(y: Tensor, fraction: float) -> FourierGaussian:
-        return gaussian_likelihood(RemoveMean(), SpectralNoise((noise.noise_power * fraction).to(y)), y)
+    def noise_on(shape: Box) -> tuple[Tensor, Tensor]:
+        grid = radial(noise.noise_power.double(), shape)
+        return grid, torch.ones_like(grid)
 
-    gain = radial(_wiener(noise.signal_power, noise.noise_power), shape)
-    return HalfMapModel(observe, noise.fsc, noise.noise_power, gain)
+    return _model(half1, noise, noise_on)
 
 
 def directional_model(
-    half1: Tensor, half2: Tensor, alpha_variance: Callable[[Tensor], Tensor], /, *, band: float = 1.0
-) -> HalfMapModel:
-    """The same, with noise N = α h / mean of α: h its mean over each shell, α how it is spread there (paper D.2).
+    half1: Tensor,
+    half2: Tensor,
+    alpha_variance: Callable[[Tensor], Tensor] | None = None,
+    /,
+    *,
+    half_angle_deg: float = 10.0,
+    band: float = 1.0,
+    region: Tensor | None = None,
+) -> FourierModel:
+    """The same, with noise that depends on direction; what no view reached counts as not measured.
 
     Args:
         half1: `(z, y, x)`, raw.
         half2: likewise.
-        alpha_variance: α of unit vectors `(..., 3)` in (x, y, z) order, such as `estimate_alpha(...).alpha_variance`
-            or `wedge_alpha(...)`; a factor on the variance.
+        alpha_variance: α of unit vectors `(..., 3)` in (x, y, z) order, such as `wedge_alpha(...)`, a factor on the
+            variance: N = α h / mean of α, with h its mean over each shell (paper D.2). None: by
+            `estimate_directional_noise`, which finds no dependence where there is none.
+        half_angle_deg: of the cones in which it is estimated.
         band: the highest frequency that was measured, over the grid's Nyquist frequency.
+        region: see `stationary_model`.
 
     >>> halves = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
     >>> directional_model(*halves, lambda u: 1 + u[..., 2] ** 2).gain.shape
     torch.Size([16, 16, 9])
     """
-    _, shape = split_shape(half1.shape)
-    shells = _noise(half1, half2, band)
-    alpha = directional(alpha_variance, shape).to(half1)
-    noise = alpha * radial(shells.noise_power / radial_mean(alpha, shape), shape)
-    precision = RemoveMean().transfer(shape).to(noise) / noise
+    shells = _noise(half1, half2, band, region)
+    if alpha_variance is not None:
 
-    def observe(y: Tensor, fraction: float) -> FourierGaussian:
-        return FourierGaussian(precision.to(y) / fraction, rfft(y), shape)
+        def told(shape: Box) -> tuple[Tensor, Tensor]:
+            alpha = directional(alpha_variance, shape).to(half1.device)
+            grid = alpha * radial(shells.noise_power.double() / radial_mean(alpha, shape, None), shape)
+            return grid, torch.ones_like(grid)
 
-    return HalfMapModel(observe, shells.fsc, shells.noise_power, _wiener(radial(shells.signal_power, shape), noise))
+        return _model(half1, shells, told)
+    found = estimate_directional_noise(half1, half2, half_angle_deg=half_angle_deg, allow_masked=True)
+    # The cones' tables keep the mean of every shell over the box, which a region or the band may change.
+    change = shells.noise_power.double() / estimate_noise_power(half1, half2, allow_masked=True).noise_power.double()
+
+    def noise_on(shape: Box) -> tuple[Tensor, Tensor]:
+        grid, measured = found.on_grid(shape)
+        return grid * radial(change, shape), measured
+
+    record: dict[str, object] = {"spread_over_directions": found.spread, "not_measured": found.empty}
+    return attrs.evolve(_model(half1, shells, noise_on), record=record)
 
 
-def wedge_model(half1: Tensor, half2: Tensor, tilts: MissingWedge, /, *, band: float = 1.0) -> HalfMapModel:
+def wedge_model(half1: Tensor, half2: Tensor, tilts: MissingWedge, /, *, band: float = 1.0) -> FourierModel:
     """The same noise in what a tilt series measured, estimated there; nothing in its missing wedge.
 
     Args:
@@ -137,25 +297,33 @@ def wedge_model(half1: Tensor, half2: Tensor, tilts: MissingWedge, /, *, band: f
     """
     _, shape = split_shape(half1.shape)
     warn_of_other_tilts(half1, half2, tilts)
-    kept = tilts.transfer(shape).to(half1)
-    wedge = compose(RemoveMean(), tilts)
-    shells = _noise(tilts(half1), tilts(half2), band)  # means over whole shells, of which only a part has any
-    measured = radial_mean(kept, shape)
-    noise, signal = shells.noise_power / measured, shells.signal_power / measured
+    shells = _noise(tilts(half1), tilts(half2), band, None)  # means over whole shells, of which only a part has any
+    part = radial_mean(tilts.transfer(shape).to(half1), shape)
+    shells = attrs.evolve(shells, noise_power=shells.noise_power / part, signal_power=shells.signal_power / part)
 
-    def observe(y: Tensor, fraction: float) -> Likelihood:
-        return gaussian_likelihood(wedge, SpectralNoise(noise.to(y) * fraction), wedge(y))
+    def noise_on(shape: Box) -> tuple[Tensor, Tensor]:
+        grid = radial(shells.noise_power.double(), shape)
+        return grid, tilts.transfer(shape).to(grid)
 
-    gain = kept * radial(_wiener(signal, noise), shape)
-    mask = tilts.transfer(shape)
-    return HalfMapModel(
-        observe, shells.fsc, noise, gain, FourierMask(mask, shape), missing=FourierMask(1 - mask, shape)
-    )
+    return attrs.evolve(_model(half1, shells, noise_on), wedge=True)
 
 
-def observed_through(half1: Tensor, half2: Tensor, observe: Observe, operator: LinearOperator | None) -> HalfMapModel:
-    """That of a stranger's likelihood and operator: FSC and linear filter are those of the plain model."""
-    return attrs.evolve(stationary_model(half1, half2), observe=observe, operator=operator)
+def local_model(half1: Tensor, half2: Tensor, /, *, band: float = 1.0) -> ObservedModel:
+    """Noise that differs from place to place, as where a molecule is flexible: conjugate gradients, and slower.
+
+    Args:
+        half1: `(z, y, x)`, raw.
+        half2: likewise.
+        band: the highest frequency that was measured, over the grid's Nyquist frequency.
+    """
+    plain, variance = stationary_model(half1, half2, band=band), estimate_local_variance(half1, half2)
+    power = _noise(half1, half2, band, torch.ones_like(half1)).noise_power
+    operator = RemoveMean()
+
+    def observe(y: Tensor, fraction: float, /) -> Likelihood:
+        return gaussian_likelihood(operator, LocalNoise(variance.to(y), (fraction * power).to(y)), y)
+
+    return ObservedModel(plain, observe, operator)
 
 
 def warn_of_other_tilts(one: Tensor, two: Tensor, tilts: MissingWedge) -> None:
@@ -176,18 +344,19 @@ def warn_of_other_tilts(one: Tensor, two: Tensor, tilts: MissingWedge) -> None:
         )
 
 
-def _noise(half1: Tensor, half2: Tensor, band: float) -> NoiseEstimate:
+def _model(half: Tensor, noise: NoiseEstimate, noise_on: NoiseOn) -> FourierModel:
+    _, shape = split_shape(half.shape)
+    return FourierModel(noise.fsc, noise.noise_power, noise.signal_power, shape, noise_on)
+
+
+def _noise(half1: Tensor, half2: Tensor, band: float, region: Tensor | None) -> NoiseEstimate:
     """Of halves that were judged on their own grid; beyond their band nothing was measured, which is endless noise."""
     noise = estimate_noise_power(half1, half2, allow_masked=True)
-    measured = torch.linspace(0, 1, len(noise.noise_power)).to(half1.device) <= band
-    endless = 1e6 * noise.noise_power.max()
+    power = noise.noise_power if region is None else windowed_noise_power(half1, half2, region)
+    measured = torch.linspace(0, 1, len(power)).to(half1.device) <= band
+    endless = 1e6 * power.max()
     return attrs.evolve(
         noise,
-        noise_power=torch.where(measured, noise.noise_power, endless),
+        noise_power=torch.where(measured, power, endless),
         signal_power=torch.where(measured, noise.signal_power, 0),
     )
-
-
-def _wiener(signal: Tensor, noise: Tensor) -> Tensor:
-    """Gain of the best linear filter of the mean of two halves, of the noise of one."""
-    return signal / (signal + noise / 2)

@@ -2,26 +2,42 @@
 
 import warnings
 
+import attrs
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cryofm_ops import GridMismatchError, LinearOperator, fourier_filter, friedel_weights, radial, rfft
+from cryofm_ops import (
+    Envelope,
+    GridMismatchError,
+    LinearOperator,
+    estimate_noise_power,
+    fourier_filter,
+    radial,
+)
 from cryofm_sampling._common import split_shape
 from cryofm_sampling.errors import SettingError
-from cryofm_sampling.half_maps._runs import Predicting, Runs, correlation, height
-from cryofm_sampling.half_maps.model import HalfMapModel, Observe, observed_through, stationary_model
-from cryofm_sampling.half_maps.result import Progress, RestoredHalfMaps
-from cryofm_sampling.protocols import Sampler, VelocityField
+from cryofm_sampling.half_maps._fsc import correlation
+from cryofm_sampling.half_maps._runs import Predicting, Runs, height
+from cryofm_sampling.half_maps.checks import held_out
+from cryofm_sampling.half_maps.envelope import SIDE, EnvelopeFit, fit_envelope
+from cryofm_sampling.half_maps.join import joined, last_trusted
+from cryofm_sampling.half_maps.model import (
+    FourierModel,
+    HalfMapModel,
+    Observe,
+    ObservedModel,
+    directional_model,
+    stationary_model,
+)
+from cryofm_sampling.half_maps.result import Grid, Progress, RestoredHalfMaps, SameGrid
+from cryofm_sampling.protocols import Draw, VelocityField
 from cryofm_sampling.runs.checkpoint import Checkpoint
 from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
 from cryofm_sampling.samplers.posterior_flow import PosteriorFlow
 from cryofm_sampling.scale import ScaleFit, fit_scale
 
 __all__ = ["restore_half_maps"]
-
-_AGREE = 0.05  # least FSC of shells where the halves say something of each other
-_WEAK = 1.5  # of right scales the slope is 0.85 to 1.1, of those twice as large up to 1.25
 
 
 def restore_half_maps(
@@ -31,9 +47,12 @@ def restore_half_maps(
     /,
     *,
     generator: torch.Generator,
+    voxel_size: float | None = None,
+    grid: Grid | None = None,
     observe: HalfMapModel | Observe | None = None,
     operator: LinearOperator | None = None,
     sampler: PlugAndPlay = PlugAndPlay(),  # noqa: B008 (frozen)
+    b_factor: float | None = None,
     scale: float | None = None,
     samples: int = 0,
     checkpoint: Checkpoint | None = None,
@@ -42,20 +61,24 @@ def restore_half_maps(
 ) -> RestoredHalfMaps:
     """Restore the mean of two half maps, and each half by itself; draw samples where asked to.
 
-    The noise and the scale come from both halves and are the same for all three. Of anything else the restoration of a
-    half sees that half alone; all begin with the same random numbers.
+    Noise, envelope and scale come from both halves and are the same for all three. Of anything else the restoration of
+    a half sees that half alone; all begin with the same random numbers. Beyond the prior's band, and where restoring
+    does not help one half predict the other, the map is what the best linear filter makes of the data.
 
     Args:
         prior: a `Calibrated` velocity field with a `.normalization`; in `Tiled` for boxes larger than its own.
-        half1: `(z, y, x)`, raw, on the prior's voxel size, in any units, near 0 in the solvent; on the prior's device.
+        half1: `(z, y, x)`, raw, in any units, near 0 in the solvent; on the prior's device.
         half2: likewise, with independent noise.
         generator: all randomness; the same seed gives the same maps.
-        observe: how the halves came about, as `stationary_model` (the default), `directional_model` or `wedge_model`
-            make it of them; or any function (y, fraction) -> likelihood of a map y whose noise has that fraction of the
-            power that one half has.
+        voxel_size: of the halves, Å; without it no envelope is sought.
+        grid: the way of the halves to the prior's voxel size. None: they have it.
+        observe: how the halves came about on the prior's grid: a model such as `directional_model` (the default, which
+            estimates what depends on direction), `stationary_model`, `wedge_model` or `local_model` make; or any
+            function (y, fraction) -> likelihood of a map y whose noise has that fraction of the power of one half.
         operator: with a function of your own: what a half shows of a density, noise aside. None: the density.
         sampler: restores.
-        scale: what the halves are multiplied by to be the prior's. None: found by `fit_scale`.
+        b_factor: B of the halves' envelope in Å², 0 for sharpened ones. None: found, where `voxel_size` is told.
+        scale: what the halves are multiplied by to be the prior's. None: found.
         samples: maps to draw by `PosteriorFlow`.
         checkpoint: files named after it keep the state of every run, for the same call to go on after a kill; they
             stay until `checkpoint.remove_parts()`, so that results can be written first.
@@ -63,9 +86,9 @@ def restore_half_maps(
         callback: is told of network evaluations.
 
     Raises `GridMismatchError` for halves that are not volumes of one shape, `SettingError` for settings out of range,
-    and what `fit_scale` and `restore` raise.
+    and what `restore` raises.
 
-    Warns where one half, restored, has to be multiplied by more than 1.5 to predict the other.
+    Warns of a result's `doubts`.
 
     >>> from types import SimpleNamespace
     >>> from cryofm_sampling import Rescaled
@@ -80,68 +103,138 @@ def restore_half_maps(
     """
     if half1.shape != half2.shape:
         raise GridMismatchError(f"the halves differ in shape: {tuple(half1.shape)} and {tuple(half2.shape)}")
-    batch, shape = split_shape(half1.shape)
+    batch, _ = split_shape(half1.shape)
     if batch:
         raise GridMismatchError(f"a half map is one volume (z, y, x), got {tuple(half1.shape)}")
     if samples < 0:
         raise SettingError(f"samples must be a whole number from 0, got {samples}")
-    if isinstance(observe, HalfMapModel):
-        model = observe
-    elif observe is None and operator is None:
-        model = stationary_model(half1, half2)
-    elif observe is None:
-        raise SettingError("an operator goes with observe, the likelihood of what it shows")
-    else:
-        model = observed_through(half1, half2, observe, operator)
+    if grid is None:
+        grid = SameGrid(voxel_size or 1.0)
+    one, two = grid.forward(half1), grid.forward(half2)
+    model = _model(one, two, observe, operator, grid)
     runs = Runs(prior, generator.get_state(), generator.device, checkpoint, group, callback)
     seeds = torch.randint(2**62, (samples + 1,), generator=generator, device=generator.device).tolist()[:samples]
 
-    mean = (half1 + half2) / 2
+    mean = (one + two) / 2
+    fit: ScaleFit | EnvelopeFit
+    if isinstance(model, FourierModel):
+        known = 0.0 if voxel_size is None and b_factor is None else b_factor
+        fit = _envelope(runs, model, one, two, grid.voxel_size, known, scale)
+        model = model.blurred(Envelope(fit.b_factor, grid.voxel_size))
+    else:
+        fit = _scale(runs, model, one, two, scale)
     linear = fourier_filter(mean, model.gain.to(mean))
     linear += mean.mean() - linear.mean()
-    trial: Sampler = PlugAndPlay(iterations=3)
 
-    def fit_by_the_other(units: VelocityField) -> ScaleFit:
-        return fit_scale(
-            units,
-            model.observe(half1, 1),
-            model.comparable(half2),
-            model.fsc,
-            generator=runs.generator(),
-            guess=1 / height(linear),
-            sampler=trial if model.operator is None else Predicting(trial, model.operator),
-        )
+    drawing = PosteriorFlow(first=sampler) if model.missing is not None else PosteriorFlow()  # which fills the gap
+    likelihoods = [model.observe(mean, 1 / 2), model.observe(one, 1), model.observe(two, 1)]
+    _, shape = split_shape(mean.shape)
+    restored, drawn = runs.restored_and_drawn(fit.normalization, likelihoods, sampler, drawing, seeds, shape)
 
-    fit = runs.found(scale, fit_by_the_other)
-    drawing = PosteriorFlow() if model.operator is None else PosteriorFlow(first=sampler)  # which fills the gap
-    likelihoods = [model.observe(mean, 1 / 2), model.observe(half1, 1), model.observe(half2, 1)]
-    (draw, one, two), drawn = runs.restored_and_drawn(fit.normalization, likelihoods, sampler, drawing, seeds, shape)
+    seen1, seen2 = model.comparable(one), model.comparable(two)
+    predicted = model.predict(restored[1].x)
+    b = fit.b_factor if isinstance(fit, EnvelopeFit) else 0.0
+    end = min(last_trusted(predicted, seen1, seen2), grid.band) / grid.band  # of the halves' own Nyquist frequency
+    both = (half1 + half2) / 2
+    fine = _linear(half1, half2, voxel_size or 1.0, b) if end < 1 else None
 
-    slope = _slope(half2, one.x, model)
-    if slope > _WEAK and sampler.iterations >= PlugAndPlay().iterations:  # fewer passes leave more undone
-        warnings.warn(
-            f"where the halves agree, one restored has to be multiplied by {slope:.2g} to predict the other: the scale "
-            f"{fit.normalization.scale:.3g} may be too high; look at the trials of the scale, and give a lower one",
-            stacklevel=2,
-        )
-    return RestoredHalfMaps.of(
-        draw,
-        mean,
+    def back(x: Tensor, data: Tensor | None) -> Tensor:
+        """On the halves' own grid, joined with what the linear filter makes of some of the data."""
+        own = grid.inverse(x)
+        return own if data is None or fine is None else joined(own, fine(data), end, min(1 / grid.band, 1.0))
+
+    def whole(draw: Draw, data: Tensor) -> Draw:
+        return attrs.evolve(draw, x=back(draw.x, data))
+
+    map_, first, second = (whole(draw, data) for draw, data in zip(restored, (both, half1, half2), strict=True))
+    result = RestoredHalfMaps.of(
+        map_,
+        both,
         fit,
-        samples=drawn,
+        samples=[whole(draw, both) for draw in drawn],
         missing=model.missing,
-        linear=linear - (linear.mean() - draw.x.mean()),
-        halves=(one.x, two.x),
+        linear=back(linear - (linear.mean() - restored[0].x.mean()), both),
+        halves=(first.x, second.x),
         model=model,
-        self_consistency=correlation(one.x, two.x),
-        slope_of_the_other_half=slope,
+        b_factor=b,
+        restored_to=2 * (voxel_size or 1.0) / min(end, 1.0),
+        self_consistency=correlation(restored[1].x, restored[2].x),
+        held_out=held_out(predicted, seen1, seen2),
     )
+    for doubt in result.doubts:
+        warnings.warn(f"{doubt}: do not trust this map", stacklevel=2)
+    return result
 
 
-def _slope(half: Tensor, x: Tensor, model: HalfMapModel) -> float:
-    """By what restored density x has to be multiplied to predict the other half, where the halves agree; about 1."""
-    _, shape = split_shape(x.shape)
-    agree = friedel_weights(shape).to(x) * (radial(model.fsc.to(x).nan_to_num(0), shape) > _AGREE)
-    agree[0, 0, 0] = 0
-    seen, predicted = rfft(model.comparable(half)), rfft(model.predict(x))
-    return float((agree * (predicted.conj() * seen).real).sum() / (agree * predicted.abs().square()).sum())
+def _model(
+    one: Tensor, two: Tensor, observe: HalfMapModel | Observe | None, operator: LinearOperator | None, grid: Grid
+) -> FourierModel | ObservedModel:
+    if isinstance(observe, FourierModel | ObservedModel):
+        return observe
+    if observe is not None:
+        return ObservedModel(stationary_model(one, two, band=grid.band), observe, operator)  # type: ignore[arg-type]
+    if operator is not None:
+        raise SettingError("an operator goes with observe, the likelihood of what it shows")
+    return directional_model(one, two, band=grid.band)
+
+
+def _envelope(
+    runs: Runs,
+    model: FourierModel,
+    one: Tensor,
+    two: Tensor,
+    voxel_size: float,
+    b_factor: float | None,
+    scale: float | None,
+) -> EnvelopeFit:
+    def fit(units: VelocityField) -> EnvelopeFit:
+        return fit_envelope(
+            units,
+            one,
+            two,
+            model,
+            voxel_size=voxel_size,
+            normalization=runs.normalization,
+            generator=runs.generator(),
+            b_factor=b_factor,
+            scale=scale,
+        )
+
+    if scale is not None and b_factor is not None:
+        return EnvelopeFit(runs.scaled(scale), b_factor, (), 0.0, 0)
+    return runs.agreed(fit, SIDE)
+
+
+def _scale(runs: Runs, model: ObservedModel, one: Tensor, two: Tensor, scale: float | None) -> ScaleFit:
+    """By cross-validation through the stranger's operator."""
+    if scale is not None:
+        return ScaleFit(runs.scaled(scale), (), 0)
+    guess = 1 / height(fourier_filter((one + two) / 2, model.gain.to(one)))
+    trial = PlugAndPlay(iterations=3)
+    through = trial if model.operator is None else Predicting(trial, model.operator)
+
+    def fit(units: VelocityField) -> ScaleFit:
+        return fit_scale(
+            units, model.observe(one, 1), two, model.fsc, generator=runs.generator(), guess=guess, sampler=through
+        )
+
+    return runs.agreed(fit)
+
+
+class _Linear:
+    """The best linear filter of halves on their own grid, an envelope removed."""
+
+    def __init__(self, gain: Tensor) -> None:
+        self.gain = gain
+
+    def __call__(self, x: Tensor) -> Tensor:
+        filtered = fourier_filter(x, self.gain)
+        return filtered + (x.mean() - filtered.mean())
+
+
+def _linear(half1: Tensor, half2: Tensor, voxel_size: float, b_factor: float) -> _Linear:
+    _, shape = split_shape(half1.shape)
+    noise = estimate_noise_power(half1, half2, allow_masked=True)
+    gain = noise.signal_power / (noise.signal_power + noise.noise_power / 2)
+    sharp = gain.double() / Envelope(b_factor, voxel_size).table(len(gain)).to(gain.device)
+    return _Linear(radial(sharp, shape).to(half1))

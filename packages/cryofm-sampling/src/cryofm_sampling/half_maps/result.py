@@ -1,4 +1,4 @@
-"""What restoring a map returns."""
+"""What restoring a map takes and returns."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol, Self
@@ -6,12 +6,14 @@ from typing import Protocol, Self
 import attrs
 from torch import Tensor
 
-from cryofm_ops import FourierOperator
+from cryofm_ops import Envelope, FourierOperator
+from cryofm_sampling.half_maps.checks import HeldOut
+from cryofm_sampling.half_maps.envelope import EnvelopeFit
 from cryofm_sampling.half_maps.model import HalfMapModel
 from cryofm_sampling.protocols import Draw
 from cryofm_sampling.scale import ScaleFit
 
-__all__ = ["Progress", "RestoredHalfMaps", "RestoredMap"]
+__all__ = ["Grid", "Progress", "RestoredHalfMaps", "RestoredMap"]
 
 
 class Progress(Protocol):
@@ -20,6 +22,47 @@ class Progress(Protocol):
     def __call__(self, stage: str, done: int, total: int | None, /) -> object:
         """`done` of `total` network evaluations of a stage, `"scale"` (whose total is not known) or `"restoring"`."""
         ...
+
+
+class Grid(Protocol):
+    """The way of a map to the voxel size of a prior, and back. Linear; values stay."""
+
+    @property
+    def band(self) -> float:
+        """The map's Nyquist frequency over that of the prior's grid."""
+        ...
+
+    @property
+    def voxel_size(self) -> float:
+        """Å, of the prior's grid."""
+        ...
+
+    def forward(self, x: Tensor, /) -> Tensor:
+        """A map `(z, y, x)` on the prior's grid."""
+        ...
+
+    def inverse(self, x: Tensor, /) -> Tensor:
+        """A volume of the prior's grid on the map's."""
+        ...
+
+
+_ENOUGH = 8  # network evaluations
+
+
+@attrs.frozen
+class SameGrid:
+    """A `Grid` of maps that have the prior's voxel size."""
+
+    voxel_size: float
+    band: float = 1.0
+
+    def forward(self, x: Tensor, /) -> Tensor:
+        """X."""
+        return x
+
+    def inverse(self, x: Tensor, /) -> Tensor:
+        """X."""
+        return x
 
 
 @attrs.frozen(eq=False)
@@ -37,14 +80,14 @@ class RestoredMap:
         settings: the algorithm of `map`, and all settings of it.
         sampling: the same of `samples`; empty where there are none.
         nfe: network evaluations spent on `map`.
-        missing: the part of Fourier space that was not measured, where there is one.
+        missing: the part of Fourier space that was not measured, on the prior's grid, where there is one.
     """
 
     map: Tensor
     observed: Tensor
     offset: float
     samples: tuple[Tensor, ...]
-    scale: ScaleFit
+    scale: ScaleFit | EnvelopeFit
     settings: Mapping[str, object]
     sampling: Mapping[str, object]
     nfe: int
@@ -55,11 +98,12 @@ class RestoredMap:
         cls,
         draw: Draw,
         observed: Tensor,
-        scale: ScaleFit,
+        scale: ScaleFit | EnvelopeFit,
         *,
         samples: Sequence[Draw] = (),
         offset: float | None = None,
         missing: FourierOperator | None = None,
+        grid: Grid | None = None,
         **others: object,
     ) -> Self:
         """Of what `restore` returned, and what it was restored from.
@@ -71,6 +115,7 @@ class RestoredMap:
             samples: each drawn by itself.
             offset: the value of the solvent in the data. None: what makes the mean of both the same.
             missing: the part of Fourier space that was not measured.
+            grid: by which all volumes go back from the prior's grid. None: they are where they belong.
             others: what a subclass has besides.
 
         >>> from types import SimpleNamespace
@@ -80,6 +125,9 @@ class RestoredMap:
         >>> RestoredMap.of(Draw(torch.zeros(4, 4, 4), 8, {}), torch.ones(4, 4, 4), scale).offset
         1.0
         """
+        if grid is not None:
+            observed = grid.inverse(observed)
+            draw, *samples = (attrs.evolve(one, x=grid.inverse(one.x)) for one in (draw, *samples))
         if offset is None:
             offset = float(observed.mean() - draw.x.mean())  # of restored density it is 0
         return cls(
@@ -98,32 +146,60 @@ class RestoredMap:
 
 @attrs.frozen(eq=False)
 class RestoredHalfMaps(RestoredMap):
-    """What `restore_half_maps` returns; `observed` is the mean of the halves.
+    """What `restore_half_maps` returns; `observed` is the mean of the halves, `map` is sharp: without its envelope.
 
     Attributes:
-        linear: what the best linear filter makes of `observed`.
-        halves: each half restored by itself, with the noise power and the scale that both halves show.
-        model: how the halves came about: the FSC between them, their noise.
+        linear: what the best linear filter makes of `observed`, sharp as well.
+        halves: each half restored by itself, with the noise power, envelope and scale that both halves show.
+        model: how the halves came about, on the prior's grid: the FSC between them, their noise.
+        b_factor: B of the envelope exp(−B ν² / 4) that was removed, Å²; 0 where none was.
+        restored_to: Å, from where on the map is the linear filter's; twice the voxel size where it is nowhere.
         self_consistency: radial table of the FSC between the restored halves; no resolution, for they share the prior.
-        slope_of_the_other_half: by what the first half, restored, has to be multiplied to predict the second where they
-            agree: about 1; far from it the scale is wrong.
+        held_out: what the first half, restored, says of the second.
     """
 
     linear: Tensor
     halves: tuple[Tensor, Tensor]
     model: HalfMapModel
+    b_factor: float
+    restored_to: float
     self_consistency: Tensor
-    slope_of_the_other_half: float
+    held_out: HeldOut
 
     @property
     def fsc(self) -> Tensor:
-        """Radial table of the FSC between the halves as measured."""
+        """Radial table of the FSC between the halves as measured, on the prior's grid."""
         return self.model.fsc
 
     @property
     def noise_power(self) -> Tensor:
-        """Radial table of the noise power of one half, in the orthonormal FFT."""
+        """Radial table of the noise power of one half, in the orthonormal FFT, on the prior's grid."""
         return self.model.noise_power
+
+    @property
+    def slope_of_the_other_half(self) -> float:
+        """By what the first half, restored, has to be multiplied to predict the second where they agree: about 1."""
+        return self.held_out.slope
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What speaks against the result, in plain words; nothing where it is to be believed.
+
+        Of fewer than 8 evaluations, which leave much undone, nothing is said.
+        """
+        return self.held_out.doubts if self.nfe >= _ENOUGH else ()
+
+    def with_envelope(self, voxel_size: float) -> Self:
+        """The same maps as blurred as the data, whose voxel size in Å this is."""
+        blur = Envelope(self.b_factor, voxel_size)
+        one, two = self.halves
+        return attrs.evolve(
+            self,
+            map=blur(self.map),
+            linear=blur(self.linear),
+            halves=(blur(one), blur(two)),
+            samples=tuple(map(blur, self.samples)),
+        )
 
 
 def _settings_of(samples: Sequence[Draw]) -> dict[str, object]:

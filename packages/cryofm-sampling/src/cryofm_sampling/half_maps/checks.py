@@ -1,0 +1,73 @@
+"""Whether to believe a result: one half, restored, has to predict the other as well as it should."""
+
+import attrs
+import torch
+from torch import Tensor
+
+from cryofm_ops import radial_mean, rfft, shell_sizes
+from cryofm_sampling._common import split_shape
+from cryofm_sampling.half_maps._fsc import correlation
+
+__all__ = ["HeldOut", "held_out"]
+
+_AGREE = 0.05  # least FSC of shells where the halves say something of each other
+_SLOPE = (0.8, 1.3)
+_LOST = 0.005  # of the mean FSC, or of the explained share
+
+
+@attrs.frozen
+class HeldOut:
+    """What the first half, restored, says of the second, over the shells where the halves agree (FSC above 0.05).
+
+    Attributes:
+        slope: what the prediction has to be multiplied by; about 1.
+        gain: mean FSC of restored half 1 with half 2, less that of half 1 itself (which no radial filter changes).
+        explained: mean share of half 2 that is explained, less the F² that the best linear filter explains.
+    """
+
+    slope: float
+    gain: float
+    explained: float
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What speaks against the result, in plain words; nothing where it is to be believed."""
+        doubts = []
+        if not _SLOPE[0] <= self.slope <= _SLOPE[1]:
+            doubts.append(
+                f"one half, restored, has to be multiplied by {self.slope:.2g} to predict the other where they agree "
+                f"(right results: {_SLOPE[0]} to {_SLOPE[1]})"
+            )
+        if self.gain < -_LOST:
+            doubts.append(
+                f"one half, restored, predicts the other worse than the half itself does (FSC {self.gain:+.3f})"
+            )
+        elif self.explained < -_LOST:
+            doubts.append(
+                "one half, restored, explains less of the other than the best linear filter does "
+                f"({self.explained:+.3f} of its power)"
+            )
+        return tuple(doubts)
+
+
+def held_out(predicted: Tensor, half1: Tensor, half2: Tensor) -> HeldOut:
+    """Judge what half 1, restored, predicts of half 2; all `(z, y, x)`, in the units of the data.
+
+    >>> one, two = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0)) + torch.arange(16.0).sin()
+    >>> held_out(one, one, two).gain
+    0.0
+    """
+    _, shape = split_shape(half1.shape)
+    had = correlation(half1, half2).double()
+    used = had > _AGREE
+    used[0] = False
+    if not used.any():
+        used[1:] = True
+    p, s = rfft(predicted.double()), rfft(half2.double())
+    cross, power = radial_mean((p.conj() * s).real, shape), radial_mean(p.abs().square(), shape)
+    seen, sizes = radial_mean(s.abs().square(), shape), shell_sizes(shape, device=had.device)
+    tiny = torch.finfo(torch.float64).tiny
+    slope = float((sizes * cross)[used].sum() / (sizes * power)[used].sum().clamp(min=tiny))
+    gain = float((correlation(predicted, half2).double() - had)[used].mean())
+    explained = float(((2 * cross - power) / seen.clamp(min=tiny) - had.square())[used].mean())
+    return HeldOut(slope, gain, explained)

@@ -1,0 +1,285 @@
+"""Envelope and scale of half maps together, by what one half restored says of the other.
+
+y_i = K h ⊛ x + n_i, ĥ(ν) = exp(−B ν² / 4), x the sharp map in the prior's units. The correlation of the halves sees
+neither K nor a radial filter. A restoration does: with the wrong ones the prior fills in what does not fit, and tells
+the other half worse. For a trial (B, K) the first half is restored to x̂, and in every shell where the halves agree
+
+    explained = Σ (2 Re y₂* K ĥ x̂ − |K ĥ x̂|²) / (F Σ |y₂|²),
+
+the share of what can be known of y₂ that is explained. It is a proper score, in the mean largest for the true mean,
+and so for the true (B, K). Its mean over the shells, with a fifth of FSC / √F, which hangs less on single shells and
+forgives wrong amplitudes, is climbed in B and in κ = log K − B ν₀² / 4, the logarithm of the amplitude at the frequency
+ν₀ where the data weigh most, which B hardly moves. It begins at the Wilson plot's κ. Two things that are known of all
+maps count a little: their brightest voxels are 1, and the inside of a molecule is about 0.17 at 12 Å.
+
+A region of 48³ voxels with most density is enough, and three network evaluations a trial.
+"""
+
+import math
+from typing import Protocol
+
+import attrs
+import torch
+from torch import Tensor
+
+from cryofm_ops import (
+    Envelope,
+    Normalization,
+    SpectralNoise,
+    fourier_filter,
+    frequencies,
+    radial,
+    radial_mean,
+    rfft,
+    shell_sizes,
+)
+from cryofm_sampling._common import Box, split_shape
+from cryofm_sampling.half_maps._fsc import correlation
+from cryofm_sampling.half_maps.model import FourierModel
+from cryofm_sampling.priors.rescaled import Rescaled
+from cryofm_sampling.protocols import Calibrated, VelocityField
+from cryofm_sampling.restore import restore
+from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
+from cryofm_sampling.scale import ScaledNormalization
+
+__all__ = ["SIDE", "EnvelopeFit", "fit_envelope"]
+
+SIDE = 48  # voxels of the region
+_LEAST_FSC = 0.02  # of shells that are scored
+_CORRELATION = 0.2  # weight of the FSC beside the explained share
+_BRIGHTEST = 0.9  # 99.999th percentile of a restored map that is not penalised; of the prior's own it is 1
+_PENALTY = 0.3  # times the squared logarithm of what is above it
+_INSIDE = 0.17  # density of the inside at 12 Å: 0.13 to 0.25 in 17 maps
+_INSIDE_PENALTY, _INSIDE_SPREAD = 0.004, 0.3  # times the squared logarithm over the spread
+_INSIDE_AT = 18.0  # Å, the mean of the frequencies that make it
+_RANGE = (0.0, 300.0)  # Å²; sharpened maps count as sharp
+_FIRST = (0.0, 60.0, 120.0, 180.0)  # Å²
+_STEPS = ((60.0, 0.45), (30.0, 0.22))  # of B in Å², of κ
+_WORSE = 1e-4  # what moving from the start has to gain, per squared step of κ
+_CLIMB = 6  # moves at most with each step
+_COARSEST = 12.0  # Å, of the Wilson plot
+_AGREE = 0.15  # least FSC of the Wilson plot
+_DIMMED_AT = 3.6  # Å, beyond which a half that is too good to tell the envelope is dimmed for the trials
+_DIMMED_FSC = 0.143
+_TOP = 0.99999
+
+
+@attrs.frozen
+class EnvelopeFit:
+    """What `fit_envelope` found.
+
+    Attributes:
+        normalization: between model units and data units; its `scale` is 1/K.
+        b_factor: B in Å².
+        trials: (B, scale, score).
+        wilson_b_factor: B of the Wilson plot alone, which takes the deposited maps' sharpness for the prior's.
+        nfe: network evaluations spent, in a region.
+    """
+
+    normalization: ScaledNormalization
+    b_factor: float
+    trials: tuple[tuple[float, float, float], ...]
+    wilson_b_factor: float
+    nfe: int
+
+
+@torch.no_grad()
+def fit_envelope(
+    prior: VelocityField,
+    half1: Tensor,
+    half2: Tensor,
+    model: FourierModel,
+    /,
+    *,
+    voxel_size: float,
+    normalization: Normalization,
+    generator: torch.Generator,
+    b_factor: float | None = None,
+    scale: float | None = None,
+    sampler: PlugAndPlay = PlugAndPlay(iterations=3),  # noqa: B008 (frozen)
+) -> EnvelopeFit:
+    """Find B and the scale at which one half, restored, explains most of the other.
+
+    Args:
+        prior: a `Calibrated` velocity field.
+        half1: `(z, y, x)`.
+        half2: likewise.
+        model: of the halves, without an envelope.
+        voxel_size: Å.
+        normalization: of the prior.
+        generator: one seed is drawn from it; every trial sees the same random numbers.
+        b_factor: B in Å², where it is known. None: sought between 0 and 300.
+        scale: 1/K, where it is known. None: sought.
+        sampler: restores the first half.
+    """
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    start = _wilson(model, prior, normalization, voxel_size)
+    box = _densest(fourier_filter((half1 + half2) / 2, model.gain.to(half1)))
+    _, shape = split_shape(half1[box].shape)
+    one, two, part = half1[box].contiguous(), half2[box].contiguous(), model.on(shape)
+    fresh = torch.Generator(generator.device).manual_seed(seed)
+    one, part = _dimmed(one, part, voxel_size, fresh)
+    held_out = part.comparable(two)
+    fsc, inside = correlation(part.comparable(half1[box]), held_out), _inside((half1 + half2)[box] / 2, voxel_size)
+    scores: dict[tuple[float, float], float] = {}
+
+    def scale_of(b: float, kappa: float) -> float:
+        return math.exp(-kappa - b * start.pivot**2 / 4) if scale is None else scale
+
+    def score(b: float, kappa: float) -> float:
+        b = min(max(b, _RANGE[0]), _RANGE[1]) if b_factor is None else b
+        key = (round(b, 3), round(kappa, 4))
+        if key not in scores:
+            trial = part.blurred(Envelope(b, voxel_size))
+            units = Rescaled(prior, ScaledNormalization(normalization, scale_of(b, kappa)))
+            own = torch.Generator(generator.device).manual_seed(seed)
+            x = restore(units, trial.observe(one, 1), shape=shape, generator=own, sampler=sampler).x
+            found = _score(trial.predict(x), held_out, fsc) - _too_bright(x * scale_of(b, kappa))
+            found -= _other_inside(inside * scale_of(b, kappa) * math.exp(b / 4 / _INSIDE_AT**2))
+            scores[key] = found - _WORSE * ((kappa - start.kappa) / _STEPS[0][1]) ** 2
+        return scores[key]
+
+    b, kappa = _climbed(score, start.kappa, b_factor, moves_kappa=scale is None)
+    trials = tuple((b, scale_of(b, k), s) for (b, k), s in sorted(scores.items()))
+    units = ScaledNormalization(normalization, scale_of(b, kappa))
+    return EnvelopeFit(units, b, trials, start.b_factor, len(scores) * sampler.iterations)
+
+
+def _climbed(score: "_Scored", kappa: float, b_factor: float | None, *, moves_kappa: bool) -> tuple[float, float]:
+    """The top of the score, from the best of a few first B, in two sizes of steps, and of the parabolas at the end."""
+    first = _FIRST if b_factor is None else (b_factor,)
+    b = max(first, key=lambda trial: score(trial, kappa))
+    for step_b, step_k in _STEPS:
+        for _ in range(_CLIMB):
+            near = [(b, kappa - step_k), (b, kappa + step_k)] if moves_kappa else []
+            if b_factor is None:
+                near += [(min(max(b + step, _RANGE[0]), _RANGE[1]), kappa) for step in (-step_b, step_b)]
+            best = max([(b, kappa), *near], key=lambda at: score(*at))
+            if best == (b, kappa):
+                break
+            b, kappa = best
+    step_b, step_k = _STEPS[-1]
+    top_b, top_k = b, kappa
+    if moves_kappa:
+        top_k += step_k * _parabola(score(b, kappa - step_k), score(b, kappa), score(b, kappa + step_k))
+    if b_factor is None and _RANGE[0] < b < _RANGE[1]:
+        top_b += step_b * _parabola(score(b - step_b, kappa), score(b, kappa), score(b + step_b, kappa))
+    return top_b, top_k
+
+
+class _Scored(Protocol):
+    """(B, κ) -> how well; for annotations."""
+
+    def __call__(self, b: float, kappa: float, /) -> float: ...
+
+
+def _parabola(low: float, middle: float, high: float) -> float:
+    """Where the parabola through three values at −1, 0, 1 is highest, within half a step; 0 if it has no top."""
+    curvature = low - 2 * middle + high
+    return 0.0 if curvature >= 0 else min(max((low - high) / (2 * curvature), -0.5), 0.5)
+
+
+@attrs.frozen
+class _Wilson:
+    """log S − log P = 2 log K − B ν² / 2 by least squares: κ, the mean of ½ (log S − log P), at the pivot ν₀ in 1/Å."""
+
+    b_factor: float
+    kappa: float
+    pivot: float
+
+
+def _wilson(model: FourierModel, prior: VelocityField, normalization: Normalization, voxel_size: float) -> _Wilson:
+    """Of the halves' signal power against the prior's, weighted by FSC times the size of a shell."""
+    assert isinstance(prior, Calibrated)
+    fsc, n = model.fsc.double().cpu().nan_to_num(0), len(model.fsc)
+    nu = torch.linspace(0, 0.5 / voxel_size, n, dtype=torch.float64)
+    table = prior.signal_power.double().cpu() * normalization.std**2
+    power = torch.nn.functional.interpolate(table[None, None], n, mode="linear", align_corners=True)[0, 0]
+    fine = nu > 1 / _COARSEST
+    ends = ((fsc < _AGREE) & fine).nonzero()
+    sizes = shell_sizes(model.shape, n)
+    weight = sizes * fsc.clamp(min=0) * fine
+    weight[int(ends[0]) if len(ends) else n :] = 0
+    if int((weight > 0).sum()) < 3:  # hardly anything beyond the coarsest: all that there is
+        weight = sizes * (fsc - _AGREE).clamp(min=0) * (nu > 0) + 1e-9
+    ratio = (model.signal_power.double().cpu().clamp(min=1e-30) / power.clamp(min=1e-30)).log()
+
+    def mean(q: Tensor) -> float:
+        return float((weight * q).sum() / weight.sum())
+
+    x, y = mean(nu**2), mean(ratio)
+    slope = mean((nu**2 - x) * (ratio - y)) / max(mean((nu**2 - x) ** 2), 1e-12)
+    return _Wilson(-2 * slope, y / 2, math.sqrt(x))
+
+
+def _score(predicted: Tensor, seen: Tensor, fsc: Tensor) -> float:
+    """The mean over the shells that are scored; see the module."""
+    _, shape = split_shape(seen.shape)
+    p, s = rfft(predicted), rfft(seen)
+    cross, power = radial_mean((p.conj() * s).real, shape), radial_mean(p.abs().square(), shape)
+    total = radial_mean(s.abs().square(), shape)
+    used = fsc > _LEAST_FSC
+    used[0] = False
+    if not used.any():
+        used[1:] = True
+    F = fsc.clamp(min=_LEAST_FSC)
+    explained = (2 * cross - power) / (total * F).clamp(min=1e-30)
+    correlated = cross / (power * total * F).sqrt().clamp(min=1e-30)
+    return float(((1 - _CORRELATION) * explained + _CORRELATION * correlated)[used].mean())
+
+
+def _too_bright(x: Tensor) -> float:
+    """For densities above those that the prior knows."""
+    top = float(x.flatten().kthvalue(max(1, int(_TOP * x.numel()))).values)
+    return _PENALTY * max(0.0, math.log(max(top, 1e-9) / _BRIGHTEST)) ** 2
+
+
+def _other_inside(level: float) -> float:
+    """For an inside that is darker or brighter than the prior's."""
+    return _INSIDE_PENALTY * (math.log(max(level, 1e-9) / _INSIDE) / _INSIDE_SPREAD) ** 2
+
+
+def _inside(x: Tensor, voxel_size: float, resolution: float = 12.0) -> float:
+    """Density of the inside at a low resolution: Σ ρ³ / Σ ρ² of what lies above the median."""
+    _, shape = split_shape(x.shape)
+    low_pass = torch.exp(-math.log(2) * (frequencies(shape) * resolution / voxel_size).square())
+    smooth = fourier_filter(x, low_pass.to(x))
+    density = (smooth - smooth.median()).clamp(min=0).double()
+    return float((density**3).sum() / (density**2).sum().clamp(min=1e-30))
+
+
+def _densest(volume: Tensor) -> tuple[slice, slice, slice]:
+    """The cube, or the whole axis where that is shorter, with most of the squared density; axis by axis."""
+    total, places = volume.double().square(), []
+    for axis in range(3):
+        line = total.sum(tuple(other for other in range(3) if other != axis))
+        first = int(line.unfold(0, SIDE, 1).sum(-1).argmax()) if len(line) > SIDE else 0
+        places.append(slice(first, first + min(SIDE, len(line))))
+        total = total.narrow(axis, first, min(SIDE, len(line)))
+    z, y, x = places
+    return z, y, x
+
+
+def _dimmed(
+    half: Tensor, model: FourierModel, voxel_size: float, generator: torch.Generator
+) -> tuple[Tensor, FourierModel]:
+    """A half with noise added until its FSC is .143 at 3.6 Å; as it is, where it is no better.
+
+    Where the data say everything the prior says nothing, and any envelope explains the other half.
+    """
+    n = len(model.signal_power)
+    at = min(2 * voxel_size / _DIMMED_AT, 1) * (n - 1)
+    low = min(int(at), n - 2)
+    log = model.signal_power.double().clamp(min=1e-30).log()
+    level = float(torch.lerp(log[low], log[low + 1], at - low).exp()) * (1 - _DIMMED_FSC) / _DIMMED_FSC
+    extra = (level - model.noise_power.double()).clamp(min=0)
+    if not extra.any():
+        return half, model
+    before = model.noise_on
+
+    def noise_on(shape: Box) -> tuple[Tensor, Tensor]:
+        noise, measured = before(shape)
+        return noise + radial(extra, shape), measured
+
+    dimmed = SpectralNoise(extra.to(half)).sample(half, generator=generator)
+    return dimmed, attrs.evolve(model, noise_power=model.noise_power + extra.to(model.noise_power), noise_on=noise_on)

@@ -1,0 +1,60 @@
+"""Where the restoration ends and the data go on: nothing that was measured is lost.
+
+Beyond the prior's band, and where one half restored predicts the other worse than that half itself, the map is what
+the best linear filter makes of the data, with the same envelope removed. The two are joined by a raised cosine.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from cryofm_ops import frequencies, irfft, rfft, shell_sizes
+from cryofm_sampling._common import split_shape
+from cryofm_sampling.half_maps._fsc import correlation
+
+__all__ = ["joined", "last_trusted"]
+
+_WIDTH = 4  # shells of the join
+_SLACK = 0.5  # standard errors by which a restored shell may predict the other half worse than the data do
+
+
+def last_trusted(predicted: Tensor, half1: Tensor, half2: Tensor) -> float:
+    """Up to which part of the Nyquist frequency half 1, restored, predicts half 2 no worse than half 1 itself does.
+
+    Both correlations share half 2, so their difference is judged by its own error, (1 − F²) √(2 / n). The cut is
+    where most has been gained before it.
+
+    >>> x = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(0))
+    >>> last_trusted(x, x, x)
+    1.0
+    """
+    _, shape = split_shape(half1.shape)
+    got, had = (correlation(x, half2).double() for x in (predicted, half1))
+    sizes = shell_sizes(shape, device=had.device)
+    error = (1 - had.clamp(0, 1).square()) * (2 / sizes).sqrt()
+    gain = (got - had + _SLACK * error + 1e-9) * sizes.sqrt()
+    return (int(gain[1:].cumsum(0).argmax()) + 1) / (len(gain) - 1)
+
+
+def joined(restored: Tensor, linear: Tensor, end: float, limit: float = 1.0) -> Tensor:
+    """`restored` below a part of the Nyquist frequency, `linear` above it; `(z, y, x)`, on one grid.
+
+    Args:
+        restored: without anything beyond `limit`.
+        linear: on the same grid.
+        end: where the two have equal weight. The join is four shells wide, less where `limit` is near, and hard at it.
+        limit: of the Nyquist frequency.
+
+    >>> joined(torch.ones(8, 8, 8), torch.zeros(8, 8, 8), 0.5).mean()
+    tensor(1.)
+    """
+    if end >= 1:
+        return restored
+    _, shape = split_shape(restored.shape)
+    n = max(shape) // 2 + 1
+    last = end * (n - 1)
+    half = max(min(_WIDTH / 2, limit * (n - 1) - last), 0.5)
+    shell = frequencies(shape, device=restored.device) * 2 * (n - 1)
+    weight = (0.5 - 0.5 * torch.sin(math.pi / 2 * ((shell - last - 0.5) / half).clamp(-1, 1))).to(restored)
+    return irfft(weight * rfft(restored) + (1 - weight) * rfft(linear), shape)
