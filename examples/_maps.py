@@ -14,19 +14,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cryofm_io import (
+    CryoFMError,
     DensityMap,
     FscCurve,
     GridTransform,
     check_half_maps,
     fsc,
     normalise_clean,
+    particle_diameter,
     read_map,
     read_mask,
 )
-from cryofm_model import CalibratedPrior
-from cryofm_ops import AnisotropicNoise, FourierOperator, SpectralNoise, radial_mean, rfft
+from cryofm_model import BUNDLED_PRIORS, CalibratedPrior, load_prior
+from cryofm_model.data.particles import FILLED
+from cryofm_ops import (
+    AnisotropicNoise,
+    FourierOperator,
+    SpectralNoise,
+    estimate_noise_power,
+    fourier_filter,
+    radial,
+    radial_mean,
+    rfft,
+)
 
 DATA = Path(__file__).parent / "data"
+COARSE = 3.5  # Å a voxel, beyond which a prior of details has nothing to hold on to
+COARSENED = 2.0  # by which voxels may become coarser for a particle to fit
 DEMO_MAP, DEMO_CURVES = DATA / "EMD-3488.mrc.gz", DATA / "fsc_curves.csv"
 Volume = NDArray[np.floating]
 
@@ -91,6 +105,36 @@ def demo_half_maps(
     return Measured(halves, truth=truth)
 
 
+def fitting_prior(name: str, prior: CalibratedPrior, given: Measured) -> CalibratedPrior:
+    """The prior of that name; for coarse maps the bundled one of whole particles, its voxels set by their size.
+
+    Raises:
+        CryoFMError: None fits.
+    """
+    voxel_size, shape = given.maps[0].voxel_size, given.maps[0].shape
+    if name not in BUNDLED_PRIORS or (name == "cryofm-tiny" and voxel_size <= COARSE):
+        return prior
+    particles = load_prior("cryofm-tiny-particles").to(prior.signal_power.device)
+    assert isinstance(particles, CalibratedPrior)
+    tensors = [torch.from_numpy(map.data) for map in given.maps]
+    mean = sum(tensors[1:], tensors[0]) / len(tensors)
+    if len(tensors) == 2:
+        noise = estimate_noise_power(tensors[0], tensors[1], allow_masked=True)
+        mean = fourier_filter(mean, radial(noise.signal_power / (noise.signal_power + noise.noise_power / 2), shape))
+    diameter = particle_diameter(mean.numpy(), voxel_size)
+    working = max(voxel_size, diameter / (FILLED * particles.box))
+    if not 0 < diameter < min(shape) * voxel_size or working > COARSENED * voxel_size:
+        side, largest = min(shape) * voxel_size, COARSENED * FILLED * particles.box * voxel_size
+        raise CryoFMError(
+            f"no bundled prior fits voxels of {voxel_size:.3g} Å: cryofm-tiny takes up to {COARSE:g} Å, and "
+            f"cryofm-tiny-particles one whole particle of up to {largest:.0f} Å; what is dense here is "
+            f"{diameter:.0f} Å across, in a box of {side:.0f} Å; give another --prior"
+        )
+    print(f"prior cryofm-tiny-particles, for a particle of {diameter:.0f} Å in voxels of {voxel_size:.3g} Å")
+    # Global shape is seen in one piece.
+    return attrs.evolve(particles, voxel_size=working, box=max(particles.box, 2 * max(shape)))
+
+
 @attrs.frozen(eq=False)
 class PriorGrid:
     """The way of a map to the grid of a prior, and back."""
@@ -128,6 +172,10 @@ class PriorGrid:
     def inverse(self, x: Tensor, /) -> Tensor:
         """A volume of the prior's grid on the map's."""
         return torch.from_numpy(self.transform.inverse(x.cpu().numpy())).to(x)
+
+    def known_b_factor(self, told: float | None) -> float | None:
+        """B as told; of coarse maps, which have no envelope to speak of, 0."""
+        return 0.0 if told is None and self.like.voxel_size > COARSE else told
 
     def tensors(self, given: Measured) -> list[Tensor]:
         """The measured maps, on the prior's device."""

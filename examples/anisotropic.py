@@ -27,7 +27,7 @@ from _command_line import (
     provenance,
     run_script,
 )
-from _maps import DEMO_CURVES, DEMO_MAP, Measured, PriorGrid, demo_half_maps, read_half_maps
+from _maps import DEMO_CURVES, DEMO_MAP, Measured, PriorGrid, demo_half_maps, fitting_prior, read_half_maps
 from _results import result_names, write_half_map_results
 
 from cryofm_ops import estimate_alpha, wedge_alpha
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
         given = demo(args.seed)
     else:
         given = read_half_maps(args.half1, args.half2, voxel_size=args.voxel_size, allow_masked=args.allow_masked)
-    prior = calibrated_prior(args)
+    prior = fitting_prior(args.prior, calibrated_prior(args), given)
     grid = PriorGrid.of(given.maps[0], prior, args.mask)
     tiled = in_tiles(prior, grid.transform.target, args.precision)
     check_memory(grid.transform.target, tile=tiled.tile, device=grid.device)
@@ -81,7 +81,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
             grid=grid,
             observe=model,
             sampler=PlugAndPlay(iterations=args.steps),
-            b_factor=args.b_factor,
+            b_factor=grid.known_b_factor(args.b_factor),
             scale=args.scale,
             samples=args.samples,
             checkpoint=checkpoint(args),

@@ -26,7 +26,7 @@ from _command_line import (
     provenance,
     run_script,
 )
-from _maps import DEMO_CURVES, DEMO_MAP, PriorGrid, demo_half_maps, read_half_maps
+from _maps import DEMO_CURVES, DEMO_MAP, PriorGrid, demo_half_maps, fitting_prior, read_half_maps
 from _results import result_names, write_half_map_results
 
 from cryofm_sampling import (
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
         given = demo_half_maps(DEMO_LEVEL, args.seed)
     else:
         given = read_half_maps(args.half1, args.half2, voxel_size=args.voxel_size, allow_masked=args.allow_masked)
-    prior = calibrated_prior(args)
+    prior = fitting_prior(args.prior, calibrated_prior(args), given)
     grid = PriorGrid.of(given.maps[0], prior, args.mask)
     tiled = in_tiles(prior, grid.transform.target, args.precision)
     check_memory(grid.transform.target, tile=tiled.tile, device=grid.device)
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
             grid=grid,
             observe=noise(grid.forward(half1), grid.forward(half2), band=grid.band),
             sampler=PlugAndPlay(iterations=args.steps),
-            b_factor=args.b_factor,
+            b_factor=grid.known_b_factor(args.b_factor),
             scale=args.scale,
             samples=args.samples,
             checkpoint=checkpoint(args),

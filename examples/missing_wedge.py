@@ -30,7 +30,7 @@ from _command_line import (
     provenance,
     run_script,
 )
-from _maps import DEMO_MAP, Measured, PriorGrid, demo_map, less_median, read_half_maps
+from _maps import DEMO_MAP, Measured, PriorGrid, demo_map, fitting_prior, less_median, read_half_maps
 from _results import result_names, write_half_map_results, write_results
 
 from cryofm_io import check_contrast, read_map
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
     tilts = MissingWedge(args.tilt_min, args.tilt_max, args.tilt_axis)
     given = measured(args, tilts)
-    prior = calibrated_prior(args)
+    prior = fitting_prior(args.prior, calibrated_prior(args), given)
     grid = PriorGrid.of(given.maps[0], prior, args.mask)
     tiled = in_tiles(prior, grid.transform.target, args.precision)
     check_memory(grid.transform.target, tile=tiled.tile, device=grid.device)
@@ -62,8 +62,15 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
     if other:
         [second] = other
         noisy = wedge_model(grid.forward(first), grid.forward(second), tilts, band=grid.band)
-        told = {"observe": noisy, "voxel_size": grid.like.voxel_size, "b_factor": args.b_factor}
-        restored = partial(restore_half_maps, tiled, first, second, **told)
+        restored = partial(
+            restore_half_maps,
+            tiled,
+            first,
+            second,
+            observe=noisy,
+            voxel_size=grid.like.voxel_size,
+            b_factor=grid.known_b_factor(args.b_factor),
+        )
     with progress_bar() as progress:
         result = restored(
             generator=torch.Generator(grid.device).manual_seed(args.seed),

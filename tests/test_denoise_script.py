@@ -37,7 +37,7 @@ def test_results_lie_on_the_input_grid(run, small_prior, half_maps, tmp_path, ca
     # The scale is kept: the restored map explains the data about as well as the halves explain each other.
     mean = (before.data + read_map(half_maps[1]).data) / 2
     assert np.corrcoef(mean.ravel(), after.data.ravel())[0, 1] > 0.8
-    assert 0.7 < after.data.std() / mean.std() < 1.1
+    assert 0.5 < after.data.std() / mean.std() < 1.1
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert len(record["inputs_sha256"]) == 3  # the prior's file too
     assert record["inputs_sha256"][record["settings"]["prior"]] == script.sha256(small_prior)

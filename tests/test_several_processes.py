@@ -12,6 +12,7 @@ from cryofm_model import Prior, load_prior, save_prior
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 MAPS = ("restored.mrc", "sample_01.mrc", "sample_02.mrc", "uncertainty.mrc")
+SETTINGS = ("--steps", "2", "--samples", "2", "--scale", "0.5", "--b-factor", "0")
 DENOISE = """
 import os, signal, sys
 import attrs, denoise
@@ -21,7 +22,7 @@ from cryofm_sampling import Checkpoint, Rescaled
 
 def fails(self, x, t, /, call=Rescaled.__call__, calls=[]):
     calls.append(t)
-    if len(calls) == 40 and os.environ["RANK"] == "1":
+    if len(calls) == 20 and os.environ["RANK"] == "1":
         FAILURE
     return call(self, x, t)
 
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.skipif(not dist.is_available() or sys.platform == "win3
 
 @pytest.fixture
 def torchrun(tmp_path, half_maps, small_prior, monkeypatch):
-    """denoise.py in two processes, the second of which may fail at its 40th evaluation."""
+    """denoise.py in two processes, the second of which may fail at its 20th evaluation."""
     monkeypatch.setenv("PYTHONPATH", f"{EXAMPLES}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
@@ -43,7 +44,7 @@ def torchrun(tmp_path, half_maps, small_prior, monkeypatch):
         job = tmp_path / "job.py"
         job.write_text(DENOISE.replace("FAILURE", failure))
         line = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", job]
-        line += [*half_maps, "--steps", "2", "--samples", "2", "--prior", prior, *arguments]
+        line += [*half_maps, *SETTINGS, "--prior", prior, *arguments]
         return subprocess.run(list(map(str, line)), capture_output=True, text=True, timeout=300)
 
     return torchrun
@@ -54,7 +55,7 @@ def test_two_processes_leave_what_one_does(torchrun, run, half_maps, small_prior
     """They share tiles where there are several, otherwise restorations and samples; and go on after a kill."""
     known, prior = load_prior(small_prior), tmp_path / "prior.safetensors"
     save_prior(Prior(known.network, known.normalization, known.voxel_size, box).with_statistics(known), prior)
-    assert run(*half_maps, "--steps", 2, "--samples", 2, "--out", tmp_path / "one", prior=prior) == 0
+    assert run(*half_maps, *SETTINGS, "--out", tmp_path / "one", prior=prior) == 0
     line = ("--out", tmp_path / "two", "--checkpoint", tmp_path / "state")
     if killed:
         assert torchrun(*line, prior=prior, failure="os.kill(os.getpid(), signal.SIGKILL)").returncode != 0

@@ -28,6 +28,7 @@ from cryofm_io.mrc_read import read_map
 from cryofm_io.mrc_write import VIEWING_NOTE, write_map
 from cryofm_io.output_folder import output_folder, refuse_to_lose
 from cryofm_io.particle_prepare import prepare_particles
+from cryofm_io.particle_size import particle_diameter
 from cryofm_io.plots import plot_fsc, plot_pairs, plot_slices
 from cryofm_io.resample import fourier_resample
 from cryofm_io.simulate import simulate_density
@@ -61,6 +62,7 @@ __all__ = [
     "fsc",
     "normalise_clean",
     "output_folder",
+    "particle_diameter",
     "plot_fsc",
     "plot_pairs",
     "plot_slices",

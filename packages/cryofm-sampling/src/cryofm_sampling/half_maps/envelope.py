@@ -94,7 +94,6 @@ def fit_envelope(
     voxel_size: float,
     normalization: Normalization,
     generator: torch.Generator,
-    b_factor: float | None = None,
     scale: float | None = None,
     sampler: PlugAndPlay = PlugAndPlay(iterations=3),  # noqa: B008 (frozen)
 ) -> EnvelopeFit:
@@ -108,7 +107,6 @@ def fit_envelope(
         voxel_size: Å.
         normalization: of the prior.
         generator: one seed is drawn from it; every trial sees the same random numbers.
-        b_factor: B in Å², where it is known. None: sought between 0 and 300.
         scale: 1/K, where it is known. None: sought.
         sampler: restores the first half.
     """
@@ -127,7 +125,7 @@ def fit_envelope(
         return math.exp(-kappa - b * start.pivot**2 / 4) if scale is None else scale
 
     def score(b: float, kappa: float) -> float:
-        b = min(max(b, _RANGE[0]), _RANGE[1]) if b_factor is None else b
+        b = min(max(b, _RANGE[0]), _RANGE[1])
         key = (round(b, 3), round(kappa, 4))
         if key not in scores:
             trial = part.blurred(Envelope(b, voxel_size))
@@ -139,21 +137,20 @@ def fit_envelope(
             scores[key] = found - _WORSE * ((kappa - start.kappa) / _STEPS[0][1]) ** 2
         return scores[key]
 
-    b, kappa = _climbed(score, start.kappa, b_factor, moves_kappa=scale is None)
+    b, kappa = _climbed(score, start.kappa, moves_kappa=scale is None)
     trials = tuple((b, scale_of(b, k), s) for (b, k), s in sorted(scores.items()))
     units = ScaledNormalization(normalization, scale_of(b, kappa))
     return EnvelopeFit(units, b, trials, start.b_factor, len(scores) * sampler.iterations)
 
 
-def _climbed(score: "_Scored", kappa: float, b_factor: float | None, *, moves_kappa: bool) -> tuple[float, float]:
+def _climbed(score: "_Scored", kappa: float, *, moves_kappa: bool) -> tuple[float, float]:
     """The top of the score, from the best of a few first B, in two sizes of steps, and of the parabolas at the end."""
-    first = _FIRST if b_factor is None else (b_factor,)
-    b = max(first, key=lambda trial: score(trial, kappa))
+    b = max(_FIRST, key=lambda trial: score(trial, kappa))
     for step_b, step_k in _STEPS:
         for _ in range(_CLIMB):
-            near = [(b, kappa - step_k), (b, kappa + step_k)] if moves_kappa else []
-            if b_factor is None:
-                near += [(min(max(b + step, _RANGE[0]), _RANGE[1]), kappa) for step in (-step_b, step_b)]
+            near = [(min(max(b + step, _RANGE[0]), _RANGE[1]), kappa) for step in (-step_b, step_b)]
+            if moves_kappa:
+                near += [(b, kappa - step_k), (b, kappa + step_k)]
             best = max([(b, kappa), *near], key=lambda at: score(*at))
             if best == (b, kappa):
                 break
@@ -162,7 +159,7 @@ def _climbed(score: "_Scored", kappa: float, b_factor: float | None, *, moves_ka
     top_b, top_k = b, kappa
     if moves_kappa:
         top_k += step_k * _parabola(score(b, kappa - step_k), score(b, kappa), score(b, kappa + step_k))
-    if b_factor is None and _RANGE[0] < b < _RANGE[1]:
+    if _RANGE[0] < b < _RANGE[1]:
         top_b += step_b * _parabola(score(b - step_b, kappa), score(b, kappa), score(b + step_b, kappa))
     return top_b, top_k
 

@@ -117,11 +117,15 @@ def restore_half_maps(
 
     mean = (one + two) / 2
     fit: ScaleFit | EnvelopeFit
-    if isinstance(model, FourierModel):
-        known = 0.0 if voxel_size is None and b_factor is None else b_factor
-        fit = _envelope(runs, model, one, two, grid.voxel_size, known, scale)
-        model = model.blurred(Envelope(fit.b_factor, grid.voxel_size))
+    b = 0.0 if voxel_size is None and b_factor is None else b_factor
+    if isinstance(model, FourierModel) and b is None:
+        fit = _envelope(runs, model, one, two, grid.voxel_size, scale)
+        b = fit.b_factor
+        model = model.blurred(Envelope(b, grid.voxel_size))
     else:
+        b = b or 0.0
+        if isinstance(model, FourierModel):
+            model = model.blurred(Envelope(b, grid.voxel_size))
         fit = _scale(runs, model, one, two, scale)
     linear = fourier_filter(mean, model.gain.to(mean))
     linear += mean.mean() - linear.mean()
@@ -133,7 +137,6 @@ def restore_half_maps(
 
     seen1, seen2 = model.comparable(one), model.comparable(two)
     predicted = model.predict(restored[1].x)
-    b = fit.b_factor if isinstance(fit, EnvelopeFit) else 0.0
     end = min(last_trusted(predicted, seen1, seen2), grid.band) / grid.band  # of the halves' own Nyquist frequency
     both = (half1 + half2) / 2
     fine = _linear(half1, half2, voxel_size or 1.0, b) if end < 1 else None
@@ -179,14 +182,10 @@ def _model(
 
 
 def _envelope(
-    runs: Runs,
-    model: FourierModel,
-    one: Tensor,
-    two: Tensor,
-    voxel_size: float,
-    b_factor: float | None,
-    scale: float | None,
+    runs: Runs, model: FourierModel, one: Tensor, two: Tensor, voxel_size: float, scale: float | None
 ) -> EnvelopeFit:
+    """Envelope and scale, by what one half restored explains of the other."""
+
     def fit(units: VelocityField) -> EnvelopeFit:
         return fit_envelope(
             units,
@@ -196,17 +195,14 @@ def _envelope(
             voxel_size=voxel_size,
             normalization=runs.normalization,
             generator=runs.generator(),
-            b_factor=b_factor,
             scale=scale,
         )
 
-    if scale is not None and b_factor is not None:
-        return EnvelopeFit(runs.scaled(scale), b_factor, (), 0.0, 0)
     return runs.agreed(fit, SIDE)
 
 
-def _scale(runs: Runs, model: ObservedModel, one: Tensor, two: Tensor, scale: float | None) -> ScaleFit:
-    """By cross-validation through the stranger's operator."""
+def _scale(runs: Runs, model: FourierModel | ObservedModel, one: Tensor, two: Tensor, scale: float | None) -> ScaleFit:
+    """The scale alone, by cross-validation."""
     if scale is not None:
         return ScaleFit(runs.scaled(scale), (), 0)
     guess = 1 / height(fourier_filter((one + two) / 2, model.gain.to(one)))
@@ -215,7 +211,13 @@ def _scale(runs: Runs, model: ObservedModel, one: Tensor, two: Tensor, scale: fl
 
     def fit(units: VelocityField) -> ScaleFit:
         return fit_scale(
-            units, model.observe(one, 1), two, model.fsc, generator=runs.generator(), guess=guess, sampler=through
+            units,
+            model.observe(one, 1),
+            model.comparable(two),
+            model.fsc,
+            generator=runs.generator(),
+            guess=guess,
+            sampler=through,
         )
 
     return runs.agreed(fit)
