@@ -105,7 +105,7 @@ def test_stages(stages):
         (lambda: Muon([], momentum=1.5), "momentum"),
         (lambda: whole_particle(np.ones((4, 4, 4)), NAN, 8, finest=1.0), "voxel_size"),
         (lambda: whole_particle(np.ones((4, 4, 4)), 1.0, 0, finest=1.0), "box"),
-        (lambda: whole_particle(np.full((4, 4, 4), INF), 1.0, 8, finest=1.0), "no density"),
+        (lambda: whole_particle(np.full((99, 4, 4), INF), 1.0, 8, finest=1.0), "no density"),
     ],
 )
 def test_others(make, name):

@@ -3,12 +3,12 @@
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import attrs
 from torch import nn
 
-from cryofm_model.data.map_set import MapSet
+from cryofm_model.data.map_set import MapSet, Place, Turn
 from cryofm_model.data.mixture import CropSource, Imitated, Mixture
 from cryofm_model.errors import CryoFMError
 from cryofm_model.networks.hourglass import Hourglass
@@ -38,8 +38,8 @@ class DataConfig:
             cryofm-sampling), for training that goes on from a prior.
     """
 
-    place: Literal["density", "centre"] = attrs.field(default="density", validator=one_of("density", "centre"))
-    turn: Literal["none", "rot24", "so3"] = attrs.field(default="rot24", validator=one_of("none", "rot24", "so3"))
+    place: Place = attrs.field(default="density", validator=one_of("density", "uniform", "centre"))
+    turn: Turn = attrs.field(default="rot24", validator=one_of("none", "rot24", "so3"))
     measured: float = attrs.field(default=0.0, validator=fraction)
     imitated: float = attrs.field(default=0.0, validator=fraction)
     observed: float = attrs.field(default=0.0, validator=fraction)
