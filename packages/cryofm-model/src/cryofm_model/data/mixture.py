@@ -11,7 +11,8 @@ from torch import Tensor
 from cryofm_model.data.realism import MARGIN, imitate_measured
 from cryofm_model.errors import CryoFMError
 from cryofm_model.prior import Normalization
-from cryofm_model.weights._kinds import fraction, positive, settings_of_its_kind
+from cryofm_model.weights._kinds import fraction, positive
+from cryofm_model.weights._settings import settings_of_its_kind
 
 __all__ = ["CropSource", "Imitated", "Mixture"]
 

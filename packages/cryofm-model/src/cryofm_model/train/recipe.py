@@ -16,7 +16,8 @@ from cryofm_model.networks.hourglass_config import HourglassConfig
 from cryofm_model.networks.unet import UNet, UNetConfig
 from cryofm_model.prior import Normalization
 from cryofm_model.train.config import Machine, TrainConfig
-from cryofm_model.weights._kinds import check_values, fraction, one_of, positive, settings_of_its_kind, shown, whole
+from cryofm_model.weights._kinds import fraction, one_of, positive, shown, whole
+from cryofm_model.weights._settings import check_values, settings_of_its_kind
 
 __all__ = ["DataConfig", "Recipe", "read_recipe"]
 

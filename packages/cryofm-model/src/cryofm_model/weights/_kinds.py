@@ -5,33 +5,17 @@ let NaN and infinity pass, and what is no number raises whatever it likes.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import attrs
 
 from cryofm_model.errors import CryoFMError
-from cryofm_model.networks.hourglass_config import HourglassConfig
-from cryofm_model.networks.unet import UNetConfig
-from cryofm_model.prior import Normalization
 
-__all__ = [
-    "Kind",
-    "check_settings",
-    "check_values",
-    "finite",
-    "flag",
-    "fraction",
-    "not_negative",
-    "one_of",
-    "positive",
-    "settings_of_its_kind",
-    "shown",
-    "whole",
-]
+__all__ = ["Kind", "finite", "flag", "fraction", "not_negative", "one_of", "positive", "shown", "sizes", "whole"]
 
 _LONGEST = 80  # characters of a value in a message
-_LEVELS, _FEATURES, _BLOCKS, _SIDE = 16, 2**16, 2**10, 2**10  # of networks: beyond any that a machine can hold
+_MOST_LEVELS = 16
 
 
 @attrs.frozen
@@ -104,56 +88,13 @@ def one_of(*words: str) -> Kind:
     return Kind(f"one of {', '.join(words)}", lambda value: isinstance(value, str) and value in words)
 
 
-def _sizes(least: int, most: int) -> Kind:
+def sizes(least: int, most: int) -> Kind:
+    """Whole numbers of a range, one for each level of a network."""
     return Kind(
-        f"at most {_LEVELS} whole numbers from {least} to {most}",
+        f"at most {_MOST_LEVELS} whole numbers from {least} to {most}",
         lambda values: (
             isinstance(values, list | tuple)
-            and len(values) <= _LEVELS
+            and len(values) <= _MOST_LEVELS
             and all(_is_whole(value, least, most) for value in values)
         ),
     )
-
-
-_even = Kind(f"an even number from 2 to {_FEATURES}", lambda value: _is_whole(value, 2, _FEATURES) and value % 2 == 0)
-_KINDS: Mapping[type, Mapping[str, Kind]] = {
-    Normalization: {"mean": finite, "std": positive},
-    UNetConfig: {
-        "widths": _sizes(1, _FEATURES),
-        "depths": _sizes(0, _BLOCKS),
-        "up_depths": _sizes(0, _BLOCKS),
-        "patch": whole(1, 64),
-        "conditioning": _even,
-    },
-    HourglassConfig: {
-        "widths": _sizes(1, _FEATURES),
-        "depths": _sizes(1, _BLOCKS),
-        "patch": whole(1, 64),
-        "kernel": whole(1, _SIDE),
-        "head_width": whole(12, _FEATURES),
-        "channels": whole(1, _FEATURES),
-        "conditioning": _even,
-        "ff_factor": whole(1, _BLOCKS),
-        "time_code": one_of("fp32", "bf16", "fp16"),
-    },
-}
-
-
-def check_values(kind: type, values: Mapping[str, Any], where: str) -> None:
-    """Raise `CryoFMError` where a value is none for that attribute of `Normalization`, `UNetConfig`, ...; ``where``
-    begins the message.
-    """
-    for name, value in values.items():
-        if (known := _KINDS.get(kind, {}).get(name)) is not None:
-            known.check(f"{where}{name}", value)
-
-
-def check_settings(settings: Any) -> None:
-    """The same for an object that was made from its values."""
-    name = type(settings).__name__
-    check_values(type(settings), attrs.asdict(settings), f"{name}: ")
-
-
-def settings_of_its_kind(_: Any, __: "attrs.Attribute[Any]", settings: Any) -> None:
-    """`check_settings` as a validator of attrs."""
-    check_settings(settings)

@@ -16,7 +16,8 @@ from cryofm_model.weights._kinds import shown
 __all__ = ["build", "read", "write"]
 
 _STORED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # no less, which would grow fourfold
-_LONGEST_HEADER = 2**23  # bytes; those of the published checkpoints have a hundred thousand
+# Bytes, and tensors that they describe: far more than published checkpoints have, and read in no time.
+_LONGEST_HEADER, _MOST_TENSORS = 2**21, 10_000
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -37,7 +38,12 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise WeightsError(f"{path} is not a readable safetensors file (its header is none, or cut off)")
     try:
         with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+            keys = list(file.keys())
+            if len(keys) > _MOST_TENSORS:
+                raise WeightsError(f"{path} holds {len(keys)} tensors, no network more than {_MOST_TENSORS}")
+            return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
+    except WeightsError:
+        raise
     except Exception as error:  # of every kind, for a header that somebody made up
         raise WeightsError(f"{path} is not a readable safetensors file ({shown(error)})") from None
 

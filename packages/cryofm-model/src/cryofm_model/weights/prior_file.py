@@ -16,8 +16,9 @@ from cryofm_model.networks.hourglass import Hourglass
 from cryofm_model.networks.hourglass_config import HourglassConfig, TimeCode
 from cryofm_model.networks.unet import UNet, UNetConfig
 from cryofm_model.prior import CalibratedPrior, Normalization, Prior, SpectrallyCalibratedPrior
-from cryofm_model.weights._kinds import check_settings, check_values, positive, shown, whole
+from cryofm_model.weights._kinds import positive, shown, whole
 from cryofm_model.weights._safetensors import build, read, write
+from cryofm_model.weights._settings import check_settings, check_values
 from cryofm_model.weights.published import published_prior
 
 __all__ = ["BUNDLED_PRIORS", "load_prior", "save_prior"]

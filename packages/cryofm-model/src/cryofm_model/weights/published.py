@@ -18,8 +18,9 @@ from cryofm_model.errors import CryoFMError, WeightsError
 from cryofm_model.networks.hourglass import Hourglass
 from cryofm_model.networks.hourglass_config import CRYOFM_L, CRYOFM_S, HourglassConfig, TimeCode
 from cryofm_model.prior import Normalization, Prior
-from cryofm_model.weights._kinds import check_settings, positive, shown, whole
+from cryofm_model.weights._kinds import positive, shown, whole
 from cryofm_model.weights._safetensors import build, write
+from cryofm_model.weights._settings import check_settings
 
 __all__ = ["export_published", "infer_config", "published_prior"]
 
