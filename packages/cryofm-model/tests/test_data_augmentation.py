@@ -5,11 +5,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cryofm_model import CryoFMError
+from cryofm_model import CryoFMError, Normalization
 from cryofm_model.data import MapSet
 from cryofm_model.data.augment import cut, cut_rotated, random_rotation, rot24
 
-EMPTY = -0.04 / 0.09
+UNITS = Normalization()
+EMPTY = -UNITS.mean / UNITS.std
 
 
 def waves(position, centre, slowest=20.0):
@@ -99,7 +100,7 @@ def density():
 def test_a_crop_holds_density_and_nothing_below_solvent(density, turn):
     if turn == "so3":
         pytest.importorskip("scipy")
-    crops = MapSet([density], EMPTY, turn=turn).crops(40, 16, np.random.default_rng(0)).numpy()
+    crops = MapSet([density], UNITS, turn=turn).crops(40, 16, np.random.default_rng(0)).numpy()
     assert crops.dtype == np.float32
     assert (crops.max((1, 2, 3)) > 1).all()
     assert crops.min() == np.float32(EMPTY)
@@ -113,7 +114,7 @@ def test_centres_are_the_dilated_mask(density):
     low, high = mask.min(0) - 2, mask.max(0) + 2
     z, y, x = (slice(first + 4, last + 5) for first, last in zip(low, high, strict=True))
     found = set()
-    for crop in MapSet([density], EMPTY, turn="none").crops(400, 8, np.random.default_rng(0)).numpy():
+    for crop in MapSet([density], UNITS, turn="none").crops(400, 8, np.random.default_rng(0)).numpy():
         centres = np.argwhere((boxes[z, y, x] == crop).all((-3, -2, -1)))
         assert len(centres)
         found.update(map(tuple, centres + low))
@@ -122,7 +123,7 @@ def test_centres_are_the_dilated_mask(density):
 
 
 def test_the_centre_crop_is_the_middle(density):
-    maps = MapSet([density], EMPTY, place="centre", turn="none")
+    maps = MapSet([density], UNITS, place="centre", turn="none")
     crops = maps.crops(2, 10, np.random.default_rng(0)).numpy()
     assert np.array_equal(crops[0], density[15:25, 13:23, 11:21].astype(np.float32))
     assert np.array_equal(crops[0], crops[1])
@@ -131,7 +132,7 @@ def test_the_centre_crop_is_the_middle(density):
 def test_occupied_voxels_are_found_equally_often():
     z = np.full((24, 20, 22), EMPTY, np.float16)
     z[[3, 14, 23], [5, 5, 19], [0, 7, 21]] = 5, 6, 7
-    crops = MapSet([z], EMPTY, turn="none").crops(600, 3, np.random.default_rng(0))  # 3 // 4 = 0: not moved
+    crops = MapSet([z], UNITS, turn="none").crops(600, 3, np.random.default_rng(0))  # 3 // 4 = 0: not moved
     assert (crops[:, 1, 1, 1] > 4).all()
     counts = Counter(crops[:, 1, 1, 1].tolist())
     assert [counts[value] for value in (5, 6, 7)] == pytest.approx([200, 200, 200], abs=45)
@@ -139,10 +140,10 @@ def test_occupied_voxels_are_found_equally_often():
 
 @pytest.mark.parametrize("option", [{"turn": "sideways"}, {"place": "edge"}])
 def test_unknown_augmentations_are_refused(density, option):
-    with pytest.raises(ValueError, match="must be in"):
-        MapSet([density], EMPTY, **option)
+    with pytest.raises(ValueError, match="must be one of"):
+        MapSet([density], UNITS, **option)
 
 
 def test_a_set_without_maps_is_refused():
     with pytest.raises(CryoFMError, match="no density to train on in 0 of 0 maps"):
-        MapSet([], EMPTY)
+        MapSet([], UNITS)

@@ -38,7 +38,7 @@ def density(seed):
 @pytest.fixture
 def sources():
     pytest.importorskip("scipy")
-    return MapSet([density(0)], EMPTY), MapSet([density(1), density(2)], EMPTY)
+    return MapSet([density(0)], UNITS), MapSet([density(1), density(2)], UNITS)
 
 
 def test_fractions():
@@ -89,12 +89,13 @@ def test_another_process_draws_the_same(tmp_path):
     np.save(tmp_path / "map.npy", density(0))
     program = f"""
 import numpy as np
+from cryofm_model import Normalization
 from cryofm_model.data import MapSet
-maps = MapSet([np.load({str(tmp_path / "map.npy")!r}, mmap_mode="r")], {EMPTY!r})
+maps = MapSet([np.load({str(tmp_path / "map.npy")!r}, mmap_mode="r")], Normalization())
 np.save({str(tmp_path / "crops.npy")!r}, maps.crops(3, 12, np.random.default_rng([5, 17, 1])).numpy())
 """
     subprocess.run([sys.executable, "-c", program], check=True)
-    here = MapSet([density(0)], EMPTY).crops(3, 12, np.random.default_rng([5, 17, 1])).numpy()
+    here = MapSet([density(0)], UNITS).crops(3, 12, np.random.default_rng([5, 17, 1])).numpy()
     assert np.array_equal(here, np.load(tmp_path / "crops.npy"))
 
 

@@ -173,7 +173,7 @@ def test_another_kernel_is_told_since_no_tensor_tells_it(folder: Path) -> None:
         velocities.append(prior(x, t))
     assert torch.equal(velocities[0], velocities[1])
     assert not torch.allclose(velocities[0], velocities[2])
-    with pytest.raises(WeightsError, match="sizes must be positive"):
+    with pytest.raises(WeightsError, match="kernel must be a whole number from 1 to 1024, found 0"):
         load_prior(folder, kernel=0, **TOLD)
     with pytest.raises(WeightsError, match="says its own kernel"):
         load_prior(kernel=5)

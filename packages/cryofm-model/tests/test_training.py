@@ -24,7 +24,7 @@ def blobs(seed, shape=(40, 36, 32)):
 
 @pytest.fixture
 def maps():
-    return MapSet([blobs(0), blobs(1)], empty=-0.04 / 0.09)
+    return MapSet([blobs(0), blobs(1)], Normalization())
 
 
 def test_loss_by_hand():
@@ -65,7 +65,7 @@ def test_crops_larger_than_the_map_are_filled_with_solvent(maps):
 
 def test_maps_without_density_are_refused():
     with pytest.raises(CryoFMError, match="no density to train on"):
-        MapSet([np.zeros((8, 8, 8), np.float16)], empty=0.0)
+        MapSet([np.zeros((8, 8, 8), np.float16)], Normalization(mean=0.0))
 
 
 def run(maps, folder, config=SHORT, **options):

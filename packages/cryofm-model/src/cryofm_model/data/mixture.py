@@ -11,6 +11,8 @@ from torch import Tensor
 from cryofm_model.data.realism import MARGIN, imitate_measured
 from cryofm_model.errors import CryoFMError
 from cryofm_model.prior import Normalization
+from cryofm_model.weights._kinds import fraction, positive
+from cryofm_model.weights._settings import settings_of_its_kind
 
 __all__ = ["CropSource", "Imitated", "Mixture"]
 
@@ -37,9 +39,9 @@ class Imitated:
     """
 
     simulated: CropSource
-    fraction: float = attrs.field(validator=[attrs.validators.ge(0), attrs.validators.le(1)])
-    normalization: Normalization
-    voxel_size: float
+    fraction: float = attrs.field(validator=fraction)
+    normalization: Normalization = attrs.field(validator=settings_of_its_kind)
+    voxel_size: float = attrs.field(validator=positive)
 
     def crops(self, batch: int, side: int, rng: np.random.Generator) -> Tensor:
         """As `CropSource.crops`."""
@@ -56,8 +58,8 @@ class Imitated:
 
 
 def _sum_to_1(_: object, __: object, parts: Sequence[tuple[CropSource, float]]) -> None:
-    fractions = [fraction for _, fraction in parts]
-    if not all(fraction > 0 for fraction in fractions) or abs(sum(fractions) - 1) > 1e-6:
+    fractions = [share for _, share in parts]
+    if not all(positive.holds(share) for share in fractions) or abs(sum(fractions) - 1) > 1e-6:
         raise CryoFMError(f"fractions {fractions} of a mixture; they must be positive and sum to 1")
 
 
@@ -79,7 +81,7 @@ class Mixture:
 
     def crops(self, batch: int, side: int, rng: np.random.Generator) -> Tensor:
         """As `CropSource.crops`."""
-        starts = np.cumsum([0.0] + [fraction for _, fraction in self.parts[:-1]])
+        starts = np.cumsum([0.0] + [share for _, share in self.parts[:-1]])
         crops = []
         for _ in range(batch):
             source, _fraction = self.parts[int(np.searchsorted(starts, rng.random(), side="right")) - 1]

@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cryofm_model.errors import CryoFMError
+from cryofm_model.weights._kinds import positive, whole
 
 __all__ = ["FILLED", "LOW_PASS", "whole_particle", "working_voxel_size"]
 
@@ -44,14 +45,17 @@ def whole_particle(
         The particle (box, box, box), low-passed at `LOW_PASS` voxels, and its voxel size in Å (`working_voxel_size`).
 
     Raises:
-        CryoFMError: no density.
+        CryoFMError: no density, or a voxel size or a side that is none.
     """
+    positive.check("voxel_size", voxel_size)
+    positive.check("finest", finest)
+    whole(1, 2**12).check("box", box)
     from scipy.fft import irfftn, rfftn
     from scipy.ndimage import map_coordinates
 
     solid = np.maximum(density, 0)
     top = float(np.percentile(solid, 99.9))
-    if not top > 0:
+    if not 0 < top < np.inf:
         raise CryoFMError("no density: a particle is where a map is positive")
     voxels = np.argwhere(solid > _LEVEL * top)
     masses = solid[tuple(voxels.T)].astype(np.float64)

@@ -1,13 +1,14 @@
 """What determines a run, and what only says how a machine carries it out."""
 
 import math
-from collections.abc import Iterable, Iterator
-from typing import Literal
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import attrs
-from attrs.validators import ge, gt, in_, instance_of, optional
+from attrs.validators import optional
 
 from cryofm_model.errors import CryoFMError
+from cryofm_model.weights._kinds import Kind, flag, fraction, not_negative, one_of, positive, shown, whole
 
 __all__ = ["UNIT", "Machine", "Step", "TrainConfig"]
 
@@ -15,14 +16,34 @@ UNIT = 32**3  # voxels: lengths of runs are counted in crops of this size
 Stage = tuple[float, int, int]
 
 
-def _stages(stages: Iterable[Iterable[float]]) -> tuple[Stage, ...]:
-    return tuple((float(end), int(side), int(batch)) for end, side, batch in stages)
+_decay = Kind("a number from 0 to below 1", lambda value: fraction.holds(value) and value < 1)
 
 
-def _reach_the_end(_: object, __: object, stages: tuple[Stage, ...]) -> None:
-    ends = [0.0, *(end for end, _, _ in stages)]
-    if ends[-1] != 1 or ends != sorted(set(ends)) or any(min(side, batch) < 1 for _, side, batch in stages):
-        raise CryoFMError(f"stages are (end, side, batch) with ends that rise to 1.0; found {stages}")
+def _stages(stages: Any) -> Any:
+    """Stages as tuples; what is none is left to be refused."""
+    if isinstance(stages, list | tuple) and all(isinstance(stage, list | tuple) for stage in stages):
+        return tuple(tuple(stage) for stage in stages)
+    return stages
+
+
+def _is_stage(stage: Any) -> bool:
+    return (
+        isinstance(stage, tuple)
+        and len(stage) == 3
+        and fraction.holds(stage[0])
+        and whole(1, 2**12).holds(stage[1])
+        and whole(1, 2**24).holds(stage[2])
+    )
+
+
+def _reach_the_end(_: object, __: object, stages: Any) -> None:
+    whole_stages = isinstance(stages, tuple) and len(stages) > 0 and all(_is_stage(stage) for stage in stages)
+    ends = [0.0, *(end for end, _, _ in stages)] if whole_stages else []
+    if not whole_stages or ends[-1] != 1 or ends != sorted(set(ends)):
+        raise CryoFMError(
+            "TrainConfig: stages are (end, side, batch), the last two whole, with ends that rise to 1.0; found "
+            f"{shown(stages)}"
+        )
 
 
 @attrs.frozen
@@ -64,23 +85,23 @@ class TrainConfig:
     [(32, 2), (32, 2), (32, 2), (64, 1)]
     """
 
-    crops: int = attrs.field(default=14_000, validator=[instance_of(int), gt(0)])
+    crops: int = attrs.field(default=14_000, validator=whole(1))
     stages: tuple[Stage, ...] = attrs.field(
         default=((0.4, 32, 4), (0.75, 48, 2), (1.0, 64, 2)), converter=_stages, validator=_reach_the_end
     )
-    lr: float = attrs.field(default=2e-3, validator=gt(0))
-    muon_lr: float | None = attrs.field(default=None, validator=optional(gt(0)))
-    weight_decay: float = attrs.field(default=0.01, validator=ge(0))
-    schedule: Literal["cosine", "constant"] = attrs.field(default="cosine", validator=in_(("cosine", "constant")))
-    warmup: int = attrs.field(default=60, validator=[instance_of(int), ge(1)])
-    clip: float = attrs.field(default=1.0, validator=gt(0))
-    ema: float = attrs.field(default=0.99, validator=ge(0))
+    lr: float = attrs.field(default=2e-3, validator=positive)
+    muon_lr: float | None = attrs.field(default=None, validator=optional(positive))
+    weight_decay: float = attrs.field(default=0.01, validator=not_negative)
+    schedule: Literal["cosine", "constant"] = attrs.field(default="cosine", validator=one_of("cosine", "constant"))
+    warmup: int = attrs.field(default=60, validator=whole(1))
+    clip: float = attrs.field(default=1.0, validator=positive)
+    ema: float = attrs.field(default=0.99, validator=_decay)
     times: Literal["uniform", "logit-normal"] = attrs.field(
-        default="uniform", validator=in_(("uniform", "logit-normal"))
+        default="uniform", validator=one_of("uniform", "logit-normal")
     )
-    precision: Literal["fp32", "bf16"] = attrs.field(default="fp32", validator=in_(("fp32", "bf16")))
-    report_every: int = attrs.field(default=100, validator=[instance_of(int), ge(1)])
-    seed: int = attrs.field(default=0, validator=[instance_of(int), ge(0)])
+    precision: Literal["fp32", "bf16"] = attrs.field(default="fp32", validator=one_of("fp32", "bf16"))
+    report_every: int = attrs.field(default=100, validator=whole(1))
+    seed: int = attrs.field(default=0, validator=whole(0, 2**63 - 1))
 
     def plan(self, number: int = 0, seen: int = 0) -> Iterator[Step]:
         """The steps that are left when ``number`` have been done, which saw ``seen`` voxels."""
@@ -107,6 +128,6 @@ class Machine:
             giving a copy to each (DDP).
     """
 
-    micro_batch: int | None = attrs.field(default=None, validator=optional([instance_of(int), ge(1)]))
-    recompute: bool = attrs.field(default=False, validator=instance_of(bool))
-    shard: bool = attrs.field(default=False, validator=instance_of(bool))
+    micro_batch: int | None = attrs.field(default=None, validator=optional(whole(1)))
+    recompute: bool = attrs.field(default=False, validator=flag)
+    shard: bool = attrs.field(default=False, validator=flag)

@@ -5,8 +5,9 @@ Nothing here imports the parts of ``torch.distributed`` that take time unless ``
 
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -15,7 +16,9 @@ from cryofm_model.errors import CryoFMError
 from cryofm_model.networks.blocks import Block
 from cryofm_model.networks.hourglass import Hourglass
 
-__all__ = ["gathered", "mean", "processes", "rank_and_world", "shard", "wait", "whole"]
+__all__ = ["from_first", "gathered", "mean", "processes", "rank_and_world", "shard", "wait", "whole"]
+
+T = TypeVar("T")
 
 
 @contextmanager
@@ -50,6 +53,28 @@ def rank_and_world() -> tuple[int, int]:
     if distributed.is_available() and distributed.is_initialized():
         return distributed.get_rank(), distributed.get_world_size()
     return 0, 1
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What ``make`` returns on the first process, which alone calls it, on all of them.
+
+    Raises:
+        CryoFMError: on all of them, what it raised there.
+    """
+    rank, world = rank_and_world()
+    if world == 1:
+        return make()
+    told: list[Any] = [None]
+    if rank == 0:
+        try:
+            told = [make()]
+        except CryoFMError as error:
+            told = [error]
+    distributed.broadcast_object_list(told)
+    if isinstance(told[0], CryoFMError):
+        raise told[0]
+    made: T = told[0]
+    return made
 
 
 def shard(network: nn.Module) -> None:

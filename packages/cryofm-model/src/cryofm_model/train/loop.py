@@ -16,7 +16,7 @@ from cryofm_model.errors import CryoFMError
 from cryofm_model.flow import flow_matching_loss
 from cryofm_model.networks.hourglass import Hourglass
 from cryofm_model.train.batches import Batch, batches
-from cryofm_model.train.checkpoint import resume, save
+from cryofm_model.train.checkpoint import resume, save, taken
 from cryofm_model.train.config import UNIT, Machine, TrainConfig
 from cryofm_model.train.distributed import gathered, mean, rank_and_world, shard, whole
 from cryofm_model.train.muon import Muon, inner_weights
@@ -57,11 +57,25 @@ def train(
         The averaged network, whole on every process.
 
     Raises:
-        CryoFMError: the checkpoint belongs to another configuration, a batch cannot be divided among the
-            processes, the network cannot be sharded or recompute, or the loss is no longer finite.
+        CryoFMError: the checkpoint was damaged or belongs to another configuration, another run has the folder, a
+            batch cannot be divided among the processes, the network cannot be sharded or recompute, or the loss is no
+            longer finite.
     """
-    rank, world = rank_and_world()
     _check(network, config, machine, validation)
+    with taken(folder):
+        return _trained(network, maps, validation, config, folder, machine, loss)
+
+
+def _trained(
+    network: nn.Module,
+    maps: CropSource,
+    validation: Tensor,
+    config: TrainConfig,
+    folder: Path,
+    machine: Machine,
+    loss: Loss,
+) -> nn.Module:
+    rank, world = rank_and_world()
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema))  # type: ignore[no-untyped-call]
     parallel = network
     if machine.shard and world > 1:

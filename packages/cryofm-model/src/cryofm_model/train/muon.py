@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from cryofm_model.weights._kinds import fraction, not_negative
+
 __all__ = ["Muon", "inner_weights"]
 
 # Parts of `UNet` and `Hourglass` between voxels or times and features: their sides are no features, or their output
@@ -61,6 +63,9 @@ class Muon(Optimizer):
         weight_decay: float = 0.01,
         dtype: torch.dtype | None = None,
     ) -> None:
+        not_negative.check("lr", lr)
+        fraction.check("momentum", momentum)
+        not_negative.check("weight_decay", weight_decay)
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
         self._dtype = dtype
 

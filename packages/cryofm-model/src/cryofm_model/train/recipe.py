@@ -1,15 +1,14 @@
 """Recipes: a network and a run as a TOML file."""
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import attrs
-from attrs.validators import ge, in_, le
 from torch import nn
 
-from cryofm_model.data.map_set import MapSet
+from cryofm_model.data.map_set import MapSet, Place, Turn
 from cryofm_model.data.mixture import CropSource, Imitated, Mixture
 from cryofm_model.errors import CryoFMError
 from cryofm_model.networks.hourglass import Hourglass
@@ -17,11 +16,14 @@ from cryofm_model.networks.hourglass_config import HourglassConfig
 from cryofm_model.networks.unet import UNet, UNetConfig
 from cryofm_model.prior import Normalization
 from cryofm_model.train.config import Machine, TrainConfig
+from cryofm_model.weights._kinds import fraction, one_of, positive, shown, whole
+from cryofm_model.weights._settings import check_values, settings_of_its_kind
 
 __all__ = ["DataConfig", "Recipe", "read_recipe"]
 
 T = TypeVar("T")
 _NETWORKS = {"unet": UNetConfig, "hourglass": HourglassConfig}
+_LARGEST = 100_000  # bytes: a recipe has some thousand
 
 
 @attrs.frozen(kw_only=True)
@@ -37,11 +39,11 @@ class DataConfig:
             cryofm-sampling), for training that goes on from a prior.
     """
 
-    place: Literal["density", "centre"] = attrs.field(default="density", validator=in_(("density", "centre")))
-    turn: Literal["none", "rot24", "so3"] = attrs.field(default="rot24", validator=in_(("none", "rot24", "so3")))
-    measured: float = attrs.field(default=0.0, validator=[ge(0), le(1)])
-    imitated: float = attrs.field(default=0.0, validator=[ge(0), le(1)])
-    observed: float = attrs.field(default=0.0, validator=[ge(0), le(1)])
+    place: Place = attrs.field(default="density", validator=one_of("density", "uniform", "centre"))
+    turn: Turn = attrs.field(default="rot24", validator=one_of("none", "rot24", "so3"))
+    measured: float = attrs.field(default=0.0, validator=fraction)
+    imitated: float = attrs.field(default=0.0, validator=fraction)
+    observed: float = attrs.field(default=0.0, validator=fraction)
 
     def source(
         self, maps: MapSet, measured: MapSet | None, normalization: Normalization, voxel_size: float
@@ -74,13 +76,13 @@ class Recipe:
         normalization: between densities and model units.
     """
 
-    voxel_size: float = attrs.field(validator=attrs.validators.gt(0))
-    box: int = attrs.field(validator=attrs.validators.gt(0))
-    network: UNetConfig | HourglassConfig
+    voxel_size: float = attrs.field(validator=positive)
+    box: int = attrs.field(validator=whole(1, 2**16))
+    network: UNetConfig | HourglassConfig = attrs.field(validator=settings_of_its_kind)
     training: TrainConfig
     data: DataConfig = attrs.field(factory=DataConfig)
     machine: Machine = attrs.field(factory=Machine)
-    normalization: Normalization = attrs.field(factory=Normalization)
+    normalization: Normalization = attrs.field(factory=Normalization, validator=settings_of_its_kind)
 
     def build(self) -> nn.Module:
         """The network, untrained."""
@@ -95,34 +97,59 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         CryoFMError: no such file, no TOML, unknown or missing keys, values that do not fit; each by name.
     """
-    try:
-        with path.open("rb") as file:
-            content = tomllib.load(file)
-    except (OSError, ValueError) as error:
-        raise CryoFMError(f"{path} is not a readable TOML file ({error})") from None
+    content = _toml(path)
     tables: dict[str, type] = {
         "training": TrainConfig,
         "data": DataConfig,
         "machine": Machine,
         "normalization": Normalization,
     }
-    network = dict(content.get("network", {}))
+    network = _table(content.get("network", {}), f"{path}: [network]")
     kind = network.pop("kind", None)
-    if kind not in _NETWORKS:
-        raise CryoFMError(f"{path}: [network] says kind {kind!r}, expected one of {', '.join(_NETWORKS)}")
+    if not isinstance(kind, str) or kind not in _NETWORKS:
+        raise CryoFMError(f"{path}: [network] says kind {shown(kind)}, expected one of {', '.join(_NETWORKS)}")
     content["network"] = _made(_NETWORKS[kind], network, f"{path}: [network]")
-    for name, kind in tables.items():
+    for name, table in tables.items():
         if name in content:
-            content[name] = _made(kind, content[name], f"{path}: [{name}]")
+            where = f"{path}: [{name}]"
+            content[name] = _made(table, _table(content[name], where), where)
     return _made(Recipe, content, str(path))
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    try:
+        if not path.is_file():
+            raise CryoFMError(f"{path} is not a readable TOML file (there is no such file)")
+        with path.open("rb") as file:
+            content = file.read(_LARGEST + 1)
+        if len(content) > _LARGEST:
+            raise CryoFMError(f"{path} is not a readable TOML file (a recipe has no more than {_LARGEST} bytes)")
+        return tomllib.loads(content.decode())
+    except CryoFMError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise CryoFMError(f"{path} is not a readable TOML file ({error})") from None
+
+
+def _words(names: Sequence[str]) -> str:
+    """Names that may be anything, in a message of one line."""
+    text = " ".join(", ".join(names).split())
+    return text if len(text) <= 80 else f"{text[:80]} ..."
+
+
+def _table(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise CryoFMError(f"{where} must be a table, found {shown(value)}")
+    return dict(value)
 
 
 def _made(kind: type[T], values: Mapping[str, Any], where: str) -> T:
     fields = attrs.fields_dict(kind)  # type: ignore[arg-type]
     if unknown := [key for key in values if key not in fields]:
-        raise CryoFMError(f"{where} has unknown keys {', '.join(unknown)}; known are {', '.join(fields)}")
+        raise CryoFMError(f"{where} has unknown keys {_words(unknown)}; known are {', '.join(fields)}")
     if missing := [name for name, field in fields.items() if field.default is attrs.NOTHING and name not in values]:
         raise CryoFMError(f"{where} lacks {', '.join(missing)}")
+    check_values(kind, values, f"{where} ")
     try:
         return kind(**values)
     except (TypeError, ValueError) as error:

@@ -98,11 +98,12 @@ class Report:
         if self._writes:
             (folder / "samples").mkdir(parents=True, exist_ok=True)
             log = folder / "log.csv"
-            rows = list(csv.reader(log.open(newline=""))) if log.exists() else []
+            rows = list(csv.reader(log.open(newline="", encoding="utf-8", errors="replace"))) if log.exists() else []
             columns = ["step", "crops", "rate", "loss", *(f"v_mse_t{t}" for t in VALIDATION_TIMES)]
             columns += [f"fsc_auc_t{_PROBE_TIME}", "gradient_norm", "crops_per_s"]
-            with log.open("w", newline="") as file:
-                csv.writer(file).writerows([columns, *(row for row in rows[1:] if int(row[0]) <= number)])
+            whole = [row for row in rows[1:] if len(row) == len(columns) and row[0].isdecimal()]  # one may be cut off
+            with log.open("w", newline="", encoding="utf-8") as file:
+                csv.writer(file).writerows([columns, *(row for row in whole if int(row[0]) <= number)])
         self._bar = tqdm(
             total=config.crops,
             initial=seen // UNIT,
@@ -137,7 +138,7 @@ class Report:
         if self._writes:
             speed = (seen - self._seen) / UNIT / seconds
             row = [step.number + 1, seen // UNIT, f"{rate:.2e}", f"{np.mean(self._losses):.5f}"]
-            with (self._folder / "log.csv").open("a", newline="") as file:
+            with (self._folder / "log.csv").open("a", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerow([*row, *(f"{s:.4f}" for s in scores), f"{norm:.4f}", f"{speed:.2f}"])
             picture = self._folder / "samples" / f"step-{step.number + 1:08d}.png"
             write_png(picture, _sections(torch.cat([self._validation[:1], drawn])))

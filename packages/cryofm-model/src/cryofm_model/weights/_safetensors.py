@@ -1,6 +1,7 @@
 """Reading, checking and writing of safetensors files."""
 
 import os
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -9,9 +10,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from cryofm_model.errors import WeightsError
+from cryofm_model.errors import CryoFMError, WeightsError
+from cryofm_model.weights._kinds import shown
 
 __all__ = ["build", "read", "write"]
+
+_STORED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # no less, which would grow fourfold
+# Bytes, and tensors that they describe: far more than published checkpoints have, and read in no time.
+_LONGEST_HEADER, _MOST_TENSORS = 2**21, 10_000
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -20,16 +26,26 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         WeightsError: a pickle, a damaged file, something else.
     """
-    with path.open("rb") as file:
-        head = file.read(9)
+    try:
+        with path.open("rb") as file:
+            head, size = file.read(9), os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error})") from None
     # A safetensors file begins with the length of its header, whose first bytes may be anything, and "{".
     if head[8:] != b"{" and (head[:2] == b"PK" or head[:1] == b"\x80"):
         raise WeightsError(f"{path} is a pickle, which can run code when it is read; convert it to safetensors")
+    if not 0 < int.from_bytes(head[:8], "little") <= min(_LONGEST_HEADER, size - 8):
+        raise WeightsError(f"{path} is not a readable safetensors file (its header is none, or cut off)")
     try:
         with safe_open(path, "pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is not a readable safetensors file ({error})") from None
+            keys = list(file.keys())
+            if len(keys) > _MOST_TENSORS:
+                raise WeightsError(f"{path} holds {len(keys)} tensors, no network more than {_MOST_TENSORS}")
+            return {key: file.get_tensor(key) for key in keys}, file.metadata() or {}
+    except WeightsError:
+        raise
+    except Exception as error:  # of every kind, for a header that somebody made up
+        raise WeightsError(f"{path} is not a readable safetensors file ({shown(error)})") from None
 
 
 def build(network: Callable[[], nn.Module], tensors: Mapping[str, Tensor], path: Path) -> nn.Module:
@@ -37,10 +53,16 @@ def build(network: Callable[[], nn.Module], tensors: Mapping[str, Tensor], path:
     need not be.
 
     Raises:
-        WeightsError: tensors that are missing, not expected or of another shape, the first five by name.
+        WeightsError: tensors that are missing, not expected, of another shape or no floating-point numbers, the first
+            five by name; or no such network can be.
     """
-    with torch.device("meta"):
-        built = network()
+    try:
+        with torch.device("meta"):
+            built = network()
+    except CryoFMError:
+        raise
+    except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:
+        raise WeightsError(f"{path}: no network has such sizes ({shown(error)})") from None
     expected = built.state_dict()
     wrong = [f"{key} is missing" for key in expected if key not in tensors]
     wrong += [f"{key} is not expected" for key in tensors if key not in expected]
@@ -48,6 +70,11 @@ def build(network: Callable[[], nn.Module], tensors: Mapping[str, Tensor], path:
         f"{key} is {tuple(tensors[key].shape)}, expected {tuple(value.shape)}"
         for key, value in expected.items()
         if key in tensors and tensors[key].shape != value.shape
+    ]
+    wrong += [
+        f"{key} is stored as {tensors[key].dtype}, expected one of {', '.join(map(str, _STORED))}"
+        for key, value in expected.items()
+        if key in tensors and value.is_floating_point() and tensors[key].dtype not in _STORED
     ]
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
@@ -60,17 +87,19 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], *
     """Write a file, which appears whole or not at all.
 
     Raises:
-        WeightsError: it exists.
+        WeightsError: it exists, or cannot be written.
     """
     if path.exists() and not overwrite:
         raise WeightsError(f"{path} exists; pass overwrite=True to replace it")
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")  # which nobody can foresee
     try:
-        partial.touch()
+        partial.touch(exist_ok=False)
         mode = partial.stat().st_mode
         save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, partial, metadata)
         partial.chmod(mode)  # save_file makes it unreadable to others
         os.replace(partial, path)
+    except (OSError, SafetensorError) as error:
+        raise WeightsError(f"{path} cannot be written ({error})") from None
     finally:
         partial.unlink(missing_ok=True)
 

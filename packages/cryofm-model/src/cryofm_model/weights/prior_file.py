@@ -11,12 +11,14 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_model.errors import WeightsError
+from cryofm_model.errors import CryoFMError, WeightsError
 from cryofm_model.networks.hourglass import Hourglass
 from cryofm_model.networks.hourglass_config import HourglassConfig, TimeCode
 from cryofm_model.networks.unet import UNet, UNetConfig
 from cryofm_model.prior import CalibratedPrior, Normalization, Prior, SpectrallyCalibratedPrior
+from cryofm_model.weights._kinds import positive, shown, whole
 from cryofm_model.weights._safetensors import build, read, write
+from cryofm_model.weights._settings import check_settings, check_values
 from cryofm_model.weights.published import published_prior
 
 __all__ = ["BUNDLED_PRIORS", "load_prior", "save_prior"]
@@ -67,8 +69,12 @@ def load_prior(
         with as_file(files("cryofm_model.weights") / f"{source}.safetensors") as path:
             return _load(path, **told)
     path = Path(source)
-    path = path / "model.safetensors" if path.is_dir() else path
-    if not path.is_file():
+    try:
+        path = path / "model.safetensors" if path.is_dir() else path
+        there = path.is_file()
+    except (OSError, ValueError):  # a name that no disk takes
+        there = False
+    if not there:
         raise WeightsError(
             f"no weights at {path}; give a .safetensors file, a folder with model.safetensors, or one of "
             f"{BUNDLED_PRIORS}"
@@ -89,8 +95,12 @@ def save_prior(
         overwrite: replace an existing file.
 
     Raises:
-        WeightsError: the file exists, or the network is of a kind that files cannot name.
+        WeightsError: the file exists or cannot be written, or the network is of a kind that files cannot name.
+        CryoFMError: a normalisation, voxel size or box that `load_prior` would refuse.
     """
+    check_settings(prior.normalization)
+    positive.check("voxel_size", prior.voxel_size)
+    whole(1, 2**16).check("box", prior.box)
     kind = next((k for k, (network, _) in _NETWORKS.items() if type(prior.network) is network), None)
     if kind is None:
         raise WeightsError(f"cannot save a {type(prior.network).__name__}; a file holds one of {tuple(_NETWORKS)}")
@@ -117,7 +127,12 @@ def _load(path: Path, **told: Any) -> Prior:
         return published_prior(path, tensors, metadata, **told)
     if given := [key for key, value in told.items() if value is not None]:
         raise WeightsError(f"{path} says its own {', '.join(given)}; they are for published checkpoints")
-    return _prior(path, tensors, metadata)
+    try:
+        return _prior(path, tensors, metadata)
+    except WeightsError:
+        raise
+    except (CryoFMError, TypeError, ValueError, KeyError, RuntimeError, OverflowError, RecursionError) as error:
+        raise WeightsError(f"{path}: metadata do not describe a prior ({shown(error)})") from error
 
 
 def _prior(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Prior:
@@ -135,16 +150,38 @@ def _prior(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
     if missing or metadata["network"] not in _NETWORKS:
         raise WeightsError(f"{path}: metadata lack {missing} or name an unknown network {metadata.get('network')!r}")
     network_class, config_class = _NETWORKS[metadata["network"]]
-    try:
-        return kind(
-            network=build(partial(network_class, config_class(**json.loads(metadata["config"]))), tensors, path),
-            normalization=Normalization(**json.loads(metadata["normalization"])),
-            voxel_size=float(metadata["voxel_size"]),
-            box=int(metadata["box"]),
-            about={key: value for key, value in metadata.items() if key not in (*_REQUIRED, *statistics)},
-            **{key: torch.tensor(json.loads(metadata[key])) for key in statistics},
-        )
-    except WeightsError:
-        raise
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f"{path}: metadata do not describe a prior ({error})") from error
+    config = _made(config_class, metadata["config"])
+    # Before it is built: every block has tensors of its own, and a file of few tensors no network of many.
+    if sum(config.depths) > len(tensors):
+        raise WeightsError(f"{path} holds {len(tensors)} tensors, too few for the depths {config.depths}")
+    voxel_size, box = float(metadata["voxel_size"]), int(metadata["box"])
+    positive.check("voxel_size", voxel_size)
+    whole(1, 2**16).check("box", box)
+    return kind(
+        network=build(partial(network_class, config), tensors, path),
+        normalization=_made(Normalization, metadata["normalization"]),
+        voxel_size=voxel_size,
+        box=box,
+        about={key: value for key, value in metadata.items() if key not in (*_REQUIRED, *statistics)},
+        **{key: _table(key, metadata[key]) for key in statistics},
+    )
+
+
+def _made(kind: Any, text: str) -> Any:
+    """Settings from JSON, each checked for its kind before they meet each other."""
+    values = json.loads(text)
+    if not isinstance(values, dict):
+        raise CryoFMError(f"{kind.__name__} is {shown(values)}")
+    check_values(kind, values, f"{kind.__name__}: ")
+    if kind is Normalization and set(values) != {"mean", "std"}:  # whose defaults would be wrong without a word
+        raise CryoFMError(f"Normalization: mean and std are needed, found {shown(list(values))}")
+    return kind(**values)
+
+
+def _table(name: str, text: str) -> Tensor:
+    """A table of statistics from JSON: finite, and along one axis or two."""
+    table = torch.tensor(json.loads(text), dtype=torch.get_default_dtype())
+    axes, least = (1, 1) if name == "signal_power" else (2, 2)
+    if table.ndim != axes or table.shape[-1] < least or table.numel() == 0 or not table.isfinite().all():
+        raise CryoFMError(f"{name} is of shape {tuple(table.shape)}, or not finite")
+    return table

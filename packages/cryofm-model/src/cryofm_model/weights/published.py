@@ -18,12 +18,15 @@ from cryofm_model.errors import CryoFMError, WeightsError
 from cryofm_model.networks.hourglass import Hourglass
 from cryofm_model.networks.hourglass_config import CRYOFM_L, CRYOFM_S, HourglassConfig, TimeCode
 from cryofm_model.prior import Normalization, Prior
+from cryofm_model.weights._kinds import positive, shown, whole
 from cryofm_model.weights._safetensors import build, write
+from cryofm_model.weights._settings import check_settings
 
 __all__ = ["export_published", "infer_config", "published_prior"]
 
 # name, voxel size in Å, box
 _RELEASED = {CRYOFM_S: ("CryoFM-S", 1.5, 64), CRYOFM_L: ("CryoFM-L", 3.0, 128)}
+_LARGEST = 2**20  # characters of a config.yaml that are read
 # A line of a YAML file, which may hold Python tags that no safe reader takes.
 _FP32_TIME = re.compile(r"^[^#\n]*\buse_fp32_time_emb[\"']?\s*:\s*(?:!\S+\s+)?[\"']?(\w+)", re.MULTILINE)
 _YES, _NO = ("true", "yes", "on", "1"), ("false", "no", "off", "0", "null", "none")
@@ -44,13 +47,26 @@ def published_prior(
     Raises:
         WeightsError: tensors that are no such network; a voxel size that is neither known nor given.
     """
+    for told, value, kind in (
+        ("voxel_size", voxel_size, positive),
+        ("box", box, whole(1, 2**16)),
+        ("kernel", kernel, whole(1, 2**10)),
+    ):
+        if value is not None and not kind.holds(value):
+            raise WeightsError(f"{told} must be {kind.expected}, found {shown(value)}")
+    code = time_code or _time_code(path)
     try:
         config = infer_config({key: tuple(value.shape) for key, value in tensors.items()})
         config = attrs.evolve(config, kernel=config.kernel if kernel is None else kernel)
-    except CryoFMError as error:
+        config = attrs.evolve(config, time_code=code)
+        check_settings(config)
+        if sum(config.depths) > len(tensors):  # every block has tensors of its own
+            raise WeightsError(f"{len(tensors)} tensors are too few for the depths {config.depths}")
+    except (CryoFMError, TypeError, ValueError, OverflowError) as error:
         raise WeightsError(f"{path} is no prior of this package and no CryoFM checkpoint: {error}") from None
-    name, known_voxel_size, known_box = _RELEASED.get(config, (None, None, None))
-    network = build(partial(Hourglass, attrs.evolve(config, time_code=time_code or _time_code(path))), tensors, path)
+    released = attrs.evolve(config, time_code=CRYOFM_S.time_code)
+    name, known_voxel_size, known_box = _RELEASED.get(released, (None, None, None))
+    network = build(partial(Hourglass, config), tensors, path)
     voxel_size = known_voxel_size if voxel_size is None else voxel_size
     box = known_box if box is None else box
     if voxel_size is None or box is None:
@@ -117,9 +133,12 @@ def export_published(prior: Prior, path: str | os.PathLike[str], *, overwrite: b
 def _time_code(path: Path) -> TimeCode:
     """What the ``config.yaml`` beside the weights says, and bf16 where it says nothing."""
     try:
-        said = _FP32_TIME.search(path.with_name("config.yaml").read_text(errors="replace"))
+        with path.with_name("config.yaml").open(encoding="utf-8", errors="replace") as file:
+            said = _FP32_TIME.search(file.read(_LARGEST))
     except FileNotFoundError:
         said = None
+    except OSError as error:
+        raise WeightsError(f"{path.with_name('config.yaml')} cannot be read ({error}); pass time_code") from None
     word = said[1].lower() if said else "false"
     if word not in _YES + _NO:
         raise WeightsError(f"{path.with_name('config.yaml')} says use_fp32_time_emb {word!r}; pass time_code")

@@ -1,11 +1,13 @@
 """Long runs that go on where they were killed, and end with the same bits."""
 
+import hashlib
 import itertools
 import json
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import attrs
 import torch
@@ -17,12 +19,14 @@ from torch import Tensor
 from cryofm_sampling._common import within
 from cryofm_sampling.errors import CheckpointError
 from cryofm_sampling.protocols import Callback
+from cryofm_sampling.runs._beside import held, partial_of, sweep, write_whole
 from cryofm_sampling.runs._identity import Fingerprint, Run, differences
 from cryofm_sampling.runs._ranks import rank_and_size
 
 __all__ = ["Checkpoint", "Run", "iterate"]
 
 _HEADER = "run"  # the tensor that holds, as bytes, what the file belongs to
+_CHECKSUM = "sha256"  # that of all others: names, kinds, shapes and values
 
 Step = Callable[[int, Tensor], tuple[Tensor, Tensor]]  # (i, state) -> next state, estimate of x_0
 
@@ -32,6 +36,7 @@ class Checkpoint:
     """Where a run leaves its state; the same call finds it there and goes on.
 
     The file is written beside and renamed, so it is whole whenever the run dies, and removed when the run has ended.
+    It has a checksum over all that it holds: one that was damaged is refused. A lock beside it keeps a second run out.
     Settings and seeds are compared with those of the run that left it; data and prior too, but for rounding: in a box
     of 256³ one voxel of the data tells if it differs by some hundredths of their root mean square. To recognise the
     prior takes one network evaluation, which no `nfe` counts.
@@ -58,11 +63,10 @@ class Checkpoint:
         return attrs.evolve(self, path=self.path.with_stem(f"{self.path.stem}-{number}"), keep=True)
 
     def remove(self) -> None:
-        """Delete the file, if there is one; nothing but a checkpoint."""
-        if self._is_first():
-            if _is_checkpoint(self.path):
-                self.path.unlink(missing_ok=True)  # ranks may do so together
-            self._partial().unlink(missing_ok=True)  # of a run that was killed while it wrote
+        """Delete the file, if there is one: nothing but a checkpoint, and none that another run has."""
+        if self._is_first() and _is_checkpoint(self.path):  # ranks may do so together
+            with suppress(CheckpointError), held(self.path):
+                self._delete()
 
     def remove_parts(self, count: int = 0) -> None:
         """Delete the files of all parts: the first `count`, there or not, and those that follow without a gap."""
@@ -72,36 +76,52 @@ class Checkpoint:
                 return
             part.remove()
 
-    def _partial(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.partial")
-
     def _is_first(self) -> bool:
         return rank_and_size(self.group)[0] == 0
+
+    def _delete(self) -> None:
+        if self._is_first() and _is_checkpoint(self.path):
+            self.path.unlink(missing_ok=True)
 
     def _write(self, tensors: dict[str, Tensor]) -> None:
         if self._is_first():
             try:
-                with self._partial().open("wb") as file:
-                    file.write(save(tensors))
-                    file.flush()
-                    os.fsync(file.fileno())
-                os.replace(self._partial(), self.path)
+                write_whole(self.path, save(tensors))
             except OSError as error:
                 raise CheckpointError(f"{self.path} cannot be written: {error}") from None
 
-    def _read(self) -> bytes | None:
-        if self._is_first() and (self.path.is_dir() or not self.path.parent.is_dir()):
+    @contextmanager
+    def _taken(self) -> Iterator[bytes | None]:
+        """What the file holds, if it is there, on all ranks; no other run has it until the block is left."""
+        with ExitStack() as stack:
+            content: list[bytes | CheckpointError | None] = [None]
+            if self._is_first():
+                try:
+                    content = [self._content(stack)]
+                except CheckpointError as error:  # for all ranks, which would wait
+                    content = [error]
+            if self.group is not None:
+                dist.broadcast_object_list(content, src=dist.get_global_rank(self.group, 0), group=self.group)
+            (found,) = content
+            if isinstance(found, CheckpointError):
+                raise found
+            yield found
+
+    def _content(self, stack: ExitStack) -> bytes | None:
+        if self.path.is_dir() or not self.path.parent.is_dir():
             raise CheckpointError(f"{self.path} cannot be written: it is a folder, or in a folder that does not exist")
-        if self._is_first():
-            try:  # now, and not after a minute's work
-                self._partial().touch()
-                self._partial().unlink()
-            except OSError as error:
-                raise CheckpointError(f"{self.path} cannot be written: {error}") from None
-        content = [self.path.read_bytes() if self._is_first() and self.path.exists() else None]
-        if self.group is not None:
-            dist.broadcast_object_list(content, src=dist.get_global_rank(self.group, 0), group=self.group)
-        return content[0]
+        stack.enter_context(held(self.path))
+        try:  # now, and not after a minute's work
+            sweep(self.path)
+            trial = partial_of(self.path)
+            trial.touch(exist_ok=False)
+            trial.unlink()
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be written: {error}") from None
+        try:
+            return self.path.read_bytes() if self.path.exists() else None
+        except OSError as error:
+            raise CheckpointError(f"{self.path} cannot be read: {error}") from None
 
 
 def iterate(
@@ -129,26 +149,27 @@ def iterate(
     Raises `CheckpointError` if the file there is none, belongs to another run, whose differences are listed, or could
     not be written.
     """
-    first = 0
-    fingerprint: Fingerprint = {}
-    if checkpoint is not None:
-        fingerprint = run.fingerprint(state, streams)
-        content = checkpoint._read()
-        if content is not None:
-            first, state = _restored(checkpoint.path, content, fingerprint, state, streams)
-    saved = time.monotonic()
-    for i in range(first, total):
-        state, x_0 = step(i, state)
+    with ExitStack() as stack:
+        first = 0
+        fingerprint: Fingerprint = {}
         if checkpoint is not None:
-            over = i + 1 == total
-            if checkpoint.keep if over else time.monotonic() - saved >= checkpoint.every_seconds:
-                checkpoint._write(_tensors(i + 1, state, streams, fingerprint))
-                saved = time.monotonic()
-        if callback is not None:
-            callback(i + 1, total, x_0)
-    if checkpoint is not None and not checkpoint.keep:
-        checkpoint.remove()
-    return state
+            fingerprint = run.fingerprint(state, streams)
+            content = stack.enter_context(checkpoint._taken())
+            if content is not None:
+                first, state = _restored(checkpoint.path, content, fingerprint, state, streams, total)
+        saved = time.monotonic()
+        for i in range(first, total):
+            state, x_0 = step(i, state)
+            if checkpoint is not None:
+                over = i + 1 == total
+                if checkpoint.keep if over else time.monotonic() - saved >= checkpoint.every_seconds:
+                    checkpoint._write(_tensors(i + 1, state, streams, fingerprint))
+                    saved = time.monotonic()
+            if callback is not None:
+                callback(i + 1, total, x_0)
+        if checkpoint is not None and not checkpoint.keep:
+            checkpoint._delete()
+        return state
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -163,24 +184,84 @@ def _tensors(
     step: int, state: Tensor, streams: Sequence[torch.Generator], fingerprint: Fingerprint
 ) -> dict[str, Tensor]:
     header = json.dumps({"step": step, "fingerprint": fingerprint}).encode()
-    real = torch.view_as_real(state) if state.is_complex() else state
     numbers = {f"stream.{i}": stream.get_state() for i, stream in enumerate(streams)}
-    return {"state": real.contiguous(), **numbers, _HEADER: torch.frombuffer(bytearray(header), dtype=torch.uint8)}
+    tensors = {
+        "state": _real(state).contiguous(),
+        **numbers,
+        _HEADER: torch.frombuffer(bytearray(header), dtype=torch.uint8),
+    }
+    return {**tensors, _CHECKSUM: torch.frombuffer(bytearray(_checksum(tensors)), dtype=torch.uint8)}
+
+
+def _checksum(tensors: Mapping[str, Tensor]) -> bytes:
+    """SHA-256 of tensors, their names, kinds and shapes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        value = tensors[name].cpu().contiguous()
+        digest.update(json.dumps([name, str(value.dtype), list(value.shape)]).encode())
+        digest.update(value.flatten().view(torch.uint8).numpy().data)
+    return digest.digest()
 
 
 def _restored(
-    path: Path, content: bytes, fingerprint: Fingerprint, state: Tensor, streams: Sequence[torch.Generator]
+    path: Path,
+    content: bytes,
+    fingerprint: Fingerprint,
+    state: Tensor,
+    streams: Sequence[torch.Generator],
+    total: int,
 ) -> tuple[int, Tensor]:
+    """Steps done and the state after them; sets the streams."""
+    header, tensors = _parsed(path, content)
     try:
-        tensors = load(content)
-        header = json.loads(tensors[_HEADER].numpy().tobytes())
         found = differences(header["fingerprint"], fingerprint)
-        step, real = int(header["step"]), tensors["state"].to(state.device)
-        numbers = [tensors[f"stream.{i}"] for i in range(0 if found else len(streams))]  # another run has others
-    except (SafetensorError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError, IndexError):
         raise CheckpointError(f"{path} is no checkpoint of a sampler; choose another path or remove it") from None
     if found:
         raise CheckpointError(f"{path} belongs to another run ({'; '.join(found)}); remove it to start anew")
-    for stream, number in zip(streams, numbers, strict=True):
-        stream.set_state(number)
+    step, real = header.get("step"), tensors.get("state")
+    if type(step) is not int or not 1 <= step <= total:
+        raise CheckpointError(f"{path} says that {step} of {total} steps are done; remove it to start anew")
+    expected = {"state": _real(state)} | {f"stream.{i}": stream.get_state() for i, stream in enumerate(streams)}
+    wrong = [name for name, like in expected.items() if not _alike(tensors.get(name), like)]
+    if wrong or real is None:
+        raise CheckpointError(f"{path} is of other sizes ({', '.join(wrong)}); remove it to start anew")
+    try:
+        for i, stream in enumerate(streams):
+            stream.set_state(tensors[f"stream.{i}"])
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} holds no random numbers ({error}); remove it to start anew") from None
+    real = real.to(state.device)
     return step, torch.view_as_complex(real) if state.is_complex() else real
+
+
+def _parsed(path: Path, content: bytes) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The header and the tensors of a file that is as it was written."""
+    try:
+        tensors = load(content)
+    except Exception:  # of every kind, for a header that somebody made up
+        raise CheckpointError(f"{path} is no checkpoint of a sampler; choose another path or remove it") from None
+    said = tensors.pop(_CHECKSUM, None)
+    if _HEADER not in tensors or said is None:
+        older = " of this version" if _HEADER in tensors else ""
+        raise CheckpointError(f"{path} is no checkpoint of a sampler{older}; choose another path or remove it")
+    if said.dtype != torch.uint8 or bytes(said.flatten().tolist()) != _checksum(tensors):
+        raise CheckpointError(
+            f"{path} is no checkpoint of a sampler any more: it was damaged or changed after it was written "
+            "(its checksum differs); remove it to start anew"
+        )
+    try:
+        header = json.loads(tensors[_HEADER].numpy().tobytes())
+    except (ValueError, RecursionError):
+        header = None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path} is no checkpoint of a sampler; choose another path or remove it")
+    return header, tensors
+
+
+def _real(state: Tensor) -> Tensor:
+    return torch.view_as_real(state) if state.is_complex() else state
+
+
+def _alike(value: Tensor | None, like: Tensor) -> bool:
+    return value is not None and value.shape == like.shape and value.dtype == like.dtype

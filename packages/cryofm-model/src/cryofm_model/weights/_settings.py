@@ -1,0 +1,57 @@
+"""Which `Kind` each attribute of `Normalization`, `UNetConfig` and `HourglassConfig` is of."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import attrs
+
+from cryofm_model.networks.hourglass_config import HourglassConfig
+from cryofm_model.networks.unet import UNetConfig
+from cryofm_model.prior import Normalization
+from cryofm_model.weights._kinds import Kind, finite, one_of, positive, sizes, whole
+
+__all__ = ["check_settings", "check_values", "settings_of_its_kind"]
+
+_FEATURES, _BLOCKS, _SIDE = 2**16, 2**10, 2**10  # of networks: beyond any that a machine can hold
+_even = Kind(f"an even number from 2 to {_FEATURES}", lambda value: whole(2, _FEATURES).holds(value) and value % 2 == 0)
+_KINDS: Mapping[type, Mapping[str, Kind]] = {
+    Normalization: {"mean": finite, "std": positive},
+    UNetConfig: {
+        "widths": sizes(1, _FEATURES),
+        "depths": sizes(0, _BLOCKS),
+        "up_depths": sizes(0, _BLOCKS),
+        "patch": whole(1, 64),
+        "conditioning": _even,
+    },
+    HourglassConfig: {
+        "widths": sizes(1, _FEATURES),
+        "depths": sizes(1, _BLOCKS),
+        "patch": whole(1, 64),
+        "kernel": whole(1, _SIDE),
+        "head_width": whole(12, _FEATURES),
+        "channels": whole(1, _FEATURES),
+        "conditioning": _even,
+        "ff_factor": whole(1, _BLOCKS),
+        "time_code": one_of("fp32", "bf16", "fp16"),
+    },
+}
+
+
+def check_values(kind: type, values: Mapping[str, Any], where: str) -> None:
+    """Raise `CryoFMError` where a value is none for that attribute of `Normalization`, `UNetConfig`, ...; ``where``
+    begins the message.
+    """
+    for name, value in values.items():
+        if (known := _KINDS.get(kind, {}).get(name)) is not None:
+            known.check(f"{where}{name}", value)
+
+
+def check_settings(settings: Any) -> None:
+    """The same for an object that was made from its values."""
+    name = type(settings).__name__
+    check_values(type(settings), attrs.asdict(settings), f"{name}: ")
+
+
+def settings_of_its_kind(_: Any, __: "attrs.Attribute[Any]", settings: Any) -> None:
+    """`check_settings` as a validator of attrs."""
+    check_settings(settings)
