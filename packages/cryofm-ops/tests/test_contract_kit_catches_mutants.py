@@ -195,3 +195,13 @@ def test_expected_failures(check):
 def test_expected_failures_that_name_no_check():
     with pytest.raises(OperatorError, match="names no check of these objects: moore_penrse"):
         parametrize_with_checks([Identity()], level="0.1", expected_failures={"moore_penrse": "a typing error"})
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_correct_models_of_the_strangers_mutants_pass(level):
+    for operator in operators_of_strangers.GOOD_OPERATORS:
+        assert "gradient" in check_operator(operator, level=level)
+    for noise in noises_of_strangers.GOOD_NOISES:
+        assert "covariance" in check_noise(noise, level=level)
+    for likelihood in likelihoods_of_strangers.GOOD_LIKELIHOODS:
+        assert check_likelihood(likelihood, level=level)
