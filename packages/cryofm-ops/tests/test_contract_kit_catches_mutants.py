@@ -148,6 +148,27 @@ def test_levels_are_frozen():
         "power_is_precision",
         "power_is_variance",
     ]
+    newer = {
+        check.name
+        for check in (
+            *operator_checks(Identity(), level="0.2"),
+            *noise_checks(SpectralNoise(torch.ones(2)), level="0.2"),
+            *likelihood_checks(likelihoods.likelihood(likelihoods.Linear), level="0.2"),
+            *likelihood_checks(likelihoods_of_strangers.Tilted(), level="0.2"),
+        )
+        if check._rule.since == "0.2"
+    }
+    assert newer == {
+        "result_is_own",
+        "any_layout",
+        "float64_kept",
+        "precision_contract",
+        "draws_are_centred",
+        "operator_is_linear",
+        "log_prob_keeps_float64",
+        "posterior_contract",
+        "refines_each_alone",
+    }
     with pytest.raises(OperatorError, match=r"level '9' of the checks is unknown; there are 0\.1, 0\.2"):
         operator_checks(Identity(), level="9")
 

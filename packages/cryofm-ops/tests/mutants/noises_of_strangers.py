@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cryofm_ops.fourier.grid import fourier_filter, frequencies, half_shape
+from cryofm_ops.fourier.grid import fourier_filter, frequencies, half_shape, standard_normal
 from mutants._register import box, named
 from mutants.noises import Steep
 
@@ -20,8 +20,7 @@ class PerVoxel:
         return torch.linspace(0.5, 2, y.shape[-1], dtype=y.dtype)
 
     def sample(self, y: Tensor, /, *, generator: torch.Generator) -> Tensor:
-        # drawn volume by volume, so that the first do not depend on how many follow
-        return y + self.sigma(y) * torch.randn(y.shape, generator=generator, dtype=torch.float64).to(y.dtype)
+        return y + self.sigma(y) * standard_normal(y, generator)
 
     def precision(self, r: Tensor, /) -> Tensor:
         return r / self.sigma(r) ** 2
@@ -149,6 +148,14 @@ class Multiplied(PerVoxel):
 class OneDrawForAll(PerVoxel):
     def sample(self, y, *, generator):
         return y + super().sample(torch.zeros(box(y), dtype=y.dtype), generator=generator)
+
+
+@named(NOISES, "batch_draws", "draws that depend on how many follow")
+class DrawnAllAtOnce(PerVoxel):
+    """torch fills a tensor by vectors, and the last ones anew."""
+
+    def sample(self, y, *, generator):
+        return y + self.sigma(y) * torch.randn(y.shape, generator=generator, dtype=y.dtype)
 
 
 @named(NOISES, "power_grid", "N(−k) = N(k)")

@@ -97,7 +97,7 @@ def linearity(op: Any, case: Case) -> None:
     elif offset and rest <= RTOL * float(size + norm(zero)):
         fault = "an affine operator, which is not linear, since A 0 ≠ 0"
     elif rest <= _SINGLE * float(size):
-        fault = "float64 lost inside A, which works in single precision"
+        fault = "float64 lost inside A, whose error is that of single precision (or a weak nonlinearity)"
     else:
         fault = "a nonlinear operator that poses as linear, by its `adjoint`"
     what = "A(1.5 x − 0.25 u) equal to 1.5 A x − 0.25 A u"
