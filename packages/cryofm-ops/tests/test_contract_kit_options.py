@@ -123,6 +123,20 @@ def test_a_slow_operator_is_checked_in_time():
     assert cpu_seconds(lambda: check_operator(Slow())) < BUDGET
 
 
+class SlowNoise(WhiteNoise):
+    """1 ms of CPU for every volume."""
+
+    def sample(self, y, /, *, generator):
+        until = time.process_time() + 1e-3 * y.shape[:-3].numel()
+        while time.process_time() < until:
+            pass
+        return super().sample(y, generator=generator)
+
+
+def test_a_slow_noise_is_checked_in_time():
+    assert cpu_seconds(lambda: check_noise(SlowNoise(1.0))) < BUDGET
+
+
 def test_a_likelihood_of_projections_is_checked_in_time():
     generator = torch.Generator().manual_seed(3)
     rotations = random_rotations(3, generator=generator, dtype=torch.float64)
