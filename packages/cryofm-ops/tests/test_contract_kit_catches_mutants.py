@@ -22,9 +22,20 @@ from cryofm_ops.testing import (
 )
 
 sys.path.insert(0, str(Path(__file__).parent))
-from mutants import likelihoods, noises, operators
+from mutants import (
+    likelihoods,
+    likelihoods_of_strangers,
+    noises,
+    noises_of_strangers,
+    operators,
+    operators_of_strangers,
+)
 
-SHAPES = {operators.MissingFriedelWeight: [(4, 4, 4)]}
+SHAPES = {
+    operators.MissingFriedelWeight: [(4, 4, 4)],
+    operators_of_strangers.FriedelWeightTwice: [(4, 4, 4)],
+}
+STRANGERS = (operators_of_strangers.OPERATORS, noises_of_strangers.NOISES, likelihoods_of_strangers.LIKELIHOODS)
 
 
 def caught(checks, name):
@@ -44,6 +55,7 @@ def caught(checks, name):
 def test_there_are_enough_mutants():
     assert len(operators.OPERATORS) >= 20
     assert len(noises.NOISES) + len(likelihoods.LIKELIHOODS) >= 20
+    assert all(len(mutants) >= 10 for mutants in STRANGERS)
 
 
 @pytest.mark.parametrize(("kind", "name"), operators.OPERATORS, ids=lambda v: getattr(v, "__name__", None))
@@ -62,6 +74,28 @@ def test_likelihoods(kind, name):
     caught(likelihood_checks(likelihoods.likelihood(kind)), name)
 
 
+@pytest.mark.parametrize(
+    ("kind", "name", "words"), operators_of_strangers.OPERATORS, ids=lambda v: getattr(v, "__name__", "")
+)
+def test_operators_of_strangers(kind, name, words):
+    shapes = SHAPES.get(kind, [(4, 4, 4), (5, 5, 5), (3, 4, 5)])
+    assert words in caught(operator_checks(kind(), shapes=shapes), name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "words"), noises_of_strangers.NOISES, ids=lambda v: getattr(v, "__name__", "")
+)
+def test_noises_of_strangers(kind, name, words):
+    assert words in caught(noise_checks(kind()), name)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "words"), likelihoods_of_strangers.LIKELIHOODS, ids=lambda v: getattr(v, "__name__", "")
+)
+def test_likelihoods_of_strangers(kind, name, words):
+    assert words in caught(likelihood_checks(likelihoods_of_strangers.likelihood(kind)), name)
+
+
 def test_correct_models_of_the_mutants_pass():
     for operator in operators.GOOD_OPERATORS:
         assert "gradient" in check_operator(operator)
@@ -74,15 +108,17 @@ def test_correct_models_of_the_mutants_pass():
 
 def test_every_check_has_a_mutant():
     meant = {name for _, name in operators.OPERATORS + noises.NOISES + likelihoods.LIKELIHOODS}
+    meant |= {name for mutants in STRANGERS for _, name, _ in mutants}
     objects = [*operator_checks(Identity()), *noise_checks(WhiteNoise(1)), *noise_checks(WhiteNoise(0))]
     for kind in (likelihoods.Fourier, likelihoods.Noiseless, likelihoods.Linear):
         objects += likelihood_checks(likelihoods.likelihood(kind))
+    objects += likelihood_checks(likelihoods_of_strangers.Tilted())
     assert {check.name for check in objects} <= meant
 
 
 def test_levels_are_frozen():
     """A change here breaks the continuous integration of strangers: add a level instead."""
-    assert LEVELS == ("0.1",)
+    assert LEVELS == ("0.1", "0.2")
     assert [check.name for check in operator_checks(Identity(), level="0.1")] == [
         "shape_and_batch",
         "dtype_and_device",
@@ -112,7 +148,28 @@ def test_levels_are_frozen():
         "power_is_precision",
         "power_is_variance",
     ]
-    with pytest.raises(OperatorError, match=r"level '9' of the checks is unknown; there are 0\.1"):
+    newer = {
+        check.name
+        for check in (
+            *operator_checks(Identity(), level="0.2"),
+            *noise_checks(SpectralNoise(torch.ones(2)), level="0.2"),
+            *likelihood_checks(likelihoods.likelihood(likelihoods.Linear), level="0.2"),
+            *likelihood_checks(likelihoods_of_strangers.Tilted(), level="0.2"),
+        )
+        if check._rule.since == "0.2"
+    }
+    assert newer == {
+        "result_is_own",
+        "any_layout",
+        "float64_kept",
+        "precision_contract",
+        "draws_are_centred",
+        "operator_is_linear",
+        "log_prob_keeps_float64",
+        "posterior_contract",
+        "refines_each_alone",
+    }
+    with pytest.raises(OperatorError, match=r"level '9' of the checks is unknown; there are 0\.1, 0\.2"):
         operator_checks(Identity(), level="9")
 
 
@@ -159,3 +216,13 @@ def test_expected_failures(check):
 def test_expected_failures_that_name_no_check():
     with pytest.raises(OperatorError, match="names no check of these objects: moore_penrse"):
         parametrize_with_checks([Identity()], level="0.1", expected_failures={"moore_penrse": "a typing error"})
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_correct_models_of_the_strangers_mutants_pass(level):
+    for operator in operators_of_strangers.GOOD_OPERATORS:
+        assert "gradient" in check_operator(operator, level=level)
+    for noise in noises_of_strangers.GOOD_NOISES:
+        assert "covariance" in check_noise(noise, level=level)
+    for likelihood in likelihoods_of_strangers.GOOD_LIKELIHOODS:
+        assert check_likelihood(likelihood, level=level)

@@ -74,7 +74,7 @@ class Saturation:
         stack(WEDGE, OPTICS),
         stack(Voxelwise(), WEDGE),
     ],
-    level="0.1",
+    level="0.2",
 )
 def test_operators_of_any_box(check):
     check()
@@ -87,7 +87,7 @@ def test_operators_of_any_box(check):
         FourierProjector(ROTATIONS, SHIFTS, BOX, ctf=OPTICS),
     ],
     shapes=[BOX],
-    level="0.1",
+    level="0.2",
 )
 def test_operators_of_one_box(check):
     check()
@@ -103,7 +103,7 @@ def test_operators_of_one_box(check):
         AnisotropicNoise(COLOURED.radial_power, cone_alpha((1, 2, 3), 40, alpha_amplitude=0.5)),
         NoiseSum([WhiteNoise(0.3), COLOURED]),
     ],
-    level="0.1",
+    level="0.2",
 )
 def test_noises(check):
     check()
@@ -120,7 +120,7 @@ def test_noises(check):
         gaussian_likelihood(Saturation(), COLOURED, Y),
     ],
     shapes=[BOX],
-    level="0.1",
+    level="0.2",
 )
 def test_likelihoods(check):
     check()

@@ -15,6 +15,16 @@ def mutant(register: list[tuple[Any, str]], caught_by: str):
     return add
 
 
+def named(register: list[tuple[Any, str, str]], caught_by: str, words: str):
+    """A mutant whose fault is named in the message, by these words."""
+
+    def add(thing):
+        register.append((thing, caught_by, words))
+        return thing
+
+    return add
+
+
 def box(x: Tensor) -> tuple[int, int, int]:
     z, y, width = x.shape[-3:]
     return z, y, width

@@ -7,8 +7,8 @@ several batch shapes, boxes and scales.
 
 from cryofm_ops.testing._case import Case, ContractError
 from cryofm_ops.testing._pytest import parametrize_with_checks
+from cryofm_ops.testing._rules import LEVELS
 from cryofm_ops.testing._suite import (
-    LEVELS,
     Check,
     check_likelihood,
     check_noise,
