@@ -89,7 +89,7 @@ def main() -> None:
 
     timed: dict[str, CropSource] = {
         "centre crop": attrs.evolve(simulated, place="centre", turn="none"),
-        "random crop": attrs.evolve(simulated, turn="none"),
+        "at density": attrs.evolve(simulated, turn="none"),
         "rot24": simulated,
         "random rotation": attrs.evolve(simulated, turn="so3"),
         "rot24, imitated": imitated,

@@ -55,10 +55,10 @@ def test_every_variant_runs_in_boxes_that_are_no_cubes(name: str) -> None:
         ({"widths": (24,)}, "one width and one depth per level"),
         ({"widths": (), "depths": ()}, "one width and one depth per level"),
         ({"widths": (24, 50, 72)}, "not multiples of head_width 24"),
-        ({"kernel": 0}, "must be positive"),
-        ({"head_width": 8}, "head_width at least 12"),
-        ({"conditioning": 9}, "conditioning even"),
-        ({"time_code": "fp8"}, "'fp8' is not one of fp32, bf16, fp16"),
+        ({"kernel": 0}, "kernel must be a whole number from 1"),
+        ({"head_width": 8}, "head_width must be a whole number from 12"),
+        ({"conditioning": 9}, "conditioning must be an even number"),
+        ({"time_code": "fp8"}, "time_code must be one of fp32, bf16, fp16"),
     ],
 )
 def test_sizes_that_do_not_fit_each_other_are_refused(sizes: dict[str, Any], message: str) -> None:

@@ -7,6 +7,8 @@ import attrs
 import torch
 from torch import Tensor, nn
 
+from cryofm_model.weights._kinds import finite, positive, whole
+
 __all__ = ["CalibratedPrior", "Normalization", "Prior", "SpectrallyCalibratedPrior"]
 
 
@@ -18,8 +20,8 @@ class Normalization:
     Normalization(mean=0.04, std=0.09)
     """
 
-    mean: float = 0.04
-    std: float = attrs.field(default=0.09, validator=attrs.validators.gt(0))
+    mean: float = attrs.field(default=0.04, validator=finite)
+    std: float = attrs.field(default=0.09, validator=positive)
 
 
 class _Statistics(Protocol):
@@ -55,8 +57,8 @@ class Prior:
 
     network: nn.Module = attrs.field(repr=False)
     normalization: Normalization
-    voxel_size: float = attrs.field(validator=attrs.validators.gt(0))
-    box: int = attrs.field(validator=attrs.validators.gt(0))
+    voxel_size: float = attrs.field(validator=positive)
+    box: int = attrs.field(validator=whole(1, 2**16))
     about: Mapping[str, str] = attrs.field(factory=dict, repr=False, kw_only=True)
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:

@@ -6,6 +6,7 @@ from typing import Literal, get_args
 import attrs
 
 from cryofm_model.errors import CryoFMError
+from cryofm_model.weights._kinds import even, listed, one_of, sizes, whole
 
 __all__ = ["CRYOFM_L", "CRYOFM_S", "CRYOFM_VARIANTS", "HourglassConfig", "TimeCode"]
 
@@ -35,26 +36,21 @@ class HourglassConfig:
     (8, 32)
     """
 
-    widths: tuple[int, ...] = attrs.field(converter=tuple[int, ...])
-    depths: tuple[int, ...] = attrs.field(converter=tuple[int, ...])
-    patch: int = 4
-    kernel: int = 7
-    head_width: int = 64
-    channels: int = 1
-    conditioning: int = 256
-    ff_factor: int = 3
-    time_code: TimeCode = "fp32"
+    widths: tuple[int, ...] = attrs.field(converter=listed, validator=sizes(1, 2**16))
+    depths: tuple[int, ...] = attrs.field(converter=listed, validator=sizes(1, 2**10))
+    patch: int = attrs.field(default=4, validator=whole(1, 64))
+    kernel: int = attrs.field(default=7, validator=whole(1, 2**10))
+    head_width: int = attrs.field(default=64, validator=whole(12, 2**16))
+    channels: int = attrs.field(default=1, validator=whole(1, 2**16))
+    conditioning: int = attrs.field(default=256, validator=even(2**16))
+    ff_factor: int = attrs.field(default=3, validator=whole(1, 2**10))
+    time_code: TimeCode = attrs.field(default="fp32", validator=one_of(*get_args(TimeCode)))
 
     def __attrs_post_init__(self) -> None:
         if not self.widths or len(self.widths) != len(self.depths):
             raise CryoFMError(f"one width and one depth per level: widths {self.widths}, depths {self.depths}")
-        sizes = (self.patch, self.kernel, self.channels, self.ff_factor, *self.widths, *self.depths)
-        if min(sizes) < 1 or self.head_width < 12 or self.conditioning < 2 or self.conditioning % 2:
-            raise CryoFMError(f"sizes must be positive, head_width at least 12 and conditioning even; found {self}")
         if any(width % self.head_width for width in self.widths):
             raise CryoFMError(f"widths {self.widths} are not multiples of head_width {self.head_width}")
-        if self.time_code not in get_args(TimeCode):
-            raise CryoFMError(f"time_code {self.time_code!r} is not one of {', '.join(get_args(TimeCode))}")
 
     @property
     def multiple(self) -> int:

@@ -9,6 +9,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from cryofm_model.errors import CryoFMError
+from cryofm_model.weights._kinds import even, listed, sizes, whole
 
 __all__ = ["UNet", "UNetConfig"]
 
@@ -32,11 +33,13 @@ class UNetConfig:
         conditioning: width of the time code.
     """
 
-    widths: tuple[int, ...] = attrs.field(default=(48, 96, 192), converter=tuple[int, ...])
-    depths: tuple[int, ...] = attrs.field(default=(2, 2, 2), converter=tuple[int, ...])
-    up_depths: tuple[int, ...] = attrs.field(default=(2, 2), converter=tuple[int, ...], validator=_one_per_level)
-    patch: int = 2
-    conditioning: int = 128
+    widths: tuple[int, ...] = attrs.field(default=(48, 96, 192), converter=listed, validator=sizes(1, 2**16))
+    depths: tuple[int, ...] = attrs.field(default=(2, 2, 2), converter=listed, validator=sizes(0, 2**10))
+    up_depths: tuple[int, ...] = attrs.field(
+        default=(2, 2), converter=listed, validator=[sizes(0, 2**10), _one_per_level]
+    )
+    patch: int = attrs.field(default=2, validator=whole(1, 64))
+    conditioning: int = attrs.field(default=128, validator=even(2**16))
 
     @property
     def multiple(self) -> int:

@@ -12,7 +12,20 @@ import attrs
 
 from cryofm_model.errors import CryoFMError
 
-__all__ = ["Kind", "finite", "flag", "fraction", "not_negative", "one_of", "positive", "shown", "sizes", "whole"]
+__all__ = [
+    "Kind",
+    "even",
+    "finite",
+    "flag",
+    "fraction",
+    "listed",
+    "not_negative",
+    "one_of",
+    "positive",
+    "shown",
+    "sizes",
+    "whole",
+]
 
 _LONGEST = 80  # characters of a value in a message
 _MOST_LEVELS = 16
@@ -81,6 +94,16 @@ flag = Kind("true or false", lambda value: isinstance(value, bool))
 def whole(least: int, most: int = 2**53) -> Kind:
     """Whole numbers of a range, by default as far as floating-point numbers know each of them."""
     return Kind(f"a whole number from {least} to {most}", lambda value: _is_whole(value, least, most))
+
+
+def even(most: int) -> Kind:
+    """Even numbers from 2 on."""
+    return Kind(f"an even number from 2 to {most}", lambda value: _is_whole(value, 2, most) and value % 2 == 0)
+
+
+def listed(values: Any) -> Any:
+    """A list as a tuple; what is none is left to be refused."""
+    return tuple(values) if isinstance(values, list) else values
 
 
 def one_of(*words: str) -> Kind:

@@ -8,12 +8,11 @@ import attrs
 from cryofm_model.networks.hourglass_config import HourglassConfig
 from cryofm_model.networks.unet import UNetConfig
 from cryofm_model.prior import Normalization
-from cryofm_model.weights._kinds import Kind, finite, one_of, positive, sizes, whole
+from cryofm_model.weights._kinds import Kind, even, finite, one_of, positive, sizes, whole
 
 __all__ = ["check_settings", "check_values", "settings_of_its_kind"]
 
 _FEATURES, _BLOCKS, _SIDE = 2**16, 2**10, 2**10  # of networks: beyond any that a machine can hold
-_even = Kind(f"an even number from 2 to {_FEATURES}", lambda value: whole(2, _FEATURES).holds(value) and value % 2 == 0)
 _KINDS: Mapping[type, Mapping[str, Kind]] = {
     Normalization: {"mean": finite, "std": positive},
     UNetConfig: {
@@ -21,7 +20,7 @@ _KINDS: Mapping[type, Mapping[str, Kind]] = {
         "depths": sizes(0, _BLOCKS),
         "up_depths": sizes(0, _BLOCKS),
         "patch": whole(1, 64),
-        "conditioning": _even,
+        "conditioning": even(_FEATURES),
     },
     HourglassConfig: {
         "widths": sizes(1, _FEATURES),
@@ -30,7 +29,7 @@ _KINDS: Mapping[type, Mapping[str, Kind]] = {
         "kernel": whole(1, _SIDE),
         "head_width": whole(12, _FEATURES),
         "channels": whole(1, _FEATURES),
-        "conditioning": _even,
+        "conditioning": even(_FEATURES),
         "ff_factor": whole(1, _BLOCKS),
         "time_code": one_of("fp32", "bf16", "fp16"),
     },
