@@ -81,10 +81,10 @@ def test_units_in_which_float16_is_too_coarse_are_refused(units):
         MapSet.from_files([], units, 1.5)
 
 
-@pytest.mark.parametrize("units", [Normalization(float("nan"), 1.0), Normalization(0.0, float("inf"))])
+@pytest.mark.parametrize("units", [(float("nan"), 1.0), (0.0, float("inf")), (0.0, -1.0)])
 def test_units_that_are_none_are_refused(units):
     with pytest.raises(CryoFMError, match=r"Normalization: (mean|std) must be"):
-        MapSet.from_files([], units, 1.5)
+        Normalization(*units)
 
 
 @pytest.mark.parametrize("side", [4, 5])

@@ -7,7 +7,7 @@ import attrs
 import torch
 from torch import Tensor, nn
 
-from cryofm_model.weights._kinds import finite, positive, whole
+from cryofm_model._kinds import finite, positive, whole
 
 __all__ = ["CalibratedPrior", "Normalization", "Prior", "SpectrallyCalibratedPrior"]
 

@@ -17,12 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from cryofm_model._kinds import one_of, positive, whole
 from cryofm_model.data.augment import cut, cut_rotated, random_rotation, rot24
 from cryofm_model.data.map_cache import cached, file_identity
 from cryofm_model.data.simulated import is_atomic_model, simulate_variant
 from cryofm_model.errors import CryoFMError
 from cryofm_model.prior import Normalization
-from cryofm_model.weights._kinds import one_of, positive, whole
 from cryofm_model.weights._settings import check_settings
 
 __all__ = ["MapSet", "Place", "Turn"]

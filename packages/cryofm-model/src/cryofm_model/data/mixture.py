@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cryofm_model._kinds import fraction, positive
 from cryofm_model.data.realism import MARGIN, imitate_measured
 from cryofm_model.errors import CryoFMError
 from cryofm_model.prior import Normalization
-from cryofm_model.weights._kinds import fraction, positive
 from cryofm_model.weights._settings import settings_of_its_kind
 
 __all__ = ["CropSource", "Imitated", "Mixture"]

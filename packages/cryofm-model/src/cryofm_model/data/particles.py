@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from cryofm_model._kinds import positive, whole
 from cryofm_model.errors import CryoFMError
-from cryofm_model.weights._kinds import positive, whole
 
 __all__ = ["FILLED", "LOW_PASS", "whole_particle", "working_voxel_size"]
 

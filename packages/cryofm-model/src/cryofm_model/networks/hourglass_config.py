@@ -5,8 +5,8 @@ from typing import Literal, get_args
 
 import attrs
 
+from cryofm_model._kinds import even, listed, one_of, sizes, whole
 from cryofm_model.errors import CryoFMError
-from cryofm_model.weights._kinds import even, listed, one_of, sizes, whole
 
 __all__ = ["CRYOFM_L", "CRYOFM_S", "CRYOFM_VARIANTS", "HourglassConfig", "TimeCode"]
 

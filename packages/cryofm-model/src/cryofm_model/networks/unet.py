@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from cryofm_model._kinds import even, listed, sizes, whole
 from cryofm_model.errors import CryoFMError
-from cryofm_model.weights._kinds import even, listed, sizes, whole
 
 __all__ = ["UNet", "UNetConfig"]
 

@@ -7,8 +7,8 @@ from typing import Any, Literal
 import attrs
 from attrs.validators import optional
 
+from cryofm_model._kinds import Kind, flag, fraction, not_negative, one_of, positive, shown, whole
 from cryofm_model.errors import CryoFMError
-from cryofm_model.weights._kinds import Kind, flag, fraction, not_negative, one_of, positive, shown, whole
 
 __all__ = ["UNIT", "Machine", "Step", "TrainConfig"]
 

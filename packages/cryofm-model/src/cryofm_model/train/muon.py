@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from cryofm_model.weights._kinds import fraction, not_negative
+from cryofm_model._kinds import fraction, not_negative
 
 __all__ = ["Muon", "inner_weights"]
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import attrs
 from torch import nn
 
+from cryofm_model._kinds import fraction, one_of, positive, shown, whole
 from cryofm_model.data.map_set import MapSet, Place, Turn
 from cryofm_model.data.mixture import CropSource, Imitated, Mixture
 from cryofm_model.errors import CryoFMError
@@ -16,7 +17,6 @@ from cryofm_model.networks.hourglass_config import HourglassConfig
 from cryofm_model.networks.unet import UNet, UNetConfig
 from cryofm_model.prior import Normalization
 from cryofm_model.train.config import Machine, TrainConfig
-from cryofm_model.weights._kinds import fraction, one_of, positive, shown, whole
 from cryofm_model.weights._settings import check_values, settings_of_its_kind
 
 __all__ = ["DataConfig", "Recipe", "read_recipe"]

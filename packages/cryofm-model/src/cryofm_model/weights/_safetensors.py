@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from cryofm_model._kinds import shown
 from cryofm_model.errors import CryoFMError, WeightsError
-from cryofm_model.weights._kinds import shown
 
 __all__ = ["build", "read", "write"]
 

@@ -5,10 +5,10 @@ from typing import Any
 
 import attrs
 
+from cryofm_model._kinds import Kind, even, finite, one_of, positive, sizes, whole
 from cryofm_model.networks.hourglass_config import HourglassConfig
 from cryofm_model.networks.unet import UNetConfig
 from cryofm_model.prior import Normalization
-from cryofm_model.weights._kinds import Kind, even, finite, one_of, positive, sizes, whole
 
 __all__ = ["check_settings", "check_values", "settings_of_its_kind"]
 

@@ -11,12 +11,12 @@ import attrs
 import torch
 from torch import Tensor
 
+from cryofm_model._kinds import positive, shown, whole
 from cryofm_model.errors import CryoFMError, WeightsError
 from cryofm_model.networks.hourglass import Hourglass
 from cryofm_model.networks.hourglass_config import HourglassConfig, TimeCode
 from cryofm_model.networks.unet import UNet, UNetConfig
 from cryofm_model.prior import CalibratedPrior, Normalization, Prior, SpectrallyCalibratedPrior
-from cryofm_model.weights._kinds import positive, shown, whole
 from cryofm_model.weights._safetensors import build, read, write
 from cryofm_model.weights._settings import check_settings, check_values
 from cryofm_model.weights.published import published_prior

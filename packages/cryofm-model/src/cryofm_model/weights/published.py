@@ -14,11 +14,11 @@ from pathlib import Path
 import attrs
 from torch import Tensor
 
+from cryofm_model._kinds import positive, shown, whole
 from cryofm_model.errors import CryoFMError, WeightsError
 from cryofm_model.networks.hourglass import Hourglass
 from cryofm_model.networks.hourglass_config import CRYOFM_L, CRYOFM_S, HourglassConfig, TimeCode
 from cryofm_model.prior import Normalization, Prior
-from cryofm_model.weights._kinds import positive, shown, whole
 from cryofm_model.weights._safetensors import build, write
 from cryofm_model.weights._settings import check_settings
 
