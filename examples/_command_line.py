@@ -128,8 +128,9 @@ def add_envelope_flags(parser: argparse.ArgumentParser) -> None:
 def parse_half_maps(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     """The command line of a script with the flags of half maps."""
     args = parser.parse_args(arguments)
-    if (args.half1 is None) != (args.half2 is None):
-        parser.error("give both half maps, or none for the example")
+    given = (args.half1 is not None, args.half2 is not None, vars(args).get("resolution") is not None)
+    if given not in ((False, False, False), (True, True, False), (True, False, True)):
+        parser.error("give both half maps, or one map and its --resolution, or nothing for the example")
     if args.steps < 2:
         parser.error("--steps must be at least 2")
     return args

@@ -18,6 +18,7 @@ from cryofm_io import (
     DensityMap,
     FscCurve,
     GridTransform,
+    check_contrast,
     check_half_maps,
     fsc,
     normalise_clean,
@@ -59,6 +60,13 @@ def read_half_maps(half1: Path, half2: Path, *, voxel_size: float | None, allow_
     check_half_maps(*maps, allow_masked=allow_masked)
     (one, median1), (two, median2) = map(less_median, maps)
     return Measured((one, two), (median1 + median2) / 2)
+
+
+def read_one_map(path: Path, *, voxel_size: float | None) -> Measured:
+    """A single map."""
+    density, median = less_median(read_map(path, voxel_size=voxel_size))
+    check_contrast(density.data)
+    return Measured((density,), median)
 
 
 def less_median(density: DensityMap) -> tuple[DensityMap, float]:

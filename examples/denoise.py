@@ -1,6 +1,7 @@
 """Restore a map from its two half maps with the bundled prior.
 
     python examples/denoise.py half1.mrc half2.mrc --out DIR
+    python examples/denoise.py map.mrc --resolution 3.4 --out DIR       (without halves: weaker, and unchecked)
 
 The noise is measured on the halves, by frequency and direction; so are their scale and their envelope, and the map
 comes out sharp (``--keep-envelope`` leaves it as blurred as the data). What is finer than the prior knows is kept, as
@@ -13,9 +14,11 @@ The result is for looking at and for building models, never a target of refineme
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from _command_line import (
+    above_zero,
     add_half_map_flags,
     calibrated_prior,
     checkpoint,
@@ -26,8 +29,8 @@ from _command_line import (
     provenance,
     run_script,
 )
-from _maps import DEMO_CURVES, DEMO_MAP, PriorGrid, demo_half_maps, fitting_prior, read_half_maps
-from _results import result_names, write_half_map_results
+from _maps import DEMO_CURVES, DEMO_MAP, PriorGrid, demo_half_maps, fitting_prior, read_half_maps, read_one_map
+from _results import result_names, write_half_map_results, write_results
 
 from cryofm_sampling import (
     PlugAndPlay,
@@ -38,15 +41,18 @@ from cryofm_sampling import (
     is_first,
     local_model,
     restore_half_maps,
+    restore_map,
 )
 
 DEMO_LEVEL = "4.3A"
 
 
-def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
+def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
     if args.half1 is None:
         given = demo_half_maps(DEMO_LEVEL, args.seed)
+    elif args.half2 is None:
+        given = read_one_map(args.half1, voxel_size=args.voxel_size)
     else:
         given = read_half_maps(args.half1, args.half2, voxel_size=args.voxel_size, allow_masked=args.allow_masked)
     prior = fitting_prior(args.prior, calibrated_prior(args), given)
@@ -54,6 +60,31 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
     tiled = in_tiles(prior, grid.transform.target, args.precision)
     check_memory(grid.transform.target, tile=tiled.tile, device=grid.device)
 
+    how: dict[str, Any] = {
+        "generator": torch.Generator(grid.device).manual_seed(args.seed),
+        "voxel_size": grid.like.voxel_size,
+        "grid": grid,
+        "sampler": PlugAndPlay(iterations=args.steps),
+        "scale": args.scale,
+        "samples": args.samples,
+        "checkpoint": checkpoint(args),
+        "group": everyone(),
+    }
+    record = provenance(args, *([] if args.half1 else [DEMO_MAP, DEMO_CURVES]))
+    if args.resolution is not None:
+        with progress_bar() as progress:
+            one = restore_map(
+                tiled,
+                *grid.tensors(given),
+                resolution=args.resolution,
+                b_factor=args.b_factor or 0.0,
+                callback=progress,
+                **how,
+            )
+        if is_first():
+            print("without halves neither noise nor scale can be checked: believe no more of it than of the map")
+            write_results(folder, one, given, grid, record)
+        return None
     half1, half2 = grid.tensors(given)
     noise = local_model if args.local_noise else directional_model  # the map plus noise, and of what kind
     with progress_bar() as progress:
@@ -61,20 +92,12 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
             tiled,
             half1,
             half2,
-            generator=torch.Generator(grid.device).manual_seed(args.seed),
-            voxel_size=grid.like.voxel_size,
-            grid=grid,
             observe=noise(grid.forward(half1), grid.forward(half2), band=grid.band),
-            sampler=PlugAndPlay(iterations=args.steps),
             b_factor=grid.known_b_factor(args.b_factor),
-            scale=args.scale,
-            samples=args.samples,
-            checkpoint=checkpoint(args),
-            group=everyone(),
             callback=progress,
+            **how,
         )
     if is_first():
-        record = provenance(args, *([] if args.half1 else [DEMO_MAP, DEMO_CURVES]))
         write_half_map_results(folder, result, given, grid, record)
     return result
 
@@ -85,6 +108,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add_half_map_flags(parser)
     local = "noise may differ from place to place, as where a molecule is flexible; slower"
     parser.add_argument("--local-noise", action="store_true", help=local)
+    one = "of a single map without halves, Å; the result is weaker, and cannot be checked"
+    parser.add_argument("--resolution", type=above_zero, help=one)
     return parse_half_maps(parser, arguments)
 
 

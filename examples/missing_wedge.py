@@ -30,10 +30,9 @@ from _command_line import (
     provenance,
     run_script,
 )
-from _maps import DEMO_MAP, Measured, PriorGrid, demo_map, fitting_prior, less_median, read_half_maps
+from _maps import DEMO_MAP, Measured, PriorGrid, demo_map, fitting_prior, read_half_maps, read_one_map
 from _results import result_names, write_half_map_results, write_results
 
-from cryofm_io import check_contrast, read_map
 from cryofm_ops import MissingWedge
 from cryofm_sampling import (
     PlugAndPlay,
@@ -97,9 +96,7 @@ def measured(args: argparse.Namespace, tilts: MissingWedge) -> Measured:
     if args.half2 is not None:
         return read_half_maps(args.half1, args.half2, voxel_size=args.voxel_size, allow_masked=args.allow_masked)
     if args.half1 is not None:
-        density, median = less_median(read_map(args.half1, voxel_size=args.voxel_size))
-        check_contrast(density.data)
-        return Measured((density,), median)
+        return read_one_map(args.half1, voxel_size=args.voxel_size)
     truth = demo_map()
     print(f"example: {DEMO_MAP.name} (human haemoglobin), tilts {args.tilt_min:g} to {args.tilt_max:g} degrees kept")
     return Measured((attrs.evolve(truth, data=tilts(torch.from_numpy(truth.data)).numpy()),), truth=truth)

@@ -23,6 +23,7 @@ from cryofm_sampling import (
     SettingError,
     directional_model,
     restore_half_maps,
+    restore_map,
     restore_missing_wedge,
     stationary_model,
     wedge_model,
@@ -246,3 +247,15 @@ def test_what_cannot_be_is_refused(prior):
         restore_half_maps(prior, one, two, generator=seeded(0), operator=Identity())
     with pytest.raises(CapabilityError, match="normalization"):
         restore_half_maps(GaussianPrior(1.0, SHAPE), one, two, generator=seeded(0), scale=1.0)
+
+
+def test_one_map_of_a_stated_resolution(prior):
+    truth, one, two = made(noise=0.5)
+    both = (one + two) / 2
+    # Where the FSC of the halves falls below 0.143: noise of 0.25 against the power of the truth over SCALE².
+    fsc = (POWER / SCALE**2) / (POWER / SCALE**2 + 0.25)
+    resolution = 2 * 1.5 * 10 / float((fsc > 0.143).nonzero().max())
+    result = restore_map(prior, both, resolution=resolution, voxel_size=1.5, generator=seeded(0), scale=SCALE)
+    assert error(result.map, truth) < 0.75 * error(both, truth)
+    with pytest.raises(SettingError, match="cannot be that of"):
+        restore_map(prior, both, resolution=2.0, voxel_size=1.5, generator=seeded(0))

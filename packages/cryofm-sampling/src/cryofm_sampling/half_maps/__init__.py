@@ -15,6 +15,7 @@ from cryofm_sampling.half_maps.model import (
     stationary_model,
     wedge_model,
 )
+from cryofm_sampling.half_maps.one_map import restore_map
 from cryofm_sampling.half_maps.restore import restore_half_maps
 from cryofm_sampling.half_maps.result import Grid, Progress, RestoredHalfMaps, RestoredMap
 
@@ -32,6 +33,7 @@ __all__ = [
     "fit_envelope",
     "local_model",
     "restore_half_maps",
+    "restore_map",
     "restore_missing_wedge",
     "stationary_model",
     "wedge_model",

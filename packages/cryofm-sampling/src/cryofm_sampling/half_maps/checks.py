@@ -12,7 +12,7 @@ __all__ = ["HeldOut", "held_out"]
 
 _AGREE = 0.05  # least FSC of shells where the halves say something of each other
 _SLOPE = (0.8, 1.3)
-_LOST = 0.005  # of the mean FSC, or of the explained share
+_LOST, _UNEXPLAINED = 0.005, 0.01  # of the mean FSC, and of the explained share
 
 
 @attrs.frozen
@@ -42,7 +42,7 @@ class HeldOut:
             doubts.append(
                 f"one half, restored, predicts the other worse than the half itself does (FSC {self.gain:+.3f})"
             )
-        elif self.explained < -_LOST:
+        elif self.explained < -_UNEXPLAINED:
             doubts.append(
                 "one half, restored, explains less of the other than the best linear filter does "
                 f"({self.explained:+.3f} of its power)"
