@@ -41,6 +41,7 @@ from cryofm_ops import (
 
 DATA = Path(__file__).parent / "data"
 COARSE = 3.5  # Å a voxel, beyond which a prior of details has nothing to hold on to
+LEAST_FILLED = 1 / 3  # of the box of a prior of whole particles
 COARSENED = 2.0  # by which voxels may become coarser for a particle to fit
 DEMO_MAP, DEMO_CURVES = DATA / "EMD-3488.mrc.gz", DATA / "fsc_curves.csv"
 Volume = NDArray[np.floating]
@@ -131,11 +132,12 @@ def fitting_prior(name: str, prior: CalibratedPrior, given: Measured) -> Calibra
         mean = fourier_filter(mean, radial(noise.signal_power / (noise.signal_power + noise.noise_power / 2), shape))
     diameter = particle_diameter(mean.numpy(), voxel_size)
     working = max(voxel_size, diameter / (FILLED * particles.box))
-    if not 0 < diameter < min(shape) * voxel_size or working > COARSENED * voxel_size:
+    least = LEAST_FILLED * particles.box * voxel_size
+    if not least < diameter < min(shape) * voxel_size or working > COARSENED * voxel_size:
         side, largest = min(shape) * voxel_size, COARSENED * FILLED * particles.box * voxel_size
         raise CryoFMError(
             f"no bundled prior fits voxels of {voxel_size:.3g} Å: cryofm-tiny takes up to {COARSE:g} Å, and "
-            f"cryofm-tiny-particles one whole particle of up to {largest:.0f} Å; what is dense here is "
+            f"cryofm-tiny-particles one whole particle of {least:.0f} to {largest:.0f} Å; what is dense here is "
             f"{diameter:.0f} Å across, in a box of {side:.0f} Å; give another --prior"
         )
     print(f"prior cryofm-tiny-particles, for a particle of {diameter:.0f} Å in voxels of {voxel_size:.3g} Å")
