@@ -34,16 +34,16 @@ def particle_diameter(data: NDArray[Any], voxel_size: float) -> float:
     from scipy.ndimage import gaussian_filter, label
 
     axes = np.meshgrid(*(np.arange(n) - n // 2 for n in data.shape), indexing="ij")
-    outside = data[sum(np.square(axis) for axis in axes) > (min(data.shape) / 2 - 1) ** 2]
+    outside = data[np.square(axes).sum(0) > (min(data.shape) / 2 - 1) ** 2]
     solvent = float(np.median(outside))
     chance = _CHANCE * 1.4826 * float(np.median(np.abs(outside - solvent)))
     density = data - solvent
     dense = density > max(_LEVEL * float(np.percentile(density, _HIGHEST)), chance)
     if not dense.any():
         return 0.0
-    parts, _ = label(dense, np.ones((3, 3, 3)))
+    parts: NDArray[np.int32] = label(dense, np.ones((3, 3, 3)))[0]
     seed = np.unravel_index(np.where(dense, gaussian_filter(density, 2), -np.inf).argmax(), data.shape)
     part = parts == parts[seed]
     centre = [float((density * axis)[part].sum() / density[part].sum()) for axis in axes]
-    squared = sum(np.square(axis[part] - c) for axis, c in zip(axes, centre, strict=True))
+    squared = np.square([axis[part] - c for axis, c in zip(axes, centre, strict=True)]).sum(0)
     return voxel_size * (2 * math.sqrt(float(np.percentile(squared, _FARTHEST))) + 1)

@@ -18,9 +18,6 @@ from pathlib import Path
 
 from cryofm_model.errors import CryoFMError
 
-if sys.platform != "win32":
-    import fcntl
-
 __all__ = ["held", "new_partial", "sweep"]
 
 _HOLDER = re.compile(r"process \d{1,10} on [^\n]{1,255}\n")
@@ -81,6 +78,8 @@ def _locked(lock: Path, folder: Path) -> int:
 
 
 def _lock(descriptor: int, lock: Path, folder: Path) -> None:
+    import fcntl  # which Windows has not, where nothing is locked
+
     there = os.pread(descriptor, 400, 0).decode(errors="replace") if _is_file(descriptor) else "?"
     if there and not _HOLDER.fullmatch(there):
         raise CryoFMError(f"{lock} is no lock of a run, whose place it takes; move it elsewhere")

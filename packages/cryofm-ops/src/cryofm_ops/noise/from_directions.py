@@ -163,11 +163,16 @@ def _measured(signal: Tensor, noise: Tensor, count: Tensor, share: Tensor, fsc: 
     few = effective.clamp(min=1)
     chance = level / few.sqrt()
     reference = (share * signal).sum(0).clamp(min=0)
+
+    def standard_error() -> Tensor:
+        return ((2 * reference**2 + 2 * reference * level + level**2) / few).sqrt()
+
     for _ in range(3):  # of the directions that were measured: more than chance, and not far below the others
-        error = ((2 * reference**2 + 2 * reference * level + level**2) / few).sqrt()
+        error = standard_error()
         weight = torch.where((signal + error > _FULL * reference) & (signal > chance), count, 0)
         mean = (weight * signal).sum(0) / weight.sum(0).clamp(min=1e-9)
         reference = torch.where(weight.sum(0) > 0, mean, reference)
+    error = standard_error()
     upper = (signal + error) / reference.clamp(min=1e-30)
     found = ((upper - _EMPTY) / (_FULL - _EMPTY)).clamp(0, 1)
     tells = (_TELLS * error < reference) & (fsc.nan_to_num(0) > _AGREE)

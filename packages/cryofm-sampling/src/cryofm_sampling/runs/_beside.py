@@ -17,9 +17,6 @@ from pathlib import Path
 
 from cryofm_sampling.errors import CheckpointError
 
-if sys.platform != "win32":
-    import fcntl
-
 __all__ = ["held", "partial_of", "sweep", "write_whole"]
 
 _HOLDER = re.compile(r"process \d{1,10} on [^\n]{1,255}\n")
@@ -91,6 +88,8 @@ def _locked(lock: Path, path: Path) -> int:
 
 
 def _lock(descriptor: int, lock: Path, path: Path) -> None:
+    import fcntl  # which Windows has not, where nothing is locked
+
     there = os.pread(descriptor, 400, 0).decode(errors="replace") if _is_file(descriptor) else "?"
     if there and not _HOLDER.fullmatch(there):
         raise CheckpointError(f"{lock} is no lock of a run, whose place it takes; move it elsewhere")
