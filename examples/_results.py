@@ -181,7 +181,9 @@ def report(
 ) -> None:
     """How it was restored and what was gained, in the last lines on screen."""
     fit = result.scale
-    found = f"found in {fit.nfe} network evaluations" if fit.trials else "as given"
+    by_itself = isinstance(result, RestoredHalfMaps) or result.missing is not None
+    untried = "as given" if by_itself else "as given, or by the brightest voxels"
+    found = f"found in {fit.nfe} network evaluations" if fit.trials else untried
     envelope = f", envelope B = {result.b_factor:.0f} Å²" if isinstance(result, RestoredHalfMaps) else ""
     print(f"scale {fit.normalization.scale:.3g}{envelope}, {found}")
     print(f"restored by {result.settings['algorithm']} (the posterior mean) in {result.nfe} network evaluations")

@@ -16,6 +16,7 @@ import torch
 
 from cryofm_io import DensityMap, FscCurve, fsc, read_map, write_map
 from cryofm_model import Prior, load_prior, save_prior
+from cryofm_ops import Envelope
 from cryofm_sampling import stationary_model
 from cryofm_sampling.half_maps import _runs as restoration
 
@@ -464,3 +465,30 @@ def test_a_scale_at_which_nothing_is_left_of_the_map_is_told(run, half_maps, tmp
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert (record["slope_of_the_other_half"] > 1.3) is told
     assert bool(record["doubts"]) is told
+
+
+def test_one_map_of_a_stated_resolution(run, half_maps, tmp_path, capsys):
+    assert run(half_maps[0], "--resolution", 6.0, "--steps", 2, "--out", tmp_path / "out") == 0
+    assert "without halves neither noise nor scale can be checked" in capsys.readouterr().out
+    before, after = read_map(half_maps[0]), read_map(tmp_path / "out" / "restored.mrc")
+    assert (after.shape, after.origin, after.nstart) == (before.shape, before.origin, before.nstart)
+
+
+@pytest.mark.parametrize("line", [(0,), (0, 1, "--resolution", 6.0), ("--resolution", 6.0)])
+def test_one_map_goes_with_its_resolution_alone(run, half_maps, tmp_path, capsys, line):
+    line = [half_maps[part] if part in (0, 1) else part for part in line]
+    with pytest.raises(SystemExit) as stop:
+        run(*line, "--out", tmp_path / "out")
+    assert stop.value.code == 2
+    assert "one map and its --resolution" in capsys.readouterr().err
+
+
+def test_halves_and_the_envelope_are_left_where_they_are_asked_for(run, half_maps, tmp_path):
+    told = ("--scale", 0.5, "--b-factor", 80, "--steps", 2, "--halves")
+    assert run(*half_maps, "--out", tmp_path / "sharp", *told) == 0
+    assert run(*half_maps, "--out", tmp_path / "blurred", *told, "--keep-envelope") == 0
+    left = {path.name for path in (tmp_path / "sharp").iterdir()}
+    assert left == RESULTS | {"restored_half1.mrc", "restored_half2.mrc"}
+    sharp, blurred = (read_map(tmp_path / name / "restored.mrc") for name in ("sharp", "blurred"))
+    expected = Envelope(80.0, sharp.voxel_size)(torch.from_numpy(sharp.data))
+    np.testing.assert_allclose(blurred.data, expected, atol=1e-3 * np.abs(sharp.data).max())
