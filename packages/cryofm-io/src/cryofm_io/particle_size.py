@@ -41,7 +41,8 @@ def particle_diameter(data: NDArray[Any], voxel_size: float) -> float:
     dense = density > max(_LEVEL * float(np.percentile(density, _HIGHEST)), chance)
     if not dense.any():
         return 0.0
-    parts: NDArray[np.int32] = label(dense, np.ones((3, 3, 3)))[0]
+    labelled: Any = label(dense, np.ones((3, 3, 3)))
+    parts: NDArray[np.int32] = labelled[0]
     seed = np.unravel_index(np.where(dense, gaussian_filter(density, 2), -np.inf).argmax(), data.shape)
     part = parts == parts[seed]
     centre = [float((density * axis)[part].sum() / density[part].sum()) for axis in axes]
