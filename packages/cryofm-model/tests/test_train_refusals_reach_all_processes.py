@@ -17,7 +17,9 @@ from cryofm_model.train import TrainConfig
 from cryofm_model.train import checkpoint as checkpoints
 
 PROGRAM = """
+import os
 import sys
+import torch
 from pathlib import Path
 from cryofm_model import CryoFMError
 from cryofm_model.train import TrainConfig
@@ -33,6 +35,8 @@ with processes("cpu"):
         except CryoFMError as error:
             said.append(str(error))
     (folder / f"said-{rank_and_world()[0]}").write_text("\\n".join(said))
+    torch.distributed.barrier()
+    os._exit(0)  # all is said; gloo's threads may abort a process that takes them down in good order
 """
 
 
