@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import attrs
 import torch
@@ -16,6 +16,7 @@ from cryofm_sampling.half_maps.result import Progress
 from cryofm_sampling.priors.rescaled import Rescaled
 from cryofm_sampling.priors.tiled import Tiled
 from cryofm_sampling.protocols import Callback, Draw, Sampler, VelocityField
+from cryofm_sampling.region import Region
 from cryofm_sampling.restore import restore
 from cryofm_sampling.runs._ranks import rank_and_size
 from cryofm_sampling.runs.checkpoint import Checkpoint
@@ -26,7 +27,7 @@ from cryofm_sampling.scale import ScaledNormalization
 
 __all__ = ["Predicting", "Runs", "height"]
 
-Fit = TypeVar("Fit")
+Found = TypeVar("Found")
 _TOP = 0.99999  # quantile of the brightest voxels
 
 
@@ -100,12 +101,22 @@ class Runs:
         """A scale that was given."""
         return ScaledNormalization(self.normalization, scale)
 
-    def agreed(self, fit: Callable[[VelocityField], Fit], side: int | None = None) -> Fit:
+    def agreed(self, fit: Callable[[VelocityField], Found], side: int | None = None) -> Found:
         """What the first rank finds, for all, where the last bits may differ; on boxes of that side, if told."""
         prior = self.prior
         if side is not None and isinstance(prior, Tiled) and prior.tile > side:
             prior = attrs.evolve(prior, tile=side, overlap=0, window=None, group=None)
-        content = [fit(self._counting(self.normalization, "scale", None, prior))]
+        return self._of_the_first(fit(self._counting(self.normalization, "scale", None, prior)))
+
+    def within(self, where: Tensor | None) -> Self:
+        """The same, a `Tiled` prior evaluated only where the first rank found density, on the prior's grid."""
+        if where is None or not isinstance(self.prior, Tiled):
+            return self
+        region = self._of_the_first(Region.around(where) if where.any() else None)
+        return attrs.evolve(self, prior=attrs.evolve(self.prior, region=region))
+
+    def _of_the_first(self, found: Found) -> Found:
+        content = [found]
         if (group := self.tiles or self.group) is not None:
             dist.broadcast_object_list(content, src=dist.get_global_rank(group, 0), group=group)
         return content[0]

@@ -19,7 +19,7 @@ from cryofm_sampling._common import split_shape
 from cryofm_sampling.half_maps._runs import Predicting, Runs, height
 from cryofm_sampling.half_maps.envelope import densest
 from cryofm_sampling.half_maps.model import warn_of_other_tilts
-from cryofm_sampling.half_maps.region import confined, on_grid
+from cryofm_sampling.half_maps.region import on_grid, where_dense
 from cryofm_sampling.half_maps.result import Grid, Progress, RestoredMap, SameGrid
 from cryofm_sampling.protocols import VelocityField
 from cryofm_sampling.runs.checkpoint import Checkpoint
@@ -88,9 +88,8 @@ def restore_missing_wedge(
     whole = grid.forward(map)
     _, shape = split_shape(whole.shape)
     warn_of_other_tilts(whole, whole, tilts)
-    runs = Runs(
-        confined(prior, on_grid(where, grid)), generator.get_state(), generator.device, checkpoint, group, callback
-    )
+    runs = Runs(prior, generator.get_state(), generator.device, checkpoint, group, callback)
+    runs = runs.within(where_dense(whole) if where is None else on_grid(where, grid))
     seeds = torch.randint(2**62, (samples + 1,), generator=generator, device=generator.device).tolist()[:samples]
     y = tilts(whole)
     fit = _scale(runs, y, tilts) if scale is None else ScaleFit(runs.scaled(scale), (), 0)

@@ -15,7 +15,7 @@ from cryofm_sampling._common import Box, split_shape
 from cryofm_sampling.errors import SettingError
 from cryofm_sampling.half_maps._runs import Runs, height
 from cryofm_sampling.half_maps.model import FourierModel
-from cryofm_sampling.half_maps.region import confined, on_grid
+from cryofm_sampling.half_maps.region import on_grid
 from cryofm_sampling.half_maps.result import Grid, Progress, RestoredMap, SameGrid
 from cryofm_sampling.protocols import VelocityField
 from cryofm_sampling.runs.checkpoint import Checkpoint
@@ -86,9 +86,8 @@ def restore_map(
     y = grid.forward(map)
     _, shape = split_shape(y.shape)
     model = _model(y, resolution, grid.voxel_size).blurred(Envelope(b_factor, grid.voxel_size))
-    runs = Runs(
-        confined(prior, on_grid(where, grid)), generator.get_state(), generator.device, checkpoint, group, callback
-    )
+    runs = Runs(prior, generator.get_state(), generator.device, checkpoint, group, callback)
+    runs = runs.within(on_grid(where, grid))
     seeds = torch.randint(2**62, (samples + 1,), generator=generator, device=generator.device).tolist()[:samples]
     linear = fourier_filter(y, model.gain.to(y))
     fit = ScaleFit(runs.scaled(scale or 1 / height(linear)), (), 0)

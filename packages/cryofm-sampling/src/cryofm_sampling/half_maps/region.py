@@ -4,7 +4,6 @@ The product of two halves, whitened and averaged over a few voxels, has the mean
 it rises there by chance, made-up halves of such noise tell: what rises a quarter higher than their highest is density.
 """
 
-import attrs
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool3d
@@ -12,11 +11,8 @@ from torch.nn.functional import avg_pool3d
 from cryofm_ops import SpectralNoise, fourier_filter, frequencies, radial
 from cryofm_sampling._common import split_shape
 from cryofm_sampling.half_maps.result import Grid
-from cryofm_sampling.priors.tiled import Tiled
-from cryofm_sampling.protocols import VelocityField
-from cryofm_sampling.region import Region
 
-__all__ = ["confined", "on_grid", "where_dense", "where_halves_agree"]
+__all__ = ["on_grid", "where_dense", "where_halves_agree"]
 
 _MASKED = 0.05  # of a soft mask, from where on there can be density
 _HIGHER = 1.25
@@ -91,10 +87,3 @@ def _averaged(x: Tensor, side: int) -> Tensor:
 def on_grid(where: Tensor | None, grid: Grid, /) -> Tensor | None:
     """A mask on the prior's grid, as what is true."""
     return None if where is None else grid.forward(where.float()) > _MASKED
-
-
-def confined(prior: VelocityField, where: Tensor | None, /) -> VelocityField:
-    """A `Tiled` prior, to be evaluated there alone; any other as it is."""
-    if where is None or not isinstance(prior, Tiled) or not where.any():
-        return prior
-    return attrs.evolve(prior, region=Region.around(where))

@@ -30,7 +30,7 @@ from cryofm_sampling.half_maps.model import (
     directional_model,
     stationary_model,
 )
-from cryofm_sampling.half_maps.region import confined, on_grid, where_halves_agree
+from cryofm_sampling.half_maps.region import on_grid, where_halves_agree
 from cryofm_sampling.half_maps.result import Grid, Progress, RestoredHalfMaps, SameGrid
 from cryofm_sampling.protocols import Draw, VelocityField
 from cryofm_sampling.runs.checkpoint import Checkpoint
@@ -118,14 +118,8 @@ def restore_half_maps(
         grid = SameGrid(voxel_size or 1.0)
     one, two = grid.forward(half1), grid.forward(half2)
     model = _model(one, two, observe, operator, grid)
-    runs = Runs(
-        _there(prior, one, two, model, on_grid(where, grid)),
-        generator.get_state(),
-        generator.device,
-        checkpoint,
-        group,
-        callback,
-    )
+    runs = Runs(prior, generator.get_state(), generator.device, checkpoint, group, callback)
+    runs = runs.within(_where(model, one, two) if where is None else on_grid(where, grid))
     seeds = torch.randint(2**62, (samples + 1,), generator=generator, device=generator.device).tolist()[:samples]
 
     mean = (one + two) / 2
@@ -214,15 +208,12 @@ def _envelope(
     return runs.agreed(fit, SIDE)
 
 
-def _there(
-    prior: VelocityField, one: Tensor, two: Tensor, model: FourierModel | ObservedModel, where: Tensor | None
-) -> VelocityField:
-    """The prior, told where density can be; what the halves show through an operator, they do not show in place."""
+def _where(model: FourierModel | ObservedModel, one: Tensor, two: Tensor) -> Tensor | None:
+    """Where density can be; what the halves show through an operator, they do not show in place."""
+    if isinstance(model, ObservedModel) and model.operator is not None:
+        return None
     plain = model.plain if isinstance(model, ObservedModel) else model
-    if where is None and (plain is model or model.operator is None):
-        seen1, seen2 = model.comparable(one), model.comparable(two)
-        where = where_halves_agree(seen1, seen2, plain.signal_power, plain.noise_power)
-    return confined(prior, where)
+    return where_halves_agree(model.comparable(one), model.comparable(two), plain.signal_power, plain.noise_power)
 
 
 def _scale(runs: Runs, model: FourierModel | ObservedModel, one: Tensor, two: Tensor, scale: float | None) -> ScaleFit:
