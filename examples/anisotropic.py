@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from _command_line import (
     add_half_map_flags,
-    calibrated_prior,
     checkpoint,
+    chosen_prior,
+    chosen_sampler,
     exit_code,
     in_tiles,
     parse_half_maps,
@@ -32,7 +33,7 @@ from _results import result_names, write_half_map_results
 
 from cryofm_ops import estimate_alpha, wedge_alpha
 from cryofm_sampling import (
-    PlugAndPlay,
+    Guided,
     RestoredHalfMaps,
     check_memory,
     directional_model,
@@ -50,10 +51,11 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
         given = demo(args.seed)
     else:
         given = read_half_maps(args.half1, args.half2, voxel_size=args.voxel_size, allow_masked=args.allow_masked)
-    prior = fitting_prior(args.prior, calibrated_prior(args), given)
+    prior = fitting_prior(args.prior, chosen_prior(args), given)
+    sampler = chosen_sampler(args, prior)
     grid = PriorGrid.of(given.maps[0], prior, args.mask)
     tiled = in_tiles(prior, grid.transform.target, args.precision)
-    check_memory(grid.transform.target, tile=tiled.tile, device=grid.device)
+    check_memory(grid.transform.target, tile=tiled.tile, device=grid.device, gradients=isinstance(sampler, Guided))
 
     half1, half2 = grid.tensors(given)
     one, two = grid.forward(half1), grid.forward(half2)
@@ -80,7 +82,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
             voxel_size=grid.like.voxel_size,
             grid=grid,
             observe=model,
-            sampler=PlugAndPlay(iterations=args.steps),
+            sampler=sampler,
             b_factor=grid.known_b_factor(args.b_factor),
             scale=args.scale,
             samples=args.samples,

@@ -19,7 +19,7 @@ from cryofm_sampling._common import split_shape
 from cryofm_sampling.half_maps._runs import Predicting, Runs, height
 from cryofm_sampling.half_maps.model import warn_of_other_tilts
 from cryofm_sampling.half_maps.result import Grid, Progress, RestoredMap, SameGrid
-from cryofm_sampling.protocols import VelocityField
+from cryofm_sampling.protocols import Sampler, VelocityField
 from cryofm_sampling.runs.checkpoint import Checkpoint
 from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
 from cryofm_sampling.samplers.posterior_flow import PosteriorFlow
@@ -38,7 +38,7 @@ def restore_missing_wedge(
     *,
     generator: torch.Generator,
     grid: Grid | None = None,
-    sampler: PlugAndPlay = PlugAndPlay(iterations=20),  # noqa: B008 (frozen)
+    sampler: Sampler = PlugAndPlay(iterations=20),  # noqa: B008 (frozen)
     scale: float | None = None,
     samples: int = 0,
     checkpoint: Checkpoint | None = None,
@@ -50,13 +50,15 @@ def restore_missing_wedge(
     The map's scale is the one at which a narrower range of tilts predicts the rest of them best.
 
     Args:
-        prior: a `Calibrated` velocity field with a `.normalization`; in `Tiled` for boxes larger than its own.
+        prior: a velocity field with a `.normalization`, and `Calibrated` if `sampler` or `samples` need it; in `Tiled`
+            for boxes larger than its own.
         map: `(z, y, x)`, in any units, near 0 in the solvent, protein positive.
         tilts: what was measured.
         generator: all randomness; the same seed gives the same maps.
         grid: the way of the map to the prior's voxel size. None: it has it.
-        sampler: restores.
-        scale: what the map is multiplied by to be the prior's. None: found by `fit_scale`.
+        sampler: restores; `PlugAndPlay`, or one that draws, such as `Inpainting`.
+        scale: what the map is multiplied by to be the prior's. None: found by `fit_scale`; where the prior is not
+            `Calibrated`, by the brightest voxels alone.
         samples: maps to draw by `PosteriorFlow`.
         checkpoint: see `restore_half_maps`.
         group: of processes that share the runs, likewise.
@@ -104,9 +106,11 @@ def restore_missing_wedge(
             sampler=Predicting(PlugAndPlay(), held_out),  # fewer passes leave more of the gap to fill
         )
 
+    if scale is None and not runs.calibrated:
+        scale = 1 / height(y)
     fit = runs.agreed(fit_by_tilts) if scale is None else ScaleFit(runs.scaled(scale), (), 0)
-    [draw], drawn = runs.restored_and_drawn(
-        fit.normalization, [data(tilts)], sampler, PosteriorFlow(first=sampler), seeds, shape
-    )
+    drawing = PosteriorFlow(first=sampler if isinstance(sampler, PlugAndPlay) else PlugAndPlay(iterations=20))
+    likelihood = data(tilts)
+    [draw], drawn = runs.restored_and_drawn(fit.normalization, [likelihood], likelihood, sampler, drawing, seeds, shape)
     missing = FourierMask(1 - tilts.transfer(shape), shape)
     return RestoredMap.of(draw, y, fit, samples=drawn, missing=missing, grid=grid)
