@@ -253,8 +253,8 @@ def directional_model(
         half1: `(z, y, x)`, raw.
         half2: likewise.
         alpha_variance: α of unit vectors `(..., 3)` in (x, y, z) order, such as `wedge_alpha(...)`, a factor on the
-            variance: N = α h / mean of α, with h its mean over each shell (paper D.2). None: by
-            `estimate_directional_noise`, which finds no dependence where there is none.
+            variance: N = α h / mean of α, with h its mean over each shell (paper D.2); infinite where nothing was
+            measured. None: by `estimate_directional_noise`, which finds no dependence where there is none.
         half_angle_deg: of the cones in which it is estimated.
         band: the highest frequency that was measured, over the grid's Nyquist frequency.
         region: see `stationary_model`.
@@ -268,8 +268,11 @@ def directional_model(
 
         def told(shape: Box) -> tuple[Tensor, Tensor]:
             alpha = directional(alpha_variance, shape).to(half1.device)
-            grid = alpha * radial(shells.noise_power.double() / radial_mean(alpha, shape, None), shape)
-            return grid, torch.ones_like(grid)
+            measured = alpha.isfinite()
+            alpha = torch.where(measured, alpha, 0)  # what was not measured has no noise, in h neither
+            tiny = torch.finfo(alpha.dtype).tiny
+            grid = alpha * radial(shells.noise_power.double() / radial_mean(alpha, shape).clamp(min=tiny), shape)
+            return torch.where(measured, grid, 1), measured.to(grid)
 
         return _model(half1, shells, told)
     found = estimate_directional_noise(half1, half2, half_angle_deg=half_angle_deg, allow_masked=True)
