@@ -80,6 +80,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
             sampler=sampler,
             scale=args.scale,
             samples=args.samples,
+            where=grid.where,
             checkpoint=checkpoint(args),
             group=everyone(),
             callback=progress,
