@@ -21,7 +21,7 @@ from cryofm_sampling.half_maps.envelope import densest
 from cryofm_sampling.half_maps.model import warn_of_other_tilts
 from cryofm_sampling.half_maps.region import on_grid, where_dense
 from cryofm_sampling.half_maps.result import Grid, Progress, RestoredMap, SameGrid
-from cryofm_sampling.protocols import VelocityField
+from cryofm_sampling.protocols import Sampler, VelocityField
 from cryofm_sampling.runs.checkpoint import Checkpoint
 from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
 from cryofm_sampling.samplers.posterior_flow import PosteriorFlow
@@ -41,7 +41,7 @@ def restore_missing_wedge(
     *,
     generator: torch.Generator,
     grid: Grid | None = None,
-    sampler: PlugAndPlay = PlugAndPlay(iterations=20),  # noqa: B008 (frozen)
+    sampler: Sampler = PlugAndPlay(iterations=20),  # noqa: B008 (frozen)
     scale: float | None = None,
     samples: int = 0,
     where: Tensor | None = None,
@@ -54,13 +54,15 @@ def restore_missing_wedge(
     The map's scale is the one at which a narrower range of tilts predicts the rest of them best.
 
     Args:
-        prior: a `Calibrated` velocity field with a `.normalization`; in `Tiled` for boxes larger than its own.
+        prior: a velocity field with a `.normalization`, and `Calibrated` if `sampler` or `samples` need it; in `Tiled`
+            for boxes larger than its own.
         map: `(z, y, x)`, in any units, near 0 in the solvent, protein positive.
         tilts: what was measured.
         generator: all randomness; the same seed gives the same maps.
         grid: the way of the map to the prior's voxel size. None: it has it.
-        sampler: restores.
-        scale: what the map is multiplied by to be the prior's. None: found by `fit_scale`.
+        sampler: restores; `PlugAndPlay`, or one that draws, such as `Inpainting`.
+        scale: what the map is multiplied by to be the prior's. None: found by `fit_scale`; where the prior is not
+            `Calibrated`, by the brightest voxels alone.
         samples: maps to draw by `PosteriorFlow`.
         where: where density can be, see `restore_half_maps`. None: where the map is not far fainter than elsewhere.
         checkpoint: see `restore_half_maps`.
@@ -93,9 +95,9 @@ def restore_missing_wedge(
     seeds = torch.randint(2**62, (samples + 1,), generator=generator, device=generator.device).tolist()[:samples]
     y = tilts(whole)
     fit = _scale(runs, y, tilts) if scale is None else ScaleFit(runs.scaled(scale), (), 0)
-    [draw], drawn = runs.restored_and_drawn(
-        fit.normalization, [_data(y, tilts)], sampler, PosteriorFlow(first=sampler), seeds, shape
-    )
+    drawing = PosteriorFlow(first=sampler if isinstance(sampler, PlugAndPlay) else PlugAndPlay(iterations=20))
+    data = _data(y, tilts)
+    [draw], drawn = runs.restored_and_drawn(fit.normalization, [data], data, sampler, drawing, seeds, shape)
     missing = FourierMask(1 - tilts.transfer(shape), shape)
     return RestoredMap.of(draw, y, fit, samples=drawn, missing=missing, grid=grid)
 
@@ -106,6 +108,8 @@ def _data(y: Tensor, measured: MissingWedge) -> FourierGaussian:
 
 def _scale(runs: Runs, y: Tensor, tilts: MissingWedge) -> ScaleFit:
     """By what a narrower range of tilts says of the rest, where most density is."""
+    if not runs.calibrated:
+        return ScaleFit(runs.scaled(1 / height(y)), (), 0)
     y = tilts(y[densest(y, _SIDE)].contiguous())
     _, shape = split_shape(y.shape)
     margin = _HELD_OUT / 2 * (tilts.tilt_max - tilts.tilt_min)

@@ -18,7 +18,7 @@ from cryofm_ops import (
 from cryofm_sampling._common import split_shape
 from cryofm_sampling.errors import SettingError
 from cryofm_sampling.half_maps._fsc import correlation
-from cryofm_sampling.half_maps._runs import Predicting, Runs, height
+from cryofm_sampling.half_maps._runs import Predicting, Runs, average, height
 from cryofm_sampling.half_maps.checks import held_out
 from cryofm_sampling.half_maps.envelope import SIDE, EnvelopeFit, densest, fit_envelope
 from cryofm_sampling.half_maps.join import joined, last_trusted
@@ -32,7 +32,7 @@ from cryofm_sampling.half_maps.model import (
 )
 from cryofm_sampling.half_maps.region import on_grid, where_halves_agree
 from cryofm_sampling.half_maps.result import Grid, Progress, RestoredHalfMaps, SameGrid
-from cryofm_sampling.protocols import Draw, VelocityField
+from cryofm_sampling.protocols import Draw, Sampler, VelocityField
 from cryofm_sampling.runs.checkpoint import Checkpoint
 from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
 from cryofm_sampling.samplers.posterior_flow import PosteriorFlow
@@ -54,7 +54,7 @@ def restore_half_maps(
     grid: Grid | None = None,
     observe: HalfMapModel | Observe | None = None,
     operator: LinearOperator | None = None,
-    sampler: PlugAndPlay = PlugAndPlay(),  # noqa: B008 (frozen)
+    sampler: Sampler = PlugAndPlay(),  # noqa: B008 (frozen)
     b_factor: float | None = None,
     scale: float | None = None,
     samples: int = 0,
@@ -65,12 +65,16 @@ def restore_half_maps(
 ) -> RestoredHalfMaps:
     """Restore the mean of two half maps, and each half by itself; draw samples where asked to.
 
+    So it is with `PlugAndPlay`. A sampler that draws, such as `Guided`, restores each half by itself, and the map is
+    their average, as in the paper.
+
     Noise, envelope and scale come from both halves and are the same for all three. Of anything else the restoration of
     a half sees that half alone; all begin with the same random numbers. Beyond the prior's band, and where restoring
     does not help one half predict the other, the map is what the best linear filter makes of the data.
 
     Args:
-        prior: a `Calibrated` velocity field with a `.normalization`; in `Tiled` for boxes larger than its own.
+        prior: a velocity field with a `.normalization`, and `Calibrated` if `sampler` or `samples` need it; in `Tiled`
+            for boxes larger than its own.
         half1: `(z, y, x)`, raw, in any units, near 0 in the solvent; on the prior's device.
         half2: likewise, with independent noise.
         generator: all randomness; the same seed gives the same maps.
@@ -81,8 +85,10 @@ def restore_half_maps(
             function (y, fraction) -> likelihood of a map y whose noise has that fraction of the power of one half.
         operator: with a function of your own: what a half shows of a density, noise aside. None: the density.
         sampler: restores.
-        b_factor: B of the halves' envelope in Å², 0 for sharpened ones. None: found, where `voxel_size` is told.
-        scale: what the halves are multiplied by to be the prior's. None: found.
+        b_factor: B of the halves' envelope in Å², 0 for sharpened ones. None: found, where `voxel_size` is told and the
+            prior `Calibrated`; otherwise 0.
+        scale: what the halves are multiplied by to be the prior's. None: found; where the prior is not `Calibrated`, by
+            the brightest voxels alone.
         samples: maps to draw by `PosteriorFlow`.
         where: where density can be, `(z, y, x)` on the halves' grid, true or a mask; a `Tiled` prior is evaluated there
             alone, and what is elsewhere is solvent. None: where the halves agree.
@@ -124,7 +130,7 @@ def restore_half_maps(
 
     mean = (one + two) / 2
     fit: ScaleFit | EnvelopeFit
-    b = 0.0 if voxel_size is None and b_factor is None else b_factor
+    b = 0.0 if b_factor is None and (voxel_size is None or not runs.calibrated) else b_factor
     if isinstance(model, FourierModel) and b is None:
         fit = _envelope(runs, model, one, two, grid.voxel_size, scale)
         b = fit.b_factor
@@ -137,14 +143,22 @@ def restore_half_maps(
     linear = fourier_filter(mean, model.gain.to(mean))
     linear += mean.mean() - linear.mean()
 
-    drawing = PosteriorFlow(first=sampler) if model.missing is not None else PosteriorFlow()  # which fills the gap
-    likelihoods = [model.observe(mean, 1 / 2), model.observe(one, 1), model.observe(two, 1)]
+    means = isinstance(sampler, PlugAndPlay)
+    fills = model.missing is not None and isinstance(sampler, PlugAndPlay)
+    drawing = PosteriorFlow(first=sampler) if fills else PosteriorFlow()
+    whole_data = model.observe(mean, 1 / 2)
+    likelihoods = [*([whole_data] if means else []), model.observe(one, 1), model.observe(two, 1)]
     _, shape = split_shape(mean.shape)
-    restored, drawn = runs.restored_and_drawn(fit.normalization, likelihoods, sampler, drawing, seeds, shape)
+    restored, drawn = runs.restored_and_drawn(
+        fit.normalization, likelihoods, whole_data, sampler, drawing, seeds, shape
+    )
+    if not means:
+        restored = [average(*restored), *restored]
 
     seen1, seen2 = model.comparable(one), model.comparable(two)
     predicted = model.predict(restored[1].x)
-    end = min(last_trusted(predicted, seen1, seen2), grid.band) / grid.band  # of the halves' own Nyquist frequency
+    trusted = last_trusted(predicted, seen1, seen2) if means else 1.0  # a sample differs from what it predicts
+    end = min(trusted, grid.band) / grid.band  # of the halves' own Nyquist frequency
     both = (half1 + half2) / 2
     fine = _linear(half1, half2, voxel_size or 1.0, b) if end < 1 else None
 
@@ -232,6 +246,8 @@ def _scale(runs: Runs, model: FourierModel | ObservedModel, one: Tensor, two: Te
 
 def _cross_validated(runs: Runs, model: FourierModel | ObservedModel, one: Tensor, two: Tensor) -> ScaleFit:
     guess = 1 / height(fourier_filter((one + two) / 2, model.gain.to(one)))
+    if not runs.calibrated:
+        return ScaleFit(runs.scaled(guess), (), 0)
     trial = PlugAndPlay(iterations=3)
     through = trial if model.operator is None else Predicting(trial, model.operator)
 
