@@ -27,6 +27,7 @@ from cryofm_ops.likelihoods.fourier_gaussian import FourierGaussian
 from cryofm_ops.likelihoods.gaussian_likelihood import gaussian_likelihood
 from cryofm_ops.likelihoods.linear_gaussian import Gaussian, LinearGaussian
 from cryofm_ops.likelihoods.model_units import in_model_units
+from cryofm_ops.likelihoods.toeplitz_gaussian import ToeplitzGaussian
 from cryofm_ops.noise.anisotropic import AnisotropicNoise, cone_alpha, wedge_alpha
 from cryofm_ops.noise.from_cones import AlphaEstimate, estimate_alpha
 from cryofm_ops.noise.from_directions import DirectionalEstimate, estimate_directional_noise
@@ -134,6 +135,7 @@ __all__ = [
     "SpectralNoise",
     "SpectralPower",
     "StationaryNoise",
+    "ToeplitzGaussian",
     "WhiteNoise",
     "WithoutMean",
     "add",
