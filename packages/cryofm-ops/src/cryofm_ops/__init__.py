@@ -27,6 +27,8 @@ from cryofm_ops.likelihoods.fourier_gaussian import FourierGaussian
 from cryofm_ops.likelihoods.gaussian_likelihood import gaussian_likelihood
 from cryofm_ops.likelihoods.linear_gaussian import Gaussian, LinearGaussian
 from cryofm_ops.likelihoods.model_units import in_model_units
+from cryofm_ops.likelihoods.poisson import PoissonLikelihood
+from cryofm_ops.likelihoods.student_t import StudentTLikelihood
 from cryofm_ops.likelihoods.toeplitz_gaussian import ToeplitzGaussian
 from cryofm_ops.noise.anisotropic import AnisotropicNoise, cone_alpha, wedge_alpha
 from cryofm_ops.noise.from_cones import AlphaEstimate, estimate_alpha
@@ -37,7 +39,9 @@ from cryofm_ops.noise.from_poses import SliceDensity, alpha_from_poses
 from cryofm_ops.noise.local import LocalNoise, estimate_local_variance, windowed_noise_power
 from cryofm_ops.noise.stationary import SpectralNoise, StationaryNoise, WhiteNoise
 from cryofm_ops.noise.sum import NoiseSum
+from cryofm_ops.noise.voxelwise import VoxelNoise
 from cryofm_ops.normal import Normal
+from cryofm_ops.operators.autograd import adjoint_of
 from cryofm_ops.operators.compose import add, compose, stack
 from cryofm_ops.operators.ctf import CTF
 from cryofm_ops.operators.envelope import Envelope
@@ -45,7 +49,9 @@ from cryofm_ops.operators.filters import FourierMask, LowPass, RadialFilter, Rem
 from cryofm_ops.operators.fourier import FourierOperator
 from cryofm_ops.operators.fourier_projector import FourierProjector
 from cryofm_ops.operators.identity import Identity
+from cryofm_ops.operators.mask import Mask
 from cryofm_ops.operators.projector import Projector
+from cryofm_ops.operators.scale import Scale
 from cryofm_ops.operators.slices import FourierSlices
 from cryofm_ops.operators.wedge import DoubleTilt, MissingWedge
 from cryofm_ops.poses.blind import BlindGaussian, BlindProjections, PoseLikelihood
@@ -114,6 +120,7 @@ __all__ = [
     "LinearOperator",
     "LocalNoise",
     "LowPass",
+    "Mask",
     "MissingWedge",
     "Noise",
     "NoiseError",
@@ -124,6 +131,7 @@ __all__ = [
     "ObservationError",
     "Operator",
     "OperatorError",
+    "PoissonLikelihood",
     "PoseEstimate",
     "PoseLikelihood",
     "PoseSamples",
@@ -131,14 +139,18 @@ __all__ = [
     "PseudoInvertible",
     "RadialFilter",
     "RemoveMean",
+    "Scale",
     "SliceDensity",
     "SpectralNoise",
     "SpectralPower",
     "StationaryNoise",
+    "StudentTLikelihood",
     "ToeplitzGaussian",
+    "VoxelNoise",
     "WhiteNoise",
     "WithoutMean",
     "add",
+    "adjoint_of",
     "alpha_from_poses",
     "angular_distance_deg",
     "background_power",
