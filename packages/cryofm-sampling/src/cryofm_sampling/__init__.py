@@ -1,5 +1,6 @@
 """Posterior sampling of density maps: algorithms that bring a flow prior and a likelihood together."""
 
+from cryofm_sampling._common import streams
 from cryofm_sampling.errors import CapabilityError, CheckpointError, CryoFMError, GridMismatchError, SettingError
 from cryofm_sampling.half_maps import (
     EnvelopeFit,
@@ -31,10 +32,18 @@ from cryofm_sampling.priors.log_likelihood import LogLikelihood, log_likelihood
 from cryofm_sampling.priors.plug_and_play_loss import PlugAndPlayLoss
 from cryofm_sampling.priors.rescaled import Rescaled
 from cryofm_sampling.priors.tiled import Tiled
-from cryofm_sampling.protocols import Calibrated, Callback, Draw, Sampler, SpectrallyCalibrated, VelocityField
+from cryofm_sampling.protocols import (
+    Calibrated,
+    Callback,
+    Draw,
+    RunCallback,
+    Sampler,
+    SpectrallyCalibrated,
+    VelocityField,
+)
 from cryofm_sampling.region import Region
 from cryofm_sampling.restore import restore
-from cryofm_sampling.runs.checkpoint import Checkpoint
+from cryofm_sampling.runs.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.runs.memory import check_available, check_memory
 from cryofm_sampling.runs.spread import spread
 from cryofm_sampling.runs.torchrun import everyone, is_first, joined
@@ -82,6 +91,8 @@ __all__ = [
     "Rescaled",
     "RestoredHalfMaps",
     "RestoredMap",
+    "Run",
+    "RunCallback",
     "Sampler",
     "ScaleFit",
     "ScaledNormalization",
@@ -99,6 +110,7 @@ __all__ = [
     "fit_envelope",
     "fit_scale",
     "is_first",
+    "iterate",
     "joined",
     "local_model",
     "log_likelihood",
@@ -111,6 +123,7 @@ __all__ = [
     "restore_missing_wedge",
     "spread",
     "stationary_model",
+    "streams",
     "summarise",
     "wedge_model",
 ]

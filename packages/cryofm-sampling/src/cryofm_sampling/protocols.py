@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cryofm_ops import Likelihood
 
-__all__ = ["Calibrated", "Callback", "Draw", "Sampler", "SpectrallyCalibrated", "VelocityField"]
+__all__ = ["Calibrated", "Callback", "Draw", "RunCallback", "Sampler", "SpectrallyCalibrated", "VelocityField"]
 
 
 @runtime_checkable
@@ -59,6 +59,19 @@ class Callback(Protocol):
 
         `Flow` shows x_t instead, and `AbInitio` x_0 as densities on the prior's scale.
         """
+        ...
+
+
+@runtime_checkable
+class RunCallback(Protocol):
+    """A `Callback` that is told which of several runs it hears of, where `restore` draws samples one after another."""
+
+    def __call__(self, step: int, total: int, x_0: Tensor, /) -> object:
+        """As a `Callback`; of a run that is the only one."""
+        ...
+
+    def of_run(self, run: int, runs: int, /) -> Callback:
+        """What is told of the steps of run number `run` (from 1) of `runs`."""
         ...
 
 

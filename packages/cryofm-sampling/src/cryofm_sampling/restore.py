@@ -14,7 +14,7 @@ from torch import Tensor
 from cryofm_ops import Blind, Conjugate, FourierDiagonal, GridMismatchError, Likelihood, in_model_units
 from cryofm_sampling._common import missing, split_shape, streams
 from cryofm_sampling.errors import CapabilityError, SettingError
-from cryofm_sampling.protocols import Calibrated, Callback, Draw, Sampler, VelocityField
+from cryofm_sampling.protocols import Calibrated, Callback, Draw, RunCallback, Sampler, VelocityField
 from cryofm_sampling.runs._ranks import rank_and_size
 from cryofm_sampling.runs.checkpoint import Checkpoint
 from cryofm_sampling.runs.spread import spread
@@ -59,7 +59,8 @@ def restore(
             runs themselves, or, where the mean would be `PlugAndPlay`'s, runs of `PosteriorFlow`.
         samples: number of runs of a sampler that draws samples; the first k do not depend on how many follow.
         sampler: another algorithm than these.
-        callback: is told of every step; of one run after the other where there are several.
+        callback: is told of every step; of one run after the other where there are several, and which it is if it is
+            a `RunCallback`.
         checkpoint: a file from which the same call goes on after it was killed, to the same bits; one for every
             sample, named after it, where there are several. Where this call or the prior has a group, that decides
             which ranks share a file.
@@ -114,7 +115,13 @@ def restore(
     data = cast(Likelihood, inner)  # a sampler of the caller's choice may take another one
     # Every sample has a generator of its own, so that none depends on who draws the others, and on how many.
     generators = [generator] if mean_only else streams(generator, (samples,))
-    jobs = [partial(sampler, prior, data, shape=shape, generator=own, callback=callback) for own in generators]
+    heard = [callback] * len(generators)
+    if isinstance(callback, RunCallback) and len(generators) > 1:
+        heard = [callback.of_run(k + 1, len(generators)) for k in range(len(generators))]
+    jobs = [
+        partial(sampler, prior, data, shape=shape, generator=own, callback=told)
+        for own, told in zip(generators, heard, strict=True)
+    ]
     if checkpoint is not None:
         parts = [checkpoint] if mean_only else map(checkpoint.part, range(samples))
         jobs = [partial(job, checkpoint=part) for job, part in zip(jobs, parts, strict=True)]
