@@ -25,9 +25,12 @@ from cryofm_ops.fourier.grid import (
 )
 from cryofm_ops.likelihoods.fourier_gaussian import FourierGaussian
 from cryofm_ops.likelihoods.gaussian_likelihood import gaussian_likelihood
+from cryofm_ops.likelihoods.joint import Joint, joint
 from cryofm_ops.likelihoods.linear_gaussian import Gaussian, LinearGaussian
 from cryofm_ops.likelihoods.model_units import in_model_units
+from cryofm_ops.likelihoods.proximal import Proximal
 from cryofm_ops.noise.anisotropic import AnisotropicNoise, cone_alpha, wedge_alpha
+from cryofm_ops.noise.block import BlockNoise
 from cryofm_ops.noise.from_cones import AlphaEstimate, estimate_alpha
 from cryofm_ops.noise.from_directions import DirectionalEstimate, estimate_directional_noise
 from cryofm_ops.noise.from_half_maps import NoiseEstimate, estimate_noise_power
@@ -36,7 +39,7 @@ from cryofm_ops.noise.from_poses import SliceDensity, alpha_from_poses
 from cryofm_ops.noise.local import LocalNoise, estimate_local_variance, windowed_noise_power
 from cryofm_ops.noise.stationary import SpectralNoise, StationaryNoise, WhiteNoise
 from cryofm_ops.noise.sum import NoiseSum
-from cryofm_ops.normal import Normal
+from cryofm_ops.normal import Deviations, Normal
 from cryofm_ops.operators.compose import add, compose, stack
 from cryofm_ops.operators.ctf import CTF
 from cryofm_ops.operators.envelope import Envelope
@@ -59,6 +62,7 @@ from cryofm_ops.protocols import (
     Conjugate,
     FourierDiagonal,
     FourierMultiplier,
+    Iterative,
     Likelihood,
     LinearOperator,
     Noise,
@@ -66,6 +70,7 @@ from cryofm_ops.protocols import (
     Operator,
     PseudoInvertible,
     SpectralPower,
+    Testable,
 )
 from cryofm_ops.rotations.conversions import (
     angular_distance_deg,
@@ -87,10 +92,12 @@ __all__ = [
     "Blind",
     "BlindGaussian",
     "BlindProjections",
+    "BlockNoise",
     "CommonLines",
     "Conjugate",
     "ConvergenceError",
     "CryoFMError",
+    "Deviations",
     "DirectionTable",
     "DirectionalEstimate",
     "DoubleTilt",
@@ -108,6 +115,8 @@ __all__ = [
     "HalfMapError",
     "Identity",
     "ImagesInBand",
+    "Iterative",
+    "Joint",
     "Likelihood",
     "LinearGaussian",
     "LinearOperator",
@@ -127,6 +136,7 @@ __all__ = [
     "PoseLikelihood",
     "PoseSamples",
     "Projector",
+    "Proximal",
     "PseudoInvertible",
     "RadialFilter",
     "RemoveMean",
@@ -134,6 +144,7 @@ __all__ = [
     "SpectralNoise",
     "SpectralPower",
     "StationaryNoise",
+    "Testable",
     "WhiteNoise",
     "WithoutMean",
     "add",
@@ -155,6 +166,7 @@ __all__ = [
     "hemisphere",
     "in_model_units",
     "irfft",
+    "joint",
     "polar_transform",
     "pose_difference_deg",
     "pose_log_evidence",

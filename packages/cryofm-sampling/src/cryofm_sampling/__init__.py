@@ -1,6 +1,13 @@
 """Posterior sampling of density maps: algorithms that bring a flow prior and a likelihood together."""
 
-from cryofm_sampling.errors import CapabilityError, CheckpointError, CryoFMError, GridMismatchError, SettingError
+from cryofm_sampling.errors import (
+    CapabilityError,
+    CheckpointError,
+    CryoFMError,
+    GridMismatchError,
+    MisfitWarning,
+    SettingError,
+)
 from cryofm_sampling.half_maps import (
     EnvelopeFit,
     FourierModel,
@@ -20,6 +27,7 @@ from cryofm_sampling.half_maps import (
     stationary_model,
     wedge_model,
 )
+from cryofm_sampling.misfit import misfit
 from cryofm_sampling.models import (
     RankedModels,
     models_by_algorithm_3,
@@ -69,6 +77,7 @@ __all__ = [
     "HeldOut",
     "Inpainting",
     "LogLikelihood",
+    "MisfitWarning",
     "Models",
     "Observe",
     "PlugAndPlay",
@@ -100,6 +109,7 @@ __all__ = [
     "joined",
     "local_model",
     "log_likelihood",
+    "misfit",
     "models_by_algorithm_3",
     "models_of_class_averages",
     "models_of_particles",
