@@ -1,7 +1,14 @@
 """Posterior sampling of density maps: algorithms that bring a flow prior and a likelihood together."""
 
 from cryofm_sampling._common import streams
-from cryofm_sampling.errors import CapabilityError, CheckpointError, CryoFMError, GridMismatchError, SettingError
+from cryofm_sampling.errors import (
+    CapabilityError,
+    CheckpointError,
+    CryoFMError,
+    GridMismatchError,
+    MisfitWarning,
+    SettingError,
+)
 from cryofm_sampling.half_maps import (
     EnvelopeFit,
     FourierModel,
@@ -21,6 +28,7 @@ from cryofm_sampling.half_maps import (
     stationary_model,
     wedge_model,
 )
+from cryofm_sampling.misfit import misfit
 from cryofm_sampling.models import (
     RankedModels,
     models_by_algorithm_3,
@@ -79,6 +87,7 @@ __all__ = [
     "HeldOut",
     "Inpainting",
     "LogLikelihood",
+    "MisfitWarning",
     "Models",
     "Observe",
     "PlugAndPlay",
@@ -114,6 +123,7 @@ __all__ = [
     "joined",
     "local_model",
     "log_likelihood",
+    "misfit",
     "models_by_algorithm_3",
     "models_of_class_averages",
     "models_of_particles",

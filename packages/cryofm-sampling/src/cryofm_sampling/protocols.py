@@ -82,12 +82,19 @@ class Draw:
     Attributes:
         x: the volumes, `(*batch, z, y, x)`.
         nfe: network evaluations spent on each volume; a backward pass through the network counts as one more.
-        settings: the algorithm and every setting of it, as plain values.
+        settings: the algorithm and every setting of it, as plain values; `note`, where there is one, is what
+            conditioning on the data had to say, such as that there are several modes.
+        misfit: how well each volume explains the data, about 1 where it does (see `misfit`); `restore` fills it in, and
+            leaves None where nothing can be said.
+        calls: of the operator, or of a `log_prob` that has none, in all; counted by `restore`. Data that are diagonal
+            in Fourier space need none.
     """
 
     x: Tensor
     nfe: int
     settings: Mapping[str, object]
+    misfit: Tensor | None = None
+    calls: int = 0
 
 
 @runtime_checkable

@@ -1,9 +1,7 @@
-"""Draws of a normal distribution of known precision, by the Lanczos process.
+"""Draws of a normal whose precision is known by its products alone, by Lanczos' method.
 
-Parker & Fox, SIAM J. Sci. Comput. 34, 2012; Chow & Saad, SIAM J. Sci. Comput. 36, 2014.
-
-M^−½ ε ≈ ‖ε‖ Q T^−½ e₁, with Q the Lanczos vectors that begin with ε and T = Qᵀ M Q tridiagonal: of covariance M⁻¹ for
-white ε. It takes about as many steps as conjugate gradients for M u = ε do, and Q is kept.
+M^−½ z ≈ |z| Q T^−½ e₁ with an orthonormal basis Q of the Krylov space of M and z, and T = Qᵀ M Q (Chow & Saad, SIAM J.
+Sci. Comput. 36, 2014).
 """
 
 from collections.abc import Callable
@@ -11,43 +9,55 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cryofm_ops.errors import ConvergenceError
+from cryofm_ops.likelihoods._quasi_newton import dot
 
 __all__ = ["inverse_root"]
 
-_EVERY = 3  # steps between two looks at whether it has converged
+
+def inverse_root(
+    prior: Callable[[Tensor], Tensor], data: Callable[[Tensor], Tensor], z: Tensor, tolerance: float, most: int
+) -> Tensor:
+    """M^−½ z for M = prior + data, both symmetric, the first positive; `(*batch, z, y, x)`.
+
+    What of `data` is negative counts as 0: no data make a volume less certain. Stops when a step changes the result by
+    less than `tolerance`, relative, or after `most` products.
+    """
+    norm, tiny = dot(z, z).sqrt(), torch.finfo(z.dtype).tiny
+    basis = [z / norm.clamp(min=tiny)]
+    priors, datas = [prior(basis[0])], [data(basis[0])]
+    found = _coefficients(basis, priors, datas)
+    while len(basis) < most:
+        w = priors[-1] + datas[-1]
+        size = dot(w, w).sqrt()
+        for _ in range(2):  # twice is enough for rounding, too
+            for q in basis:
+                w = w - dot(w, q) * q
+        rest = dot(w, w).sqrt()
+        if bool((rest <= tolerance * size).all()):  # the space holds all that M makes of z
+            break
+        # A volume of the batch that is done goes on with a vector of zeros, which changes nothing.
+        basis.append(torch.where(rest > tolerance * size, w / rest.clamp(min=tiny), 0))
+        priors.append(prior(basis[-1]))
+        datas.append(data(basis[-1]))
+        before, found = found, _coefficients(basis, priors, datas)
+        change = found - torch.nn.functional.pad(before, (0, 1))
+        if bool((change.norm(dim=-1) <= tolerance * found.norm(dim=-1)).all()):
+            break
+    return norm * torch.stack([c[..., None, None, None] * q for c, q in zip(found.unbind(-1), basis, strict=True)]).sum(
+        0
+    )
 
 
-def inverse_root(matrix: Callable[[Tensor], Tensor], epsilon: Tensor, tolerance: float, max_iterations: int) -> Tensor:
-    """M^−½ ε, for one ε of any shape and a symmetric positive M; `ConvergenceError`."""
-    size = epsilon.norm()
-    if not size:
-        return epsilon
-    vectors, diagonal, off = [epsilon / size], list[Tensor](), list[Tensor]()
-    before = epsilon.new_zeros(0, dtype=torch.float64)
-    for step in range(1, max_iterations + 1):
-        q = vectors[-1]
-        r = matrix(q)
-        diagonal.append((r * q).sum())
-        r = r - diagonal[-1] * q - (off[-1] * vectors[-2] if off else 0)
-        off.append(r.norm())
-        done = bool(off[-1] <= tolerance * diagonal[0])  # nothing is left to be found
-        if done or step % _EVERY == 0:
-            weights = _first_column(torch.stack(diagonal), torch.stack(off[:-1]) if step > 1 else None)
-            change = torch.cat((weights[: len(before)] - before, weights[len(before) :])).norm() / weights.norm()
-            if done or change <= tolerance:
-                scaled = (float(size) * weights).to(epsilon)
-                return torch.stack([w * v for w, v in zip(scaled, vectors, strict=True)]).sum(0)
-            before = weights
-        vectors.append(r / off[-1])
-    raise ConvergenceError(f"a draw did not converge within {max_iterations} steps; raise max_iterations or tolerance")
+def _coefficients(basis: list[Tensor], priors: list[Tensor], datas: list[Tensor]) -> Tensor:
+    """T^−½ e₁, `(*batch, k)`."""
+    Q, R, H = (torch.stack(vectors, -4).flatten(-3).double() for vectors in (basis, priors, datas))
+    idle = torch.diag_embed((Q.square().sum(-1) == 0).double())  # the vectors of zeros
+    values, vectors = torch.linalg.eigh(_symmetric(Q @ H.mT))
+    T = _symmetric(Q @ R.mT) + idle + (vectors * values.clamp(min=0)[..., None, :]) @ vectors.mT
+    values, vectors = torch.linalg.eigh(T)
+    root: Tensor = (vectors * values.rsqrt()[..., None, :]) @ vectors.mT
+    return root[..., 0].to(basis[0])
 
 
-def _first_column(diagonal: Tensor, off: Tensor | None) -> Tensor:
-    """T^−½ e₁, float64."""
-    t = diagonal.double().diag()
-    if off is not None:
-        t = t + off.double().diag(1) + off.double().diag(-1)
-    values, basis = torch.linalg.eigh(t)
-    column: Tensor = basis @ (values.clamp(min=values[-1] * torch.finfo(diagonal.dtype).eps).rsqrt() * basis[0])
-    return column
+def _symmetric(matrix: Tensor) -> Tensor:
+    return (matrix + matrix.mT) / 2

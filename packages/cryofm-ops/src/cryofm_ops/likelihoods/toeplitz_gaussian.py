@@ -10,12 +10,12 @@ and is a convolution, by FFTs of a box twice as wide (Fessler, Lee, Olafsson, Sh
 
 The posterior solves (1/V + H) x = μ/V + b. H is nearly diagonal in Fourier space, with what w is on average around
 every coefficient: W(k), of T(d) Π (1 − |d|/n), the circulant matrix nearest to H (T. Chan, SIAM J. Sci. Stat. Comput.
-9, 1988). Conjugate gradients whitened by (1/V + W)^−½ converge in a few steps.
+9, 1988). Whitened by (1/V + W)^−½ it is solved in a few steps of conjugate gradients, and drawn from in as many of Lanczos.
 """
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Self
+from typing import Any, Self
 
 import attrs
 import torch
@@ -28,6 +28,7 @@ from cryofm_ops.fourier.interpolation import scatter_columns_
 from cryofm_ops.fourier.kernels import KaiserBessel
 from cryofm_ops.likelihoods._conjugate_gradients import conjugate_gradients
 from cryofm_ops.likelihoods._lanczos import inverse_root
+from cryofm_ops.likelihoods._summable import Summable
 from cryofm_ops.normal import Normal
 from cryofm_ops.operators.projector import Projector, rays
 from cryofm_ops.protocols import SpectralPower
@@ -39,10 +40,12 @@ _KERNEL = KaiserBessel(_FINER / 2)
 _MARGIN = 2  # grid points that the kernel needs beyond the last frequency
 _SURE = 1e3  # 1 / the error of gridding one image, relative to its largest w; of many it averages out
 
+_OF_A_DRAW, _PRODUCTS = 1e-3, 100  # to what tolerance a draw is made, and in how many steps at most
+
 
 @attrs.frozen(eq=False)
-class ToeplitzGaussian:
-    """−2 log p(y | x) = xᵀ H x − 2 bᵀ x + yᵀ Σ⁻¹ y with a convolution H: a `Likelihood` and a `Conjugate`.
+class ToeplitzGaussian(Summable):
+    """−2 log p(y | x) = xᵀ H x − 2 bᵀ x + yᵀ Σ⁻¹ y with a convolution H: `Likelihood`, `Conjugate`, `Testable`.
 
     What `gaussian_likelihood(projector, noise, images)` is, without the images: for thousands of them, at known poses.
 
@@ -104,10 +107,31 @@ class ToeplitzGaussian:
         z, y, x = self.data.shape
         return z, y, x
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the images."""
+        return self.data.dtype
+
     def log_prob(self, x: Tensor, /) -> Tensor:
         """−½ (A x − y)ᵀ Σ⁻¹ (A x − y), `(*batch,)`, for x `(*batch, z, y, x)`."""
+        return -0.5 * self.deviance(x)[0]
+
+    def deviance(self, x: Tensor, /) -> tuple[Tensor, int]:
+        """χ² = (A x − y)ᵀ Σ⁻¹ (A x − y), `(*batch,)`, and how many numbers were observed."""
         self._check_box(x)
-        return -0.5 * ((x * (self.normal(x) - 2 * self.data.to(x))).flatten(-3).sum(-1) + self.energy)
+        return (x * (self.normal(x) - 2 * self.data.to(x))).flatten(-3).sum(-1) + self.energy, self.observations
+
+    def __add__(self, other: Any) -> Any:
+        """With other images: both in one; with other data: `joint`."""
+        if not isinstance(other, ToeplitzGaussian) or other.shape != self.shape:
+            return super().__add__(other)
+        return attrs.evolve(
+            self,
+            spectrum=self.spectrum + other.spectrum.to(self.spectrum),
+            data=self.data + other.data.to(self.data),
+            energy=self.energy + other.energy,
+            observations=self.observations + other.observations,
+        )
 
     def normal(self, x: Tensor, /) -> Tensor:
         """H x = Aᵀ Σ⁻¹ A x, `(*batch, z, y, x)`."""
@@ -133,14 +157,19 @@ class ToeplitzGaussian:
         left = 1 / (1 + v * w)  # of the prior's variance
         root = (v * left).sqrt()
 
-        def matrix(p: Tensor) -> Tensor:  # S (1/V + H) S with S² = V / (1 + V W)
-            return fourier_filter(p, left) + fourier_filter(self.normal(fourier_filter(p, root)), root)
+        def prior(p: Tensor) -> Tensor:  # the two parts of S (1/V + H) S with S² = V / (1 + V W)
+            return fourier_filter(p, left)
+
+        def data(p: Tensor) -> Tensor:
+            return fourier_filter(self.normal(fourier_filter(p, root)), root)
+
+        def matrix(p: Tensor) -> Tensor:
+            return prior(p) + data(p)
 
         def deviation(generator: torch.Generator) -> Tensor:
             with torch.autocast(mean.device.type, enabled=False):
-                epsilon = standard_normal(mean, generator).reshape(-1, *self.shape)
-                draws = [inverse_root(matrix, one, self.tolerance, self.max_iterations) for one in epsilon]
-                return fourier_filter(torch.stack(draws).reshape(mean.shape), root)
+                epsilon = standard_normal(mean, generator)
+                return fourier_filter(inverse_root(prior, data, epsilon, _OF_A_DRAW, _PRODUCTS), root)
 
         r = fourier_filter(self.data.to(mean) - self.normal(mean), root)
         u = conjugate_gradients(matrix, r, mean.ndim - 3, self.tolerance, self.max_iterations)
