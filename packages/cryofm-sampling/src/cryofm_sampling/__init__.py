@@ -1,6 +1,14 @@
 """Posterior sampling of density maps: algorithms that bring a flow prior and a likelihood together."""
 
-from cryofm_sampling.errors import CapabilityError, CheckpointError, CryoFMError, GridMismatchError, SettingError
+from cryofm_sampling._common import streams
+from cryofm_sampling.errors import (
+    CapabilityError,
+    CheckpointError,
+    CryoFMError,
+    GridMismatchError,
+    MisfitWarning,
+    SettingError,
+)
 from cryofm_sampling.half_maps import (
     EnvelopeFit,
     FourierModel,
@@ -20,6 +28,7 @@ from cryofm_sampling.half_maps import (
     stationary_model,
     wedge_model,
 )
+from cryofm_sampling.misfit import misfit
 from cryofm_sampling.models import (
     RankedModels,
     models_by_algorithm_3,
@@ -31,10 +40,18 @@ from cryofm_sampling.priors.log_likelihood import LogLikelihood, log_likelihood
 from cryofm_sampling.priors.plug_and_play_loss import PlugAndPlayLoss
 from cryofm_sampling.priors.rescaled import Rescaled
 from cryofm_sampling.priors.tiled import Tiled
-from cryofm_sampling.protocols import Calibrated, Callback, Draw, Sampler, SpectrallyCalibrated, VelocityField
+from cryofm_sampling.protocols import (
+    Calibrated,
+    Callback,
+    Draw,
+    RunCallback,
+    Sampler,
+    SpectrallyCalibrated,
+    VelocityField,
+)
 from cryofm_sampling.region import Region
 from cryofm_sampling.restore import restore
-from cryofm_sampling.runs.checkpoint import Checkpoint
+from cryofm_sampling.runs.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.runs.memory import check_available, check_memory
 from cryofm_sampling.runs.spread import spread
 from cryofm_sampling.runs.torchrun import everyone, is_first, joined
@@ -70,6 +87,7 @@ __all__ = [
     "HeldOut",
     "Inpainting",
     "LogLikelihood",
+    "MisfitWarning",
     "Models",
     "Observe",
     "PlugAndPlay",
@@ -82,6 +100,8 @@ __all__ = [
     "Rescaled",
     "RestoredHalfMaps",
     "RestoredMap",
+    "Run",
+    "RunCallback",
     "Sampler",
     "ScaleFit",
     "ScaledNormalization",
@@ -99,9 +119,11 @@ __all__ = [
     "fit_envelope",
     "fit_scale",
     "is_first",
+    "iterate",
     "joined",
     "local_model",
     "log_likelihood",
+    "misfit",
     "models_by_algorithm_3",
     "models_of_class_averages",
     "models_of_particles",
@@ -111,6 +133,7 @@ __all__ = [
     "restore_missing_wedge",
     "spread",
     "stationary_model",
+    "streams",
     "summarise",
     "wedge_model",
 ]

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from cryofm_ops.errors import GeometryError, GridMismatchError
 from cryofm_ops.fourier.grid import Shape, fourier_filter
 from cryofm_ops.fourier.interpolation import gather, scatter
+from cryofm_ops.operators._algebra import Algebra
 from cryofm_ops.protocols import FourierMultiplier
 from cryofm_ops.rotations.conversions import check_rotations
 
@@ -34,7 +35,7 @@ def rays(rotations: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
 
 
 @attrs.frozen(eq=False)
-class Projector:
+class Projector(Algebra):
     """Projections by trilinear interpolation along the rays. A `LinearOperator`.
 
     The shift moves the sampling points, so that nothing wraps round; what is sampled outside of the volume is 0. The

@@ -16,6 +16,7 @@ A region of 48³ voxels with most density is enough, and three network evaluatio
 """
 
 import math
+import warnings
 from typing import Protocol
 
 import attrs
@@ -131,7 +132,9 @@ def fit_envelope(
             trial = part.blurred(Envelope(b, voxel_size))
             units = Rescaled(prior, ScaledNormalization(normalization, scale_of(b, kappa)))
             own = torch.Generator(generator.device).manual_seed(seed)
-            x = restore(units, trial.observe(one, 1), shape=shape, generator=own, sampler=sampler).x
+            with warnings.catch_warnings():  # of most trials the scale is wrong
+                warnings.simplefilter("ignore", MisfitWarning)
+                x = restore(units, trial.observe(one, 1), shape=shape, generator=own, sampler=sampler).x
             found = _score(trial.predict(x), held_out, fsc) - _too_bright(x * scale_of(b, kappa))
             found -= _other_inside(inside * scale_of(b, kappa) * math.exp(b / 4 / _INSIDE_AT**2))
             scores[key] = found - _WORSE * ((kappa - start.kappa) / _STEPS[0][1]) ** 2

@@ -26,6 +26,7 @@ from torch import Tensor
 from cryofm_ops import Conjugate, FourierDiagonal, GridMismatchError, Likelihood, fourier_filter, irfft, rfft
 from cryofm_sampling._common import (
     Unrounded,
+    as_the_data,
     backward,
     check_likelihood,
     log_prob_and_gradient,
@@ -129,8 +130,8 @@ class Guided:
     Needs a `Likelihood`; `"gaussian"` takes a `FourierDiagonal` or a `Conjugate` one too, whose inflated gradient it
     knows exactly. For any other it solves for that with gradients of `log_prob` alone, which is approximate where
     signal over noise varies by orders of magnitude. A `Calibrated` velocity field says how large e(ν, t) is; without
-    statistics the prior is taken as white of unit power, e = t²/((1−t)² + t²). Samples have the dtype and the device of
-    a `FourierDiagonal` likelihood's data, otherwise the default dtype and the generator's device.
+    statistics the prior is taken as white of unit power, e = t²/((1−t)² + t²). Samples have the dtype of the data,
+    where these tell it, and the device of a `FourierDiagonal` likelihood's, otherwise the generator's.
 
     The noise of a volume does not depend on the batch that it is drawn in; the network's and the likelihood's rounding
     may, and solving for the gradient may make a thousandth of the standard deviation of it. To be sure of every bit
@@ -185,6 +186,7 @@ class Guided:
             gradient = _spectral_gradient(W, like)
         else:
             gradient = inflated_gradient(likelihood)
+            like = as_the_data(likelihood, box, like)
         noises = streams(generator, batch)
         x_1 = torch.stack([white_noise(box, noise, like) for noise in noises]).reshape(shape)
         data = cast(Likelihood, likelihood)  # of which "gaussian" needs its `gradient` alone
