@@ -25,7 +25,7 @@ import cryofm_model
 import cryofm_ops
 from cryofm_io import CryoFMError, atomic_write, output_folder
 from cryofm_model import CalibratedPrior, Prior, WeightsError, load_prior
-from cryofm_sampling import Checkpoint, PosteriorFlow, Progress, RestoredHalfMaps, Tiled, everyone, is_first, joined
+from cryofm_sampling import Checkpoint, PosteriorFlow, Progress, RestoredMap, Tiled, everyone, is_first, joined
 
 UNCERTAINTY = "uncertainty.mrc"
 RESULT = (  # names that any script may leave
@@ -36,7 +36,7 @@ ERRORS = (cryofm_io.CryoFMError, cryofm_ops.CryoFMError, cryofm_model.CryoFMErro
 
 
 def run_script(
-    args: argparse.Namespace, names: list[str], run: Callable[[argparse.Namespace, Path], RestoredHalfMaps | None]
+    args: argparse.Namespace, names: list[str], run: Callable[[argparse.Namespace, Path], RestoredMap | None]
 ) -> None:
     """Run with a folder for the files ``names``; nothing appears in the output folder unless everything went well."""
     logging.basicConfig(format="note: %(message)s")

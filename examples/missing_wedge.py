@@ -4,7 +4,8 @@
 
 What was measured is taken as free of noise and kept as it is. With the other half map, ``--half2``, its noise is
 estimated where something was measured, and denoised as the wedge is filled. Protein must be positive (tomograms often
-show it dark: invert them first).
+show it dark: invert them first). Tilts that are not those of the map, whose wedge has edges, are told: the result is
+then not to be trusted (status 3).
 
 Without a map it restores the example in examples/data: EMD-3488 without what tilts beyond ±60° would measure. What is
 in the wedge then is the prior's word alone, and the result for looking and for building models only.
@@ -47,7 +48,7 @@ from cryofm_sampling import (
 )
 
 
-def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
+def run(args: argparse.Namespace, folder: Path) -> RestoredMap:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
     tilts = MissingWedge(args.tilt_min, args.tilt_max, args.tilt_axis)
     given = measured(args, tilts)
@@ -81,14 +82,13 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
             group=everyone(),
             callback=progress,
         )
-    halves = result if isinstance(result, RestoredHalfMaps) else None
     if is_first():
         record = provenance(args, *([] if args.half1 else [DEMO_MAP]))
-        if halves is None:
-            write_results(folder, result, given, grid, record)
+        if isinstance(result, RestoredHalfMaps):
+            write_half_map_results(folder, result, given, grid, record)
         else:
-            write_half_map_results(folder, halves, given, grid, record)
-    return halves
+            write_results(folder, result, given, grid, record)
+    return result
 
 
 def measured(args: argparse.Namespace, tilts: MissingWedge) -> Measured:

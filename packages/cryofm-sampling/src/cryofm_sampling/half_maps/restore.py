@@ -1,7 +1,5 @@
 """Two half maps in, a restored map and what to know of it out."""
 
-import warnings
-
 import attrs
 import torch
 import torch.distributed as dist
@@ -163,9 +161,9 @@ def restore_half_maps(
         restored_to=2 * (voxel_size or 1.0) / min(end, 1.0),
         self_consistency=correlation(restored[1].x, restored[2].x),
         held_out=held_out(predicted, seen1, seen2),
+        doubts_of_data=model.doubts,
     )
-    for doubt in result.doubts:
-        warnings.warn(f"{doubt}: do not trust this map", stacklevel=2)
+    result.warn_of_doubts(stacklevel=3)
     return result
 
 
