@@ -80,8 +80,9 @@ def find_wedge(map: Tensor, other: Tensor | None = None, /) -> FoundWedge | None
     channels = [map] if other is None else [map + other, map - other]
     z, y, x = map.shape
     powers = torch.stack([_white(rfft((one - one.mean()).double()).abs().square(), (z, y, x)) for one in channels])
-    about_x, about_y = (_sums(powers, MissingWedge(-90, 90, axis), (z, y, x)) for axis in ("x", "y"))
-    return max(_best(about_x, "x"), _best(about_y, "y"), key=lambda found: found[0])[1]
+    about_x, about_y = MissingWedge(-90, 90, "x"), MissingWedge(-90, 90, "y")
+    best = [_best(_sums(powers, whole, (z, y, x)), whole) for whole in (about_x, about_y)]
+    return max(best, key=lambda found: found[0])[1]
 
 
 def _white(power: Tensor, shape: Shape) -> Tensor:
@@ -111,7 +112,7 @@ def _sums(powers: Tensor, tilts: MissingWedge, shape: Shape) -> Tensor:
     return sums.index_add(1, shell * _BINS + degree, values).unflatten(1, (_SHELLS, _BINS))
 
 
-def _best(sums: Tensor, axis: str) -> tuple[float, FoundWedge | None]:
+def _best(sums: Tensor, whole: MissingWedge) -> tuple[float, FoundWedge | None]:
     """What the best range gains in log likelihood over no wedge, and the range, if it has the edges of one."""
     until = torch.cat([torch.zeros_like(sums[..., :1]), sums.cumsum(-1)], -1)
     low, high = torch.triu_indices(_BINS + 1, _BINS + 1, _LEAST, device=sums.device)
@@ -127,7 +128,7 @@ def _best(sums: Tensor, axis: str) -> tuple[float, FoundWedge | None]:
     for window, blur in _WINDOWS:
         if min(_jump(sums, first, window), _jump(sums, last, window)) > _JUMP:
             ends = [(float(end[likely].min()) - 90 - blur, float(end[likely].max()) - 90 + blur) for end in (low, high)]
-            return float(top), FoundWedge(MissingWedge(first - 90, last - 90, axis), *ends)
+            return float(top), FoundWedge(attrs.evolve(whole, tilt_min=first - 90, tilt_max=last - 90), *ends)
     return float(top), None
 
 

@@ -117,6 +117,7 @@ class RestoredMap:
         offset: float | None = None,
         missing: FourierOperator | None = None,
         grid: Grid | None = None,
+        doubts_of_data: tuple[str, ...] = (),
         **others: object,
     ) -> Self:
         """Of what `restore` returned, and what it was restored from.
@@ -129,6 +130,7 @@ class RestoredMap:
             offset: the value of the solvent in the data. None: what makes the mean of both the same.
             missing: the part of Fourier space that was not measured.
             grid: by which all volumes go back from the prior's grid. None: they are where they belong.
+            doubts_of_data: what speaks against what was told of the data.
             others: what a subclass has besides.
 
         >>> from types import SimpleNamespace
@@ -153,6 +155,7 @@ class RestoredMap:
             sampling=_settings_of(samples),
             nfe=draw.nfe,
             missing=missing,
+            doubts_of_data=doubts_of_data,
             **others,
         )
 
