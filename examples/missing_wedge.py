@@ -17,6 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import _first  # noqa: F401
 import attrs
 import torch
 from _command_line import (
