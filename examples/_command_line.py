@@ -8,6 +8,7 @@ import logging
 import math
 import os
 import platform
+import re
 import signal
 import sys
 import warnings
@@ -163,13 +164,20 @@ def add_envelope_flags(parser: argparse.ArgumentParser) -> None:
 
 def parse_half_maps(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     """The command line of a script with the flags of half maps."""
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(with_plain_numbers(arguments))
     given = (args.half1 is not None, args.half2 is not None, vars(args).get("resolution") is not None)
     if given not in ((False, False, False), (True, True, False), (True, False, True)):
         parser.error("give both half maps, or one map and its --resolution, or nothing for the example")
     if args.steps < 2:
         parser.error("--steps must be at least 2")
     return args
+
+
+def with_plain_numbers(arguments: list[str] | None) -> list[str]:
+    """The command line, negative numbers such as -60. and -6e1 so that argparse takes them for no flags."""
+    negative = re.compile(r"-(\d+\.|(\d+\.?\d*|\.\d+)e[+-]?\d+)", re.IGNORECASE)
+    found = sys.argv[1:] if arguments is None else arguments
+    return [f"{float(text):.9f}" if negative.fullmatch(text) else text for text in found]
 
 
 def add_map_flags(parser: argparse.ArgumentParser, of: str) -> None:

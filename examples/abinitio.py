@@ -94,7 +94,7 @@ NOTE = "The hand of a model is not in its images: its mirror image fits as well.
 
 def run(args: argparse.Namespace, folder: Path) -> None:
     """The whole job."""
-    images = read_images(args.images, voxel_size=args.voxel_size)
+    images = read_images(args.images, voxel_size=args.voxel_size, strict=args.strict)
     paper, kind = args.algorithm == "paper", "particles" if args.ctf else "images"
     check_number(args.images, images, particles=args.ctf)
     otherwise = None if args.ctf else "choose --algorithm paper, which needs none"
@@ -369,6 +369,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--offset-range", type=float, default=5.0, help="Å that images may be off centre, once prepared (default 5)")
     add("--ctf", action="store_true", help="the images are noisy particles; a STAR file tells their CTFs")
     add("--invert", action="store_true", help="the particle is dark in the images")
+    add("--strict", action="store_true", help="refuse empty or damaged images, which otherwise are left out")
     add_algorithm_flags(parser)
     levels = "levels of noise, one network evaluation each and model"
     add_flags(

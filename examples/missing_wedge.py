@@ -31,6 +31,7 @@ from _command_line import (
     progress_bar,
     provenance,
     run_script,
+    with_plain_numbers,
 )
 from _maps import DEMO_MAP, Measured, PriorGrid, demo_map, fitting_prior, read_half_maps, read_one_map
 from _results import result_names, write_half_map_results, write_results
@@ -117,7 +118,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--allow-masked", action="store_true", help="take masked half maps; noise is then underestimated")
     add_flags(parser, steps=20, of="network evaluations for each restored map, 2 or more; 8 with --half2")
     parser.set_defaults(steps=None)
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(with_plain_numbers(arguments))
     if args.half1 is None and args.half2 is not None:
         parser.error("give the first half map as well")
     if args.half2 is None and (args.b_factor is not None or args.keep_envelope or args.halves):
