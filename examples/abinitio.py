@@ -29,6 +29,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import _first  # noqa: F401
 import attrs
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ from _command_line import (
     run_script,
     write_run,
 )
+from _streams import bar
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 from scipy.spatial.transform import Rotation
@@ -92,7 +94,7 @@ NOTE = "The hand of a model is not in its images: its mirror image fits as well.
 
 def run(args: argparse.Namespace, folder: Path) -> None:
     """The whole job."""
-    images = read_images(args.images, voxel_size=args.voxel_size)
+    images = read_images(args.images, voxel_size=args.voxel_size, strict=args.strict)
     paper, kind = args.algorithm == "paper", "particles" if args.ctf else "images"
     check_number(args.images, images, particles=args.ctf)
     otherwise = None if args.ctf else "choose --algorithm paper, which needs none"
@@ -113,11 +115,11 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         )
     unit = " steps" if paper else " evaluations"
     total = args.tries * args.steps if paper else None
-    with tqdm(total=total, unit=unit, file=sys.stdout, leave=False) as bar:
+    with bar(total=total, unit=unit) as shown:
         if paper or not isinstance(prior, CalibratedPrior):
-            models = by_algorithm_3(args, prior, prepared, bar)
+            models = by_algorithm_3(args, prior, prepared, shown)
         else:
-            models = by_common_lines_or_drawing(args, images, prepared, prior, bar)
+            models = by_common_lines_or_drawing(args, images, prepared, prior, shown)
     write_models(args, folder, images, prepared, models)
 
 
@@ -137,7 +139,7 @@ def check_number(path: Path, images: ImageStack, *, particles: bool) -> None:
 
 
 def by_common_lines_or_drawing(
-    args: argparse.Namespace, images: ImageStack, prepared: PreparedImages, prior: CalibratedPrior, bar: "tqdm[Any]"
+    args: argparse.Namespace, images: ImageStack, prepared: PreparedImages, prior: CalibratedPrior, shown: "tqdm[Any]"
 ) -> RankedModels:
     """Models of class averages, whose common lines tell their poses, or of particles, whose poses are drawn."""
     device = prior.signal_power.device
@@ -150,7 +152,7 @@ def by_common_lines_or_drawing(
         "chains": args.tries,
         "keep": args.keep,
         "levels": args.steps,
-        "callback": bar.update,
+        "callback": shown.update,
     }
     if args.ctf:
         noise = noise_of_particles(images, prepared, args.mask_diameter, radius)
@@ -160,7 +162,9 @@ def by_common_lines_or_drawing(
     return models_of_class_averages(velocity, y, noise=noise, diameter_px=FILLED * prior.box, symmetry=group, **how)
 
 
-def by_algorithm_3(args: argparse.Namespace, prior: Prior, prepared: PreparedImages, bar: "tqdm[Any]") -> RankedModels:
+def by_algorithm_3(
+    args: argparse.Namespace, prior: Prior, prepared: PreparedImages, shown: "tqdm[Any]"
+) -> RankedModels:
     """Models by the paper's Algorithm 3; its poses searched, or those that the prepared images came with."""
     images = prepared.images
     y = torch.from_numpy(images.data).to(next(prior.network.parameters()).device)
@@ -183,7 +187,7 @@ def by_algorithm_3(args: argparse.Namespace, prior: Prior, prepared: PreparedIma
         keep=args.keep,
         steps=args.steps,
         max_push=args.max_push,
-        callback=bar.update,
+        callback=shown.update,
     )
 
 
@@ -371,6 +375,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--offset-range", type=float, default=5.0, help="Å that images may be off centre, once prepared (default 5)")
     add("--ctf", action="store_true", help="the images are noisy particles; a STAR file tells their CTFs")
     add("--invert", action="store_true", help="the particle is dark in the images")
+    add("--strict", action="store_true", help="refuse empty or damaged images, which otherwise are left out")
     add_algorithm_flags(parser)
     levels = "levels of noise, one network evaluation each and model"
     add_flags(

@@ -2,9 +2,9 @@
 
     python examples/anisotropic.py half1.mrc half2.mrc --out DIR
 
-How the noise depends on direction is measured on the halves, in cones (``--cone``). Where it is known that only what
-tilts between two limits see has little noise, say so: ``--kept -45 45 --amplitude 7``. Better still, ``--poses
-particles.star`` tells how densely the views of the particles fill every direction, which no cone blurs.
+How the noise depends on direction is measured on the halves, in cones (``--half-angle-deg``). Where it is known that
+only what tilts between two limits see has little noise, say so: ``--kept -45 45 --amplitude 7``. Better still,
+``--poses particles.star`` tells how densely the views of the particles fill every direction, which no cone blurs.
 
 Without half maps it restores the example in examples/data: EMD-3488 with noise of the paper's level 3.2 Å between
 tilts of ±45°, and 50 times its power elsewhere (section 5.2). The result is for looking and for building models.
@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import _first  # noqa: F401
 import attrs
 import torch
 from _command_line import (
@@ -73,10 +74,10 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
         model = directional_model(one, two, wedge_alpha(low, high, args.amplitude, args.tilt_axis), band=grid.band)
         cones = {"alpha": "as given"}
     else:
-        model = directional_model(one, two, half_angle_deg=args.cone, band=grid.band)
+        model = directional_model(one, two, half_angle_deg=args.half_angle_deg, band=grid.band)
         # A finer grid than the halves' own has shells without noise; directions are the same on either.
         measured = (one, two) if grid.band >= 1 else (half1, half2)
-        found = estimate_alpha(*measured, half_angle_deg=args.cone, allow_masked=True)  # that has been judged
+        found = estimate_alpha(*measured, half_angle_deg=args.half_angle_deg, allow_masked=True)  # that has been judged
         alpha, values = found.alpha_variance, found.alpha_variance.values
         least, most = values.min(), values.max()
         print(f"noise power between {least:.2g} and {most:.2g} of the mean over directions; cFAR {found.cfar:.2f}")
@@ -139,7 +140,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_half_map_flags(parser)
     add = parser.add_argument
-    add("--cone", type=float, default=10.0, help="half-angle of the cones in degrees, 5 to 45; wider for small boxes")
+    cone = "of the cones, degrees, 5 to 45 (default 10); wider for small boxes"
+    add("--half-angle-deg", "--cone", type=float, default=10.0, help=cone)
     poses = "STAR file of the particles that the halves are made of: noise by direction as their views are dense"
     add("--poses", type=Path, help=poses)
     add("--kept", type=float, nargs=2, metavar=("MIN", "MAX"), help="tilts in degrees between which noise is low")

@@ -16,6 +16,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import _first  # noqa: F401
 import torch
 from _command_line import (
     above_zero,

@@ -17,6 +17,7 @@ import sys
 import warnings
 from pathlib import Path
 
+import _first  # noqa: F401
 import attrs
 import numpy as np
 import torch
@@ -31,9 +32,9 @@ from _command_line import (
     write_run,
 )
 from _maps import DEMO_MAP, demo_map, device_of
+from _streams import bar
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from cryofm_io import DensityMap, GridTransform, atomic_write, check_contrast, normalise_clean, read_map
 from cryofm_ops import LowPass, WhiteNoise
@@ -59,10 +60,8 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     rows, algorithm = [], {}
     print(f"{'map':40}{'voxels':>16}{'bits per voxel':>18}{'standard error':>16}")
     for name, cube in cubes.items():
-        with tqdm(
-            total=args.steps and 4 * args.steps, unit=" evaluations", file=sys.stdout, leave=False, desc=name
-        ) as bar:
-            velocity = Rescaled(in_tiles(prior, cube.shape, args.precision), prior.normalization, bar.update)
+        with bar(total=args.steps and 4 * args.steps, unit=" evaluations", desc=name) as shown:
+            velocity = Rescaled(in_tiles(prior, cube.shape, args.precision), prior.normalization, shown.update)
             found = log_likelihood(
                 velocity,
                 cube.to(device),

@@ -4,7 +4,8 @@
 
 What was measured is taken as free of noise and kept as it is. With the other half map, ``--half2``, its noise is
 estimated where something was measured, and denoised as the wedge is filled. Protein must be positive (tomograms often
-show it dark: invert them first).
+show it dark: invert them first). Tilts that are not those of the map, whose wedge has edges, are told: the result is
+then not to be trusted (status 3).
 
 Without a map it restores the example in examples/data: EMD-3488 without what tilts beyond ±60° would measure. What is
 in the wedge then is the prior's word alone, and the result for looking and for building models only.
@@ -16,6 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import _first  # noqa: F401
 import attrs
 import torch
 from _command_line import (
@@ -31,6 +33,7 @@ from _command_line import (
     progress_bar,
     provenance,
     run_script,
+    with_plain_numbers,
 )
 from _maps import DEMO_MAP, Measured, PriorGrid, demo_map, fitting_prior, read_half_maps, read_one_map
 from _results import result_names, write_half_map_results, write_results
@@ -49,7 +52,7 @@ from cryofm_sampling import (
 )
 
 
-def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
+def run(args: argparse.Namespace, folder: Path) -> RestoredMap:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
     tilts = MissingWedge(args.tilt_min, args.tilt_max, args.tilt_axis)
     given = measured(args, tilts)
@@ -85,14 +88,13 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
             group=everyone(),
             callback=progress,
         )
-    halves = result if isinstance(result, RestoredHalfMaps) else None
     if is_first():
         record = provenance(args, *([] if args.half1 else [DEMO_MAP]))
-        if halves is None:
-            write_results(folder, result, given, grid, record)
+        if isinstance(result, RestoredHalfMaps):
+            write_half_map_results(folder, result, given, grid, record)
         else:
-            write_half_map_results(folder, halves, given, grid, record)
-    return halves
+            write_results(folder, result, given, grid, record)
+    return result
 
 
 def measured(args: argparse.Namespace, tilts: MissingWedge) -> Measured:
@@ -121,7 +123,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     of = "network evaluations for each restored map, 2 or more; 8 with --half2; 1000 of the paper's"
     add_flags(parser, steps=20, of=of)
     add_algorithm_flags(parser, "Alg. 2, or Alg. 1 with --half2")
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(with_plain_numbers(arguments))
     if args.half1 is None and args.half2 is not None:
         parser.error("give the first half map as well")
     if args.half2 is None and (args.b_factor is not None or args.keep_envelope or args.halves):

@@ -12,6 +12,7 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import _first  # noqa: F401
 import numpy as np
 import torch
 from _command_line import (
@@ -29,9 +30,9 @@ from _command_line import (
     write_run,
 )
 from _maps import device_of
+from _streams import bar
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from cryofm_io import DensityMap, atomic_write, plot_slices, write_map
 from cryofm_model import CalibratedPrior, Prior
@@ -55,8 +56,8 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     flow, generator = Flow(args.steps), torch.Generator(device).manual_seed(args.seed)
     state = checkpoint(args)
     parts = [state and state.part(k) for k in range(args.samples)]
-    with tqdm(total=args.samples * args.steps, unit=" steps", file=sys.stdout, leave=False) as bar:
-        draw = partial(flow, velocity, shape=shape, generator=generator, callback=lambda *_: bar.update())
+    with bar(total=args.samples * args.steps, unit=" steps") as shown:
+        draw = partial(flow, velocity, shape=shape, generator=generator, callback=lambda *_: shown.update())
         samples = [draw(checkpoint=part).x.cpu() for part in parts]
     density = [(z * prior.normalization.std + prior.normalization.mean).numpy() for z in samples]
     for name, data in zip(sample_names(args.samples), density, strict=True):

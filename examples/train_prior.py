@@ -13,16 +13,18 @@ import json
 import platform
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
+import _first  # noqa: F401
 import attrs
 import numpy as np
 import torch
-from _command_line import ERRORS, environment, prior_file, sha256, write_run
+from _command_line import environment, exit_code, prior_file, sha256, write_run
 from torch import nn
 
-from cryofm_io import refuse_to_lose
+from cryofm_io import MapWarning, refuse_to_lose
 from cryofm_model import CalibratedPrior, CryoFMError, Prior, load_prior, save_prior
 from cryofm_model.data import MapSet
 from cryofm_model.data.curation import curated
@@ -37,7 +39,7 @@ VALIDATION, EXAMPLES = 8, 24  # crops: for the losses, and to measure the statis
 MAPS = (".mrc", ".map", ".ccp4")
 
 
-def main() -> int:
+def main() -> None:
     """Parse the command line and run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", type=Path, help="TOML file; examples/recipes has some")
@@ -49,17 +51,10 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, help="folder for prepared maps (default: cache in the folder of the run)")
     parser.add_argument("--init", help="prior to start from: a name, a file or a folder (default: from scratch)")
     parser.add_argument("--device", help="torch device (default: a GPU for each process, or the CPU)")
+    parser.add_argument("--strict", action="store_true", help="refuse to leave out maps that cannot be used")
     args = parser.parse_args()
-    try:
-        with processes(args.device) as device:
-            run(args, read_recipe(args.recipe), device)
-    except (*ERRORS, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("interrupted; the same line goes on from the last checkpoint", file=sys.stderr)
-        return 130
-    return 0
+    with processes(args.device) as device:
+        run(args, read_recipe(args.recipe), device)
 
 
 def run(args: argparse.Namespace, recipe: Recipe, device: torch.device) -> None:
@@ -117,9 +112,15 @@ def map_set(paths: list[Path], recipe: Recipe, args: argparse.Namespace) -> MapS
     """Maps in model units, prepared once for all processes and runs."""
     cache = args.cache or args.out / "cache"
     data = recipe.data
-    return MapSet.from_files(
-        paths, recipe.normalization, recipe.voxel_size, cache=cache, place=data.place, turn=data.turn
-    )
+    with warnings.catch_warnings():
+        if args.strict:
+            warnings.filterwarnings("error", ".* is left out: ", MapWarning)
+        try:
+            return MapSet.from_files(
+                paths, recipe.normalization, recipe.voxel_size, cache=cache, place=data.place, turn=data.turn
+            )
+        except MapWarning as warning:
+            raise CryoFMError(f"{warning} (--strict)") from None
 
 
 def start_network(recipe: Recipe, init: str | None) -> nn.Module:
@@ -191,4 +192,4 @@ def commit() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main, left="the same line goes on from the last checkpoint"))

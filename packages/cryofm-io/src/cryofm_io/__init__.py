@@ -11,6 +11,7 @@ from cryofm_io.errors import (
     GridMismatchError,
     HalfMapError,
     InputFileError,
+    InUseError,
     MapWarning,
     MaskError,
     MissingExtraError,
@@ -22,6 +23,7 @@ from cryofm_io.halves import check_contrast, check_half_maps
 from cryofm_io.image_prepare import PreparedImages, prepare_images
 from cryofm_io.image_read import read_images
 from cryofm_io.image_stack import ImageCtf, ImageStack, Poses
+from cryofm_io.in_use import held_folder, partial_path, sweep_partials
 from cryofm_io.intensity import Affine, normalise_clean
 from cryofm_io.masks import check_mask, read_mask, soft_mask, spherical_mask
 from cryofm_io.mrc_read import read_map
@@ -46,6 +48,7 @@ __all__ = [
     "HalfMapError",
     "ImageCtf",
     "ImageStack",
+    "InUseError",
     "InputFileError",
     "MapWarning",
     "MaskError",
@@ -60,8 +63,10 @@ __all__ = [
     "check_same_grid",
     "fourier_resample",
     "fsc",
+    "held_folder",
     "normalise_clean",
     "output_folder",
+    "partial_path",
     "particle_diameter",
     "plot_fsc",
     "plot_pairs",
@@ -76,6 +81,7 @@ __all__ = [
     "simulate_density",
     "soft_mask",
     "spherical_mask",
+    "sweep_partials",
     "to_grid",
     "write_fsc_csv",
     "write_map",

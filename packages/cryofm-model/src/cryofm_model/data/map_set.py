@@ -5,6 +5,7 @@ What `MapSet.crops` returns depends on its ``rng`` alone, never on what was draw
 interrupted or not, and whichever thread, process or machine cuts them.
 """
 
+import errno
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -32,6 +33,7 @@ Turn = Literal["none", "rot24", "so3"]
 
 _OCCUPIED = 0.13  # of full density: above it a voxel holds some
 _SMALLEST = {"density": 500, "uniform": 500, "centre": 100}  # such voxels of a map worth training on: a part, a whole
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _COARSEST = 1 / 250  # of full density: the steps in which float16 may show it
 _CACHE_VERSION = 1  # to be raised when what `_in_model_units` or `simulate_density` returns changes
 
@@ -142,7 +144,9 @@ class MapSet:
                     raise InputError(f"{occupied} voxels with density, {smallest} are worth training on")
             except MissingExtraError:  # which is no fault of the file
                 raise
-            except InputError as error:
+            except (InputError, CryoFMError, OSError, MemoryError) as error:
+                if isinstance(error, OSError) and error.errno in _NO_ROOM:  # for what is kept of it
+                    raise
                 warning = f"{path.name} is left out: {error}"
                 warnings.warn(warning, MapWarning, stacklevel=2)
             else:

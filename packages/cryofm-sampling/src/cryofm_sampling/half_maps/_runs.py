@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar, cast
 
 import attrs
 import torch
@@ -165,7 +165,7 @@ class Runs:
 
         def one(likelihood: Likelihood, algorithm: Sampler, own: torch.Generator, k: int) -> Draw:
             # Given to the sampler: `restore` would remove it when this sample is done, and not when all is written.
-            keeping = algorithm if part(k) is None else partial(algorithm, checkpoint=part(k))
+            keeping = algorithm if part(k) is None else partial(cast(Any, algorithm), checkpoint=part(k))
             return restore(units, likelihood, shape=shape, generator=own, sampler=keeping, samples=1)
 
         jobs = [partial(restored, k) for k in range(n)] + [partial(drawn, seed, k) for k, seed in zip(count(n), seeds)]

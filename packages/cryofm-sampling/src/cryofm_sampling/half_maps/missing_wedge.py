@@ -1,5 +1,7 @@
 """One map with a missing wedge in, the whole of it out; what was measured is taken as free of noise."""
 
+import warnings
+
 import attrs
 import torch
 import torch.distributed as dist
@@ -18,9 +20,9 @@ from cryofm_ops import (
 from cryofm_sampling._common import split_shape
 from cryofm_sampling.half_maps._runs import Predicting, Runs, height
 from cryofm_sampling.half_maps.envelope import densest
-from cryofm_sampling.half_maps.model import warn_of_other_tilts
 from cryofm_sampling.half_maps.region import on_grid, where_dense
 from cryofm_sampling.half_maps.result import Grid, Progress, RestoredMap, SameGrid
+from cryofm_sampling.half_maps.tilts import doubt_of_tilts
 from cryofm_sampling.protocols import Sampler, VelocityField
 from cryofm_sampling.runs.checkpoint import Checkpoint
 from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
@@ -71,7 +73,7 @@ def restore_missing_wedge(
 
     Raises `GridMismatchError` for a map that is not one volume, and what `fit_scale` and `restore` raise.
 
-    Warns where more than a hundredth of the map's power lies in the wedge.
+    Warns, at the start and at the end, where the map shows other tilts, see `doubt_of_tilts`.
 
     >>> from types import SimpleNamespace
     >>> from cryofm_sampling import Rescaled
@@ -89,7 +91,8 @@ def restore_missing_wedge(
     grid = grid or SameGrid(1.0)
     whole = grid.forward(map)
     _, shape = split_shape(whole.shape)
-    warn_of_other_tilts(whole, whole, tilts)
+    if doubt := doubt_of_tilts(tilts, whole):
+        warnings.warn(doubt, stacklevel=2)
     runs = Runs(prior, generator.get_state(), generator.device, checkpoint, group, callback)
     runs = runs.within(where_dense(whole) if where is None else on_grid(where, grid))
     seeds = torch.randint(2**62, (samples + 1,), generator=generator, device=generator.device).tolist()[:samples]
@@ -99,7 +102,10 @@ def restore_missing_wedge(
     data = _data(y, tilts)
     [draw], drawn = runs.restored_and_drawn(fit.normalization, [data], data, sampler, drawing, seeds, shape)
     missing = FourierMask(1 - tilts.transfer(shape), shape)
-    return RestoredMap.of(draw, y, fit, samples=drawn, missing=missing, grid=grid)
+    doubts = (doubt,) if doubt else ()
+    result = RestoredMap.of(draw, y, fit, samples=drawn, missing=missing, grid=grid, doubts_of_data=doubts)
+    result.warn_of_doubts(stacklevel=3)
+    return result
 
 
 def _data(y: Tensor, measured: MissingWedge) -> FourierGaussian:

@@ -24,7 +24,6 @@ from cryofm_ops import (
     estimate_directional_noise,
     estimate_local_variance,
     estimate_noise_power,
-    friedel_weights,
     gaussian_likelihood,
     radial,
     radial_mean,
@@ -32,6 +31,7 @@ from cryofm_ops import (
     windowed_noise_power,
 )
 from cryofm_sampling._common import Box, split_shape
+from cryofm_sampling.half_maps.tilts import doubt_of_tilts
 
 __all__ = [
     "FourierModel",
@@ -42,8 +42,6 @@ __all__ = [
     "stationary_model",
     "wedge_model",
 ]
-
-_LOST = 0.01  # of a map's power, that a wedge of the wrong tilts would take away
 
 
 class Observe(Protocol):
@@ -106,6 +104,7 @@ class FourierModel:
         envelope: h, where there is one.
         wedge: whether a part of Fourier space is missing by itself, as in tomography.
         record: what else is known of the noise, for a report.
+        doubts: what speaks against what was told of the halves, in plain words.
     """
 
     fsc: Tensor
@@ -116,6 +115,7 @@ class FourierModel:
     envelope: Envelope | None = None
     wedge: bool = False
     record: dict[str, object] = attrs.field(factory=dict)
+    doubts: tuple[str, ...] = ()
 
     def blurred(self, envelope: Envelope) -> Self:
         """The same with an envelope."""
@@ -187,6 +187,11 @@ class ObservedModel:
     def noise_power(self) -> Tensor:
         """Of the plain model."""
         return self.plain.noise_power
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """Of the plain model."""
+        return self.plain.doubts
 
     @property
     def gain(self) -> Tensor:
@@ -298,10 +303,12 @@ def wedge_model(half1: Tensor, half2: Tensor, tilts: MissingWedge, /, *, band: f
         tilts: what was measured.
         band: the highest frequency that was measured, over the grid's Nyquist frequency.
 
-    Warns where the halves agree about more than a hundredth of their power in the wedge.
+    Warns where the halves show other tilts, see `doubt_of_tilts`.
     """
     _, shape = split_shape(half1.shape)
-    warn_of_other_tilts(half1, half2, tilts)
+    doubt = doubt_of_tilts(tilts, half1, half2)
+    if doubt:
+        warnings.warn(doubt, stacklevel=2)
     shells = _noise(tilts(half1), tilts(half2), band, None)  # means over whole shells, of which only a part has any
     part = radial_mean(tilts.transfer(shape).to(half1), shape)
     shells = attrs.evolve(shells, noise_power=shells.noise_power / part, signal_power=shells.signal_power / part)
@@ -310,7 +317,7 @@ def wedge_model(half1: Tensor, half2: Tensor, tilts: MissingWedge, /, *, band: f
         grid = radial(shells.noise_power.double(), shape)
         return grid, tilts.transfer(shape).to(grid)
 
-    return attrs.evolve(_model(half1, shells, noise_on), wedge=True)
+    return attrs.evolve(_model(half1, shells, noise_on), wedge=True, doubts=(doubt,) if doubt else ())
 
 
 def local_model(half1: Tensor, half2: Tensor, /, *, band: float = 1.0) -> ObservedModel:
@@ -329,24 +336,6 @@ def local_model(half1: Tensor, half2: Tensor, /, *, band: float = 1.0) -> Observ
         return gaussian_likelihood(operator, LocalNoise(variance.to(y), (fraction * power).to(y)), y)
 
     return ObservedModel(plain, observe, operator)
-
-
-def warn_of_other_tilts(one: Tensor, two: Tensor, tilts: MissingWedge) -> None:
-    """Warn where much of the power that two maps share, more than by chance, lies where nothing was measured."""
-    _, shape = split_shape(one.shape)
-    weights = friedel_weights(shape).to(one)
-    within = weights * (1 - tilts.transfer(shape).to(one))
-    a, b = rfft(one - one.mean()), rfft(two - two.mean())
-    shared = (a * b.conj()).real
-    lost = float((within * shared).sum() / (weights * shared).sum())
-    power, noise = (a.abs().square() + b.abs().square()) / 2, (a - b).abs().square() / 2
-    chance = float((2 * within * power * noise).sum().sqrt() / (weights * shared).sum())  # no less than what noise adds
-    if lost > max(_LOST, 3 * chance):
-        warnings.warn(
-            f"{lost:.0%} of the map's power lies within the wedge, and is left out; are the tilts "
-            f"({tilts.tilt_min:g} to {tilts.tilt_max:g} degrees, axis {tilts.tilt_axis}) those of the map?",
-            stacklevel=3,
-        )
 
 
 def _alpha_on(alpha_variance: Callable[[Tensor], Tensor], shape: Box, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,5 @@
 """Two half maps in, a restored map and what to know of it out."""
 
-import warnings
-
 import attrs
 import torch
 import torch.distributed as dist
@@ -144,8 +142,9 @@ def restore_half_maps(
     linear += mean.mean() - linear.mean()
 
     means = isinstance(sampler, PlugAndPlay)
-    fills = model.missing is not None and isinstance(sampler, PlugAndPlay)
-    drawing = PosteriorFlow(first=sampler) if fills else PosteriorFlow()
+    drawing = PosteriorFlow()
+    if model.missing is not None and isinstance(sampler, PlugAndPlay):
+        drawing = PosteriorFlow(first=sampler)  # which fills the gap
     whole_data = model.observe(mean, 1 / 2)
     likelihoods = [*([whole_data] if means else []), model.observe(one, 1), model.observe(two, 1)]
     _, shape = split_shape(mean.shape)
@@ -184,9 +183,9 @@ def restore_half_maps(
         restored_to=2 * (voxel_size or 1.0) / min(end, 1.0),
         self_consistency=correlation(restored[1].x, restored[2].x),
         held_out=held_out(predicted, seen1, seen2),
+        doubts_of_data=model.doubts,
     )
-    for doubt in result.doubts:
-        warnings.warn(f"{doubt}: do not trust this map", stacklevel=2)
+    result.warn_of_doubts(stacklevel=3)
     return result
 
 
