@@ -21,6 +21,7 @@ _KINDS: Mapping[type, Mapping[str, Kind]] = {
         "up_depths": sizes(0, _BLOCKS),
         "patch": whole(1, 64),
         "conditioning": even(_FEATURES),
+        "conditions": whole(0, _SIDE),
     },
     HourglassConfig: {
         "widths": sizes(1, _FEATURES),

@@ -16,7 +16,14 @@ from cryofm_model.errors import CryoFMError, WeightsError
 from cryofm_model.networks.hourglass import Hourglass
 from cryofm_model.networks.hourglass_config import HourglassConfig, TimeCode
 from cryofm_model.networks.unet import UNet, UNetConfig
-from cryofm_model.prior import CalibratedPrior, Normalization, Prior, SpectrallyCalibratedPrior
+from cryofm_model.prior import (
+    CalibratedConditionalPrior,
+    CalibratedPrior,
+    ConditionalPrior,
+    Normalization,
+    Prior,
+    SpectrallyCalibratedPrior,
+)
 from cryofm_model.weights._safetensors import build, read, write
 from cryofm_model.weights._settings import check_settings, check_values
 from cryofm_model.weights.published import published_prior
@@ -32,6 +39,7 @@ _NETWORKS: dict[str, tuple[Any, Any]] = {
 }
 _STATISTICS = ("signal_power", "denoising_error")
 _SPECTRUM = "denoising_spectrum"
+_CONDITIONAL = ("tag", "weight")
 _REQUIRED = ("format", "network", "config", "normalization", "voxel_size", "box")
 
 
@@ -58,7 +66,7 @@ def load_prior(
         kernel: side of the attention's neighbourhood, in tokens, which no tensor tells; 7 by default.
 
     Returns:
-        A `CalibratedPrior` where the file holds statistics, a `SpectrallyCalibratedPrior` where the error per shell
+        A `ConditionalPrior` where the network takes a condition. A `CalibratedPrior` where the file holds statistics, a `SpectrallyCalibratedPrior` where the error per shell
         is among them; the published checkpoints hold none (``cryofm_sampling.calibrate`` measures them).
 
     Raises:
@@ -113,6 +121,8 @@ def save_prior(
         "voxel_size": repr(prior.voxel_size),
         "box": repr(prior.box),
     }
+    if isinstance(prior, ConditionalPrior):
+        metadata |= {"conditional": json.dumps({key: getattr(prior, key) for key in _CONDITIONAL})}
     statistics = [key for key in (*_STATISTICS, _SPECTRUM) if hasattr(prior, key)]
     metadata |= {key: json.dumps(getattr(prior, key).float().tolist()) for key in statistics}
     learnt = {name for name, _ in prior.network.named_parameters()}  # buffers stay exact: rounded times are others
@@ -146,6 +156,12 @@ def _prior(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
         kind, statistics = SpectrallyCalibratedPrior, (*_STATISTICS, _SPECTRUM)
     elif any(key in metadata for key in _STATISTICS):
         kind, statistics = CalibratedPrior, _STATISTICS
+    conditional: dict[str, Any] = {}
+    if "conditional" in metadata:
+        if kind is CalibratedPrior:
+            raise WeightsError(f"{path}: a conditional prior has all three tables of statistics, or none")
+        kind = ConditionalPrior if kind is Prior else CalibratedConditionalPrior
+        conditional = _table_of(_CONDITIONAL, metadata["conditional"])
     missing = [key for key in (*_REQUIRED, *statistics) if key not in metadata]
     if missing or metadata["network"] not in _NETWORKS:
         raise WeightsError(f"{path}: metadata lack {missing} or name an unknown network {metadata.get('network')!r}")
@@ -162,7 +178,8 @@ def _prior(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
         normalization=_made(Normalization, metadata["normalization"]),
         voxel_size=voxel_size,
         box=box,
-        about={key: value for key, value in metadata.items() if key not in (*_REQUIRED, *statistics)},
+        about={k: value for k, value in metadata.items() if k not in (*_REQUIRED, *statistics, "conditional")},
+        **conditional,
         **{key: _table(key, metadata[key]) for key in statistics},
     )
 
@@ -176,6 +193,14 @@ def _made(kind: Any, text: str) -> Any:
     if kind is Normalization and set(values) != {"mean", "std"}:  # whose defaults would be wrong without a word
         raise CryoFMError(f"Normalization: mean and std are needed, found {shown(list(values))}")
     return kind(**values)
+
+
+def _table_of(names: tuple[str, ...], text: str) -> dict[str, Any]:
+    """Values by these names from JSON; they are checked where they are used."""
+    values = json.loads(text)
+    if not isinstance(values, dict) or set(values) != set(names):
+        raise CryoFMError(f"{', '.join(names)} are needed, found {shown(values)}")
+    return values
 
 
 def _table(name: str, text: str) -> Tensor:
