@@ -8,7 +8,7 @@ import torch
 from attrs.validators import optional
 from torch import Tensor, nn
 
-from cryofm_model._kinds import finite, not_negative, positive, whole
+from cryofm_model._kinds import finite, flag, not_negative, positive, whole
 from cryofm_model.errors import CryoFMError
 
 __all__ = [
@@ -25,12 +25,19 @@ __all__ = [
 class Normalization:
     """Model units are (density − mean) / std, with the density scaled so that its 99.999th percentile is 1.
 
+    Attributes:
+        mean: of the scaled density.
+        std: likewise.
+        clip: whether the prior was trained on densities clipped to 0 and that percentile; without it negative
+            density and outliers stay.
+
     >>> Normalization(mean=0.04, std=0.09)
-    Normalization(mean=0.04, std=0.09)
+    Normalization(mean=0.04, std=0.09, clip=True)
     """
 
     mean: float = attrs.field(default=0.04, validator=finite)
     std: float = attrs.field(default=0.09, validator=positive)
+    clip: bool = attrs.field(default=True, validator=flag, kw_only=True)
 
 
 class _Statistics(Protocol):
