@@ -188,7 +188,7 @@ def test_the_network_is_the_published_formulas(config):
             expected = evaluated(network.state_dict(), config, x, times, shown, tag)
             assert (network(x, times, condition, tag) - expected).norm() < 1e-5 * expected.norm()
             more_exactly = exact(x.double(), times, None if condition is None else condition.double(), tag)
-            torch.testing.assert_close(more_exactly, expected, rtol=0, atol=1e-5)  # angles are in single precision
+            torch.testing.assert_close(more_exactly, expected, rtol=0, atol=3e-5)  # angles are in single precision
     single = network(x[:1], torch.tensor(0.4), more[:1])
     torch.testing.assert_close(single, network(x, torch.tensor([0.4, 0.1]), more)[:1], rtol=1e-5, atol=1e-5)
 
