@@ -183,6 +183,11 @@ class PriorGrid:
         """A volume of the prior's grid on the map's."""
         return torch.from_numpy(self.transform.inverse(x.cpu().numpy())).to(x)
 
+    @property
+    def where(self) -> Tensor | None:
+        """The mask, on the prior's device."""
+        return None if self.mask is None else torch.from_numpy(self.mask).to(self.device)
+
     def known_b_factor(self, told: float | None) -> float | None:
         """B as told; of coarse maps, which have no envelope to speak of, 0."""
         return 0.0 if told is None and self.like.voxel_size > COARSE else told

@@ -84,6 +84,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
             b_factor=grid.known_b_factor(args.b_factor),
             scale=args.scale,
             samples=args.samples,
+            where=grid.where,
             checkpoint=checkpoint(args),
             group=everyone(),
             callback=progress,

@@ -67,6 +67,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
         "sampler": PlugAndPlay(iterations=args.steps),
         "scale": args.scale,
         "samples": args.samples,
+        "where": grid.where,
         "checkpoint": checkpoint(args),
         "group": everyone(),
     }

@@ -74,6 +74,11 @@ class Prior:
         """Every side of a box must be a multiple of this."""
         return int(self.network.config.multiple)  # type: ignore[union-attr, arg-type]
 
+    @property
+    def local(self) -> bool:
+        """Whether the network sees a neighbourhood alone, so that a box of any size is as good as its own."""
+        return bool(getattr(self.network.config, "local", False))
+
     def to(self, device: torch.device | str) -> Self:
         """The same prior on another device; the network moves, as torch's modules do."""
         return attrs.evolve(self, network=self.network.to(device))

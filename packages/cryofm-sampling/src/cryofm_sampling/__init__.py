@@ -32,6 +32,7 @@ from cryofm_sampling.priors.plug_and_play_loss import PlugAndPlayLoss
 from cryofm_sampling.priors.rescaled import Rescaled
 from cryofm_sampling.priors.tiled import Tiled
 from cryofm_sampling.protocols import Calibrated, Callback, Draw, Sampler, SpectrallyCalibrated, VelocityField
+from cryofm_sampling.region import Region
 from cryofm_sampling.restore import restore
 from cryofm_sampling.runs.checkpoint import Checkpoint
 from cryofm_sampling.runs.memory import check_available, check_memory
@@ -76,6 +77,7 @@ __all__ = [
     "PosteriorFlow",
     "Progress",
     "RankedModels",
+    "Region",
     "Renoising",
     "Rescaled",
     "RestoredHalfMaps",

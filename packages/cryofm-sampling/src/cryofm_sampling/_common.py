@@ -22,6 +22,7 @@ from cryofm_ops import (
 )
 from cryofm_sampling.errors import CapabilityError, SettingError
 from cryofm_sampling.protocols import Calibrated, VelocityField
+from cryofm_sampling.region import Region
 
 Box = tuple[int, int, int]
 T = TypeVar("T")
@@ -176,9 +177,28 @@ def time_like(t: float, x: Tensor) -> Tensor:
     return torch.tensor(t, dtype=x.dtype, device=x.device)
 
 
+def region_of(velocity: VelocityField, x: Tensor) -> Region | None:
+    """Where in volumes like x the velocity field need be evaluated, if it says so."""
+    region: Region | None = getattr(velocity, "region", None)
+    return None if region is None or region.shape != x.shape[-3:] else region
+
+
+def local_velocity(velocity: VelocityField, x: Tensor, t: float) -> Tensor:
+    """v(x, t), evaluated where density can be; elsewhere that of the solvent. t > 0."""
+    region, at = region_of(velocity, x), time_like(t, x)
+    if region is None:
+        return velocity(x, at)
+    x_0 = region.within(lambda part: part - t * velocity(part, at), x)
+    return (x - x_0) / t
+
+
 def velocity_at(velocity: VelocityField, x: Tensor, t: float) -> Tensor:
-    """v(x, t), or an error that says whose fault it is that it is not finite."""
-    v = velocity(x, time_like(t, x))
+    """The same, or an error that says whose fault it is that it is not finite."""
+    return finite(local_velocity(velocity, x, t), velocity, x, t)
+
+
+def finite(v: Tensor, velocity: VelocityField, x: Tensor, t: float) -> Tensor:
+    """The velocity v at x and t, unless it is not finite."""
     if not v.isfinite().all():
         if x.isfinite().all():
             raise CapabilityError(f"{type(velocity).__name__} gives a velocity that is not finite at t = {t:.3g}")

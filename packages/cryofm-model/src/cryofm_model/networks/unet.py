@@ -46,6 +46,11 @@ class UNetConfig:
         """Every side of the box must be a multiple of this."""
         return int(self.patch * 2 ** (len(self.widths) - 1))
 
+    @property
+    def local(self) -> bool:
+        """What it makes of a place hangs on the field of view around it alone."""
+        return True
+
 
 class UNet(nn.Module):
     """Velocity network v(x_t, t): residual 3 x 3 x 3 convolutions on a pyramid of grids.

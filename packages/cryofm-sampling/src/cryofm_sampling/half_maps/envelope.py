@@ -42,7 +42,7 @@ from cryofm_sampling.restore import restore
 from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
 from cryofm_sampling.scale import ScaledNormalization
 
-__all__ = ["SIDE", "EnvelopeFit", "fit_envelope"]
+__all__ = ["SIDE", "EnvelopeFit", "densest", "fit_envelope"]
 
 SIDE = 48  # voxels of the region
 _LEAST_FSC = 0.02  # of shells that are scored
@@ -112,7 +112,7 @@ def fit_envelope(
     """
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     start = _wilson(model, prior, normalization, voxel_size)
-    box = _densest(fourier_filter((half1 + half2) / 2, model.gain.to(half1)))
+    box = densest(fourier_filter((half1 + half2) / 2, model.gain.to(half1)), SIDE)
     _, shape = split_shape(half1[box].shape)
     one, two, part = half1[box].contiguous(), half2[box].contiguous(), model.on(shape)
     fresh = torch.Generator(generator.device).manual_seed(seed)
@@ -245,14 +245,14 @@ def _inside(x: Tensor, voxel_size: float, resolution: float = 12.0) -> float:
     return float((density**3).sum() / (density**2).sum().clamp(min=1e-30))
 
 
-def _densest(volume: Tensor) -> tuple[slice, slice, slice]:
+def densest(volume: Tensor, side: int) -> tuple[slice, slice, slice]:
     """The cube, or the whole axis where that is shorter, with most of the squared density; axis by axis."""
     total, places = volume.double().square(), []
     for axis in range(3):
         line = total.sum(tuple(other for other in range(3) if other != axis))
-        first = int(line.unfold(0, SIDE, 1).sum(-1).argmax()) if len(line) > SIDE else 0
-        places.append(slice(first, first + min(SIDE, len(line))))
-        total = total.narrow(axis, first, min(SIDE, len(line)))
+        first = int(line.unfold(0, side, 1).sum(-1).argmax()) if len(line) > side else 0
+        places.append(slice(first, first + min(side, len(line))))
+        total = total.narrow(axis, first, min(side, len(line)))
     z, y, x = places
     return z, y, x
 

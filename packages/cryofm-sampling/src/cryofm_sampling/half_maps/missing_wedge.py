@@ -18,6 +18,7 @@ from cryofm_ops import (
 from cryofm_sampling._common import split_shape
 from cryofm_sampling.half_maps._runs import Predicting, Runs, height
 from cryofm_sampling.half_maps.model import warn_of_other_tilts
+from cryofm_sampling.half_maps.region import confined, on_grid
 from cryofm_sampling.half_maps.result import Grid, Progress, RestoredMap, SameGrid
 from cryofm_sampling.protocols import VelocityField
 from cryofm_sampling.runs.checkpoint import Checkpoint
@@ -41,6 +42,7 @@ def restore_missing_wedge(
     sampler: PlugAndPlay = PlugAndPlay(iterations=20),  # noqa: B008 (frozen)
     scale: float | None = None,
     samples: int = 0,
+    where: Tensor | None = None,
     checkpoint: Checkpoint | None = None,
     group: "dist.ProcessGroup | None" = None,
     callback: Progress | None = None,
@@ -58,6 +60,7 @@ def restore_missing_wedge(
         sampler: restores.
         scale: what the map is multiplied by to be the prior's. None: found by `fit_scale`.
         samples: maps to draw by `PosteriorFlow`.
+        where: where density can be, see `restore_half_maps`. None: anywhere.
         checkpoint: see `restore_half_maps`.
         group: of processes that share the runs, likewise.
         callback: is told of network evaluations.
@@ -83,7 +86,9 @@ def restore_missing_wedge(
     whole = grid.forward(map)
     _, shape = split_shape(whole.shape)
     warn_of_other_tilts(whole, whole, tilts)
-    runs = Runs(prior, generator.get_state(), generator.device, checkpoint, group, callback)
+    runs = Runs(
+        confined(prior, on_grid(where, grid)), generator.get_state(), generator.device, checkpoint, group, callback
+    )
     seeds = torch.randint(2**62, (samples + 1,), generator=generator, device=generator.device).tolist()[:samples]
     y = tilts(whole)
     margin = _HELD_OUT / 2 * (tilts.tilt_max - tilts.tilt_min)

@@ -15,6 +15,7 @@ from cryofm_sampling._common import Box, split_shape
 from cryofm_sampling.errors import SettingError
 from cryofm_sampling.half_maps._runs import Runs, height
 from cryofm_sampling.half_maps.model import FourierModel
+from cryofm_sampling.half_maps.region import confined, on_grid
 from cryofm_sampling.half_maps.result import Grid, Progress, RestoredMap, SameGrid
 from cryofm_sampling.protocols import VelocityField
 from cryofm_sampling.runs.checkpoint import Checkpoint
@@ -40,6 +41,7 @@ def restore_map(
     b_factor: float = 0.0,
     scale: float | None = None,
     samples: int = 0,
+    where: Tensor | None = None,
     checkpoint: Checkpoint | None = None,
     group: "dist.ProcessGroup | None" = None,
     callback: Progress | None = None,
@@ -57,6 +59,7 @@ def restore_map(
         b_factor: B of the map's envelope in Å²; 0 of sharpened maps, as deposited ones mostly are.
         scale: what the map is multiplied by to be the prior's. None: by its brightest voxels.
         samples: maps to draw by `PosteriorFlow`.
+        where: where density can be, see `restore_half_maps`. None: anywhere.
         checkpoint: see `restore_half_maps`.
         group: of processes that share the runs, likewise.
         callback: is told of network evaluations.
@@ -83,7 +86,9 @@ def restore_map(
     y = grid.forward(map)
     _, shape = split_shape(y.shape)
     model = _model(y, resolution, grid.voxel_size).blurred(Envelope(b_factor, grid.voxel_size))
-    runs = Runs(prior, generator.get_state(), generator.device, checkpoint, group, callback)
+    runs = Runs(
+        confined(prior, on_grid(where, grid)), generator.get_state(), generator.device, checkpoint, group, callback
+    )
     seeds = torch.randint(2**62, (samples + 1,), generator=generator, device=generator.device).tolist()[:samples]
     linear = fourier_filter(y, model.gain.to(y))
     fit = ScaleFit(runs.scaled(scale or 1 / height(linear)), (), 0)

@@ -20,7 +20,7 @@ from cryofm_sampling.errors import SettingError
 from cryofm_sampling.half_maps._fsc import correlation
 from cryofm_sampling.half_maps._runs import Predicting, Runs, height
 from cryofm_sampling.half_maps.checks import held_out
-from cryofm_sampling.half_maps.envelope import SIDE, EnvelopeFit, fit_envelope
+from cryofm_sampling.half_maps.envelope import SIDE, EnvelopeFit, densest, fit_envelope
 from cryofm_sampling.half_maps.join import joined, last_trusted
 from cryofm_sampling.half_maps.model import (
     FourierModel,
@@ -30,6 +30,7 @@ from cryofm_sampling.half_maps.model import (
     directional_model,
     stationary_model,
 )
+from cryofm_sampling.half_maps.region import confined, on_grid, where_halves_agree
 from cryofm_sampling.half_maps.result import Grid, Progress, RestoredHalfMaps, SameGrid
 from cryofm_sampling.protocols import Draw, VelocityField
 from cryofm_sampling.runs.checkpoint import Checkpoint
@@ -38,6 +39,8 @@ from cryofm_sampling.samplers.posterior_flow import PosteriorFlow
 from cryofm_sampling.scale import ScaleFit, fit_scale
 
 __all__ = ["restore_half_maps"]
+
+_SCALED = 64  # side of the cube where the scale alone is sought
 
 
 def restore_half_maps(
@@ -55,6 +58,7 @@ def restore_half_maps(
     b_factor: float | None = None,
     scale: float | None = None,
     samples: int = 0,
+    where: Tensor | None = None,
     checkpoint: Checkpoint | None = None,
     group: "dist.ProcessGroup | None" = None,
     callback: Progress | None = None,
@@ -80,6 +84,8 @@ def restore_half_maps(
         b_factor: B of the halves' envelope in Å², 0 for sharpened ones. None: found, where `voxel_size` is told.
         scale: what the halves are multiplied by to be the prior's. None: found.
         samples: maps to draw by `PosteriorFlow`.
+        where: where density can be, `(z, y, x)` on the halves' grid, true or a mask; a `Tiled` prior is evaluated there
+            alone, and what is elsewhere is solvent. None: where the halves agree.
         checkpoint: files named after it keep the state of every run, for the same call to go on after a kill; they
             stay until `checkpoint.remove_parts()`, so that results can be written first.
         group: `torch.distributed` processes that share the runs, unless the prior's tiles are shared.
@@ -112,7 +118,14 @@ def restore_half_maps(
         grid = SameGrid(voxel_size or 1.0)
     one, two = grid.forward(half1), grid.forward(half2)
     model = _model(one, two, observe, operator, grid)
-    runs = Runs(prior, generator.get_state(), generator.device, checkpoint, group, callback)
+    runs = Runs(
+        _there(prior, one, two, model, on_grid(where, grid)),
+        generator.get_state(),
+        generator.device,
+        checkpoint,
+        group,
+        callback,
+    )
     seeds = torch.randint(2**62, (samples + 1,), generator=generator, device=generator.device).tolist()[:samples]
 
     mean = (one + two) / 2
@@ -201,10 +214,32 @@ def _envelope(
     return runs.agreed(fit, SIDE)
 
 
+def _there(
+    prior: VelocityField, one: Tensor, two: Tensor, model: FourierModel | ObservedModel, where: Tensor | None
+) -> VelocityField:
+    """The prior, told where density can be; what the halves show through an operator, they do not show in place."""
+    plain = model.plain if isinstance(model, ObservedModel) else model
+    if where is None and (plain is model or model.operator is None):
+        seen1, seen2 = model.comparable(one), model.comparable(two)
+        where = where_halves_agree(seen1, seen2, plain.signal_power, plain.noise_power)
+    return confined(prior, where)
+
+
 def _scale(runs: Runs, model: FourierModel | ObservedModel, one: Tensor, two: Tensor, scale: float | None) -> ScaleFit:
-    """The scale alone, by cross-validation."""
+    """The scale alone, by cross-validation; where it can be, where most density is."""
     if scale is not None:
         return ScaleFit(runs.scaled(scale), (), 0)
+    if isinstance(model, FourierModel) and max(one.shape) > _SCALED:
+        box = densest(fourier_filter((one + two) / 2, model.gain.to(one)), _SCALED)
+        _, shape = split_shape(one[box].shape)
+        fit = _cross_validated(runs, model.on(shape), one[box].contiguous(), two[box].contiguous())
+        scores = [score for _, score in fit.trials]
+        if max(scores) not in (scores[0], scores[-1]):
+            return fit
+    return _cross_validated(runs, model, one, two)
+
+
+def _cross_validated(runs: Runs, model: FourierModel | ObservedModel, one: Tensor, two: Tensor) -> ScaleFit:
     guess = 1 / height(fourier_filter((one + two) / 2, model.gain.to(one)))
     trial = PlugAndPlay(iterations=3)
     through = trial if model.operator is None else Predicting(trial, model.operator)
@@ -220,7 +255,7 @@ def _scale(runs: Runs, model: FourierModel | ObservedModel, one: Tensor, two: Te
             sampler=through,
         )
 
-    return runs.agreed(fit)
+    return runs.agreed(fit, max(one.shape))
 
 
 class _Linear:
