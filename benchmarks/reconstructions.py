@@ -11,7 +11,8 @@ blurred by 100 Å², what comes out if no envelope is sought (``sharp``):
 
 - ``auc``: FSC_AUC with the truth; ``error``: squared error after the best factor, since the scale of a truth may be a
   convention; ``raw``: as it is, in the units of the halves;
-- ``least_`` and ``most_amplitude``: of the restored map's shells over the truth's, where the halves' FSC is above 0.5;
+- ``least_`` and ``most_amplitude``: of the restored map's shells over the truth's, where the halves' FSC is above 0.5
+  (after the best factor where the truth's scale is not that of the halves);
 - ``most_lost_in_a_shell``: FSC of the input less that of the restored map;
 - ``inside_50``, ``_80``, ``_95``: with ``--samples``, how often the truth lies in the interval that should hold it so
   often, over voxels where the linear estimate has density;
@@ -134,7 +135,8 @@ def row(problem: Problem, name: str, samples: int) -> dict[str, Any]:
     lost = curves["input"].correlation - curves["restored"].correlation
     agree = estimate_noise_power(problem.half1, problem.half2, allow_masked=True).fsc > 0.5
     powers = [radial_mean(rfft(v).abs().square(), (z, y, x)) for v in (result.map, problem.truth)]
-    amplitude = (powers[0] / powers[1]).sqrt()[1:][agree[1:]]
+    factor = 1.0 if problem.b_factor is not None else best_factor(result.map, problem.truth)
+    amplitude = factor * (powers[0] / powers[1]).sqrt()[1:][agree[1:]]
     inside = coverage(result, problem.truth)
     return {
         "problem": problem.name,
@@ -160,10 +162,16 @@ def row(problem: Problem, name: str, samples: int) -> dict[str, Any]:
 
 def error(x: Tensor, truth: Tensor, k: float | None = None) -> float:
     """|k x − truth|² / |truth|², for the best k if none is given, means aside."""
-    x, truth = x - x.mean(), truth - truth.mean()
     if k is None:
-        k = float((x * truth).sum() / x.square().sum())
+        k = best_factor(x, truth)
+    x, truth = x - x.mean(), truth - truth.mean()
     return float((k * x - truth).square().sum() / truth.square().sum())
+
+
+def best_factor(x: Tensor, truth: Tensor) -> float:
+    """By which x is to be multiplied to be most like the truth."""
+    x = x - x.mean()
+    return float((x * truth).sum() / x.square().sum())
 
 
 def coverage(result: RestoredHalfMaps, truth: Tensor) -> dict[int, float]:
