@@ -36,7 +36,6 @@ from cryofm_sampling import (
     PlugAndPlay,
     RestoredHalfMaps,
     check_memory,
-    directional_model,
     everyone,
     is_first,
     local_model,
@@ -87,13 +86,13 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
             write_results(folder, one, given, grid, record)
         return None
     half1, half2 = grid.tensors(given)
-    noise = local_model if args.local_noise else directional_model  # the map plus noise, and of what kind
+    local = local_model(*map(grid.forward, (half1, half2)), band=grid.band) if args.local_noise else None
     with progress_bar() as progress:
         result = restore_half_maps(
             tiled,
             half1,
             half2,
-            observe=noise(grid.forward(half1), grid.forward(half2), band=grid.band),
+            observe=local,  # None: the map plus noise that depends on direction, if it does
             b_factor=grid.known_b_factor(args.b_factor),
             callback=progress,
             **how,

@@ -71,7 +71,8 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         c = config.conditioning
-        self.register_buffer("frequencies", torch.exp(torch.linspace(0.0, math.log(100.0), c // 2)))
+        span = torch.linspace(0.0, math.log(100.0), c // 2, device="cpu")  # on "meta" it would import torch's compiler
+        self.register_buffer("frequencies", torch.exp(span))
         self.time_in = nn.Sequential(nn.Linear(c, c), nn.SiLU(), nn.Linear(c, c), nn.SiLU())
         self.stem = nn.Conv3d(config.patch**3, config.widths[0], 3, padding=1)
         pairs = list(zip(config.widths, config.widths[1:], strict=False))

@@ -17,6 +17,7 @@ from cryofm_ops import (
 )
 from cryofm_sampling._common import split_shape
 from cryofm_sampling.half_maps._runs import Predicting, Runs, height
+from cryofm_sampling.half_maps.envelope import densest
 from cryofm_sampling.half_maps.model import warn_of_other_tilts
 from cryofm_sampling.half_maps.region import confined, on_grid
 from cryofm_sampling.half_maps.result import Grid, Progress, RestoredMap, SameGrid
@@ -28,6 +29,7 @@ from cryofm_sampling.scale import ScaleFit, fit_scale
 
 __all__ = ["restore_missing_wedge"]
 
+_SIDE = 64  # voxels of the cube by which the scale is found
 _HELD_OUT = 0.25  # of the tilts, on either side together, by which the scale is found
 
 
@@ -60,7 +62,7 @@ def restore_missing_wedge(
         sampler: restores.
         scale: what the map is multiplied by to be the prior's. None: found by `fit_scale`.
         samples: maps to draw by `PosteriorFlow`.
-        where: where density can be, see `restore_half_maps`. None: anywhere.
+        where: where density can be, see `restore_half_maps`. None: where the map is not far fainter than elsewhere.
         checkpoint: see `restore_half_maps`.
         group: of processes that share the runs, likewise.
         callback: is told of network evaluations.
@@ -91,17 +93,30 @@ def restore_missing_wedge(
     )
     seeds = torch.randint(2**62, (samples + 1,), generator=generator, device=generator.device).tolist()[:samples]
     y = tilts(whole)
+    fit = _scale(runs, y, tilts) if scale is None else ScaleFit(runs.scaled(scale), (), 0)
+    [draw], drawn = runs.restored_and_drawn(
+        fit.normalization, [_data(y, tilts)], sampler, PosteriorFlow(first=sampler), seeds, shape
+    )
+    missing = FourierMask(1 - tilts.transfer(shape), shape)
+    return RestoredMap.of(draw, y, fit, samples=drawn, missing=missing, grid=grid)
+
+
+def _data(y: Tensor, measured: MissingWedge) -> FourierGaussian:
+    return gaussian_likelihood(compose(RemoveMean(), measured), WhiteNoise(0.0), y)
+
+
+def _scale(runs: Runs, y: Tensor, tilts: MissingWedge) -> ScaleFit:
+    """By what a narrower range of tilts says of the rest, where most density is."""
+    y = tilts(y[densest(y, _SIDE)].contiguous())
+    _, shape = split_shape(y.shape)
     margin = _HELD_OUT / 2 * (tilts.tilt_max - tilts.tilt_min)
     narrower = attrs.evolve(tilts, tilt_min=tilts.tilt_min + margin, tilt_max=tilts.tilt_max - margin)
     held_out = FourierMask(tilts.transfer(shape) - narrower.transfer(shape), shape)
 
-    def data(measured: MissingWedge) -> FourierGaussian:
-        return gaussian_likelihood(compose(RemoveMean(), measured), WhiteNoise(0.0), y)
-
-    def fit_by_tilts(units: VelocityField) -> ScaleFit:
+    def fit(units: VelocityField) -> ScaleFit:
         return fit_scale(
             units,
-            data(narrower),
+            _data(y, narrower),
             held_out(y),
             torch.ones(max(shape) // 2 + 1),
             generator=runs.generator(),
@@ -109,9 +124,4 @@ def restore_missing_wedge(
             sampler=Predicting(PlugAndPlay(), held_out),  # fewer passes leave more of the gap to fill
         )
 
-    fit = runs.agreed(fit_by_tilts) if scale is None else ScaleFit(runs.scaled(scale), (), 0)
-    [draw], drawn = runs.restored_and_drawn(
-        fit.normalization, [data(tilts)], sampler, PosteriorFlow(first=sampler), seeds, shape
-    )
-    missing = FourierMask(1 - tilts.transfer(shape), shape)
-    return RestoredMap.of(draw, y, fit, samples=drawn, missing=missing, grid=grid)
+    return runs.agreed(fit, _SIDE)

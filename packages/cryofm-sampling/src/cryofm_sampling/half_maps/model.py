@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Protocol, Self
 
 import attrs
@@ -346,7 +346,8 @@ def warn_of_other_tilts(one: Tensor, two: Tensor, tilts: MissingWedge) -> None:
 
 def _model(half: Tensor, noise: NoiseEstimate, noise_on: NoiseOn) -> FourierModel:
     _, shape = split_shape(half.shape)
-    return FourierModel(noise.fsc, noise.noise_power, noise.signal_power, shape, noise_on)
+    on = lru_cache(maxsize=2)(noise_on)  # with one envelope after the other
+    return FourierModel(noise.fsc, noise.noise_power, noise.signal_power, shape, on)
 
 
 def _noise(half1: Tensor, half2: Tensor, band: float, region: Tensor | None) -> NoiseEstimate:
