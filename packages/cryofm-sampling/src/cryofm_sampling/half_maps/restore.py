@@ -9,16 +9,15 @@ from cryofm_ops import (
     Envelope,
     GridMismatchError,
     LinearOperator,
-    estimate_noise_power,
     fourier_filter,
-    radial,
 )
 from cryofm_sampling._common import split_shape
 from cryofm_sampling.errors import SettingError
 from cryofm_sampling.half_maps._fsc import correlation
 from cryofm_sampling.half_maps._runs import Predicting, Runs, average, height
 from cryofm_sampling.half_maps.checks import held_out
-from cryofm_sampling.half_maps.envelope import SIDE, EnvelopeFit, densest, fit_envelope
+from cryofm_sampling.half_maps.envelope import SIDE, EnvelopeFit, densest, fine_b_factor, fit_envelope
+from cryofm_sampling.half_maps.fine import FineFilter
 from cryofm_sampling.half_maps.join import joined, last_trusted
 from cryofm_sampling.half_maps.model import (
     FourierModel,
@@ -120,6 +119,7 @@ def restore_half_maps(
         raise SettingError(f"samples must be a whole number from 0, got {samples}")
     if grid is None:
         grid = SameGrid(voxel_size or 1.0)
+    own_size = voxel_size or 1.0
     one, two = grid.forward(half1), grid.forward(half2)
     model = _model(one, two, observe, operator, grid)
     runs = Runs(prior, generator.get_state(), generator.device, checkpoint, group, callback)
@@ -130,7 +130,8 @@ def restore_half_maps(
     fit: ScaleFit | EnvelopeFit
     b = 0.0 if b_factor is None and (voxel_size is None or not runs.calibrated) else b_factor
     if isinstance(model, FourierModel) and b is None:
-        fit = _envelope(runs, model, one, two, grid.voxel_size, scale)
+        known = fine_b_factor(half1, half2, voxel_size=own_size, band=0.5 / grid.voxel_size) if grid.band > 1 else None
+        fit = _envelope(runs, model, one, two, grid.voxel_size, scale, known)
         b = fit.b_factor
         model = model.blurred(Envelope(b, grid.voxel_size))
     else:
@@ -159,15 +160,15 @@ def restore_half_maps(
     trusted = last_trusted(predicted, seen1, seen2) if means else 1.0  # a sample differs from what it predicts
     end = min(trusted, grid.band) / grid.band  # of the halves' own Nyquist frequency
     both = (half1 + half2) / 2
-    fine = _linear(half1, half2, voxel_size or 1.0, b) if end < 1 else None
-
-    def back(x: Tensor, data: Tensor | None) -> Tensor:
-        """On the halves' own grid, joined with what the linear filter makes of some of the data."""
-        own = grid.inverse(x)
-        return own if data is None or fine is None else joined(own, fine(data), end, min(1 / grid.band, 1.0))
+    fine = FineFilter.of(half1, half2, voxel_size=own_size, b_factor=b, width=grid.voxel_size) if end < 1 else None
+    limit = min(1 / grid.band, 1.0)
 
     def whole(draw: Draw, data: Tensor) -> Draw:
-        return attrs.evolve(draw, x=back(draw.x, data))
+        """On the halves' own grid, joined with what the linear filter makes of the data beyond."""
+        x = grid.inverse(draw.x)
+        return attrs.evolve(draw, x=x if fine is None else joined(x, fine(data, x), end, limit))
+
+    filtered = grid.inverse(linear - (linear.mean() - restored[0].x.mean()))
 
     map_, first, second = (whole(draw, data) for draw, data in zip(restored, (both, half1, half2), strict=True))
     result = RestoredHalfMaps.of(
@@ -176,11 +177,11 @@ def restore_half_maps(
         fit,
         samples=[whole(draw, both) for draw in drawn],
         missing=model.missing,
-        linear=back(linear - (linear.mean() - restored[0].x.mean()), both),
+        linear=filtered if fine is None else joined(filtered, fine(both), end, limit),
         halves=(first.x, second.x),
         model=model,
         b_factor=b,
-        restored_to=2 * (voxel_size or 1.0) / min(end, 1.0),
+        restored_to=2 * own_size / min(end, 1.0),
         self_consistency=correlation(restored[1].x, restored[2].x),
         held_out=held_out(predicted, seen1, seen2),
         doubts_of_data=model.doubts,
@@ -202,9 +203,15 @@ def _model(
 
 
 def _envelope(
-    runs: Runs, model: FourierModel, one: Tensor, two: Tensor, voxel_size: float, scale: float | None
+    runs: Runs,
+    model: FourierModel,
+    one: Tensor,
+    two: Tensor,
+    voxel_size: float,
+    scale: float | None,
+    b_factor: float | None,
 ) -> EnvelopeFit:
-    """Envelope and scale, by what one half restored explains of the other."""
+    """Envelope and scale, by what one half restored explains of the other; the scale alone where B is known."""
 
     def fit(units: VelocityField) -> EnvelopeFit:
         return fit_envelope(
@@ -216,6 +223,7 @@ def _envelope(
             normalization=runs.normalization,
             generator=runs.generator(),
             scale=scale,
+            b_factor=b_factor,
         )
 
     return runs.agreed(fit, SIDE)
@@ -262,22 +270,3 @@ def _cross_validated(runs: Runs, model: FourierModel | ObservedModel, one: Tenso
         )
 
     return runs.agreed(fit, max(one.shape))
-
-
-class _Linear:
-    """The best linear filter of halves on their own grid, an envelope removed."""
-
-    def __init__(self, gain: Tensor) -> None:
-        self.gain = gain
-
-    def __call__(self, x: Tensor) -> Tensor:
-        filtered = fourier_filter(x, self.gain)
-        return filtered + (x.mean() - filtered.mean())
-
-
-def _linear(half1: Tensor, half2: Tensor, voxel_size: float, b_factor: float) -> _Linear:
-    _, shape = split_shape(half1.shape)
-    noise = estimate_noise_power(half1, half2, allow_masked=True)
-    gain = noise.signal_power / (noise.signal_power + noise.noise_power / 2)
-    sharp = gain.double() / Envelope(b_factor, voxel_size).table(len(gain)).to(gain.device)
-    return _Linear(radial(sharp, shape).to(half1))
