@@ -149,9 +149,9 @@ def restore_half_maps(
     linear = fourier_filter(mean, model.gain.to(mean))
     linear += mean.mean() - linear.mean()
 
-    means = isinstance(sampler, PlugAndPlay)
-    fills = model.missing is not None and isinstance(sampler, PlugAndPlay)
-    drawing = PosteriorFlow(first=sampler) if fills else PosteriorFlow()
+    means, drawing = isinstance(sampler, PlugAndPlay), PosteriorFlow()
+    if model.missing is not None and isinstance(sampler, PlugAndPlay):
+        drawing = PosteriorFlow(first=sampler)  # which fills the gap
     whole_data = model.observe(mean, 1 / 2)
     likelihoods = [*([whole_data] if means else []), model.observe(one, 1), model.observe(two, 1)]
     _, shape = split_shape(mean.shape)
