@@ -142,8 +142,7 @@ def restore_half_maps(
     linear = fourier_filter(mean, model.gain.to(mean))
     linear += mean.mean() - linear.mean()
 
-    means = isinstance(sampler, PlugAndPlay)
-    drawing = PosteriorFlow()
+    means, drawing = isinstance(sampler, PlugAndPlay), PosteriorFlow()
     if model.missing is not None and isinstance(sampler, PlugAndPlay):
         drawing = PosteriorFlow(first=sampler)  # which fills the gap
     whole_data = model.observe(mean, 1 / 2)
