@@ -1,5 +1,10 @@
-"""Everything one does with this repository: ``nox -s demo | train-smoke | tests | lint | types | build``."""
+"""Everything one does with this repository.
 
+``nox -s demo | train-smoke | tests | lint | types | build``, and, longer, ``lowest | fuzz | faults``.
+"""
+
+import re
+import tomllib
 from pathlib import Path
 
 import nox
@@ -50,6 +55,56 @@ def tests(session: nox.Session) -> None:
     install_all(session)
     suites = [f"packages/{package}/tests" for package in PACKAGES]
     session.run("python", "-m", "pytest", "-q", *suites, "tests", *session.posargs)
+
+
+def lowest_versions(extras: dict[str, str]) -> list[str]:
+    """The oldest versions that the packages declare, of their own needs and of extras, as pip's constraints."""
+    lowest: dict[str, tuple[int, ...]] = {}
+    for package, wanted in extras.items():
+        project = tomllib.loads(Path("packages", package, "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        declared = [*project["dependencies"]]
+        for extra in re.findall(r"\w+", wanted):
+            declared += project["optional-dependencies"][extra]
+        for requirement in declared:
+            if found := re.fullmatch(r"([\w-]+)(?:\[[\w,]+\])?>=([\d.]+)", requirement):
+                version = tuple(map(int, found[2].split(".")))
+                lowest[found[1]] = max(lowest.get(found[1], ()), version)
+    return [f"{name}=={'.'.join(map(str, version))}" for name, version in sorted(lowest.items())]
+
+
+@nox.session
+@nox.parametrize("what", ("packages", "scripts"))
+def lowest(session: nox.Session, what: str) -> None:
+    """The tests at the oldest versions that are declared; training asks for a later torch than the rest."""
+    extras = {
+        "packages": {
+            "cryofm-io": "[atomic,plot,test]",
+            "cryofm-ops": "[testing]",
+            "cryofm-sampling": "[likelihood,test]",
+            "cryofm-model": "[test]",
+        },
+        "scripts": EXTRAS | {"cryofm-io": "[atomic,plot,test]"},
+    }[what]
+    versions = Path(session.create_tmp(), "lowest.txt").resolve()
+    versions.write_text("\n".join(lowest_versions(extras)) + "\n", encoding="utf-8")
+    session.install("-c", str(versions), *(f"./packages/{package}{extra}" for package, extra in extras.items()))
+    session.log(versions.read_text(encoding="utf-8"))
+    suites = ["packages/cryofm-model/tests", "tests"] if what == "scripts" else [f"packages/{p}/tests" for p in PACKAGES]
+    session.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *suites, *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Damaged files for five minutes: none may end in a raw error, take long, take memory, or be believed."""
+    install_all(session)
+    session.run("python", "tests/fuzz/run.py", *session.posargs)
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Every script killed, starved and interrupted at random moments for five minutes: nothing may be lost."""
+    install_all(session)
+    session.run("python", "tests/faults/run.py", *session.posargs)
 
 
 @nox.session

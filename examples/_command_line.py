@@ -1,31 +1,46 @@
 """What the command lines of the scripts share: flags, output folder, several processes, progress, exit status."""
 
 import argparse
+import errno
 import hashlib
 import json
 import logging
 import math
 import os
 import platform
+import re
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from tqdm import tqdm
+from _streams import bar, outlived_streams
 
 import cryofm_io
 import cryofm_model
 import cryofm_ops
 from cryofm_io import CryoFMError, atomic_write, output_folder
 from cryofm_model import CalibratedPrior, Prior, WeightsError, load_prior
-from cryofm_sampling import Checkpoint, PosteriorFlow, Progress, RestoredHalfMaps, Tiled, everyone, is_first, joined
+from cryofm_sampling import (
+    Checkpoint,
+    Guided,
+    Inpainting,
+    PlugAndPlay,
+    PosteriorFlow,
+    Progress,
+    RestoredMap,
+    Sampler,
+    Tiled,
+    everyone,
+    is_first,
+    joined,
+)
 
 UNCERTAINTY = "uncertainty.mrc"
 RESULT = (  # names that any script may leave
@@ -36,22 +51,24 @@ ERRORS = (cryofm_io.CryoFMError, cryofm_ops.CryoFMError, cryofm_model.CryoFMErro
 
 
 def run_script(
-    args: argparse.Namespace, names: list[str], run: Callable[[argparse.Namespace, Path], RestoredHalfMaps | None]
+    args: argparse.Namespace, names: list[str], run: Callable[[argparse.Namespace, Path], RestoredMap | None]
 ) -> None:
     """Run with a folder for the files ``names``; nothing appears in the output folder unless everything went well."""
     logging.basicConfig(format="note: %(message)s")
     logging.getLogger("cryofm_io").setLevel(logging.INFO)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C, which leaves nothing behind
-    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    with joined(args.device), silent_unless_first():
-        results = output_folder(args.out, names, overwrite=args.overwrite, read=named_files(args), former=RESULT)
-        with results if is_first() else TemporaryDirectory() as folder:
-            result = run(args, Path(folder))
-        ours, alone = is_first(), everyone() is None
-    if ours and (state := checkpoint(args)) is not None:
-        state.remove_parts(3 + args.samples)
-    if ours:
-        print(f"results in {args.out}: {', '.join(names)}")
+    with ExitStack() as stack:
+        with joined(args.device), silent_unless_first():
+            results = output_folder(args.out, names, overwrite=args.overwrite, read=named_files(args), former=RESULT)
+            with results if is_first() else TemporaryDirectory() as folder:
+                result = run(args, Path(folder))
+                if is_first():
+                    seal(Path(folder))
+                stack.enter_context(signals(signal.SIG_IGN))  # what is left to do takes a moment
+            ours, alone = is_first(), everyone() is None
+        if ours and (state := checkpoint(args)) is not None:
+            state.remove_parts(3 + args.samples)
+        if ours:
+            print(f"results in {args.out}: {', '.join(names)}")
     if alone and result is not None and result.doubts:  # of several processes torchrun would make a crash of it
         raise DoubtfulError("the results are written, and are not to be trusted (see above)")
 
@@ -70,24 +87,57 @@ class DoubtfulError(Exception):
     """The results are there, and are not to be trusted."""
 
 
-def exit_code(main: Callable[[], None]) -> int:
-    """Run ``main``; a mistake of the user's is one line and status 2, Ctrl-C is 130, a result in doubt 3."""
+def exit_code(main: Callable[[], int | None], left: str = "no results were written") -> int:
+    """Run ``main``; a mistake of the user's is one line and status 2, Ctrl-C is 130, a result in doubt 3.
+
+    SIGTERM, and SIGHUP of a terminal that goes away, are as Ctrl-C; ``left`` says what of it that leaves.
+    """
+    warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
+    with outlived_streams():
+        try:
+            with signals(signal.default_int_handler):
+                return main() or 0
+        except DoubtfulError as error:
+            print(f"warning: {error}", file=sys.stderr)
+            return 3
+        except KeyboardInterrupt:
+            goes_on = "; the same line goes on where it was" if "--checkpoint" in sys.argv else ""
+            print(f"interrupted; {left}{goes_on}", file=sys.stderr)
+            return 130
+        except (*ERRORS, OSError, MemoryError, RuntimeError) as error:
+            if (line := one_line(error)) is None:
+                raise
+            print(f"error: {line}", file=sys.stderr)
+            return 2
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether nothing more can be written."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def one_line(error: Exception) -> str | None:
+    """What an error says to a user; nothing for one that is a fault of the program."""
+    said = str(error).strip().splitlines()
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or any("allocate memory" in line for line in said):
+        need = said[0] if said else "it does not say of how much"
+        return f"out of memory ({need}); crop the maps, or use a machine with more"
+    if disk_is_full(error):
+        return f"the disk is full, or what may be written to it ({error}); make room and start again"
+    return str(error) if isinstance(error, (*ERRORS, OSError)) else None
+
+
+@contextmanager
+def signals(handler: Callable[[int, Any], Any] | signal.Handlers) -> Iterator[None]:
+    """Ctrl-C, SIGTERM and SIGHUP are handled so, but for those that are ignored, as by nohup; at the end as before."""
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    numbers = [number for name in names if signal.getsignal(number := getattr(signal, name)) != signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in numbers}
     try:
-        main()
-    except DoubtfulError as error:
-        print(f"warning: {error}", file=sys.stderr)
-        return 3
-    except (*ERRORS, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except MemoryError as error:
-        print(f"error: out of memory ({error}); crop the maps, or use a machine with more", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        goes_on = "; the same line goes on where it was" if "--checkpoint" in sys.argv else ""
-        print(f"interrupted; no results were written{goes_on}", file=sys.stderr)
-        return 130
-    return 0
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
 
 
 def add_flags(parser: argparse.ArgumentParser, *, steps: int | None, of: str) -> None:
@@ -112,7 +162,8 @@ def add_half_map_flags(parser: argparse.ArgumentParser) -> None:
     add_envelope_flags(parser)
     masked = "take masked or filtered half maps; noise is then underestimated"
     add("--allow-masked", action="store_true", help=masked)
-    add_flags(parser, steps=8, of="network evaluations for each restored map, 2 or more")
+    add_flags(parser, steps=8, of="network evaluations for each restored map, 2 or more; 1000 of the paper's")
+    add_algorithm_flags(parser, "Alg. 1")
 
 
 def add_envelope_flags(parser: argparse.ArgumentParser) -> None:
@@ -125,15 +176,34 @@ def add_envelope_flags(parser: argparse.ArgumentParser) -> None:
     add("--halves", action="store_true", help="write both restored halves as well")
 
 
+def add_algorithm_flags(parser: argparse.ArgumentParser, paper: str) -> None:
+    """Whose algorithm restores; ``paper`` says which the paper's is."""
+    add = parser.add_argument
+    whose = (
+        f"default: plug-and-play; paper: the paper's {paper}, of far more steps, which needs no statistics of the prior"
+    )
+    add("--algorithm", choices=("default", "paper"), default="default", help=f"{whose} (default default)")
+    push = "λ_max of Alg. 1 in 1000 steps and a box of 64³; others scale it (default 5)"
+    add("--max-push", type=above_zero, default=5.0, help=push)
+    parser.set_defaults(steps=None)  # which depends on the algorithm
+
+
 def parse_half_maps(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     """The command line of a script with the flags of half maps."""
-    args = parser.parse_args(arguments)
+    args = parser.parse_args(with_plain_numbers(arguments))
     given = (args.half1 is not None, args.half2 is not None, vars(args).get("resolution") is not None)
     if given not in ((False, False, False), (True, True, False), (True, False, True)):
         parser.error("give both half maps, or one map and its --resolution, or nothing for the example")
-    if args.steps < 2:
+    if args.steps is not None and args.steps < 2:
         parser.error("--steps must be at least 2")
     return args
+
+
+def with_plain_numbers(arguments: list[str] | None) -> list[str]:
+    """The command line, negative numbers such as -60. and -6e1 so that argparse takes them for no flags."""
+    negative = re.compile(r"-(\d+\.|(\d+\.?\d*|\.\d+)e[+-]?\d+)", re.IGNORECASE)
+    found = sys.argv[1:] if arguments is None else arguments
+    return [f"{float(text):.9f}" if negative.fullmatch(text) else text for text in found]
 
 
 def add_map_flags(parser: argparse.ArgumentParser, of: str) -> None:
@@ -220,11 +290,28 @@ def calibrated_prior(args: argparse.Namespace, otherwise: str | None = None) -> 
     prior = chosen_prior(args)
     if not isinstance(prior, CalibratedPrior):
         raise WeightsError(
-            f"the prior {args.prior} has no measured statistics, which its noise level is chosen by: add them with "
-            f"prior.with_statistics(cryofm_sampling.calibrate(prior, examples, generator=...)) and save it, once"
-            + (f"; or {otherwise}" if otherwise else "")
+            f"the prior {args.prior} has no measured statistics, which its noise level is chosen by: "
+            f"calibrate_prior.py adds them, once" + (f"; or {otherwise}" if otherwise else "")
         )
     return prior
+
+
+def chosen_sampler(args: argparse.Namespace, prior: Prior, *, noiseless: bool = False) -> Sampler:
+    """Plug-and-play; the paper's algorithm where it is asked for, or where the prior has no measured statistics."""
+    calibrated = isinstance(prior, CalibratedPrior)
+    if args.samples and not calibrated:
+        raise WeightsError(
+            f"the prior {args.prior} has no measured statistics, which samples need: calibrate_prior.py adds them, once"
+        )
+    if args.algorithm == "default" and calibrated:
+        return PlugAndPlay(args.steps or (20 if noiseless else 8))
+    paper = Inpainting(args.steps or 1000) if noiseless else Guided(args.steps or 1000, "paper", args.max_push)
+    if args.algorithm == "default":
+        print(
+            f"the prior {args.prior} has no measured statistics, which the default algorithm needs (calibrate_prior.py "
+            f"adds them, once): the paper's restores, Alg. {2 if noiseless else 1} with {paper.steps} steps"
+        )
+    return paper
 
 
 def choose_device(name: str) -> torch.device:
@@ -240,8 +327,24 @@ def choose_device(name: str) -> torch.device:
 
 
 def in_tiles(prior: Prior, shape: tuple[int, ...], precision: str) -> Tiled:
-    """The prior on a box of that shape, its network computing in a precision."""
+    """The prior on a box of that shape, its network computing in a precision.
+
+    Raises:
+        CryoFMError: The processor has no units for it.
+    """
+    device = next(prior.network.parameters()).device
+    if precision == "bf16" and not has_bf16(device):
+        raise CryoFMError(f"{device} has no units for bf16, which would make it far slower; leave out --precision bf16")
     return Tiled.fitting(prior, shape, dtype=torch.bfloat16 if precision == "bf16" else None, group=everyone())
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether a processor computes with bf16 itself."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if hasattr(torch.cpu, "get_capabilities"):
+        return any(there is True for name, there in torch.cpu.get_capabilities().items() if name.endswith("bf16"))
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
 def checkpoint(args: argparse.Namespace) -> Checkpoint | None:
@@ -253,13 +356,13 @@ def checkpoint(args: argparse.Namespace) -> Checkpoint | None:
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
     """A bar that is gone at the end."""
-    with tqdm(unit=" evaluations", file=sys.stdout, leave=False, desc="starting") as bar:
+    with bar(unit=" evaluations", desc="starting") as shown:
 
         def progress(stage: str, done: int, total: int | None) -> None:
-            if not bar.desc.startswith(stage):
-                bar.reset(total)
-                bar.set_description(stage)
-            bar.update(done - bar.n)
+            if not shown.desc.startswith(stage):
+                shown.reset(total)
+                shown.set_description(stage)
+            shown.update(done - shown.n)
 
         yield progress
 
@@ -305,6 +408,16 @@ def environment(sums: dict[str, str]) -> dict[str, Any]:
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "threads": torch.get_num_threads(),  # on which the order of sums depends, and so the last bits
     }
+
+
+def seal(folder: Path) -> None:
+    """Let ``run.json`` tell the SHA-256 sums of the results beside it."""
+    path = folder / "run.json"
+    if path.exists():
+        record = json.loads(path.read_text(encoding="utf-8"))
+        others = sorted(other for other in folder.iterdir() if other != path)
+        path.unlink()
+        write_run(path, record | {"results_sha256": {other.name: sha256(other) for other in others}})
 
 
 def write_run(path: Path, content: dict[str, Any]) -> None:

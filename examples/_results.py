@@ -74,7 +74,7 @@ def write_results(
                 scores[name]["fsc_auc_missing"] = curve.auc
             against[f"{RESTORED}, only what was missing"] = inside[RESTORED]
         curves = against | curves
-    doubted = " (DO NOT TRUST)" if halves and halves.doubts else ""
+    doubted = " (DO NOT TRUST)" if result.doubts else ""
     if doubted:
         pictures = {name + (doubted if name == RESTORED else ""): x for name, x in pictures.items()}
     write_fsc_csv(folder / "fsc.csv", curves)
@@ -91,6 +91,7 @@ def write_results(
         "solvent": solvent,
         "grid": attrs.asdict(grid.transform),
         "against_the_truth": scores,
+        "doubts": list(result.doubts),
         "note": VIEWING_NOTE,
     }
     if halves:
@@ -114,7 +115,6 @@ def record_of(halves: RestoredHalfMaps) -> dict[str, Any]:
         "noise": getattr(halves.model, "record", {}),
         "held_out": attrs.asdict(halves.held_out),
         "slope_of_the_other_half": halves.slope_of_the_other_half,
-        "doubts": list(halves.doubts),
     }
 
 
@@ -186,7 +186,8 @@ def report(
     found = f"found in {fit.nfe} network evaluations" if fit.trials else untried
     envelope = f", envelope B = {result.b_factor:.0f} Å²" if isinstance(result, RestoredHalfMaps) else ""
     print(f"scale {fit.normalization.scale:.3g}{envelope}, {found}")
-    print(f"restored by {result.settings['algorithm']} (the posterior mean) in {result.nfe} network evaluations")
+    estimate = "the posterior mean" if result.settings["estimate"] == "mean" else result.settings["estimate"]
+    print(f"restored by {result.settings['algorithm']} ({estimate}) in {result.nfe} network evaluations")
     if HALVES in curves:
         own = fsc(given.maps[0].data, given.maps[1].data, grid.like.voxel_size, grid.mask)
         print(f"half maps: FSC_0.143 {crossing(own)}{where}; a restored map has no resolution of its own")

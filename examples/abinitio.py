@@ -29,6 +29,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import _first  # noqa: F401
 import attrs
 import numpy as np
 import torch
@@ -43,6 +44,7 @@ from _command_line import (
     run_script,
     write_run,
 )
+from _streams import bar
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
 from scipy.spatial.transform import Rotation
@@ -92,7 +94,7 @@ NOTE = "The hand of a model is not in its images: its mirror image fits as well.
 
 def run(args: argparse.Namespace, folder: Path) -> None:
     """The whole job."""
-    images = read_images(args.images, voxel_size=args.voxel_size)
+    images = read_images(args.images, voxel_size=args.voxel_size, strict=args.strict)
     paper, kind = args.algorithm == "paper", "particles" if args.ctf else "images"
     check_number(args.images, images, particles=args.ctf)
     otherwise = None if args.ctf else "choose --algorithm paper, which needs none"
@@ -113,11 +115,11 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         )
     unit = " steps" if paper else " evaluations"
     total = args.tries * args.steps if paper else None
-    with tqdm(total=total, unit=unit, file=sys.stdout, leave=False) as bar:
+    with bar(total=total, unit=unit) as shown:
         if paper or not isinstance(prior, CalibratedPrior):
-            models = by_algorithm_3(args, prior, prepared, bar)
+            models = by_algorithm_3(args, prior, prepared, shown)
         else:
-            models = by_common_lines_or_drawing(args, images, prepared, prior, bar)
+            models = by_common_lines_or_drawing(args, images, prepared, prior, shown)
     write_models(args, folder, images, prepared, models)
 
 
@@ -137,7 +139,7 @@ def check_number(path: Path, images: ImageStack, *, particles: bool) -> None:
 
 
 def by_common_lines_or_drawing(
-    args: argparse.Namespace, images: ImageStack, prepared: PreparedImages, prior: CalibratedPrior, bar: "tqdm[Any]"
+    args: argparse.Namespace, images: ImageStack, prepared: PreparedImages, prior: CalibratedPrior, shown: "tqdm[Any]"
 ) -> RankedModels:
     """Models of class averages, whose common lines tell their poses, or of particles, whose poses are drawn."""
     device = prior.signal_power.device
@@ -150,7 +152,7 @@ def by_common_lines_or_drawing(
         "chains": args.tries,
         "keep": args.keep,
         "levels": args.steps,
-        "callback": bar.update,
+        "callback": shown.update,
     }
     if args.ctf:
         noise = noise_of_particles(images, prepared, args.mask_diameter, radius)
@@ -160,13 +162,19 @@ def by_common_lines_or_drawing(
     return models_of_class_averages(velocity, y, noise=noise, diameter_px=FILLED * prior.box, symmetry=group, **how)
 
 
-def by_algorithm_3(args: argparse.Namespace, prior: Prior, prepared: PreparedImages, bar: "tqdm[Any]") -> RankedModels:
+def by_algorithm_3(
+    args: argparse.Namespace, prior: Prior, prepared: PreparedImages, shown: "tqdm[Any]"
+) -> RankedModels:
     """Models by the paper's Algorithm 3; its poses searched, or those that the prepared images came with."""
     images = prepared.images
     y = torch.from_numpy(images.data).to(next(prior.network.parameters()).device)
     # Neither loss knows the images' scale; ψ_bg knows that of the projections, which is the prior's.
     blind = BlindProjections(
-        y, args.offset_range / images.voxel_size, stop_gradient=args.loss == "sg", background=args.background
+        y,
+        args.offset_range / images.voxel_size,
+        stop_gradient=args.loss == "sg",
+        background=args.background,
+        background_weight=args.background_weight,
     )
     box = (prior.box, prior.box, prior.box)
     return models_by_algorithm_3(
@@ -179,7 +187,7 @@ def by_algorithm_3(args: argparse.Namespace, prior: Prior, prepared: PreparedIma
         keep=args.keep,
         steps=args.steps,
         max_push=args.max_push,
-        callback=bar.update,
+        callback=shown.update,
     )
 
 
@@ -334,6 +342,8 @@ def add_algorithm_flags(parser: argparse.ArgumentParser) -> None:
     add("--poses", choices=("searched", "given"), default="searched", help=given)
     add("--loss", choices=("cor", "sg"), default="cor", help="ψ_cor, or ψ_sg, which stops gradients (default cor)")
     add("--background", type=float, default=0.0, help="q of ψ_bg; 0: not at all (default 0)")
+    weight = "of ψ_bg beside the other loss, of which 1 is the most there is (default 1, as published)"
+    add("--background-weight", type=float, default=1.0, help=weight)
     add("--max-push", type=float, default=0.6, help="λ_max in 64³; published with 5 (default 0.6)")
 
 
@@ -342,7 +352,7 @@ def settle_algorithm_flags(parser: argparse.ArgumentParser, args: argparse.Names
     paper = args.algorithm == "paper"
     tries, steps = (3, 100) if paper else (8, 20)
     args.tries, args.steps = args.tries or tries, args.steps or steps
-    own = ("poses", "loss", "background", "max_push")
+    own = ("poses", "loss", "background", "background_weight", "max_push")
     changed = [name for name in own if vars(args)[name] != parser.get_default(name)]
     if changed and not paper:
         parser.error(f"--{changed[0].replace('_', '-')} belongs to --algorithm paper")
@@ -365,6 +375,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--offset-range", type=float, default=5.0, help="Å that images may be off centre, once prepared (default 5)")
     add("--ctf", action="store_true", help="the images are noisy particles; a STAR file tells their CTFs")
     add("--invert", action="store_true", help="the particle is dark in the images")
+    add("--strict", action="store_true", help="refuse empty or damaged images, which otherwise are left out")
     add_algorithm_flags(parser)
     levels = "levels of noise, one network evaluation each and model"
     add_flags(

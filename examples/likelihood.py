@@ -17,23 +17,24 @@ import sys
 import warnings
 from pathlib import Path
 
+import _first  # noqa: F401
 import attrs
 import numpy as np
 import torch
 from _command_line import (
     add_flags,
     by,
-    calibrated_prior,
+    chosen_prior,
     exit_code,
     in_tiles,
     provenance,
     run_script,
     write_run,
 )
-from _maps import DEMO_MAP, demo_map
+from _maps import DEMO_MAP, demo_map, device_of
+from _streams import bar
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from cryofm_io import DensityMap, GridTransform, atomic_write, check_contrast, normalise_clean, read_map
 from cryofm_ops import LowPass, WhiteNoise
@@ -46,8 +47,8 @@ DEMO_RESOLUTIONS, DEMO_NOISES = (4.0, 8.0), (0.01, 0.05)  # Å; of the brightest
 
 def run(args: argparse.Namespace, folder: Path) -> None:
     """The whole job."""
-    prior = calibrated_prior(args)
-    device = prior.signal_power.device
+    prior = chosen_prior(args)
+    device = device_of(prior)
     maps = read_maps(args.maps, args.voxel_size, args.normalise) if args.maps else demo_maps(args.seed)
     grids = {name: GridTransform.of(density, prior.voxel_size) for name, density in maps.items()}
     for grid in grids.values():  # whole maps are resampled, on the CPU
@@ -59,10 +60,8 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     rows, algorithm = [], {}
     print(f"{'map':40}{'voxels':>16}{'bits per voxel':>18}{'standard error':>16}")
     for name, cube in cubes.items():
-        with tqdm(
-            total=args.steps and 4 * args.steps, unit=" evaluations", file=sys.stdout, leave=False, desc=name
-        ) as bar:
-            velocity = Rescaled(in_tiles(prior, cube.shape, args.precision), prior.normalization, bar.update)
+        with bar(total=args.steps and 4 * args.steps, unit=" evaluations", desc=name) as shown:
+            velocity = Rescaled(in_tiles(prior, cube.shape, args.precision), prior.normalization, shown.update)
             found = log_likelihood(
                 velocity,
                 cube.to(device),

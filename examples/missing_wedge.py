@@ -4,7 +4,8 @@
 
 What was measured is taken as free of noise and kept as it is. With the other half map, ``--half2``, its noise is
 estimated where something was measured, and denoised as the wedge is filled. Protein must be positive (tomograms often
-show it dark: invert them first).
+show it dark: invert them first). Tilts that are not those of the map, whose wedge has edges, are told: the result is
+then not to be trusted (status 3).
 
 Without a map it restores the example in examples/data: EMD-3488 without what tilts beyond ±60° would measure. What is
 in the wedge then is the prior's word alone, and the result for looking and for building models only.
@@ -16,26 +17,30 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import _first  # noqa: F401
 import attrs
 import torch
 from _command_line import (
+    add_algorithm_flags,
     add_envelope_flags,
     add_flags,
     add_map_flags,
-    calibrated_prior,
     checkpoint,
+    chosen_prior,
+    chosen_sampler,
     exit_code,
     in_tiles,
     progress_bar,
     provenance,
     run_script,
+    with_plain_numbers,
 )
 from _maps import DEMO_MAP, Measured, PriorGrid, demo_map, fitting_prior, read_half_maps, read_one_map
 from _results import result_names, write_half_map_results, write_results
 
 from cryofm_ops import MissingWedge
 from cryofm_sampling import (
-    PlugAndPlay,
+    Guided,
     RestoredHalfMaps,
     RestoredMap,
     check_memory,
@@ -47,14 +52,15 @@ from cryofm_sampling import (
 )
 
 
-def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
+def run(args: argparse.Namespace, folder: Path) -> RestoredMap:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
     tilts = MissingWedge(args.tilt_min, args.tilt_max, args.tilt_axis)
     given = measured(args, tilts)
-    prior = fitting_prior(args.prior, calibrated_prior(args), given)
+    prior = fitting_prior(args.prior, chosen_prior(args), given)
+    sampler = chosen_sampler(args, prior, noiseless=args.half2 is None)
     grid = PriorGrid.of(given.maps[0], prior, args.mask)
     tiled = in_tiles(prior, grid.transform.target, args.precision)
-    check_memory(grid.transform.target, tile=tiled.tile, device=grid.device)
+    check_memory(grid.transform.target, tile=tiled.tile, device=grid.device, gradients=isinstance(sampler, Guided))
 
     first, *other = grid.tensors(given)
     restored: Callable[..., RestoredMap] = partial(restore_missing_wedge, tiled, first, tilts)
@@ -74,7 +80,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
         result = restored(
             generator=torch.Generator(grid.device).manual_seed(args.seed),
             grid=grid,
-            sampler=PlugAndPlay(iterations=args.steps),
+            sampler=sampler,
             scale=args.scale,
             samples=args.samples,
             where=grid.where,
@@ -82,14 +88,13 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
             group=everyone(),
             callback=progress,
         )
-    halves = result if isinstance(result, RestoredHalfMaps) else None
     if is_first():
         record = provenance(args, *([] if args.half1 else [DEMO_MAP]))
-        if halves is None:
-            write_results(folder, result, given, grid, record)
+        if isinstance(result, RestoredHalfMaps):
+            write_half_map_results(folder, result, given, grid, record)
         else:
-            write_half_map_results(folder, halves, given, grid, record)
-    return halves
+            write_results(folder, result, given, grid, record)
+    return result
 
 
 def measured(args: argparse.Namespace, tilts: MissingWedge) -> Measured:
@@ -115,15 +120,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add_map_flags(parser, "map")
     add_envelope_flags(parser)
     add("--allow-masked", action="store_true", help="take masked half maps; noise is then underestimated")
-    add_flags(parser, steps=20, of="network evaluations for each restored map, 2 or more; 8 with --half2")
-    parser.set_defaults(steps=None)
-    args = parser.parse_args(arguments)
+    of = "network evaluations for each restored map, 2 or more; 8 with --half2; 1000 of the paper's"
+    add_flags(parser, steps=20, of=of)
+    add_algorithm_flags(parser, "Alg. 2, or Alg. 1 with --half2")
+    args = parser.parse_args(with_plain_numbers(arguments))
     if args.half1 is None and args.half2 is not None:
         parser.error("give the first half map as well")
     if args.half2 is None and (args.b_factor is not None or args.keep_envelope or args.halves):
         parser.error("--b-factor, --keep-envelope and --halves go with --half2")
-    args.steps = args.steps or (20 if args.half2 is None else 8)
-    if args.steps < 2:
+    if args.steps is not None and args.steps < 2:
         parser.error("--steps must be at least 2")
     return args
 

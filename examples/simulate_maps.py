@@ -6,14 +6,14 @@ Each model becomes ``--variants`` maps with its own random orientation, resoluti
 import argparse
 import sys
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
-from _command_line import above_zero, exit_code, positive
-from tqdm import tqdm
+import _first  # noqa: F401
+from _command_line import ERRORS, above_zero, disk_is_full, exit_code, one_line, positive
+from _many import failures
 
-from cryofm_io import CryoFMError, DensityMap, read_map, write_map
+from cryofm_io import DensityMap, held_folder, read_map, write_map
 from cryofm_model.data.simulated import simulate_variant
 
 
@@ -32,12 +32,14 @@ def simulate(job: tuple[Path, int], voxel_size: float, out: Path) -> str:
             kept = abs(found - voxel_size) < 1e-3 * voxel_size
             return "" if kept else f"{path} exists, with {found:.3g} Å a voxel; give another --out"
         write_map(path, DensityMap(simulate_variant(model, variant, voxel_size), voxel_size))
-    except CryoFMError as error:
-        return str(error)
+    except (*ERRORS, OSError, MemoryError, RuntimeError) as error:
+        if disk_is_full(error):
+            raise
+        return f"{model.name} is left out: {one_line(error) or error}"
     return ""
 
 
-def main() -> None:
+def main() -> int:
     """Parse the command line, simulate, report what could not be simulated; status 1 if anything could not."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path, help="PDB or mmCIF files, .gz too")
@@ -45,24 +47,20 @@ def main() -> None:
     parser.add_argument("--voxel-size", type=above_zero, default=1.5, help="Å (default 1.5)")
     parser.add_argument("--variants", type=positive, default=2, help="maps of each model (default 2)")
     parser.add_argument("--jobs", type=positive, default=2, help="processes (default 2)")
+    parser.add_argument("--strict", action="store_true", help="stop at the first model that cannot be simulated")
     args = parser.parse_args()
     if twice := [name for name, count in Counter(map(stem, args.models)).items() if count > 1]:
         parser.error(f"several models would make the same maps: {', '.join(twice)}; rename them, or take one at a time")
     args.out.mkdir(parents=True, exist_ok=True)
     jobs = [(model, variant) for variant in range(args.variants) for model in args.models]
-    try:
-        with ProcessPoolExecutor(args.jobs) as pool:
-            work = pool.map(partial(simulate, voxel_size=args.voxel_size, out=args.out), jobs)
-            failed = [message for message in tqdm(work, total=len(jobs), unit="map") if message]
-    except KeyboardInterrupt:
-        print("interrupted; the same line goes on", file=sys.stderr)
-        sys.exit(130)
-    for message in failed:
+    with held_folder(args.out):
+        job = partial(simulate, voxel_size=args.voxel_size, out=args.out)
+        failed = failures(job, jobs, args.jobs, strict=args.strict, unit="map")
+    for message in dict.fromkeys(failed):
         print(message, file=sys.stderr)
     print(f"{len(jobs) - len(failed)} maps in {args.out}, {len(failed)} failed")
-    if failed:
-        sys.exit(1)
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(exit_code(main, left="maps that were made stay; the same line goes on"))

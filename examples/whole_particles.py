@@ -10,17 +10,16 @@ import sys
 import warnings
 import zlib
 from collections import Counter
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 
+import _first  # noqa: F401
 import numpy as np
-from _command_line import above_zero, exit_code, positive
-from tqdm import tqdm
+from _command_line import ERRORS, above_zero, disk_is_full, exit_code, one_line, positive
+from _many import failures
 
 import cryofm_io
-import cryofm_model
-from cryofm_io import DensityMap, read_map, write_map
+from cryofm_io import DensityMap, held_folder, read_map, write_map
 from cryofm_model.data.augment import random_rotation
 from cryofm_model.data.particles import whole_particle
 
@@ -41,9 +40,11 @@ def particles(path: Path, orientations: int, box: int, finest: float, out: Path)
         try:
             density = read_map(path)
             particle, _ = whole_particle(density.data, density.voxel_size, box, finest=finest, rotation=rotation)
-        except (cryofm_io.CryoFMError, cryofm_model.CryoFMError) as error:
-            return f"{path.name} is left out: {error}"
-        write_map(target, DensityMap(particle, finest))
+            write_map(target, DensityMap(particle, finest))
+        except (*ERRORS, OSError, MemoryError, RuntimeError) as error:
+            if disk_is_full(error):
+                raise
+            return f"{path.name} is left out: {one_line(error) or error}"
     return ""
 
 
@@ -56,13 +57,14 @@ def main() -> None:
     parser.add_argument("--box", type=positive, default=32, help="side of the box, voxels (default 32)")
     parser.add_argument("--voxel-size", type=above_zero, default=5.0, help="the finest, Å (default 5)")
     parser.add_argument("--jobs", type=positive, default=2, help="processes (default 2)")
+    parser.add_argument("--strict", action="store_true", help="stop at the first map that cannot be used")
     args = parser.parse_args()
     if twice := [name for name, count in Counter(map(stem, args.maps)).items() if count > 1]:
         parser.error(f"several maps would make the same particles: {', '.join(twice)}; rename them")
     args.out.mkdir(parents=True, exist_ok=True)
     job = partial(particles, orientations=args.orientations, box=args.box, finest=args.voxel_size, out=args.out)
-    with ProcessPoolExecutor(args.jobs) as pool:
-        failed = [message for message in tqdm(pool.map(job, args.maps), total=len(args.maps), unit="map") if message]
+    with held_folder(args.out):
+        failed = failures(job, args.maps, args.jobs, strict=args.strict, unit="map")
     for message in failed:
         print(message, file=sys.stderr)
     print(f"{len(args.maps) - len(failed)} particles in {args.out}, {len(failed)} failed")
@@ -71,4 +73,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(exit_code(main))
+    sys.exit(exit_code(main, left="particles that were made stay; the same line goes on"))

@@ -118,10 +118,13 @@ def test_missing_wedge_keeps_what_was_measured_and_fills_the_rest(run, blobs, sa
 
 def test_missing_wedge_of_other_tilts_is_told(run, blobs, save, tmp_path, capsys):
     path = save("wedge.mrc", MissingWedge(-50, 50, "x")(torch.from_numpy(blobs.data)).numpy())
-    line = (missing_wedge, path, "--tilt-min", -50, "--tilt-max", 50, "--scale", 1, "--steps", 2)
-    for axis, told in (("x", False), ("y", True)):
-        assert run(*line, "--tilt-axis", axis, "--overwrite") == 0
-        assert ("of the map's power lies within the wedge" in capsys.readouterr().err) is told
+    line = (missing_wedge, path, "--scale", 1, "--steps", 2, "--overwrite")
+    for axis, limit, told in (("x", 52, False), ("x", 60, True), ("y", 50, True)):
+        assert (
+            run(*line, "--tilt-axis", axis, "--tilt-min", -limit, "--tilt-max", limit, prior="cryofm-tiny") == 3 * told
+        )
+        assert ("looks measured from -50 to 50 degrees about x" in capsys.readouterr().err) is told
+        assert bool(record(tmp_path)["doubts"]) is told
 
 
 def test_missing_wedge_of_halves_of_other_tilts_is_told(run, blobs, save, tmp_path, capsys):
@@ -135,7 +138,7 @@ def test_missing_wedge_of_halves_of_other_tilts_is_told(run, blobs, save, tmp_pa
     line = (missing_wedge, one, "--half2", two, "--tilt-min", -50, "--tilt-max", 50, "--scale", 1, "--steps", 2)
     for axis, told in (("x", False), ("y", True)):
         assert run(*line, "--tilt-axis", axis, "--overwrite") == 0
-        assert ("of the map's power lies within the wedge" in capsys.readouterr().err) is told
+        assert ("looks measured from -50 to 50 degrees about x" in capsys.readouterr().err) is told
 
 
 def test_missing_wedge_of_two_noisy_halves(run, blobs, save, tmp_path):

@@ -4,7 +4,8 @@ import os
 import re
 import shutil
 import signal
-import tempfile
+import subprocess
+import sys
 
 import pytest
 
@@ -76,9 +77,9 @@ def test_results_are_made_on_the_file_system_where_they_will_lie(tmp_path):
     there, link = tmp_path / "disk" / "there", tmp_path / "link"
     there.parent.mkdir()
     link.symlink_to(there)
-    for where in (there.parent, there):  # at first it does not exist
-        with output_folder(link, []) as partial, output_folder(link, []) as another:
-            assert partial.parent == another.parent == where
+    for _ in range(2):  # at first it does not exist
+        with output_folder(link, [], overwrite=True) as partial:
+            assert partial.parent == there
             (partial / "file").write_text("whole")
         assert [path.name for path in there.iterdir()] == ["file"]
 
@@ -96,14 +97,14 @@ def test_the_folder_one_is_in_and_folders_to_make(run, half_maps, tmp_path, monk
 def test_impossible_folders_are_one_line(run, half_maps, tmp_path, capsys, monkeypatch, out):
     (tmp_path / "file").write_text("precious")
     (tmp_path / "locked").mkdir()
-    make = tempfile.mkdtemp
+    make = os.mkdir
 
-    def refuse(dir, **options):  # whoever runs the tests may write everywhere
-        if dir.name == "locked":
-            raise PermissionError(13, "Permission denied", str(dir))
-        return make(dir=dir, **options)
+    def refuse(path, *mode):  # whoever runs the tests may write everywhere
+        if "locked" in str(path):
+            raise PermissionError(13, "Permission denied", str(path))
+        return make(path, *mode)
 
-    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    monkeypatch.setattr(os, "mkdir", refuse)
     before = set(tmp_path.iterdir())
     assert run(*half_maps, "--out", tmp_path / out) == 2
     assert re.fullmatch("error: .*(is a file|cannot be written to).*", capsys.readouterr().err.strip())
@@ -137,13 +138,13 @@ def test_results_that_appear_meanwhile_are_not_replaced(tmp_path):
         with output_folder(out, ["a.txt"]) as partial:
             folders.append(partial)
             (partial / "a.txt").write_text("ours")
-            out.mkdir()
             (out / "a.txt").write_text("theirs")
 
     with pytest.raises(OutputExistsError, match=r"a\.txt appeared in .* the results are in"):
         leave()
     assert (out / "a.txt").read_text() == "theirs"
-    assert (folders[0] / "a.txt").read_text() == "ours"
+    kept = folders[0].with_name(folders[0].name.removeprefix(".partial-"))  # which no next start takes for half-written
+    assert (kept / "a.txt").read_text() == "ours"
 
 
 def test_maps_that_are_named_like_parts_of_a_checkpoint_stay(run, half_maps, tmp_path, scale_given):
@@ -154,3 +155,52 @@ def test_maps_that_are_named_like_parts_of_a_checkpoint_stay(run, half_maps, tmp
     assert run(*line) == 0
     assert all(path.read_bytes() == half_maps[0].read_bytes() for path in names)
     assert sorted(tmp_path.glob("half-*")) == names
+
+
+def test_two_runs_do_not_share_a_folder(run, half_maps, tmp_path, capsys):
+    out = tmp_path / "out"
+    with output_folder(out, []) as partial:
+        (partial / "file").write_text("mine")
+        assert run(*half_maps, "--out", out, "--overwrite") == 2
+        assert f"out is in use by process {os.getpid()} on " in capsys.readouterr().err
+    assert [path.name for path in out.iterdir()] == ["file"]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from cryofm_io import output_folder
+out, after = Path(sys.argv[1]), int(sys.argv[2])
+rename, moved = os.replace, []
+def replace(a, b):
+    if len(moved) == after:
+        os.kill(os.getpid(), signal.SIGKILL)
+    moved.append(a)
+    rename(a, b)
+os.replace = replace
+with output_folder(out, ["a", "b", "run.json"], overwrite=True, former="[abcd]|run.json") as folder:
+    for name in ("a", "b", "run.json"):
+        (folder / name).write_text("new")
+    if after < 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+@pytest.mark.parametrize("moved", [-1, 0, 1, 2])
+def test_who_is_killed_leaves_the_old_results_or_the_new(tmp_path, moved):
+    """Before the results are whole the old ones stay; from then on the next start makes up for what was left."""
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("a", "b", "c", "run.json", "mine"):
+        (out / name).write_text("old")
+    killed = subprocess.run([sys.executable, "-c", KILLED, out, str(moved)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    if moved >= 0:
+        assert not (out / "run.json").exists()  # nothing vouches for a mixture
+    with pytest.raises(OutputExistsError, match="already"), output_folder(out, ["a", "run.json"], former="[abcd]"):
+        pass
+    found = {path.name: path.read_text() for path in out.iterdir()}
+    old = dict.fromkeys(("a", "b", "c", "run.json", "mine"), "old")
+    new = {"a": "new", "b": "new", "run.json": "new", "mine": "old"}
+    assert found == (old if moved < 0 else new)

@@ -1,6 +1,7 @@
 """Nothing is half-written: a file appears whole or not at all, and never replaces another unasked."""
 
 import os
+import re
 import stat
 
 import attrs
@@ -12,6 +13,7 @@ from cryofm_io import (
     FscCurve,
     OutputExistsError,
     atomic_write,
+    partial_path,
     plot_fsc,
     read_map,
     write_fsc_csv,
@@ -167,13 +169,13 @@ def test_nobody_foresees_the_temporary_name(tmp_path, monkeypatch):
     for _ in range(20):
         with atomic_write(tmp_path / "run.json", overwrite=True) as temporary:
             names.add(temporary.name)
-            assert len(temporary.name) >= len(".partial--run.json") + 32
+            assert re.fullmatch(rf"\.partial-[0-9a-f]{{8}}-{os.getpid()}-[0-9a-f]{{16}}-run\.json", temporary.name)
     assert len(names) == 20
     # and even if somebody did, what lies there is neither followed nor written to
     monkeypatch.setattr("secrets.token_hex", lambda _: "guessed")
     victim = tmp_path / "victim"
     victim.write_text("precious")
-    (tmp_path / ".partial-guessed-run.json").symlink_to(victim)
+    partial_path(tmp_path / "run.json").symlink_to(victim)
     with pytest.raises(FileExistsError), atomic_write(tmp_path / "run.json", overwrite=True) as temporary:
         temporary.write_text("mine")
     assert victim.read_text() == "precious"

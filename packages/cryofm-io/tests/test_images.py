@@ -117,18 +117,22 @@ def test_shapes_that_no_reconstruction_takes(store, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning:mrcfile|numpy")
-@pytest.mark.parametrize(("value", "word"), [(np.nan, "nan"), (np.inf, "inf")])
-def test_values_that_are_not_finite(store, value, word):
+def test_bad_images_are_named_and_left_out_or_refused(store):
     data = IMAGES.copy()
-    data[3, 2, 1] = data[4, 0, 0] = value
-    with pytest.raises(InputFileError, match=rf"2 values .* {word} at \(image, y, x\) = \(3, 2, 1\) in 000004@"):
-        read_images(store(data))
-
-
-def test_constant_images_are_named(store):
-    data = IMAGES.copy()
-    data[1], data[4] = 0, 2
-    with pytest.raises(InputFileError, match=r"2 of 5 images are constant .* first is 000002@.*stack\.mrcs"):
+    data[1], data[3, 2, 1], data[4, 0, 0] = 0, np.nan, np.inf
+    with (
+        pytest.warns(
+            MapWarning, match=r"1 of 5 images are constant .* first is 000002@.*stack\.mrcs; they are left out"
+        ),
+        pytest.warns(MapWarning, match=r"2 of 5 images are not finite everywhere, the first is 000004@"),
+    ):
+        images = read_images(store(data))
+    assert [name[:6] for name in images.names] == ["000001", "000003"]
+    assert np.array_equal(images.data, IMAGES[[0, 2]].astype(np.float32))
+    with pytest.raises(InputFileError, match="images are not finite everywhere"):
+        read_images(store(data), strict=True)
+    data[2] = 5
+    with pytest.raises(InputFileError, match="2 of 5 images are not finite"):
         read_images(store(data))
 
 

@@ -177,7 +177,7 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
 def test_what_the_dead_left_is_swept_and_nothing_else(tmp_path):
     machine = f"{zlib.crc32(gethostname().encode()):08x}"
     names = [
-        f".checkpoint.{owner}-0123456789abcdef.partial"
+        f".partial-{owner}-0123456789abcdef-checkpoint-00000002"
         for owner in (f"{machine}-{LONG_AGO}", f"{machine}-{os.getppid()}", f"00000000-{LONG_AGO}")
     ]
     for name in names:

@@ -28,6 +28,7 @@ from cryofm_sampling import (
     stationary_model,
     wedge_model,
 )
+from cryofm_sampling.half_maps.tilts import doubt_of_tilts
 from cryofm_sampling.testing import GaussianPrior
 
 SHAPE = (20, 20, 20)
@@ -198,10 +199,31 @@ def test_a_wedge_with_halves_and_without(prior):
 def test_a_wedge_of_other_tilts_is_told(prior):
     truth, _, _ = made()
     y = MissingWedge(-60, 60, "x")(truth)
-    with pytest.warns(UserWarning, match="of the map's power lies within the wedge"):
-        restore_missing_wedge(
+    with pytest.warns(UserWarning, match="looks measured from -60 to 60 degrees about x.*do not trust"):
+        result = restore_missing_wedge(
             prior, y, MissingWedge(-60, 60), generator=seeded(0), scale=SCALE, sampler=PlugAndPlay(iterations=2)
         )
+    assert len(result.doubts) == 1
+
+
+def test_power_where_nothing_was_measured_is_told():
+    """Where a map has no wedge at all."""
+    truth, one, two = made()
+    for maps in ((truth,), (one, two)):
+        assert "of the map's power lies within the wedge" in doubt_of_tilts(MissingWedge(-60, 60), *maps)
+
+
+def test_halves_of_other_tilts_are_told(prior):
+    _, one, two = made()
+    halves = [MissingWedge(-50, 50)(x) for x in (one, two)]
+    assert wedge_model(*halves, MissingWedge(-51, 52)).doubts == ()
+    with pytest.warns(UserWarning, match="looks measured from -50 to 50 degrees about y, and not from -60 to 60"):
+        model = wedge_model(*halves, MissingWedge(-60, 60))
+    how = {"generator": seeded(0), "scale": SCALE, "sampler": PlugAndPlay(iterations=2)}
+    with pytest.warns(UserWarning, match="do not trust"):
+        assert restore_half_maps(prior, *halves, observe=model, **how).doubts == model.doubts
+    turned = [MissingWedge(-60, 40)(x) for x in (one, two)]
+    assert "the sign" in doubt_of_tilts(MissingWedge(-40, 60), *turned)
 
 
 def test_a_scale_far_too_high_is_told(prior):

@@ -11,6 +11,7 @@ from cryofm_io.errors import (
     GridMismatchError,
     HalfMapError,
     InputFileError,
+    InUseError,
     MapWarning,
     MaskError,
     MissingExtraError,
@@ -22,6 +23,7 @@ from cryofm_io.halves import check_contrast, check_half_maps
 from cryofm_io.image_prepare import PreparedImages, prepare_images
 from cryofm_io.image_read import read_images
 from cryofm_io.image_stack import ImageCtf, ImageStack, Poses
+from cryofm_io.in_use import held_folder, partial_path, sweep_partials
 from cryofm_io.intensity import Affine, normalise_clean
 from cryofm_io.masks import check_mask, read_mask, soft_mask, spherical_mask
 from cryofm_io.mrc_read import read_map
@@ -32,7 +34,7 @@ from cryofm_io.particle_size import particle_diameter
 from cryofm_io.plots import plot_fsc, plot_pairs, plot_slices
 from cryofm_io.resample import fourier_resample
 from cryofm_io.simulate import simulate_density
-from cryofm_io.star import write_poses
+from cryofm_io.star import read_poses, write_poses
 
 __all__ = [
     "VIEWING_NOTE",
@@ -46,6 +48,7 @@ __all__ = [
     "HalfMapError",
     "ImageCtf",
     "ImageStack",
+    "InUseError",
     "InputFileError",
     "MapWarning",
     "MaskError",
@@ -60,8 +63,10 @@ __all__ = [
     "check_same_grid",
     "fourier_resample",
     "fsc",
+    "held_folder",
     "normalise_clean",
     "output_folder",
+    "partial_path",
     "particle_diameter",
     "plot_fsc",
     "plot_pairs",
@@ -71,10 +76,12 @@ __all__ = [
     "read_images",
     "read_map",
     "read_mask",
+    "read_poses",
     "refuse_to_lose",
     "simulate_density",
     "soft_mask",
     "spherical_mask",
+    "sweep_partials",
     "to_grid",
     "write_fsc_csv",
     "write_map",

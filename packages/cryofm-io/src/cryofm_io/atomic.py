@@ -1,18 +1,18 @@
 """Files that appear whole or not at all."""
 
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from cryofm_io.errors import OutputExistsError
+from cryofm_io.in_use import partial_path, sweep_partials
 
 __all__ = ["atomic_write"]
 
 _ANY_WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH
-_LONGEST = 40  # characters of the name that the temporary one repeats: names have a limit of 255 bytes
+_swept: set[Path] = set()  # folders that this process has looked through
 
 
 def _refuse_existing(path: Path, overwrite: bool) -> None:
@@ -43,7 +43,8 @@ def _target(path: Path) -> Path:
 def atomic_write(path: str | os.PathLike[str], overwrite: bool = False) -> Iterator[Path]:
     """Write a file beside its final place and rename it when it is complete.
 
-    A file that is replaced keeps its permissions, and a symbolic link stays one: what it leads to is replaced.
+    A file that is replaced keeps its permissions, and a symbolic link stays one: what it leads to is replaced.  What
+    processes that were killed have left half-written in its folder is removed.
 
     Args:
         path: The final name; its folder is made if need be.
@@ -66,9 +67,11 @@ def atomic_write(path: str | os.PathLike[str], overwrite: bool = False) -> Itera
     path = _target(Path(path))
     _refuse_existing(path, overwrite)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The token goes in front: writers choose the format by the name's ending.  Nobody can foresee it, and a file that
-    # is there already, or a link, is not opened.
-    temporary = path.with_name(f".partial-{secrets.token_hex(16)}-{path.name[-_LONGEST:]}")
+    if path.parent not in _swept:
+        _swept.add(path.parent)
+        sweep_partials(path.parent)
+    # Writers choose the format by the name's ending.  A file that is there already, or a link, is not opened.
+    temporary = partial_path(path)
     mode = stat.S_IMODE(path.stat().st_mode) if path.exists() else None
     os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else 0o600))
     try:

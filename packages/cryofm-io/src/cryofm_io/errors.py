@@ -5,6 +5,7 @@ __all__ = [
     "GeometryError",
     "GridMismatchError",
     "HalfMapError",
+    "InUseError",
     "InputFileError",
     "MapWarning",
     "MaskError",
@@ -39,6 +40,10 @@ class MaskError(CryoFMError):
 
 class OutputExistsError(CryoFMError):
     """The output is there already and overwriting was not asked for."""
+
+
+class InUseError(OutputExistsError):
+    """Another run writes there at this moment."""
 
 
 class MissingExtraError(CryoFMError, ImportError):

@@ -6,11 +6,12 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 from numpy.typing import NDArray
 
 from cryofm_io.errors import GeometryError, GridMismatchError, InputFileError, MapWarning
-from cryofm_io.image_stack import ImageStack
+from cryofm_io.image_stack import ImageCtf, ImageStack, Poses
 from cryofm_io.image_table import ImageTable, read_table
 from cryofm_io.mrc_header import Header
 from cryofm_io.mrc_read import as_float32, axis_codes, says_stack
@@ -20,7 +21,7 @@ from cryofm_io.voxel_size import Stated, settle_voxel_size, stated_voxel_size
 __all__ = ["read_images"]
 
 
-def read_images(path: str | os.PathLike[str], *, voxel_size: float | None = None) -> ImageStack:
+def read_images(path: str | os.PathLike[str], *, voxel_size: float | None = None, strict: bool = False) -> ImageStack:
     """Read class averages or particles.
 
     Args:
@@ -29,18 +30,19 @@ def read_images(path: str | os.PathLike[str], *, voxel_size: float | None = None
             folder, from the current one, and from those above its own.
         voxel_size: Å; wins over whatever STAR file and header say about size, with a warning of what it overrides (not
             within 1 %).
+        strict: Refuse images that are empty or damaged, which otherwise are named and left out.
 
     Returns:
-        The images as float32 ``(K, y, x)``, with the CTFs and poses that a STAR file states.
+        The good images as float32 ``(K, y, x)``, with the CTFs and poses that a STAR file states.
 
     Raises:
-        InputFileError: A file is missing, truncated, of another kind, or a volume; a value is NaN or infinite; all
-            values of an image are equal; or no voxel size is known.
+        InputFileError: A file is missing, truncated, of another kind, or a volume; no voxel size is known; or an image
+            holds NaN or infinity, or one value throughout, and ``strict`` or fewer than two others are left.
         GeometryError: The images are not square, or fewer than two.
         GridMismatchError: Images of a STAR file differ in size or in pixel size.
 
     Warns:
-        MapWarning: As `cryofm_io.read_map`.
+        MapWarning: As `cryofm_io.read_map`, and of images that are left out.
 
     Example:
         >>> from cryofm_io import DensityMap, write_map
@@ -50,7 +52,7 @@ def read_images(path: str | os.PathLike[str], *, voxel_size: float | None = None
     """
     path = Path(path)
     if ".star" in [suffix.lower() for suffix in path.suffixes[-2:]]:
-        return _read_star(path, voxel_size)
+        return _read_star(path, voxel_size, strict)
     header, data = _load_images(path)
     if not says_stack(path, header) and (header.space_group != 0 or len(set(data.shape)) == 1):
         raise InputFileError(
@@ -59,10 +61,10 @@ def read_images(path: str | os.PathLike[str], *, voxel_size: float | None = None
         )
     names = [f"{i:06d}@{path}" for i in range(1, len(data) + 1)]
     size = settle_voxel_size(path, stated_voxel_size(header, "xy"), voxel_size)
-    return _stack(path, as_float32(data), size, names)
+    return _stack(path, as_float32(data), size, names, strict=strict)
 
 
-def _read_star(path: Path, voxel_size: float | None) -> ImageStack:
+def _read_star(path: Path, voxel_size: float | None, strict: bool) -> ImageStack:
     table = read_table(path)
     rows_of: dict[str, list[tuple[int, int | None]]] = defaultdict(list)
     for row, name in enumerate(table.names):
@@ -94,7 +96,7 @@ def _read_star(path: Path, voxel_size: float | None) -> ImageStack:
         if image.shape != first:
             raise GridMismatchError(f"{path}: {names[0]} is {first} and {name} {image.shape}; bring them to one size")
     size = _star_voxel_size(table, headers, voxel_size)
-    return _stack(path, np.stack(images), size, names, table.ctf(), table.poses(size))
+    return _stack(path, np.stack(images), size, names, table.ctf(), table.poses(size), strict=strict)
 
 
 def _star_voxel_size(table: ImageTable, headers: list[Stated], wished: float | None) -> float:
@@ -154,22 +156,33 @@ def _load_images(path: Path) -> tuple[Header, NDArray[Any]]:
     return header, images if codes == (1, 2, 3) else images.mT
 
 
-def _stack(path: Path, data: NDArray[np.float32], voxel_size: float, names: list[str], *known: Any) -> ImageStack:
-    """The images, once their values and shapes are found to be good."""
-    finite = np.isfinite(data)
-    if not finite.all():
-        index = tuple(int(i) for i in np.unravel_index(int(finite.argmin()), data.shape))
-        raise InputFileError(
-            f"{path}: {data.size - int(finite.sum())} values are not finite, the first is {data[index]} at "
-            f"(image, y, x) = {index} in {names[index[0]]}; repair the images or leave them out"
-        )
+def _stack(
+    path: Path,
+    data: NDArray[np.float32],
+    voxel_size: float,
+    names: list[str],
+    ctf: ImageCtf | None = None,
+    poses: Poses | None = None,
+    *,
+    strict: bool,
+) -> ImageStack:
+    """The images whose values are good."""
+    finite = np.isfinite(data).all((1, 2))
     constant = np.ptp(data, axis=(1, 2)) == 0
-    if constant.any():
-        raise InputFileError(
-            f"{path}: {int(constant.sum())} of {len(data)} images are constant (empty classes?), the first is "
-            f"{names[int(constant.argmax())]}; leave them out"
-        )
+    good = finite & ~constant
+    for bad, what in ((~finite, "not finite everywhere"), (finite & constant, "constant (empty classes?)")):
+        if bad.any():
+            found = (
+                f"{path}: {int(bad.sum())} of {len(data)} images are {what}, the first is {names[int(bad.argmax())]}"
+            )
+            if strict or good.sum() < 2:
+                raise InputFileError(f"{found}; repair them or leave them out")
+            warnings.warn(f"{found}; they are left out", MapWarning, stacklevel=3)
+    if not good.all():
+        data, names = data[good], [name for name, keep in zip(names, good, strict=True) if keep]
+        ctf = ctf and ImageCtf(**{field: values[good] for field, values in attrs.asdict(ctf).items()})
+        poses = poses and Poses(poses.rotations[good], poses.shifts[good])
     try:
-        return ImageStack(data, voxel_size, names, *known)
+        return ImageStack(data, voxel_size, names, ctf, poses)
     except GeometryError as error:
         raise GeometryError(f"{path}: {error}") from None

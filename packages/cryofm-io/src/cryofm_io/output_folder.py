@@ -3,14 +3,16 @@
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cryofm_io.errors import OutputExistsError
+from cryofm_io.in_use import held_folder, left_by_the_dead, partial_path
 
 __all__ = ["output_folder", "refuse_to_lose"]
+
+_RECORD = "run.json"
 
 
 @contextmanager
@@ -19,8 +21,9 @@ def output_folder(
 ) -> Iterator[Path]:
     """A temporary folder, whose files are moved to ``folder`` at the end, and dropped on any exception.
 
-    What a former run has left in ``folder``, beside its ``run.json``, is removed then, so that nobody takes it for a
-    part of this one.
+    ``run.json`` moves last: where it is, all the others are.  Who is killed while they move is made up for by the next
+    call.  What a former run has left in ``folder``, beside its ``run.json``, is removed then, so that nobody takes it
+    for a part of this one.  No other run has the folder meanwhile.
 
     Args:
         folder: Where the results will be; made if need be.
@@ -30,9 +33,10 @@ def output_folder(
         former: Regular expression of all names that a former run may have left.
 
     Yields:
-        An empty folder on the same file system.
+        An empty folder within ``folder``, and so on the same file system.
 
     Raises:
+        InUseError: Before the block, if another run has the folder.
         OutputExistsError: Before the block, if a file of ``names`` exists and may not be replaced, one that is to be
             ``read`` would go, or ``folder`` cannot be written to; after it, if one has appeared meanwhile (the
             results are kept, and the message says where).
@@ -44,36 +48,30 @@ def output_folder(
         ['run.json']
     """
     folder = folder.resolve()
-    existing = [name for name in names if (folder / name).exists()]
-    if folders := [name for name in existing if (folder / name).is_dir()]:
-        raise OutputExistsError(f"{', '.join(folders)} in {folder}: a folder; give another --out")
-    if existing and not overwrite:
-        raise OutputExistsError(f"{folder} has {', '.join(existing)} already; give --overwrite to replace")
-    refuse_to_lose(read, [*_left_by(folder, former), *(folder / name for name in names)])
-    # In the folder or what it will be made in: what lies beside a mount point is on another file system.
-    place = next(path for path in (folder, *folder.parents) if path.exists())
-    if not place.is_dir():
-        raise OutputExistsError(f"{place} is a file; give a folder")
-    partial: Path | None
-    try:
-        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=place))
-    except OSError as error:
-        raise OutputExistsError(f"{place} cannot be written to ({error.strerror}); give another --out") from None
-    try:
-        yield partial
-        folder.mkdir(parents=True, exist_ok=True)
-        if not overwrite and (appeared := [name for name in names if (folder / name).exists()]):
-            kept, partial = partial, None
-            raise OutputExistsError(f"{', '.join(appeared)} appeared in {folder} meanwhile; the results are in {kept}")
-        left_over = {path.name for path in _left_by(folder, former)}
-        for path in sorted(partial.iterdir()):
-            os.replace(path, folder / path.name)
-            left_over.discard(path.name)
-        for name in left_over:
-            (folder / name).unlink()
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial)
+    with _made(folder), held_folder(folder):
+        for whole in left_by_the_dead(folder, ".whole-"):
+            _move(whole, folder, former)
+        existing = [name for name in names if (folder / name).exists()]
+        if folders := [name for name in existing if (folder / name).is_dir()]:
+            raise OutputExistsError(f"{', '.join(folders)} in {folder}: a folder; give another --out")
+        if existing and not overwrite:
+            raise OutputExistsError(f"{folder} has {', '.join(existing)} already; give --overwrite to replace")
+        refuse_to_lose(read, [*_left_by(folder, former), *(folder / name for name in names)])
+        partial = partial_path(folder / "results")
+        partial.mkdir()
+        try:
+            yield partial
+            if not overwrite and (appeared := [name for name in names if (folder / name).exists()]):
+                kept = folder / partial.name.removeprefix(".partial-")
+                partial.rename(kept)
+                raise OutputExistsError(
+                    f"{', '.join(appeared)} appeared in {folder} meanwhile; the results are in {kept}"
+                )
+            whole = folder / partial.name.replace(".partial-", ".whole-", 1)
+            partial.rename(whole)
+            _move(whole, folder, former)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def refuse_to_lose(read: Iterable[Path], going: Sequence[Path]) -> None:
@@ -94,7 +92,39 @@ def refuse_to_lose(read: Iterable[Path], going: Sequence[Path]) -> None:
             raise OutputExistsError(f"{path} is read, and would be lost to the results; give another --out")
 
 
+@contextmanager
+def _made(folder: Path) -> Iterator[None]:
+    """The folder, and those that it lies in; what was made for it is removed again if nothing came to lie there."""
+    missing = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        place = next(path for path in (folder, *folder.parents) if path.exists())
+        raise OutputExistsError(f"{place} is a file; give a folder") from None
+    except OSError as error:
+        raise OutputExistsError(f"{folder} cannot be written to ({error.strerror}); give another --out") from None
+    try:
+        yield
+    finally:
+        for path in missing:
+            with suppress(OSError):
+                path.rmdir()
+
+
+def _move(whole: Path, folder: Path, former: str) -> None:
+    """Move results in place; what is done twice does no harm, so that it can be done again."""
+    names = sorted(os.listdir(whole), key=lambda name: (name == _RECORD, name))
+    for path in _left_by(folder, former):
+        if path.name not in names:
+            path.unlink()
+    if _RECORD in names:
+        (folder / _RECORD).unlink(missing_ok=True)  # it tells of others
+    for name in names:
+        os.replace(whole / name, folder / name)
+    whole.rmdir()
+
+
 def _left_by(folder: Path, former: str) -> list[Path]:
-    if not (folder / "run.json").is_file():
+    if not (folder / _RECORD).is_file():
         return []
     return [path for path in folder.iterdir() if re.fullmatch(former, path.name) and not path.is_dir()]

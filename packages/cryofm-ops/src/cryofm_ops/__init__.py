@@ -49,6 +49,7 @@ from cryofm_ops.operators.compose import add, compose, stack
 from cryofm_ops.operators.ctf import CTF
 from cryofm_ops.operators.envelope import Envelope
 from cryofm_ops.operators.filters import FourierMask, LowPass, RadialFilter, RemoveMean, WithoutMean
+from cryofm_ops.operators.find_wedge import FoundWedge, find_wedge
 from cryofm_ops.operators.fourier import FourierOperator
 from cryofm_ops.operators.fourier_projector import FourierProjector
 from cryofm_ops.operators.identity import Identity
@@ -109,6 +110,7 @@ __all__ = [
     "DirectionalEstimate",
     "DoubleTilt",
     "Envelope",
+    "FoundWedge",
     "FourierDiagonal",
     "FourierGaussian",
     "FourierMask",
@@ -172,6 +174,7 @@ __all__ = [
     "estimate_directional_noise",
     "estimate_local_variance",
     "estimate_noise_power",
+    "find_wedge",
     "fourier_filter",
     "frequencies",
     "friedel_weights",

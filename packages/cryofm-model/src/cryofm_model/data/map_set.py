@@ -5,6 +5,7 @@ What `MapSet.crops` returns depends on its ``rng`` alone, never on what was draw
 interrupted or not, and whichever thread, process or machine cuts them.
 """
 
+import errno
 import warnings
 from collections.abc import Sequence
 from functools import partial
@@ -32,6 +33,7 @@ Turn = Literal["none", "rot24", "so3"]
 
 _OCCUPIED = 0.13  # of full density: above it a voxel holds some
 _SMALLEST = {"density": 500, "uniform": 500, "centre": 100}  # such voxels of a map worth training on: a part, a whole
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _COARSEST = 1 / 250  # of full density: the steps in which float16 may show it
 _CACHE_VERSION = 1  # to be raised when what `_in_model_units` or `simulate_density` returns changes
 
@@ -137,12 +139,15 @@ class MapSet:
                     z = make()  # which says what is wrong with a path that is no file
                 else:
                     settings = [normalization.mean, normalization.std, voxel_size, variant, _CACHE_VERSION]
+                    settings += [] if normalization.clip else ["unclipped"]
                     z = cached(cache, [*file_identity(path), *settings], make)
                 if (occupied := np.count_nonzero(z > level)) < (smallest := _SMALLEST[place]):
                     raise InputError(f"{occupied} voxels with density, {smallest} are worth training on")
             except MissingExtraError:  # which is no fault of the file
                 raise
-            except InputError as error:
+            except (InputError, CryoFMError, OSError, MemoryError) as error:
+                if isinstance(error, OSError) and error.errno in _NO_ROOM:  # for what is kept of it
+                    raise
                 warning = f"{path.name} is left out: {error}"
                 warnings.warn(warning, MapWarning, stacklevel=2)
             else:
@@ -189,7 +194,8 @@ def _in_model_units(path: Path, variant: int, normalization: Normalization, voxe
         density = simulate_variant(path, variant, voxel_size)
     else:
         density = to_grid(read_map(path), voxel_size)[0]
-    z = (normalise_clean(density)[0] - normalization.mean) / normalization.std
+    scaled, _ = normalise_clean(density, clip=normalization.clip)
+    z = (scaled - normalization.mean) / normalization.std
     return np.asarray(z, dtype=np.float16)
 
 

@@ -27,7 +27,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from cryofm_model.errors import CryoFMError
-from cryofm_model.train._beside import held, new_partial, sweep
 from cryofm_model.train.config import Step, TrainConfig
 from cryofm_model.train.distributed import from_first, rank_and_world, wait
 
@@ -71,7 +70,7 @@ def save(
 
     first = rank_and_world()[0] == 0
     final = folder / f"checkpoint-{done.number + 1:08d}"
-    partial = from_first(lambda: _begun(folder, final))
+    partial = from_first(lambda: _begun(final))
     try:
         state = _state(network, averaged, optimisers)
         if any(isinstance(value, DTensor) for value in state.values()):
@@ -138,20 +137,27 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _take(folder: Path, stack: ExitStack) -> None:
+    from cryofm_io import OutputExistsError, held_folder
+
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(held(folder))
-        sweep(folder)
+        stack.enter_context(held_folder(folder))
+    except OutputExistsError as error:
+        raise CryoFMError(str(error)) from None
     except OSError as error:
         raise CryoFMError(f"{folder} cannot be written: {error}") from None
 
 
-def _begun(folder: Path, final: Path) -> Path:
+def _begun(final: Path) -> Path:
     """A new folder for what will be ``final``."""
     if os.path.lexists(final):
         raise CryoFMError(f"{final} is in the way of the next checkpoint, and none of this run; move it elsewhere")
+    from cryofm_io import partial_path
+
     try:
-        return new_partial(folder)
+        partial = partial_path(final)
+        partial.mkdir()
+        return partial
     except OSError as error:
         raise CryoFMError(f"{final} cannot be written: {error}") from None
 

@@ -77,8 +77,13 @@ class MissingWedge(FourierOperator):
     def weight(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
         """From 0 to 1, for frequencies in the directions (x, y, z), of any length; the three broadcast."""
         across, along = (x, z) if self.tilt_axis == "y" else (y, -z)
-        kept = self._kept(torch.rad2deg(torch.atan2(along, across)))
+        kept = self._kept(self.angle_deg(x, y, z))
         return torch.where((across == 0) & (along == 0), 1, kept)
+
+    def angle_deg(self, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
+        """The tilt that measures frequencies in the directions (x, y, z), in degrees modulo 180."""
+        across, along = (x, z) if self.tilt_axis == "y" else (y, -z)
+        return torch.rad2deg(torch.atan2(along, across))
 
     def _kept(self, angle: Tensor) -> Tensor:
         """Weight of the directions at `angle`, in degrees modulo 180."""

@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Protocol, Self
 
 import attrs
@@ -24,7 +24,6 @@ from cryofm_ops import (
     estimate_directional_noise,
     estimate_local_variance,
     estimate_noise_power,
-    friedel_weights,
     gaussian_likelihood,
     radial,
     radial_mean,
@@ -32,6 +31,7 @@ from cryofm_ops import (
     windowed_noise_power,
 )
 from cryofm_sampling._common import Box, split_shape
+from cryofm_sampling.half_maps.tilts import doubt_of_tilts
 
 __all__ = [
     "FourierModel",
@@ -42,8 +42,6 @@ __all__ = [
     "stationary_model",
     "wedge_model",
 ]
-
-_LOST = 0.01  # of a map's power, that a wedge of the wrong tilts would take away
 
 
 class Observe(Protocol):
@@ -106,6 +104,7 @@ class FourierModel:
         envelope: h, where there is one.
         wedge: whether a part of Fourier space is missing by itself, as in tomography.
         record: what else is known of the noise, for a report.
+        doubts: what speaks against what was told of the halves, in plain words.
     """
 
     fsc: Tensor
@@ -116,6 +115,7 @@ class FourierModel:
     envelope: Envelope | None = None
     wedge: bool = False
     record: dict[str, object] = attrs.field(factory=dict)
+    doubts: tuple[str, ...] = ()
 
     def blurred(self, envelope: Envelope) -> Self:
         """The same with an envelope."""
@@ -189,6 +189,11 @@ class ObservedModel:
         return self.plain.noise_power
 
     @property
+    def doubts(self) -> tuple[str, ...]:
+        """Of the plain model."""
+        return self.plain.doubts
+
+    @property
     def gain(self) -> Tensor:
         """Of the plain model."""
         return self.plain.gain
@@ -253,8 +258,9 @@ def directional_model(
         half1: `(z, y, x)`, raw.
         half2: likewise.
         alpha_variance: α of unit vectors `(..., 3)` in (x, y, z) order, such as `wedge_alpha(...)`, a factor on the
-            variance: N = α h / mean of α, with h its mean over each shell (paper D.2). None: by
-            `estimate_directional_noise`, which finds no dependence where there is none.
+            variance; infinite where nothing was measured. N = α σ², with σ² the mean over each shell of the noise over
+            α. (Paper D.2 has the mean of the noise over that of α, which hangs on the directions with most noise, where α
+            is least certain.) None: by `estimate_directional_noise`, which finds no dependence where there is none.
         half_angle_deg: of the cones in which it is estimated.
         band: the highest frequency that was measured, over the grid's Nyquist frequency.
         region: see `stationary_model`.
@@ -265,11 +271,15 @@ def directional_model(
     """
     shells = _noise(half1, half2, band, region)
     if alpha_variance is not None:
+        own = split_shape(half1.shape)[1]
+        alpha, seen = _alpha_on(alpha_variance, own, half1.device)
+        difference = rfft((half1 - half2).double()).abs().square()
+        level = radial_mean(difference * seen / alpha, own) / radial_mean(seen, own) / radial_mean(difference, own)
+        table = level.nan_to_num(1.0, posinf=1.0) * shells.noise_power.double()  # where nothing is, it is no matter
 
         def told(shape: Box) -> tuple[Tensor, Tensor]:
-            alpha = directional(alpha_variance, shape).to(half1.device)
-            grid = alpha * radial(shells.noise_power.double() / radial_mean(alpha, shape, None), shape)
-            return grid, torch.ones_like(grid)
+            alpha, seen = _alpha_on(alpha_variance, shape, half1.device)
+            return alpha * radial(table, shape), seen
 
         return _model(half1, shells, told)
     found = estimate_directional_noise(half1, half2, half_angle_deg=half_angle_deg, allow_masked=True)
@@ -293,10 +303,12 @@ def wedge_model(half1: Tensor, half2: Tensor, tilts: MissingWedge, /, *, band: f
         tilts: what was measured.
         band: the highest frequency that was measured, over the grid's Nyquist frequency.
 
-    Warns where the halves agree about more than a hundredth of their power in the wedge.
+    Warns where the halves show other tilts, see `doubt_of_tilts`.
     """
     _, shape = split_shape(half1.shape)
-    warn_of_other_tilts(half1, half2, tilts)
+    doubt = doubt_of_tilts(tilts, half1, half2)
+    if doubt:
+        warnings.warn(doubt, stacklevel=2)
     shells = _noise(tilts(half1), tilts(half2), band, None)  # means over whole shells, of which only a part has any
     part = radial_mean(tilts.transfer(shape).to(half1), shape)
     shells = attrs.evolve(shells, noise_power=shells.noise_power / part, signal_power=shells.signal_power / part)
@@ -305,7 +317,7 @@ def wedge_model(half1: Tensor, half2: Tensor, tilts: MissingWedge, /, *, band: f
         grid = radial(shells.noise_power.double(), shape)
         return grid, tilts.transfer(shape).to(grid)
 
-    return attrs.evolve(_model(half1, shells, noise_on), wedge=True)
+    return attrs.evolve(_model(half1, shells, noise_on), wedge=True, doubts=(doubt,) if doubt else ())
 
 
 def local_model(half1: Tensor, half2: Tensor, /, *, band: float = 1.0) -> ObservedModel:
@@ -326,27 +338,17 @@ def local_model(half1: Tensor, half2: Tensor, /, *, band: float = 1.0) -> Observ
     return ObservedModel(plain, observe, operator)
 
 
-def warn_of_other_tilts(one: Tensor, two: Tensor, tilts: MissingWedge) -> None:
-    """Warn where much of the power that two maps share, more than by chance, lies where nothing was measured."""
-    _, shape = split_shape(one.shape)
-    weights = friedel_weights(shape).to(one)
-    within = weights * (1 - tilts.transfer(shape).to(one))
-    a, b = rfft(one - one.mean()), rfft(two - two.mean())
-    shared = (a * b.conj()).real
-    lost = float((within * shared).sum() / (weights * shared).sum())
-    power, noise = (a.abs().square() + b.abs().square()) / 2, (a - b).abs().square() / 2
-    chance = float((2 * within * power * noise).sum().sqrt() / (weights * shared).sum())  # no less than what noise adds
-    if lost > max(_LOST, 3 * chance):
-        warnings.warn(
-            f"{lost:.0%} of the map's power lies within the wedge, and is left out; are the tilts "
-            f"({tilts.tilt_min:g} to {tilts.tilt_max:g} degrees, axis {tilts.tilt_axis}) those of the map?",
-            stacklevel=3,
-        )
+def _alpha_on(alpha_variance: Callable[[Tensor], Tensor], shape: Box, device: torch.device) -> tuple[Tensor, Tensor]:
+    """On the half grid: α, 1 where nothing was measured, and how much was, 0 or 1."""
+    alpha = directional(alpha_variance, shape).to(device)
+    measured = alpha.isfinite()
+    return torch.where(measured, alpha, 1), measured.to(alpha)
 
 
 def _model(half: Tensor, noise: NoiseEstimate, noise_on: NoiseOn) -> FourierModel:
     _, shape = split_shape(half.shape)
-    return FourierModel(noise.fsc, noise.noise_power, noise.signal_power, shape, noise_on)
+    on = lru_cache(maxsize=2)(noise_on)  # with one envelope after the other
+    return FourierModel(noise.fsc, noise.noise_power, noise.signal_power, shape, on)
 
 
 def _noise(half1: Tensor, half2: Tensor, band: float, region: Tensor | None) -> NoiseEstimate:

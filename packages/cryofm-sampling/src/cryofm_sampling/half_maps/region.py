@@ -4,7 +4,6 @@ The product of two halves, whitened and averaged over a few voxels, has the mean
 it rises there by chance, made-up halves of such noise tell: what rises a quarter higher than their highest is density.
 """
 
-import attrs
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool3d
@@ -12,14 +11,12 @@ from torch.nn.functional import avg_pool3d
 from cryofm_ops import SpectralNoise, fourier_filter, frequencies, radial
 from cryofm_sampling._common import split_shape
 from cryofm_sampling.half_maps.result import Grid
-from cryofm_sampling.priors.tiled import Tiled
-from cryofm_sampling.protocols import VelocityField
-from cryofm_sampling.region import Region
 
-__all__ = ["confined", "on_grid", "where_halves_agree"]
+__all__ = ["on_grid", "where_dense", "where_halves_agree"]
 
 _MASKED = 0.05  # of a soft mask, from where on there can be density
 _HIGHER = 1.25
+_FAINT = 0.02  # of the strongest: nothing that a noiseless map would miss
 _WIDTHS = (5, 9)  # voxels, sides of cubes; averaged twice
 _COARSEST = 32.0  # voxels; what is coarser, such as the mean and what a mean taken away leaves, says no place
 _LEAST_FSC = 0.05
@@ -54,17 +51,33 @@ def where_halves_agree(half1: Tensor, half2: Tensor, signal_power: Tensor, noise
     generator = torch.Generator().manual_seed(0)  # the same halves have the same density
     alone = [made_up.sample(torch.zeros(shape), generator=generator).to(half1) for _ in range(2)]
 
-    def products(one: Tensor, two: Tensor) -> list[Tensor]:
-        product = fourier_filter(one, whitening) * fourier_filter(two, whitening)
-        return [_averaged(_averaged(product, width), width) for width in _WIDTHS]
+    def product(one: Tensor, two: Tensor) -> Tensor:
+        return fourier_filter(one, whitening) * fourier_filter(two, whitening)
 
-    found = [p > _HIGHER * q.max() for p, q in zip(products(half1, half2), products(*alone), strict=True)]
-    return torch.stack(found).any(0)
+    seen, chance, found = product(half1, half2), product(*alone), torch.zeros_like(half1, dtype=torch.bool)
+    for width in _WIDTHS:
+        # What fine averages have found, coarse ones need not find again, and further away.
+        highest = _averaged(chance, width).max()
+        found |= _averaged(torch.where(found, 0, seen), width) > _HIGHER * highest
+    return found
+
+
+def where_dense(map: Tensor, /) -> Tensor:
+    """Where one map without noise `(z, y, x)` is not far fainter than where it is strongest.
+
+    >>> x = torch.zeros(40, 40, 40)
+    >>> x[8:12, 8:12, 8:12] = 1
+    >>> where = where_dense(x)
+    >>> bool(where[8:12, 8:12, 8:12].all()), bool(where[20:].any())
+    (True, False)
+    """
+    strength = _averaged((map - map.median()).square(), _WIDTHS[0])
+    return strength > _FAINT**2 * strength.max()
 
 
 def _averaged(x: Tensor, side: int) -> Tensor:
-    """Over cubes, whose ends, other than a Gaussian's, nothing strong reaches beyond."""
-    for axis in range(3):
+    """Over cubes, twice, beyond whose ends, other than a Gaussian's, nothing strong reaches."""
+    for axis in (0, 1, 2) * 2:
         kernel = [1, 1, 1]
         kernel[axis] = side
         x = avg_pool3d(x[None], kernel, 1, [(k - 1) // 2 for k in kernel])[0]
@@ -74,10 +87,3 @@ def _averaged(x: Tensor, side: int) -> Tensor:
 def on_grid(where: Tensor | None, grid: Grid, /) -> Tensor | None:
     """A mask on the prior's grid, as what is true."""
     return None if where is None else grid.forward(where.float()) > _MASKED
-
-
-def confined(prior: VelocityField, where: Tensor | None, /) -> VelocityField:
-    """A `Tiled` prior, to be evaluated there alone; any other as it is."""
-    if where is None or not isinstance(prior, Tiled) or not where.any():
-        return prior
-    return attrs.evolve(prior, region=Region.around(where))

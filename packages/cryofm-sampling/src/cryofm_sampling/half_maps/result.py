@@ -1,5 +1,6 @@
 """What restoring a map takes and returns."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Protocol, Self
 
@@ -81,6 +82,7 @@ class RestoredMap:
         sampling: the same of `samples`; empty where there are none.
         nfe: network evaluations spent on `map`.
         missing: the part of Fourier space that was not measured, on the prior's grid, where there is one.
+        doubts_of_data: what speaks against what was told of the data, in plain words.
     """
 
     map: Tensor
@@ -92,6 +94,17 @@ class RestoredMap:
     sampling: Mapping[str, object]
     nfe: int
     missing: FourierOperator | None
+    doubts_of_data: tuple[str, ...] = attrs.field(default=(), kw_only=True)
+
+    @property
+    def doubts(self) -> tuple[str, ...]:
+        """What speaks against the result, in plain words; nothing where it is to be believed."""
+        return self.doubts_of_data
+
+    def warn_of_doubts(self, *, stacklevel: int = 2) -> None:
+        """Say so."""
+        for doubt in self.doubts:
+            warnings.warn(f"{doubt}: do not trust this map", stacklevel=stacklevel)
 
     @classmethod
     def of(
@@ -104,6 +117,7 @@ class RestoredMap:
         offset: float | None = None,
         missing: FourierOperator | None = None,
         grid: Grid | None = None,
+        doubts_of_data: tuple[str, ...] = (),
         **others: object,
     ) -> Self:
         """Of what `restore` returned, and what it was restored from.
@@ -116,6 +130,7 @@ class RestoredMap:
             offset: the value of the solvent in the data. None: what makes the mean of both the same.
             missing: the part of Fourier space that was not measured.
             grid: by which all volumes go back from the prior's grid. None: they are where they belong.
+            doubts_of_data: what speaks against what was told of the data.
             others: what a subclass has besides.
 
         >>> from types import SimpleNamespace
@@ -140,6 +155,7 @@ class RestoredMap:
             sampling=_settings_of(samples),
             nfe=draw.nfe,
             missing=missing,
+            doubts_of_data=doubts_of_data,
             **others,
         )
 
@@ -183,11 +199,11 @@ class RestoredHalfMaps(RestoredMap):
 
     @property
     def doubts(self) -> tuple[str, ...]:
-        """What speaks against the result, in plain words; nothing where it is to be believed.
+        """What speaks against the data as told, and against the result; nothing where it is to be believed.
 
-        Of fewer than 8 evaluations, which leave much undone, nothing is said.
+        Of the result of fewer than 8 evaluations, which leave much undone, nothing is said.
         """
-        return self.held_out.doubts if self.nfe >= _ENOUGH else ()
+        return self.doubts_of_data + (self.held_out.doubts if self.nfe >= _ENOUGH else ())
 
     def with_envelope(self, voxel_size: float) -> Self:
         """The same maps as blurred as the data, whose voxel size in Å this is."""
