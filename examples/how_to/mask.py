@@ -23,7 +23,7 @@ density = DensityMap(normalise_clean(deposited.data)[0], deposited.voxel_size)  
 truth = torch.from_numpy(to_grid(density, prior.voxel_size)[0][19:51, 19:51, 19:51].copy())
 axis = torch.linspace(-1, 1, len(truth))
 r = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + (axis + 0.2) ** 2).sqrt()
-mask = Mask(torch.sigmoid(20 * (0.8 - r)))  # a soft ball
+mask = Mask(torch.sigmoid(20 * (1.05 - r)))  # a soft ball
 noise = WhiteNoise(0.05)
 observed = noise.sample(mask(truth), generator=generator)
 likelihood = gaussian_likelihood(mask, noise, observed)
@@ -33,7 +33,7 @@ before, after = (float((v - truth).square().sum() / truth.square().sum()) for v 
 print(f"squared error, relative: {before:.3f} of the data, {after:.3f} restored by {draw.settings['algorithm']}")
 out = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
 write_map(out / "mask.mrc", DensityMap(draw.x.numpy(), prior.voxel_size), overwrite=True)
-volumes = {"data": observed, "restored": draw.x, "truth": truth}
-plot_slices({k: v.numpy() for k, v in volumes.items()}, out / "mask.png", prior.voxel_size, overwrite=True)
+volumes = {"data": observed.numpy(), "restored": draw.x.numpy(), "truth": truth.numpy()}
+plot_slices(volumes, out / "mask.png", prior.voxel_size, overwrite=True)
 small = Mask(mask.weights[:5, :4, :3])
 print("the mask passes", ", ".join(check_operator(small, shapes=[(5, 4, 3)])))

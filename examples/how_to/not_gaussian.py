@@ -42,6 +42,6 @@ before, after = (float((v - truth).square().sum() / truth.square().sum()) for v 
 print(f"squared error, relative: {before:.3f} of the data, {after:.3f} restored by {draw.settings['algorithm']}")
 out = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
 write_map(out / "not_gaussian.mrc", DensityMap(draw.x.numpy(), prior.voxel_size), overwrite=True)
-volumes = {"data": observed, "restored": draw.x, "truth": truth}
-plot_slices({k: v.numpy() for k, v in volumes.items()}, out / "not_gaussian.png", prior.voxel_size, overwrite=True)
+volumes = {"data": observed.numpy(), "restored": draw.x.numpy(), "truth": truth.numpy()}
+plot_slices(volumes, out / "not_gaussian.png", prior.voxel_size, overwrite=True)
 print("Outliers passes", ", ".join(check_likelihood(Outliers(torch.zeros(4, 4, 4)), shapes=[(4, 4, 4)])))

@@ -46,6 +46,6 @@ before, after = (float((v - truth).square().sum() / truth.square().sum()) for v 
 print(f"squared error, relative: {before:.3f} of the data, {after:.3f} restored by {draw.settings['algorithm']}")
 out = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
 write_map(out / "own_operator.mrc", DensityMap(draw.x.numpy(), prior.voxel_size), overwrite=True)
-volumes = {"data": observed, "restored": draw.x, "truth": truth}
-plot_slices({k: v.numpy() for k, v in volumes.items()}, out / "own_operator.png", prior.voxel_size, overwrite=True)
+volumes = {"data": observed.numpy(), "restored": draw.x.numpy(), "truth": truth.numpy()}
+plot_slices(volumes, out / "own_operator.png", prior.voxel_size, overwrite=True)
 print("FlexibleDomain passes", ", ".join(check_operator(FlexibleDomain())))

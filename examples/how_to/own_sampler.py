@@ -2,6 +2,7 @@
 
 At every time the prior says what it expects of the clean volume, x − t v; the data correct it; and a step leads from
 noise towards that. `streams` gives every volume of a batch noise of its own, and `iterate` keeps checkpoints.
+What comes out is one sample; `samples=8` would average eight of them.
 
     python examples/how_to/own_sampler.py [FOLDER]
 """
@@ -23,7 +24,7 @@ from cryofm_sampling.testing import check_sampler
 class PosteriorEuler:
     """x_s = (1 − s) x̂ + s/t (x_t − (1 − t) x̂), x̂ the mean of N(x − t v, P t² / ((1 − t)² P + t²)) given the data."""
 
-    steps: int = 24
+    steps: int = 20
 
     @torch.no_grad()
     def __call__(self, velocity, likelihood, /, *, shape, generator, callback=None, checkpoint=None):
@@ -38,8 +39,8 @@ class PosteriorEuler:
             clean = likelihood.condition(guess, P * t**2 / ((1 - t) ** 2 * P + t**2)).mean
             return (1 - s) * clean + s / t * (x - (1 - t) * clean), clean
 
-        run = Run(self, velocity, likelihood, shape)
-        x = iterate(step, x, self.steps, run=run, streams=noises, callback=callback, checkpoint=checkpoint)
+        told = {"run": Run(self, velocity, likelihood, shape), "callback": callback, "checkpoint": checkpoint}
+        x = iterate(step, x, self.steps, streams=noises, **told)
         return Draw(x, self.steps, attrs.asdict(self))
 
 
@@ -47,15 +48,14 @@ prior, generator = load_prior(), torch.Generator().manual_seed(0)
 deposited = read_map(Path(__file__).parents[1] / "data" / "EMD-3488.mrc.gz")
 density = DensityMap(normalise_clean(deposited.data)[0], deposited.voxel_size)  # the brightest voxel is 1
 truth = torch.from_numpy(to_grid(density, prior.voxel_size)[0][19:51, 19:51, 19:51].copy())
-noise = WhiteNoise(0.15)
-observed = noise.sample(truth, generator=generator)
-likelihood, shape = gaussian_likelihood(Identity(), noise, observed), tuple(truth.shape)
-draw = restore(prior, likelihood, shape=shape, generator=generator, sampler=PosteriorEuler(), estimate="mean", samples=1)
+observed = WhiteNoise(0.1).sample(truth, generator=generator)
+likelihood, shape = gaussian_likelihood(Identity(), WhiteNoise(0.1), observed), tuple(truth.shape)
+draw = restore(prior, likelihood, shape=shape, generator=generator, sampler=PosteriorEuler(), samples=1)
 
 before, after = (float((v - truth).square().sum() / truth.square().sum()) for v in (observed, draw.x))
 print(f"squared error, relative: {before:.3f} of the data, {after:.3f} restored by {draw.settings['algorithm']}")
 out = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
 write_map(out / "own_sampler.mrc", DensityMap(draw.x.numpy(), prior.voxel_size), overwrite=True)
-volumes = {"data": observed, "restored": draw.x, "truth": truth}
-plot_slices({k: v.numpy() for k, v in volumes.items()}, out / "own_sampler.png", prior.voxel_size, overwrite=True)
-print("PosteriorEuler passes", ", ".join(check_sampler(PosteriorEuler(200))))
+volumes = {"data": observed.numpy(), "restored": draw.x.numpy(), "truth": truth.numpy()}
+plot_slices(volumes, out / "own_sampler.png", prior.voxel_size, overwrite=True)
+print("PosteriorEuler passes", ", ".join(check_sampler(PosteriorEuler(100))))

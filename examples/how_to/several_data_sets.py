@@ -22,6 +22,7 @@ deposited = read_map(Path(__file__).parents[1] / "data" / "EMD-3488.mrc.gz")
 density = DensityMap(normalise_clean(deposited.data)[0], deposited.voxel_size)  # the brightest voxel is 1
 truth = torch.from_numpy(to_grid(density, prior.voxel_size)[0][19:51, 19:51, 19:51].copy())
 
+
 def tilt_series(axis, std, x):
     """The likelihood of the tomogram of one tilt series."""
     wedge, noise = MissingWedge(-50, 50, axis), WhiteNoise(std)
@@ -39,7 +40,7 @@ before, after = (float((v - truth).square().sum() / truth.square().sum()) for v 
 print(f"squared error, relative: {before:.3f} of the data, {after:.3f} restored by {draw.settings['algorithm']}")
 out = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
 write_map(out / "several_data_sets.mrc", DensityMap(draw.x.numpy(), prior.voxel_size), overwrite=True)
-volumes = {"data": observed, "restored": draw.x, "truth": truth}
-plot_slices({k: v.numpy() for k, v in volumes.items()}, out / "several_data_sets.png", prior.voxel_size, overwrite=True)
+volumes = {"data": observed.numpy(), "restored": draw.x.numpy(), "truth": truth.numpy()}
+plot_slices(volumes, out / "several_data_sets.png", prior.voxel_size, overwrite=True)
 small = torch.zeros(4, 4, 4)
 print("both pass", ", ".join(check_likelihood(tilt_series("y", 0.1, small) + tilt_series("x", 0.2, small))))
