@@ -3,7 +3,7 @@
 Tensors in, tensors out: no files. Imports `samplers`, `priors` and `runs`.
 """
 
-from cryofm_sampling.half_maps.alike import Alike, Common
+from cryofm_sampling.half_maps.alike import Alike, Common, WedgeAlike
 from cryofm_sampling.half_maps.checks import HeldOut
 from cryofm_sampling.half_maps.envelope import EnvelopeFit, fit_envelope
 from cryofm_sampling.half_maps.missing_wedge import restore_missing_wedge
@@ -32,6 +32,7 @@ __all__ = [
     "Progress",
     "RestoredHalfMaps",
     "RestoredMap",
+    "WedgeAlike",
     "directional_model",
     "fit_envelope",
     "local_model",

@@ -7,21 +7,22 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops import Envelope
+from cryofm_ops import Envelope, MissingWedge
 from cryofm_sampling._common import split_shape
 from cryofm_sampling.errors import MisfitWarning
 from cryofm_sampling.half_maps._runs import Runs
 from cryofm_sampling.half_maps.fine import FineFilter
 from cryofm_sampling.half_maps.join import joined
+from cryofm_sampling.half_maps.missing_wedge import restore_missing_wedge
 from cryofm_sampling.half_maps.model import FourierModel, directional_model
-from cryofm_sampling.half_maps.region import where_halves_agree
+from cryofm_sampling.half_maps.region import where_dense, where_halves_agree
 from cryofm_sampling.half_maps.result import Grid, RestoredHalfMaps, SameGrid
 from cryofm_sampling.priors.rescaled import Rescaled
 from cryofm_sampling.protocols import VelocityField
 from cryofm_sampling.restore import restore
 from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
 
-__all__ = ["Alike", "Common"]
+__all__ = ["Alike", "Common", "WedgeAlike"]
 
 
 @attrs.frozen
@@ -150,3 +151,51 @@ class Alike:
         fine = attrs.evolve(self.fine, signal=self.fine.signal * share)
         end = 2 * self.voxel_size / self.common.restored_to
         return joined(x, fine(data, x), end, min(1 / self.grid.band, 1.0))
+
+
+@attrs.frozen(eq=False)
+class WedgeAlike:
+    """Fills the missing wedge of other maps, of the same shape, as that of a first one was; without checks.
+
+    A map that is everywhere far fainter than the first is solvent, and stays as it is, but for `offset`.
+
+    Attributes:
+        prior: see `restore_missing_wedge`.
+        first: `(z, y, x)`.
+        tilts: what was measured.
+        scale: found on the first one.
+        offset: of its solvent, likewise.
+        generator: whose state all runs begin with.
+        grid: the way of all of them to the prior's voxel size.
+        sampler: restores.
+    """
+
+    prior: VelocityField
+    first: Tensor
+    tilts: MissingWedge
+    scale: float
+    offset: float
+    generator: torch.Generator
+    grid: Grid
+    sampler: PlugAndPlay
+
+    @torch.no_grad()
+    def __call__(self, map: Tensor, /) -> Tensor:
+        """The whole of a map `(z, y, x)`."""
+        where = where_dense(map, self.first)
+        if not where.any():
+            return map - self.offset
+        own = torch.Generator(self.generator.device)
+        own.set_state(self.generator.get_state())
+        with warnings.catch_warnings():  # at the faces of a block the tilts seem to be others
+            warnings.simplefilter("ignore")
+            return restore_missing_wedge(
+                self.prior,
+                map,
+                self.tilts,
+                generator=own,
+                grid=self.grid,
+                sampler=self.sampler,
+                scale=self.scale,
+                where=where,
+            ).map
