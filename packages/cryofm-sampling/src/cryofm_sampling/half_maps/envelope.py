@@ -35,6 +35,7 @@ from cryofm_ops import (
     shell_sizes,
 )
 from cryofm_sampling._common import Box, split_shape
+from cryofm_sampling.errors import MisfitWarning
 from cryofm_sampling.half_maps._fsc import correlation
 from cryofm_sampling.half_maps.model import FourierModel
 from cryofm_sampling.priors.rescaled import Rescaled
