@@ -13,12 +13,14 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops import Envelope, estimate_noise_power, fourier_filter, frequencies, radial
+from cryofm_ops import Envelope, estimate_noise_power, fourier_filter, frequencies, radial, shell_sizes
 from cryofm_sampling._common import split_shape
 
 __all__ = ["FineFilter"]
 
 _LEVELS = 4.0 ** torch.arange(-3, 4)  # of v; the filter is interpolated between them in log v
+_CHANCE = 2.0  # standard errors of an FSC that may be chance (of 1, 1.5, 2 and 3 the best on two training structures)
+_KEPT = 1e-3  # of one, that is kept of every shell
 
 
 @attrs.frozen(eq=False)
@@ -40,9 +42,13 @@ class FineFilter:
     @classmethod
     def of(cls, half1: Tensor, half2: Tensor, *, voxel_size: float, b_factor: float, width: float) -> Self:
         """Of the halves `(z, y, x)`, voxel size and width in Å."""
-        noise = estimate_noise_power(half1, half2, allow_masked=True)
-        sharpening = 1 / Envelope(b_factor, voxel_size).table(len(noise.signal_power)).to(half1.device)
-        return cls(noise.signal_power.double(), noise.noise_power.double() / 2, sharpening, width / voxel_size)
+        _, shape = split_shape(half1.shape)
+        found = estimate_noise_power(half1, half2, allow_masked=True)
+        n = len(found.fsc)
+        total = (found.signal_power + found.noise_power).double()
+        signal = total * _sure(found.fsc.double().nan_to_num(0), shell_sizes(shape, n, device=half1.device))
+        sharpening = 1 / Envelope(b_factor, voxel_size).table(n).to(half1.device)
+        return cls(signal, (total - signal) / 2, sharpening, width / voxel_size)
 
     def __call__(self, data: Tensor, restored: Tensor | None = None) -> Tensor:
         """The data `(z, y, x)` filtered, with regard to where what was restored of them has density, if that is given.
@@ -75,3 +81,13 @@ class FineFilter:
         smooth = torch.exp(-2 * (torch.pi * self.width * frequencies(shape)).square()).to(restored)
         v = fourier_filter(restored.square(), smooth).clamp(min=0)
         return v / v.mean().clamp(min=torch.finfo(v.dtype).tiny)
+
+
+def _sure(fsc: Tensor, sizes: Tensor) -> Tensor:
+    """The FSC less what chance adds to it; next to nothing, but more, where it may be chance alone.
+
+    Where the signal is, v is far above 1, and what chance made of the noise would be taken for a signal. A shell's FSC
+    with the truth does not hang on how little of it is kept.
+    """
+    chance = (2 / sizes).sqrt()
+    return torch.maximum(fsc - (_CHANCE * chance).square() / fsc.clamp(min=1e-9), _KEPT * chance).clamp(max=1)
