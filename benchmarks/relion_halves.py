@@ -113,7 +113,8 @@ def seen(truth: Tensor, voxel_size: float, args: argparse.Namespace, generator: 
     if args.views is not None:
         rot, psi = 360 * torch.rand(2, n, generator=generator) - 180
         true = rotation_from_relion(torch.stack((rot, args.views * torch.randn(n, generator=generator), psi), -1))
-    shape = tuple(truth.shape)
+    z, y, x = truth.shape
+    shape = (z, y, x)
     still = torch.zeros(n, 2)
     if args.flexible is None:
         images = FourierProjector(true, still, shape)(truth)
@@ -160,7 +161,8 @@ def reconstructed(particles: Particles, images: Tensor, folder: Path) -> list[Te
 
 def level(signal: list[Tensor], noise: list[Tensor], voxel_size: float, resolution: float) -> float:
     """Of the noise at which the FSC is .143 at the resolution; shells around it count."""
-    shape = tuple(signal[0].shape)
+    z, y, x = signal[0].shape
+    shape = (z, y, x)
     s, n = (radial_mean((rfft(a) * rfft(b).conj()).real, shape) for a, b in (signal, (noise[0], noise[0])))
     at = 2 * voxel_size / resolution * (len(s) - 1)
     near = slice(max(1, round(at) - 1), min(round(at) + 2, len(s)))
@@ -169,7 +171,8 @@ def level(signal: list[Tensor], noise: list[Tensor], voxel_size: float, resoluti
 
 def envelope(signal: list[Tensor], truth: Tensor, voxel_size: float, resolution: float) -> tuple[float, float]:
     """B and scale K of what was reconstructed without noise, K exp(−B ν² / 4) times the truth, to the resolution."""
-    shape = tuple(truth.shape)
+    z, y, x = truth.shape
+    shape = (z, y, x)
     t = rfft(truth)
     ratio = radial_mean((rfft(signal[0] + signal[1]) / 2 * t.conj()).real, shape) / radial_mean(t.abs().square(), shape)
     nu = torch.linspace(0, 0.5 / voxel_size, len(ratio), dtype=torch.float64)

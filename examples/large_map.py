@@ -18,7 +18,7 @@ import contextlib
 import json
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -101,16 +101,18 @@ def mapped(path: Path, voxel_size: float | None) -> Mapped:
         file = mrcfile.mmap(path, mode="r")
     except (ValueError, OSError) as error:
         raise InputFileError(f"{path}: not an uncompressed MRC file ({error})") from None
-    axes = tuple(int(file.header[name]) for name in ("mapc", "mapr", "maps"))
-    if file.data.ndim != 3 or axes != (1, 2, 3) or file.data.dtype.kind == "c":
-        raise InputFileError(f"{path}: expected a volume stored as (z, y, x), found {file.data.shape} in order {axes}")
+    data: Any = file.data
+    header: Any = file.header
+    axes = tuple(int(header[name]) for name in ("mapc", "mapr", "maps"))
+    if data.ndim != 3 or axes != (1, 2, 3) or data.dtype.kind == "c":
+        raise InputFileError(f"{path}: expected a volume stored as (z, y, x), found {data.shape} in order {axes}")
     size = float(file.voxel_size.x) if voxel_size is None else voxel_size
     if not 0 < size < np.inf:
         raise InputFileError(f"{path}: the header tells no voxel size; give --voxel-size")
-    few = np.asarray(file.data[::SPARSE, ::SPARSE, ::SPARSE], np.float32)
+    few = np.asarray(data[::SPARSE, ::SPARSE, ::SPARSE], np.float32)
     if not np.isfinite(few).all() or few.min() == few.max():
         raise InputFileError(f"{path}: values that are not finite, or all the same")
-    return Mapped(file.data, size, file.header, float(np.median(few)))
+    return Mapped(data, size, header, float(np.median(few)))
 
 
 @attrs.frozen(eq=False)
@@ -153,7 +155,8 @@ class Job:
             first, *_, last = (part - part.mean() for part in self.read(number) * 2)
             return float((first * last).sum())
 
-        return max(bar(range(len(self.blocks)), desc="looking", unit=" blocks"), key=power)
+        numbers: Iterable[int] = bar(range(len(self.blocks)), desc="looking", unit=" blocks")
+        return max(numbers, key=power)
 
     @property
     def tiled(self) -> Tiled:
@@ -173,8 +176,8 @@ class Job:
         """Of the noise of halves with a wedge."""
         if self.tilts is None:
             return {}
-        on_grid = map(self.grid.forward, (half1, half2))
-        return {"observe": wedge_model(*on_grid, self.tilts, band=self.grid.band)}
+        one, two = map(self.grid.forward, (half1, half2))
+        return {"observe": wedge_model(one, two, self.tilts, band=self.grid.band)}
 
     def found(self) -> dict[str, Any]:
         """Restore the densest block, for what all have in common."""
@@ -186,7 +189,7 @@ class Job:
                 check_contrast(dense[0].data)
                 one = restore_missing_wedge(
                     self.tiled,
-                    *parts,
+                    parts[0],
                     self.tilts,
                     scale=self.args.scale,
                     group=everyone(),
@@ -197,7 +200,8 @@ class Job:
             check_half_maps(*dense, allow_masked=self.args.allow_masked)
             result = restore_half_maps(
                 self.tiled,
-                *parts,
+                parts[0],
+                parts[1],
                 voxel_size=self.grid.like.voxel_size,
                 b_factor=self.args.b_factor,
                 scale=self.args.scale,
@@ -218,10 +222,11 @@ class Job:
         first = self.read(found["block"])
         if "scale" in found:
             assert self.tilts is not None
-            return WedgeAlike(self.tiled, *first, self.tilts, found["scale"], found["offset"], **self.how)
+            return WedgeAlike(self.tiled, first[0], self.tilts, found["scale"], found["offset"], **self.how)
         [model] = self.model(*first).values() or [None]
         size = self.grid.like.voxel_size
-        return Alike.of(self.tiled, *first, Common(**found["common"]), voxel_size=size, model=model, **self.how)
+        common = Common(**found["common"])
+        return Alike.of(self.tiled, first[0], first[1], common, voxel_size=size, model=model, **self.how)
 
     def solved(self, restore: Callable[..., Tensor], state: Path) -> NDArray[np.float32]:
         """All blocks, kept in a file until the map is written."""
@@ -256,20 +261,22 @@ class Job:
         """The blended map in its solvent, in the place of the first one, and the statistics of its header."""
         like, median = self.maps[0].header, sum(one.median for one in self.maps) / len(self.maps)
         with mrcfile.new_mmap(path, self.blocks.shape, mrc_mode=2, overwrite=True) as file:
+            header: Any = file.header
             for name in ("cella", "cellb", "origin", "nxstart", "nystart", "nzstart", "mx", "my", "mz", "ispg"):
-                file.header[name] = like[name]
+                header[name] = like[name]
+            written: Any = file.data
             file.voxel_size = self.grid.like.voxel_size
             file.add_label(VIEWING_NOTE)
             low, high, total, squares = np.inf, -np.inf, 0.0, 0.0
             for z, slab in self.blocks.blended(kept):
                 slab += np.float32(median + offset)
-                file.data[z] = slab
+                written[z] = slab
                 low, high = min(low, float(slab.min())), max(high, float(slab.max()))
                 total += float(slab.sum(dtype=np.float64))
                 squares += float(np.square(slab, dtype=np.float64).sum())
-            mean = total / file.data.size
-            file.header.dmin, file.header.dmax, file.header.dmean = low, high, mean
-            file.header.rms = max(squares / file.data.size - mean**2, 0.0) ** 0.5
+            mean = total / written.size
+            header["dmin"], header["dmax"], header["dmean"] = low, high, mean
+            header["rms"] = max(squares / written.size - mean**2, 0.0) ** 0.5
 
 
 def wait() -> None:

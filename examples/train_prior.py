@@ -119,7 +119,7 @@ def measure(network: nn.Module, crops: Tensor, shown: Tensor | None, seed: int) 
     if shown is None:
         return calibrate(network, crops.to(device), generator=generator)
     each = [
-        calibrate(lambda x, t, y=y: network(x, t, y), crop[None], generator=generator)  # type: ignore[misc]
+        calibrate(lambda x, t, y=y: network(x, t, y), crop[None], generator=generator)
         for crop, y in zip(crops.to(device), shown[:, None].to(device), strict=True)
     ]
     tables = ("signal_power", "denoising_error", "denoising_spectrum")

@@ -43,7 +43,5 @@ print(f"squared error, relative: {before:.3f} of the data, {after:.3f} restored 
 out = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
 write_map(out / "nonlinear_likelihood.mrc", DensityMap(draw.x.numpy(), prior.voxel_size), overwrite=True)
 volumes = {"data": observed.numpy(), "restored": draw.x.numpy(), "truth": truth.numpy()}
-plot_slices(
-    {k: v.numpy() for k, v in volumes.items()}, out / "nonlinear_likelihood.png", prior.voxel_size, overwrite=True
-)
+plot_slices(volumes, out / "nonlinear_likelihood.png", prior.voxel_size, overwrite=True)
 print("Saturated passes", ", ".join(check_likelihood(Saturated(torch.zeros(4, 4, 4)), shapes=[(4, 4, 4)])))

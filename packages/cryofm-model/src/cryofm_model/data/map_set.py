@@ -138,7 +138,13 @@ class MapSet:
                 if cache is None or not path.is_file():
                     z = make()  # which says what is wrong with a path that is no file
                 else:
-                    settings = [normalization.mean, normalization.std, voxel_size, variant, _CACHE_VERSION]
+                    settings: list[object] = [
+                        normalization.mean,
+                        normalization.std,
+                        voxel_size,
+                        variant,
+                        _CACHE_VERSION,
+                    ]
                     settings += [] if normalization.clip else ["unclipped"]
                     z = cached(cache, [*file_identity(path), *settings], make)
                 if (occupied := np.count_nonzero(z > level)) < (smallest := _SMALLEST[place]):

@@ -5,6 +5,7 @@ The modules carry the names that the published checkpoints give to their tensors
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import zip_longest
 
 import attrs
@@ -135,6 +136,7 @@ class UNet3D(nn.Module):
         code = F.silu(self._time_code(t.expand(len(x)).to(x.device), h.dtype, tag))
         skips = [h]
         for down in self.down_blocks:
+            assert isinstance(down, Level)
             for layer in down.layers():
                 h = layer(h, code)
                 skips.append(h)
@@ -144,6 +146,7 @@ class UNet3D(nn.Module):
         for layer in self.mid_block.layers():
             h = layer(h, code)
         for up in self.up_blocks:
+            assert isinstance(up, Level)
             for layer in up.layers():
                 h = layer(torch.cat([h, skips.pop()], 1), code)
             for smooth in up.upsamplers:
@@ -170,8 +173,8 @@ class UNet3D(nn.Module):
         frequencies = torch.exp(-math.log(10000) * torch.arange(half, dtype=torch.float32, device=t.device) / half)
         angle = tau[:, None] * frequencies
         code = torch.cat([angle.cos(), angle.sin()], -1).to(dtype)
-        code = self.time_embedding["linear_2"](F.silu(self.time_embedding["linear_1"](code)))
-        return code if tag is None else code + self.class_embedding.weight[tag]
+        embedded: Tensor = self.time_embedding["linear_2"](F.silu(self.time_embedding["linear_1"](code)))
+        return embedded if tag is None else embedded + self.class_embedding.weight[tag]
 
 
 class Level(nn.Module):
@@ -186,7 +189,12 @@ class Level(nn.Module):
     def layers(self) -> Iterator[Callable[[Tensor, Tensor], Tensor]]:
         """Each block with the attention behind it, if any."""
         for block, attention in zip_longest(self.resnets, self.attentions):
-            yield block if attention is None else lambda h, code, a=attention, b=block: a(b(h, code))
+            yield block if attention is None else partial(_attended, block, attention)
+
+
+def _attended(block: nn.Module, attention: nn.Module, h: Tensor, code: Tensor) -> Tensor:
+    result: Tensor = attention(block(h, code))
+    return result
 
 
 class ResidualBlock(nn.Module):
@@ -208,7 +216,8 @@ class ResidualBlock(nn.Module):
         scale, shift = self.time_emb_proj(code)[..., None, None, None].chunk(2, 1)
         u = self.conv2(F.silu(torch.addcmul(shift, self.norm2(u), 1 + scale)))
         straight: Tensor = self.conv_shortcut(h) if "conv_shortcut" in self._modules else h
-        return straight + u
+        result: Tensor = straight + u
+        return result
 
 
 class Attention(nn.Module):

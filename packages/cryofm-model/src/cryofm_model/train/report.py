@@ -59,7 +59,8 @@ def denoising_fsc(network: nn.Module, crops: Tensor, t: float = _PROBE_TIME, sho
     def denoised(i: int) -> Tensor:
         one = slice(i, i + 1)
         v = network(x_t[one].to(device), torch.tensor([t], device=device), *_beside(shown, one, device))
-        return x_t[i] - t * v[0].float().cpu()
+        x_hat_0: Tensor = x_t[i] - t * v[0].float().cpu()
+        return x_hat_0
 
     x_hat_0 = [denoised(i) for i in range(len(x_t))]
     curves = [fsc(x.numpy(), crop.numpy(), 1.0) for x, crop in zip(x_hat_0, crops, strict=True)]

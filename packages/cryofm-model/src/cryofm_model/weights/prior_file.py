@@ -184,6 +184,7 @@ def _prior(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
     voxel_size, box = float(metadata["voxel_size"]), int(metadata["box"])
     positive.check("voxel_size", voxel_size)
     whole(1, 2**16).check("box", box)
+    tables: dict[str, Any] = {key: _table(key, metadata[key]) for key in statistics}
     return kind(
         network=build(partial(network_class, config), tensors, path),
         normalization=_made(Normalization, metadata["normalization"]),
@@ -191,7 +192,7 @@ def _prior(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
         box=box,
         about={k: value for k, value in metadata.items() if k not in (*_REQUIRED, *statistics, "conditional")},
         **conditional,
-        **{key: _table(key, metadata[key]) for key in statistics},
+        **tables,
     )
 
 

@@ -8,6 +8,7 @@ derivatives are themselves gathers and scatters, which torch's `grid_sample` doe
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -214,7 +215,7 @@ def _sum_of(parts: Any, moves: Any, weights: list[Tensor], d_weights: list[Any])
     for axis, d in enumerate(d_weights):
         if d is not None:
             terms.append(still([d if a == axis else w for a, w in enumerate(weights)]))
-    total: Tensor = sum(terms[1:], terms[0])
+    total: Tensor = reduce(torch.add, terms)
     return total
 
 

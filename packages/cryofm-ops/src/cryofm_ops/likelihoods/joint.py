@@ -72,10 +72,9 @@ class Joint(Summable):
         """As `condition`, sought from `start` where it is sought."""
         rest = self._rest()
         found = self._with_spectral(mean, variance)
-        if hasattr(rest, "condition_from"):
-            nearer: Normal = rest.condition_from(start, *found)
-            return nearer
-        return rest.condition(*found)
+        nearer = getattr(rest, "condition_from", None)
+        posterior: Normal = rest.condition(*found) if nearer is None else nearer(start, *found)
+        return posterior
 
     def _all(self) -> tuple[Any, ...]:
         return self.others if self.spectral is None else (self.spectral, *self.others)

@@ -8,6 +8,7 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import attrs
 import torch
@@ -29,7 +30,8 @@ def _sampled(function: Callable[..., Tensor], *arguments: Tensor, points: int) -
     """The function of these; where a graph of all `points` would be large, one that samples again when it is needed."""
     if points <= _POINTS or not torch.is_grad_enabled() or not any(one.requires_grad for one in arguments):
         return function(*arguments)
-    if any(torch._C._functorch.is_functorch_wrapped_tensor(one) for one in arguments):  # `torch.func` keeps its graphs
+    functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009 (it has no stubs)
+    if any(functorch.is_functorch_wrapped_tensor(one) for one in arguments):  # `torch.func` keeps its graphs
         return function(*arguments)
     from torch.utils.checkpoint import checkpoint  # which loads torch's compiler, for seconds
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
-from typing import Any, Self, TypeVar, cast
+from typing import Self, TypeVar
 
 import attrs
 import torch
