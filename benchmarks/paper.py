@@ -1,13 +1,14 @@
 """The paper's tables: ``python benchmarks/paper.py --prior NAME|FOLDER --maps DIR --out NAME``.
 
-The paper's protocol (see ``_protocol.py``): a crop is degraded to two half maps, each is restored by itself, the average
-of both results is compared with the truth; of the missing wedge there is one map. Noise is estimated from the halves;
-how it depends on direction is estimated too, or told (``--alpha told``), which is said beside the number; the scale is
-told. Leaves NAME.csv, a line for every map, row and method, and NAME.md, the tables with the paper's rows beside ours.
+The paper's protocol (see ``_protocol.py``): a crop is degraded to two half maps, each is restored by itself, the
+average of both results is compared with the truth; of the missing wedge there is one map. Noise is estimated from the
+halves; how it depends on direction is estimated too, or told (``--alpha told``), which is said beside the number; the
+scale is told. Leaves NAME.csv, a line for every map, row and method, and NAME.md, the tables with the paper's rows
+beside ours.
 
-Tables 1, 2, 3 and 5 are made with ``--algorithm default``, what `restore` chooses by itself, or ``paper``: Alg. 1, in the
-wedge Alg. 2, both to the letter (λ_max = 5, 1000 steps). A prior without measured statistics, such as a published one,
-runs the latter. Tables 8 and 9 are Alg. 1 and 2 with λ_max 1, 5, 10 and 50, 200, 1000 steps. ``--max-push`` and
+Tables 1, 2, 3 and 5 are made with ``--algorithm default``, what `restore` chooses by itself, or ``paper``: Alg. 1, in
+the wedge Alg. 2, both to the letter (λ_max = 5, 1000 steps). A prior without measured statistics, such as a published
+one, runs the latter. Tables 8 and 9 are Alg. 1 and 2 with λ_max 1, 5, 10 and 50, 200, 1000 steps. ``--max-push`` and
 ``--steps`` give others, one or more. Boxes other than 64³ scale λ_max by √(voxels / 64³).
 
 A killed run goes on where it was when the same line is given again, and rows, maps and methods can be added to the
@@ -181,8 +182,8 @@ def compared(case: Case, name: str, folder: Path) -> dict[str, object]:
     for path, density in zip(found, maps, strict=True):
         if density.shape != sides(case.truth) or abs(density.voxel_size - VOXEL) > 1e-3 * VOXEL:
             raise CryoFMError(
-                f"{path} has {density.shape} voxels of {density.voxel_size:.4g} Å; bring it to the grid of the degraded "
-                f"maps, {sides(case.truth)} voxels of {VOXEL} Å"
+                f"{path} has {density.shape} voxels of {density.voxel_size:.4g} Å; bring it to the grid of the "
+                f"degraded maps, {sides(case.truth)} voxels of {VOXEL} Å"
             )
     x = average([torch.from_numpy(density.data.astype("float32")) for density in maps]) if maps else None
     return case.line(name, x, 0, math.nan)

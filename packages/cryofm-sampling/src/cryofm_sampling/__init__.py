@@ -10,6 +10,8 @@ from cryofm_sampling.errors import (
     SettingError,
 )
 from cryofm_sampling.half_maps import (
+    Alike,
+    Common,
     EnvelopeFit,
     FourierModel,
     Grid,
@@ -19,6 +21,7 @@ from cryofm_sampling.half_maps import (
     Progress,
     RestoredHalfMaps,
     RestoredMap,
+    WedgeAlike,
     directional_model,
     fit_envelope,
     local_model,
@@ -51,6 +54,7 @@ from cryofm_sampling.protocols import (
 )
 from cryofm_sampling.region import Region
 from cryofm_sampling.restore import restore
+from cryofm_sampling.runs.blocks import ArrayLike, Blocks
 from cryofm_sampling.runs.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.runs.memory import check_available, check_memory
 from cryofm_sampling.runs.spread import spread
@@ -68,13 +72,17 @@ from cryofm_sampling.uncertainty import Summary, chi_squared, summarise
 
 __all__ = [
     "AbInitio",
+    "Alike",
+    "ArrayLike",
     "BlindGuided",
+    "Blocks",
     "Calibrated",
     "CalibratedVelocity",
     "Callback",
     "CapabilityError",
     "Checkpoint",
     "CheckpointError",
+    "Common",
     "CryoFMError",
     "Draw",
     "EnvelopeFit",
@@ -110,6 +118,7 @@ __all__ = [
     "Summary",
     "Tiled",
     "VelocityField",
+    "WedgeAlike",
     "calibrate",
     "check_available",
     "check_memory",

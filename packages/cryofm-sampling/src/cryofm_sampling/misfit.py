@@ -70,7 +70,7 @@ def warn_of(found: Tensor, number: float) -> None:
     if largest > 1 + max(_WORSE, _ERRORS * math.sqrt(2 / number)):
         warnings.warn(
             f"the result explains the data worse than it should: a misfit of {largest:.3g}, where about 1 is expected. "
-            "Look at the scale, the noise and the operator; the README of cryofm-sampling says how, under What does not fit",
+            "Look at the scale, the noise and the operator; the README of cryofm-sampling says how (Misfit)",
             MisfitWarning,
             stacklevel=4,
         )

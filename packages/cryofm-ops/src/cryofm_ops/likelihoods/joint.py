@@ -37,10 +37,13 @@ class Joint(Summable):
     Attributes:
         spectral: all that is diagonal in Fourier space, or None.
         others: the rest; where that is one `Conjugate`, conditioning is exact, otherwise it finds the mode.
+        tolerance: of that search, as `max_iterations` is (see `Proximal`).
     """
 
     spectral: FourierGaussian | None
     others: tuple[Any, ...]
+    tolerance: float = 1e-2
+    max_iterations: int = 100
 
     @property
     def batched(self) -> bool:
@@ -79,7 +82,9 @@ class Joint(Summable):
 
     def _rest(self) -> Conjugate:
         first = self.others[0]
-        return first if len(self.others) == 1 and isinstance(first, Conjugate) else Proximal(Joint(None, self.others))
+        if len(self.others) == 1 and isinstance(first, Conjugate):
+            return first
+        return Proximal(Joint(None, self.others), self.tolerance, self.max_iterations)
 
     def _with_spectral(self, mean: Tensor, variance: Tensor | float) -> tuple[Tensor, Tensor | float]:
         if self.spectral is None:
@@ -116,7 +121,7 @@ def joint(likelihoods: Iterable[Any], *, shape: Shape | None = None) -> FourierG
 
     Args:
         likelihoods: any; what is diagonal in Fourier space is merged in closed form, linear Gaussian data are solved
-            for together, the rest is summed.
+            for together, the rest is summed. The tolerance of a `Proximal` among them is kept.
         shape: the box of the volume. With it, data that are diagonal in Fourier space may have boxes of their own
             (`FourierGaussian`): maps of one field of view at several voxel sizes. What of them the volume's grid does
             not hold, or they hold only at their Nyquist frequency, is left out.
@@ -132,6 +137,7 @@ def joint(likelihoods: Iterable[Any], *, shape: Shape | None = None) -> FourierG
     >>> joint(two).spectral_precision()[0, 0]
     tensor([2., 2., 2.])
     """
+    likelihoods = list(likelihoods)
     parts = [part for likelihood in likelihoods for part in _parts(likelihood)]
     if not parts:
         raise OperatorError("likelihoods is empty: there are no data to join")
@@ -149,7 +155,9 @@ def joint(likelihoods: Iterable[Any], *, shape: Shape | None = None) -> FourierG
         if not isinstance(part, Likelihood) and not (isinstance(part, Conjugate) and len(others) == 1):
             blind = ": its poses are unknown, so refine it first" if hasattr(part, "refine") else ""
             raise OperatorError(f"{type(part).__name__} has no log_prob to add{blind}")
-    return Joint(spectral, tuple(others))
+    searched = [one for one in likelihoods if isinstance(one, Joint | Proximal)] or [Joint(None, ())]
+    tolerance, most = min(one.tolerance for one in searched), max(one.max_iterations for one in searched)
+    return Joint(spectral, tuple(others), tolerance, most)
 
 
 def _parts(likelihood: Any) -> list[Any]:

@@ -6,7 +6,7 @@ volume and beside it tell (Hutchinson's estimate, from one probe):
 
     φ(w) = ½ w·r w − log p(y | μ + (V r)^½ w),
 
-by limited-memory BFGS. There ∇φ is the distance to the mode in standard deviations, which is what `tolerance` bounds.
+by limited-memory BFGS. Where w is white, ∇φ is the distance to the mode in standard deviations; `tolerance` bounds it.
 
 A posterior with several peaks has several modes. Where no start is given, the mode is sought from the mean and from the
 data alone, which is the mode for a hundred times the variance, and where these two disagree, from draws of the prior
@@ -48,7 +48,7 @@ _DATA_ALONE = 100.0  # times the variance
 _BEND = 0.1  # standard deviations over which curvature is felt
 _STEP = 2.0  # standard deviations of the prior that a voxel may move in one step
 _DRAWS = 2  # of the prior, to begin from where there are several modes
-_APART = 10.0  # tolerances by which modes differ that are not one
+_APART = 0.1  # standard deviations of the prior by which modes differ that are not one
 _PRODUCTS = 30
 
 
@@ -58,7 +58,8 @@ class Proximal(Summable):
 
     Attributes:
         likelihood: a `Likelihood`, whose `log_prob` is differentiable once, and finite where the search begins.
-        tolerance: how far from the mode the search may end, root mean square, in standard deviations of the result.
+        tolerance: of the root mean square of ∇φ, and so about how far from the mode the search may end, in standard
+            deviations of the result; where the data say little of what they say elsewhere, a few times as far.
         max_iterations: steps after which it is left at that; the `note` of the result says so.
 
     The exact mean and covariance where the likelihood is Gaussian and its operator linear. Otherwise the mode of a
@@ -105,10 +106,10 @@ class Proximal(Summable):
             return [self._search(x, mean, V) for x in (start, alone.x)]
 
         found = ends(drawn(_BEND))  # not the mean itself: at 0, a magnitude has no slope
-        best, one = _best(found, self.tolerance)
+        best, one = _best(found)
         if not one.all():
             found += [end for _ in range(_DRAWS) for end in ends(drawn(1.0))]
-            best, one = _best(found, self.tolerance)
+            best, one = _best(found)
         return best.normal(self, "" if one.all() else _several(found, best))
 
     def condition_from(self, start: Tensor, mean: Tensor, variance: Tensor | float, /) -> Normal:
@@ -220,7 +221,7 @@ class _Search:
         return Normal(self.x, Deviations(deviation), note)
 
 
-def _best(found: list[_Search], tolerance: float) -> tuple[_Search, Tensor]:
+def _best(found: list[_Search]) -> tuple[_Search, Tensor]:
     """For every volume the most probable mode, and whether all starts ended there, `(*batch, 1, 1, 1)`."""
     best = found[0]
     for other in found[1:]:
@@ -230,7 +231,7 @@ def _best(found: list[_Search], tolerance: float) -> tuple[_Search, Tensor]:
         )
     one = torch.ones_like(best.done)
     for other in found:
-        one = one & (_apart(other, best) <= _APART * tolerance)
+        one = one & (_apart(other, best) <= _APART)
     return best, one
 
 
@@ -239,8 +240,8 @@ def _ends(search: _Search) -> tuple[Tensor, ...]:
 
 
 def _apart(one: _Search, other: _Search) -> Tensor:
-    """Root mean square of the difference of two modes, in standard deviations of the result."""
-    inverse = torch.where(other.spread > 0, 1 / other.spread, 0)
+    """Root mean square of the difference of two modes, in standard deviations of the prior."""
+    inverse = torch.where(one.V > 0, one.V.rsqrt(), 0)
     return fourier_filter(one.x - other.x, inverse).square().mean((-3, -2, -1), keepdim=True).sqrt()
 
 

@@ -10,7 +10,7 @@ and is a convolution, by FFTs of a box twice as wide (Fessler, Lee, Olafsson, Sh
 
 The posterior solves (1/V + H) x = μ/V + b. H is nearly diagonal in Fourier space, with what w is on average around
 every coefficient: W(k), of T(d) Π (1 − |d|/n), the circulant matrix nearest to H (T. Chan, SIAM J. Sci. Stat. Comput.
-9, 1988). Whitened by (1/V + W)^−½ it is solved in a few steps of conjugate gradients, and drawn from in as many of Lanczos.
+9, 1988). Whitened by (1/V + W)^−½ it takes a few steps of conjugate gradients to solve, and of Lanczos to draw from.
 """
 
 import math

@@ -7,12 +7,11 @@ object to view and s_k, in the image plane, is what centres the image.
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import attrs
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from cryofm_ops.errors import GeometryError, GridMismatchError
 from cryofm_ops.fourier.grid import Shape, fourier_filter
@@ -25,7 +24,17 @@ __all__ = ["Projector"]
 
 _POINTS = 2**18  # sampled at a time: what bounds the memory, with gradients too, since they sample again
 
-_checkpoint = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+
+def _sampled(function: Callable[..., Tensor], *arguments: Tensor, points: int) -> Tensor:
+    """The function of these; where a graph of all `points` would be large, one that samples again when it is needed."""
+    if points <= _POINTS or not torch.is_grad_enabled() or not any(one.requires_grad for one in arguments):
+        return function(*arguments)
+    if any(torch._C._functorch.is_functorch_wrapped_tensor(one) for one in arguments):  # `torch.func` keeps its graphs
+        return function(*arguments)
+    from torch.utils.checkpoint import checkpoint  # which loads torch's compiler, for seconds
+
+    made: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return made
 
 
 def rays(rotations: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
@@ -88,10 +97,14 @@ class Projector(Algebra):
         rotations, shifts, batch = self._poses(x, x.shape[:-3])
         samples = self._to_samples(x)
         samples = samples.expand(*batch, *samples.shape[-3:])
+        points = self._points_of(batch)
         images = [
             functools.reduce(
                 torch.add,
-                (_checkpoint(self._project, samples[i], rotations[i][k], shifts[i][k], z) for z in self._slabs(x)),
+                (
+                    _sampled(self._project, samples[i], rotations[i][k], shifts[i][k], z, points=points)
+                    for z in self._slabs(x)
+                ),
             )
             for i in itertools.product(*map(range, batch))
             for k in self._groups()
@@ -106,11 +119,12 @@ class Projector(Algebra):
             raise GridMismatchError(f"the projector makes images {expected}, got a tensor of shape {tuple(y.shape)}")
         rotations, shifts, batch = self._poses(y, y.shape[:-3])
         y = self._filter(y, adjoint=True).expand(*batch, *expected)
+        points = self._points_of(batch)
         sums = [
             functools.reduce(
                 torch.add,
                 (
-                    _checkpoint(self._back_project, y[i][k], rotations[i][k], shifts[i][k], z)
+                    _sampled(self._back_project, y[i][k], rotations[i][k], shifts[i][k], z, points=points)
                     for k in self._groups()
                     for z in self._slabs(y)
                 ),
@@ -157,6 +171,10 @@ class Projector(Algebra):
     @property
     def _radius(self) -> float:
         return math.hypot(*self.shape) / 2
+
+    def _points_of(self, batch: tuple[int, ...]) -> int:
+        """How many points are sampled in all."""
+        return math.prod(batch) * self.rotations.shape[-3] * self._plane * len(self._depth)
 
     def _groups(self) -> Iterator[slice]:
         """Poses to be projected at a time."""

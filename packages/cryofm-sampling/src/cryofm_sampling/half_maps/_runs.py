@@ -165,7 +165,9 @@ class Runs:
 
         def one(likelihood: Likelihood, algorithm: Sampler, own: torch.Generator, k: int) -> Draw:
             # Given to the sampler: `restore` would remove it when this sample is done, and not when all is written.
-            keeping = algorithm if part(k) is None else partial(cast(Any, algorithm), checkpoint=part(k))
+            keeping: Sampler = algorithm
+            if (state := part(k)) is not None:
+                keeping = partial(algorithm, checkpoint=state)  # type: ignore[call-arg] # `restore` says if it takes none
             return restore(units, likelihood, shape=shape, generator=own, sampler=keeping, samples=1)
 
         jobs = [partial(restored, k) for k in range(n)] + [partial(drawn, seed, k) for k, seed in zip(count(n), seeds)]

@@ -259,8 +259,8 @@ def directional_model(
         half2: likewise.
         alpha_variance: α of unit vectors `(..., 3)` in (x, y, z) order, such as `wedge_alpha(...)`, a factor on the
             variance; infinite where nothing was measured. N = α σ², with σ² the mean over each shell of the noise over
-            α. (Paper D.2 has the mean of the noise over that of α, which hangs on the directions with most noise, where α
-            is least certain.) None: by `estimate_directional_noise`, which finds no dependence where there is none.
+            α. (Paper D.2 has the mean of the noise over that of α, which hangs on the directions with most noise, where
+            α is least certain.) None: by `estimate_directional_noise`, which finds no dependence where there is none.
         half_angle_deg: of the cones in which it is estimated.
         band: the highest frequency that was measured, over the grid's Nyquist frequency.
         region: see `stationary_model`.

@@ -62,8 +62,8 @@ def where_halves_agree(half1: Tensor, half2: Tensor, signal_power: Tensor, noise
     return found
 
 
-def where_dense(map: Tensor, /) -> Tensor:
-    """Where one map without noise `(z, y, x)` is not far fainter than where it is strongest.
+def where_dense(map: Tensor, strongest: Tensor | None = None, /) -> Tensor:
+    """Where one map without noise `(z, y, x)` is not far fainter than where it, or another of its kind, is strongest.
 
     >>> x = torch.zeros(40, 40, 40)
     >>> x[8:12, 8:12, 8:12] = 1
@@ -71,8 +71,10 @@ def where_dense(map: Tensor, /) -> Tensor:
     >>> bool(where[8:12, 8:12, 8:12].all()), bool(where[20:].any())
     (True, False)
     """
-    strength = _averaged((map - map.median()).square(), _WIDTHS[0])
-    return strength > _FAINT**2 * strength.max()
+    strength, most = (
+        _averaged((x - x.median()).square(), _WIDTHS[0]) for x in (map, map if strongest is None else strongest)
+    )
+    return strength > _FAINT**2 * most.max()
 
 
 def _averaged(x: Tensor, side: int) -> Tensor:

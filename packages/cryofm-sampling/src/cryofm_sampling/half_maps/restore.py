@@ -6,6 +6,7 @@ import attrs
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from cryofm_ops import (
     Envelope,
@@ -144,8 +145,7 @@ def restore_half_maps(
     linear = fourier_filter(mean, model.gain.to(mean))
     linear += mean.mean() - linear.mean()
 
-    means = isinstance(sampler, PlugAndPlay)
-    drawing = PosteriorFlow()
+    means, drawing = isinstance(sampler, PlugAndPlay), PosteriorFlow()
     if model.missing is not None and isinstance(sampler, PlugAndPlay):
         drawing = PosteriorFlow(first=sampler)  # which fills the gap
     whole_data = model.observe(mean, 1 / 2)
@@ -252,7 +252,10 @@ def _scale(runs: Runs, model: FourierModel | ObservedModel, one: Tensor, two: Te
     if isinstance(model, FourierModel) and max(one.shape) > _SCALED:
         box = densest(fourier_filter((one + two) / 2, model.gain.to(one)), _SCALED)
         _, shape = split_shape(one[box].shape)
-        fit = _cross_validated(runs, model.on(shape), one[box].contiguous(), two[box].contiguous())
+        n = max(shape) // 2 + 1
+        fsc = interpolate(model.fsc.nan_to_num(0)[None, None], n, mode="linear", align_corners=True)[0, 0]
+        part = attrs.evolve(model.on(shape), fsc=fsc)
+        fit = _cross_validated(runs, part, one[box].contiguous(), two[box].contiguous())
         scores = [score for _, score in fit.trials]
         if max(scores) not in (scores[0], scores[-1]):
             return fit
