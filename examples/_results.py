@@ -114,6 +114,7 @@ def record_of(halves: RestoredHalfMaps) -> dict[str, Any]:
         "restored_to_angstrom": halves.restored_to,
         "noise": getattr(halves.model, "record", {}),
         "held_out": attrs.asdict(halves.held_out),
+        "amplitude": halves.amplitude,
         "slope_of_the_other_half": halves.slope_of_the_other_half,
     }
 

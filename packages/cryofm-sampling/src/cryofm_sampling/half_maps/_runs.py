@@ -1,5 +1,6 @@
 """The runs that a restoration is made of: trials of the scale, maps, samples; all with random numbers of one origin."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
@@ -109,8 +110,11 @@ class Runs:
     def agreed(self, fit: Callable[[VelocityField], Found], side: int | None = None) -> Found:
         """What the first rank finds, for all, where the last bits may differ; on boxes of that side, if told."""
         prior = self.prior
-        if side is not None and isinstance(prior, Tiled) and prior.tile > side:
-            prior = attrs.evolve(prior, tile=side, overlap=0, window=None, group=None)
+        if side is not None and isinstance(prior, Tiled):
+            multiple = prior.multiple or getattr(prior.velocity, "multiple", 1)
+            tile = math.ceil(side / multiple) * multiple
+            if tile < prior.tile:
+                prior = attrs.evolve(prior, tile=tile, overlap=0, window=None, group=None)
         return self._of_the_first(fit(self._counting(self.normalization, "scale", None, prior)))
 
     def within(self, where: Tensor | None) -> Self:

@@ -1,5 +1,7 @@
 """Two half maps in, a restored map and what to know of it out."""
 
+import math
+
 import attrs
 import torch
 import torch.distributed as dist
@@ -156,7 +158,12 @@ def restore_half_maps(
         restored = [average(*restored), *restored]
 
     seen1, seen2 = model.comparable(one), model.comparable(two)
-    predicted = model.predict(restored[1].x)
+    predicted, other = (model.predict(draw.x) for draw in restored[1:])
+    amplitude = 1.0
+    if means and isinstance(fit, ScaleFit) and fit.trials:  # by correlations, which see no amplitude: the halves tell it
+        slopes = held_out(predicted, seen1, seen2).slope, held_out(other, seen2, seen1).slope
+        if min(slopes) > 0:
+            amplitude, predicted = math.prod(slopes) ** 0.5, slopes[1] * predicted
     trusted = last_trusted(predicted, seen1, seen2) if means else 1.0  # a sample differs from what it predicts
     end = min(trusted, grid.band) / grid.band  # of the halves' own Nyquist frequency
     both = (half1 + half2) / 2
@@ -165,10 +172,10 @@ def restore_half_maps(
 
     def whole(draw: Draw, data: Tensor) -> Draw:
         """On the halves' own grid, joined with what the linear filter makes of the data beyond."""
-        x = grid.inverse(draw.x)
+        x = amplitude * grid.inverse(draw.x)
         return attrs.evolve(draw, x=x if fine is None else joined(x, fine(data, x), end, limit))
 
-    filtered = grid.inverse(linear - (linear.mean() - restored[0].x.mean()))
+    filtered = grid.inverse(linear - (linear.mean() - amplitude * restored[0].x.mean()))
 
     map_, first, second = (whole(draw, data) for draw, data in zip(restored, (both, half1, half2), strict=True))
     result = RestoredHalfMaps.of(
@@ -184,6 +191,7 @@ def restore_half_maps(
         restored_to=2 * own_size / min(end, 1.0),
         self_consistency=correlation(restored[1].x, restored[2].x),
         held_out=held_out(predicted, seen1, seen2),
+        amplitude=amplitude,
         doubts_of_data=model.doubts,
     )
     result.warn_of_doubts(stacklevel=3)
