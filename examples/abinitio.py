@@ -214,7 +214,8 @@ def write_models(
         write_map(folder / name, DensityMap(volume, size, origin, labels=(VIEWING_NOTE, NOTE)))
     shifts = size * models.shifts_px.cpu().double().numpy()
     found = Poses(orthonormal(models.rotations[0]), shifts[0])
-    write_poses(folder / "poses.star", images, prepared.original_poses(found))
+    # The results are written in a folder within the one where they will be read.
+    write_poses(folder / "poses.star", images, prepared.original_poses(found), read_in=folder.parent)
 
     ctf = ctf_of(prepared.images) if args.ctf else None
     project = FourierProjector(models.rotations[0].cpu(), models.shifts_px[0].cpu(), (box, box, box), ctf)

@@ -179,7 +179,7 @@ def test_a_restored_half_depends_on_the_other_by_noise_and_scale_alone(
 ):
     models = []
     made = lambda *a, **k: models[0] if models else models.append(stationary_model(*a, **k)) or models[0]  # noqa: E731
-    monkeypatch.setattr(denoise, "directional_model", made)
+    monkeypatch.setattr(sys.modules["cryofm_sampling.half_maps.restore"], "directional_model", made)
     restore, draws = restoration.restore, []
     monkeypatch.setattr(restoration, "restore", lambda *a, **k: draws.append(restore(*a, **k)) or draws[-1])
     half = read_map(half_maps[changed])
@@ -291,7 +291,7 @@ def test_a_prior_without_statistics_runs_the_papers_algorithm(run, small_prior, 
     ]
     assert np.array_equal(*maps)
     whole, one, two = maps[0]
-    assert np.abs(whole - (one + two) / 2).max() < 1e-3 * np.abs(whole).max()  # each half by itself, then averaged
+    assert np.abs(whole - (one + two) / 2).max() < 5e-3 * np.abs(whole).max()  # each half by itself, then averaged
     algorithm = json.loads((tmp_path / "bare" / "run.json").read_text())["algorithm"]
     assert {"sampler": "Guided", "guidance": "paper", "steps": 3, "max_push": 2.0}.items() <= algorithm.items()
     assert "average of both halves" in algorithm["estimate"]

@@ -124,7 +124,7 @@ def test_samplers_find_the_same(tiled, sampler):
         cost.append(spikes.voxels)
     for body in (MAIN, FAR):  # of white noise the only thing that is not local is the Gaussian prior's guidance
         error = (found[0][body] - truth[body]).square().mean()
-        assert float((found[0][body] - found[1][body]).square().mean()) < 0.05 * float(error)
+        assert float((found[0][body] - found[1][body]).square().mean()) < 0.15 * float(error)
     assert cost[1] < 0.4 * cost[0]
 
 

@@ -41,7 +41,14 @@ def read_poses(path: str | os.PathLike[str]) -> Poses:
     return poses
 
 
-def write_poses(path: str | os.PathLike[str], images: ImageStack, poses: Poses, overwrite: bool = False) -> None:
+def write_poses(
+    path: str | os.PathLike[str],
+    images: ImageStack,
+    poses: Poses,
+    overwrite: bool = False,
+    *,
+    read_in: str | os.PathLike[str] | None = None,
+) -> None:
     """Write poses as a STAR file of RELION 3.1 or later, which `cryofm_io.read_images` reads too.
 
     Args:
@@ -50,6 +57,7 @@ def write_poses(path: str | os.PathLike[str], images: ImageStack, poses: Poses, 
             are written as seen from the STAR file's folder, so that it can be read from anywhere.
         poses: Their poses, shifts in Å.
         overwrite: Whether an existing file may be replaced.
+        read_in: The folder in which it will be read, where it is moved afterwards. None: its own.
 
     Raises:
         GeometryError: There are not as many poses as images.
@@ -64,7 +72,7 @@ def write_poses(path: str | os.PathLike[str], images: ImageStack, poses: Poses, 
         raise GeometryError(f"{len(images)} images and {len(poses)} poses; there must be as many")
     if not images.names:
         raise CryoFMError("the images have no names, so a STAR file cannot say what the poses belong to; name them")
-    folder = Path(path).resolve().parent
+    folder = Path(path).resolve().parent if read_in is None else Path(read_in).resolve()
     particles: dict[str, Any] = {"rlnImageName": [quoted(_seen_from(folder, name)) for name in images.names]}
     optics: dict[str, Any] = {"rlnImagePixelSize": np.array([images.voxel_size])}
     groups = np.ones(len(images), dtype=int)

@@ -160,7 +160,9 @@ def restore_half_maps(
     seen1, seen2 = model.comparable(one), model.comparable(two)
     predicted, other = (model.predict(draw.x) for draw in restored[1:])
     amplitude = 1.0
-    if means and isinstance(fit, ScaleFit) and fit.trials:  # by correlations, which see no amplitude: the halves tell it
+    if (
+        means and isinstance(fit, ScaleFit) and fit.trials
+    ):  # by correlations, which see no amplitude: the halves tell it
         slopes = held_out(predicted, seen1, seen2).slope, held_out(other, seen2, seen1).slope
         if min(slopes) > 0:
             amplitude, predicted = math.prod(slopes) ** 0.5, slopes[1] * predicted

@@ -112,7 +112,9 @@ def carries_gradients(case: _Case) -> None:
     rise = (case.at(x.detach() + h * d, 0.5) - case.at(x.detach() - h * d, 0.5)) / (2 * h)
     slope, found = float((v.detach() * rise).sum()), float((g * d).sum())
     size = max(abs(slope), 0.1 * float(v.detach().norm() * rise.norm()))
-    _require(abs(found - slope) < 0.05 * size, f"autograd's slope of v is {found:.3g}, that by differences {slope:.3g}")
+    _require(
+        abs(found - slope) <= 0.05 * size, f"autograd's slope of v is {found:.3g}, that by differences {slope:.3g}"
+    )
 
 
 def denoises(case: _Case) -> None:
