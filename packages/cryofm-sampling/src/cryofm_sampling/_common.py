@@ -159,7 +159,7 @@ def as_the_data(likelihood: Likelihood | Conjugate, box: Box, like: Tensor) -> T
         try:
             with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
                 told = likelihood.log_prob(like.new_zeros(box, dtype=torch.float32)).dtype
-        except CryoFMError:  # such as of data without noise, which have none
+        except (CryoFMError, RuntimeError):  # of data without noise, which have none; or in the default precision alone
             return like
     return like.to(told) if told in (torch.float32, torch.float64) else like
 
