@@ -111,7 +111,7 @@ class Runs:
         """What the first rank finds, for all, where the last bits may differ; on boxes of that side, if told."""
         prior = self.prior
         if side is not None and isinstance(prior, Tiled):
-            multiple = prior.multiple or getattr(prior.velocity, "multiple", 1)
+            multiple = int(prior.multiple or getattr(prior.velocity, "multiple", None) or 1)
             tile = math.ceil(side / multiple) * multiple
             if tile < prior.tile:
                 prior = attrs.evolve(prior, tile=tile, overlap=0, window=None, group=None)
