@@ -120,11 +120,11 @@ def test_samplers_find_the_same(tiled, sampler):
     found, cost = [], []
     for prior in (field, confined):
         spikes.voxels = 0
-        found.append(restore(prior, data, shape=SHAPE, generator=seeded(0), sampler=sampler).x)
+        found.append(restore(prior, data, shape=SHAPE, generator=seeded(0), sampler=sampler, samples=1).x)
         cost.append(spikes.voxels)
     for body in (MAIN, FAR):  # of white noise the only thing that is not local is the Gaussian prior's guidance
         error = (found[0][body] - truth[body]).square().mean()
-        assert float((found[0][body] - found[1][body]).square().mean()) < 0.15 * float(error)
+        assert float((found[0][body] - found[1][body]).square().mean()) < 0.05 * float(error)
     assert cost[1] < 0.4 * cost[0]
 
 

@@ -27,7 +27,6 @@ def test_docstrings(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
-@pytest.mark.xfail(reason="precision of the data is asked of log_prob: being mended", strict=False)
 @pytest.mark.skipif(not README.exists(), reason="the README is not beside these tests")
 def test_readme():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)

@@ -46,7 +46,6 @@ def test_spectral_noise(kit, table, only_log_prob):
     check(draw.x, mean, cov)
 
 
-@pytest.mark.xfail(reason="precision of the data is asked of log_prob: being mended", strict=False)
 def test_fewer_measurements_than_voxels(kit):
     generator = torch.Generator().manual_seed(3)
     A = torch.randn(20, VOXELS, generator=generator) / VOXELS**0.5

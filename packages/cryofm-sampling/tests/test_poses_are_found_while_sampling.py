@@ -60,7 +60,6 @@ class Known:
         return self.likelihood
 
 
-@pytest.mark.xfail(reason="precision of the data is asked of log_prob: being mended", strict=False)
 @pytest.mark.parametrize("guidance", ["paper", "gaussian"])
 def test_with_known_poses_it_is_alg_1(projections, guidance):
     _, images, rotations, shifts = projections

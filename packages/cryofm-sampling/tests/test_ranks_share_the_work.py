@@ -145,7 +145,7 @@ def worker(rank, folder):
     tiled = Tiled(GaussianPrior(1.0), 8, 4, group=group)
     for prior in (tiled, calibrate(tiled, volumes(), generator=torch.Generator(), times=[0.5])):
         with pytest.raises(SettingError, match="share either samples"):
-            restore(prior, Pull(), shape=BOX, generator=None, group=group)
+            restore(prior, Pull(), shape=BOX, generator=torch.Generator(), group=group)
     torch.save(found, f"{folder}/{rank}")
     dist.destroy_process_group()
 

@@ -159,8 +159,10 @@ def as_the_data(likelihood: Likelihood | Conjugate, box: Box, like: Tensor) -> T
         try:
             with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
                 told = likelihood.log_prob(like.new_zeros(box, dtype=torch.float32)).dtype
-        except (CryoFMError, RuntimeError):  # of data without noise, which have none; or in the default precision alone
+        except CryoFMError:  # of data without noise, which have none
             return like
+        except RuntimeError:  # of data that take their own precision alone
+            told = torch.float64
     return like.to(told) if told in (torch.float32, torch.float64) else like
 
 
@@ -279,19 +281,18 @@ def region_of(velocity: VelocityField, x: Tensor) -> Region | None:
     return None if region is None or region.shape != x.shape[-3:] else region
 
 
-def local_velocity(velocity: VelocityField, x: Tensor, t: float) -> Tensor:
-    """v(x, t), evaluated where density can be; elsewhere that of the solvent. t > 0."""
-    region, at = region_of(velocity, x), time_like(t, x)
-    if region is None:
-        return velocity(x, at)
-    x_0 = region.within(lambda part: part - t * velocity(part, at), x)
-    return (x - x_0) / t
-
-
 def velocity_at(velocity: VelocityField, x: Tensor, t: float) -> Tensor:
+    """v(x, t), evaluated where density can be; elsewhere that of the solvent. t > 0."""
+    region = region_of(velocity, x)
+    if region is None:
+        return evaluated(velocity, x, t)
+    return (x - region.within(lambda part: part - t * evaluated(velocity, part, t), x)) / t
+
+
+def evaluated(velocity: VelocityField, x: Tensor, t: float) -> Tensor:
     """v(x, t), or an error that says whose fault it is that it is of another kind, or not finite."""
     try:
-        v = local_velocity(velocity, x, t)
+        v = velocity(x, time_like(t, x))
     except RuntimeError as error:
         if re.search("dtype|scalar type|type and bias type|Double|Float|double|float", str(error)) is None:
             raise
@@ -304,11 +305,6 @@ def velocity_at(velocity: VelocityField, x: Tensor, t: float) -> Tensor:
         raise CapabilityError(
             f"the prior {type(velocity).__name__} must give a real velocity of shape {tuple(x.shape)}, it gave {found}"
         )
-    return finite(v, velocity, x, t)
-
-
-def finite(v: Tensor, velocity: VelocityField, x: Tensor, t: float) -> Tensor:
-    """The velocity v at x and t, unless it is not finite."""
     if not v.isfinite().all():
         if x.isfinite().all():
             raise CapabilityError(f"{type(velocity).__name__} gives a velocity that is not finite at t = {t:.3g}")

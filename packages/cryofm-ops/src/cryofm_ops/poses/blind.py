@@ -3,6 +3,7 @@
 import math
 
 import attrs
+import torch
 from torch import Tensor
 
 from cryofm_ops._checks import check_observation
@@ -52,6 +53,11 @@ class PoseLikelihood:
     stop_gradient: bool = attrs.field(default=False, kw_only=True)
     background: float = attrs.field(default=0.7, kw_only=True, validator=_check_quantile)
     background_weight: float = attrs.field(default=1.0, kw_only=True, validator=_check_weight)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the images, which samples are drawn in."""
+        return self.images.dtype
 
     def log_prob(self, x: Tensor, /) -> Tensor:
         """−1/K Σ_k (ψ_cor or ψ_sg + w ψ_bg(q)), `(*batch,)`, for x `(*batch, n, n, n)`; a loss, not a density."""

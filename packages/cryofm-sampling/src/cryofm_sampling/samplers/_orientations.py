@@ -5,7 +5,7 @@ from itertools import permutations, product
 import torch
 from torch import Tensor
 
-from cryofm_sampling._common import finite, region_of, time_like
+from cryofm_sampling._common import evaluated, region_of
 from cryofm_sampling.protocols import VelocityField
 
 __all__ = ["ROTATIONS", "denoised", "rotate", "rotate_back"]
@@ -42,7 +42,7 @@ def denoised(velocity: VelocityField, u: Tensor, t: float, stream: torch.Generat
 
     def denoise(part: Tensor) -> Tensor:
         x_t = rotate((1 - t) * part[None], rotation)
-        return rotate_back(x_t - t * finite(velocity(x_t, time_like(t, x_t)), velocity, x_t, t), rotation)[0]
+        return rotate_back(x_t - t * evaluated(velocity, x_t, t), rotation)[0]
 
     region = region_of(velocity, u)
     return denoise(u) if region is None else region.within(denoise, u)
