@@ -89,7 +89,9 @@ def lowest(session: nox.Session, what: str) -> None:
     versions.write_text("\n".join(lowest_versions(extras)) + "\n", encoding="utf-8")
     session.install("-c", str(versions), *(f"./packages/{package}{extra}" for package, extra in extras.items()))
     session.log(versions.read_text(encoding="utf-8"))
-    suites = ["packages/cryofm-model/tests", "tests"] if what == "scripts" else [f"packages/{p}/tests" for p in PACKAGES]
+    suites = (
+        ["packages/cryofm-model/tests", "tests"] if what == "scripts" else [f"packages/{p}/tests" for p in PACKAGES]
+    )
     session.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *suites, *session.posargs)
 
 

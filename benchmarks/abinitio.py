@@ -8,8 +8,10 @@ comes out is aligned to the truth over rotation, shift and hand; the best by fit
 
 Methods: ``ours``, poses from common lines, then the prior; ``wiener`` and ``prior``, told the true poses, without and
 with the prior; ``sample``, what the prior draws without data; ``alg3`` and ``alg3_poses``, the paper's Algorithm 3 with
-100 steps, without (three chains, of which the best by loss counts) or with the true poses. ``of_three`` is what each of
-the three models reaches, best by fit first. With ``--sym C4`` there is ``ours, C4`` alone, told the point group.
+100 steps, without (three chains, of which the best by loss counts) or with the true poses; with 8 and with 2 clean
+images, the paper's own case. ``alg3_published`` is the same with the published λ_max = 5 and N = 1000
+(``--published N`` structures). ``of_three`` is what each of the three models reaches, best by fit first. With ``--sym
+C4`` there is ``ours, C4`` alone, told the point group.
 
 A table that is there already is gone on with: rows that it has are not computed again.
 """
@@ -73,12 +75,13 @@ class Condition:
     search_px: float = 1.0
 
 
+CLEAN, TWO = Condition("8 clean, ±2 px, centred", 8, shift_px=2), Condition("2 clean, ±2 px, centred", 2, shift_px=2)
 CONDITIONS = [
-    Condition("8 clean, ±2 px, centred", 8, shift_px=2),
+    CLEAN,
     Condition("8, SNR 5, ±2 px, centred", 8, shift_px=2, snr=5),
     Condition("6 clean, ±2 px, centred", 6, shift_px=2),
     Condition("8 clean, 0.5 px rms off", 8, shift_px=0.5 * 3**0.5, centred=False, search_px=1.5),
-    Condition("2 clean, ±2 px, centred", 2, shift_px=2),
+    TWO,
     Condition("20 clean, ±2 px, centred", 20, shift_px=2),
     Condition("8, SNR 1, ±2 px, centred", 8, shift_px=2, snr=1),
 ]
@@ -223,8 +226,10 @@ def told(prior: CalibratedPrior, path: Path, condition: Condition, problem: Prob
     ]
 
 
-def paper(prior: CalibratedPrior, path: Path, condition: Condition, problem: Problem) -> list[Row]:
-    """The prior's own sample, and Algorithm 3."""
+def paper(
+    prior: CalibratedPrior, path: Path, condition: Condition, problem: Problem, published: bool = False
+) -> list[Row]:
+    """The prior's own sample, and Algorithm 3; or that with its published settings."""
     blind = BlindProjections(problem.images * problem.scale, max_shift_px=condition.search_px, background=BACKGROUND)
     known = blind.at(problem.rotations, problem.shifts_px)
     searched, told = in_model_units(blind, prior.normalization), in_model_units(known, prior.normalization)
@@ -234,6 +239,9 @@ def paper(prior: CalibratedPrior, path: Path, condition: Condition, problem: Pro
         "alg3": lambda g: BlindGuided(STEPS, max_push=PUSH)(prior, searched, shape=(KEEP, *one[1:]), generator=g),
         "alg3_poses": lambda g: Guided(STEPS, "paper", PUSH)(prior, told, shape=one, generator=g),
     }
+    if published:
+        blind_guided = BlindGuided(1000, max_push=5.0)
+        runs = {"alg3_published": lambda g: blind_guided(prior, searched, shape=(KEEP, *one[1:]), generator=g)}
     rows = []
     for method, run in runs.items():
         start = time.process_time()
@@ -257,6 +265,7 @@ def main() -> None:
     parser.add_argument("--prior", default="cryofm-tiny-particles")
     parser.add_argument("--conditions", type=int, nargs="+", default=list(range(len(CONDITIONS))), help="which of them")
     parser.add_argument("--paper", type=int, default=3, help="structures for Algorithm 3 (default 3)")
+    parser.add_argument("--published", type=int, default=0, help="structures for its 1000 steps, an hour or so each")
     parser.add_argument("--sym", help="point group of all the structures: C4, D7, T, O, I")
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network (default fp32)")
     args = parser.parse_args()
@@ -267,7 +276,13 @@ def main() -> None:
     if args.out.exists():
         with args.out.open(newline="") as file:
             rows = list(csv.DictReader(file))
-    runs: dict[str, Callable[..., list[Row]]] = {"ours": ours, "wiener": told, "sample": paper}  # by their first rows
+    runs: dict[str, Callable[..., list[Row]]] = {  # by their first rows
+        "ours": ours,
+        "wiener": told,
+        "sample": paper,
+        "alg3_published": partial(paper, published=True),
+    }
+    structures = {"sample": args.paper, "alg3_published": args.published}  # of two conditions
     if args.sym:
         runs = {f"ours, {args.sym}": partial(ours, sym=args.sym)}
     jobs = [
@@ -275,7 +290,7 @@ def main() -> None:
         for condition in (CONDITIONS[i] for i in args.conditions)
         for number, path in enumerate(args.maps)
         for first in runs
-        if first != "sample" or (number < args.paper and condition is CONDITIONS[0])
+        if first not in structures or (number < structures[first] and condition in (CLEAN, TWO))
     ]
     for condition, path, first in jobs:
         if (path.stem, condition.name, first) in {(r["structure"], r["condition"], r["method"]) for r in rows}:

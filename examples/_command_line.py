@@ -27,7 +27,20 @@ import cryofm_model
 import cryofm_ops
 from cryofm_io import CryoFMError, atomic_write, output_folder
 from cryofm_model import CalibratedPrior, Prior, WeightsError, load_prior
-from cryofm_sampling import Checkpoint, PosteriorFlow, Progress, RestoredMap, Tiled, everyone, is_first, joined
+from cryofm_sampling import (
+    Checkpoint,
+    Guided,
+    Inpainting,
+    PlugAndPlay,
+    PosteriorFlow,
+    Progress,
+    RestoredMap,
+    Sampler,
+    Tiled,
+    everyone,
+    is_first,
+    joined,
+)
 
 UNCERTAINTY = "uncertainty.mrc"
 RESULT = (  # names that any script may leave
@@ -149,7 +162,8 @@ def add_half_map_flags(parser: argparse.ArgumentParser) -> None:
     add_envelope_flags(parser)
     masked = "take masked or filtered half maps; noise is then underestimated"
     add("--allow-masked", action="store_true", help=masked)
-    add_flags(parser, steps=8, of="network evaluations for each restored map, 2 or more")
+    add_flags(parser, steps=8, of="network evaluations for each restored map, 2 or more; 1000 of the paper's")
+    add_algorithm_flags(parser, "Alg. 1")
 
 
 def add_envelope_flags(parser: argparse.ArgumentParser) -> None:
@@ -162,13 +176,25 @@ def add_envelope_flags(parser: argparse.ArgumentParser) -> None:
     add("--halves", action="store_true", help="write both restored halves as well")
 
 
+def add_algorithm_flags(parser: argparse.ArgumentParser, paper: str) -> None:
+    """Whose algorithm restores; ``paper`` says which the paper's is."""
+    add = parser.add_argument
+    whose = (
+        f"default: plug-and-play; paper: the paper's {paper}, of far more steps, which needs no statistics of the prior"
+    )
+    add("--algorithm", choices=("default", "paper"), default="default", help=f"{whose} (default default)")
+    push = "λ_max of Alg. 1 in 1000 steps and a box of 64³; others scale it (default 5)"
+    add("--max-push", type=above_zero, default=5.0, help=push)
+    parser.set_defaults(steps=None)  # which depends on the algorithm
+
+
 def parse_half_maps(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     """The command line of a script with the flags of half maps."""
     args = parser.parse_args(with_plain_numbers(arguments))
     given = (args.half1 is not None, args.half2 is not None, vars(args).get("resolution") is not None)
     if given not in ((False, False, False), (True, True, False), (True, False, True)):
         parser.error("give both half maps, or one map and its --resolution, or nothing for the example")
-    if args.steps < 2:
+    if args.steps is not None and args.steps < 2:
         parser.error("--steps must be at least 2")
     return args
 
@@ -264,11 +290,28 @@ def calibrated_prior(args: argparse.Namespace, otherwise: str | None = None) -> 
     prior = chosen_prior(args)
     if not isinstance(prior, CalibratedPrior):
         raise WeightsError(
-            f"the prior {args.prior} has no measured statistics, which its noise level is chosen by: add them with "
-            f"prior.with_statistics(cryofm_sampling.calibrate(prior, examples, generator=...)) and save it, once"
-            + (f"; or {otherwise}" if otherwise else "")
+            f"the prior {args.prior} has no measured statistics, which its noise level is chosen by: "
+            f"calibrate_prior.py adds them, once" + (f"; or {otherwise}" if otherwise else "")
         )
     return prior
+
+
+def chosen_sampler(args: argparse.Namespace, prior: Prior, *, noiseless: bool = False) -> Sampler:
+    """Plug-and-play; the paper's algorithm where it is asked for, or where the prior has no measured statistics."""
+    calibrated = isinstance(prior, CalibratedPrior)
+    if args.samples and not calibrated:
+        raise WeightsError(
+            f"the prior {args.prior} has no measured statistics, which samples need: calibrate_prior.py adds them, once"
+        )
+    if args.algorithm == "default" and calibrated:
+        return PlugAndPlay(args.steps or (20 if noiseless else 8))
+    paper = Inpainting(args.steps or 1000) if noiseless else Guided(args.steps or 1000, "paper", args.max_push)
+    if args.algorithm == "default":
+        print(
+            f"the prior {args.prior} has no measured statistics, which the default algorithm needs (calibrate_prior.py "
+            f"adds them, once): the paper's restores, Alg. {2 if noiseless else 1} with {paper.steps} steps"
+        )
+    return paper
 
 
 def choose_device(name: str) -> torch.device:

@@ -26,7 +26,7 @@ from cryofm_io import (
     read_map,
     read_mask,
 )
-from cryofm_model import BUNDLED_PRIORS, CalibratedPrior, load_prior
+from cryofm_model import BUNDLED_PRIORS, Prior, load_prior
 from cryofm_model.data.particles import FILLED
 from cryofm_ops import (
     AnisotropicNoise,
@@ -114,7 +114,12 @@ def demo_half_maps(
     return Measured(halves, truth=truth)
 
 
-def fitting_prior(name: str, prior: CalibratedPrior, given: Measured) -> CalibratedPrior:
+def device_of(prior: Prior) -> torch.device:
+    """Where its network computes."""
+    return next(prior.network.parameters()).device
+
+
+def fitting_prior(name: str, prior: Prior, given: Measured) -> Prior:
     """The prior of that name; for coarse maps the bundled one of whole particles, its voxels set by their size.
 
     Raises:
@@ -123,8 +128,7 @@ def fitting_prior(name: str, prior: CalibratedPrior, given: Measured) -> Calibra
     voxel_size, shape = given.maps[0].voxel_size, given.maps[0].shape
     if name not in BUNDLED_PRIORS or (name == "cryofm-tiny" and voxel_size <= COARSE):
         return prior
-    particles = load_prior("cryofm-tiny-particles").to(prior.signal_power.device)
-    assert isinstance(particles, CalibratedPrior)
+    particles = load_prior("cryofm-tiny-particles").to(device_of(prior))
     tensors = [torch.from_numpy(map.data) for map in given.maps]
     mean = sum(tensors[1:], tensors[0]) / len(tensors)
     if len(tensors) == 2:
@@ -155,11 +159,11 @@ class PriorGrid:
     device: torch.device
 
     @classmethod
-    def of(cls, like: DensityMap, prior: CalibratedPrior, mask: Path | None = None) -> Self:
+    def of(cls, like: DensityMap, prior: Prior, mask: Path | None = None) -> Self:
         """For maps like this one, with a mask for the result on the same grid."""
         # The prior's voxel size and not a voxel more: padding would break the noise's independent Fourier coefficients.
         grid = GridTransform.of(like, prior.voxel_size)
-        device = prior.signal_power.device
+        device = device_of(prior)
         print(f"map {by(like.shape)} voxels of {like.voxel_size:.4g} Å, on {device}")
         finest = 2 * max(grid.voxel_size, like.voxel_size)
         print(f"grid {by(grid.target)} voxels of {grid.voxel_size:.4g} Å: the prior restores to {finest:.2f} Å")
@@ -182,6 +186,11 @@ class PriorGrid:
     def inverse(self, x: Tensor, /) -> Tensor:
         """A volume of the prior's grid on the map's."""
         return torch.from_numpy(self.transform.inverse(x.cpu().numpy())).to(x)
+
+    @property
+    def where(self) -> Tensor | None:
+        """The mask, on the prior's device."""
+        return None if self.mask is None else torch.from_numpy(self.mask).to(self.device)
 
     def known_b_factor(self, told: float | None) -> float | None:
         """B as told; of coarse maps, which have no envelope to speak of, 0."""

@@ -114,6 +114,7 @@ def record_of(halves: RestoredHalfMaps) -> dict[str, Any]:
         "restored_to_angstrom": halves.restored_to,
         "noise": getattr(halves.model, "record", {}),
         "held_out": attrs.asdict(halves.held_out),
+        "amplitude": halves.amplitude,
         "slope_of_the_other_half": halves.slope_of_the_other_half,
     }
 
@@ -186,7 +187,8 @@ def report(
     found = f"found in {fit.nfe} network evaluations" if fit.trials else untried
     envelope = f", envelope B = {result.b_factor:.0f} Å²" if isinstance(result, RestoredHalfMaps) else ""
     print(f"scale {fit.normalization.scale:.3g}{envelope}, {found}")
-    print(f"restored by {result.settings['algorithm']} (the posterior mean) in {result.nfe} network evaluations")
+    estimate = "the posterior mean" if result.settings["estimate"] == "mean" else result.settings["estimate"]
+    print(f"restored by {result.settings['algorithm']} ({estimate}) in {result.nfe} network evaluations")
     if HALVES in curves:
         own = fsc(given.maps[0].data, given.maps[1].data, grid.like.voxel_size, grid.mask)
         print(f"half maps: FSC_0.143 {crossing(own)}{where}; a restored map has no resolution of its own")

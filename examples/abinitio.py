@@ -170,7 +170,11 @@ def by_algorithm_3(
     y = torch.from_numpy(images.data).to(next(prior.network.parameters()).device)
     # Neither loss knows the images' scale; ψ_bg knows that of the projections, which is the prior's.
     blind = BlindProjections(
-        y, args.offset_range / images.voxel_size, stop_gradient=args.loss == "sg", background=args.background
+        y,
+        args.offset_range / images.voxel_size,
+        stop_gradient=args.loss == "sg",
+        background=args.background,
+        background_weight=args.background_weight,
     )
     box = (prior.box, prior.box, prior.box)
     return models_by_algorithm_3(
@@ -338,6 +342,8 @@ def add_algorithm_flags(parser: argparse.ArgumentParser) -> None:
     add("--poses", choices=("searched", "given"), default="searched", help=given)
     add("--loss", choices=("cor", "sg"), default="cor", help="ψ_cor, or ψ_sg, which stops gradients (default cor)")
     add("--background", type=float, default=0.0, help="q of ψ_bg; 0: not at all (default 0)")
+    weight = "of ψ_bg beside the other loss, of which 1 is the most there is (default 1, as published)"
+    add("--background-weight", type=float, default=1.0, help=weight)
     add("--max-push", type=float, default=0.6, help="λ_max in 64³; published with 5 (default 0.6)")
 
 
@@ -346,7 +352,7 @@ def settle_algorithm_flags(parser: argparse.ArgumentParser, args: argparse.Names
     paper = args.algorithm == "paper"
     tries, steps = (3, 100) if paper else (8, 20)
     args.tries, args.steps = args.tries or tries, args.steps or steps
-    own = ("poses", "loss", "background", "max_push")
+    own = ("poses", "loss", "background", "background_weight", "max_push")
     changed = [name for name in own if vars(args)[name] != parser.get_default(name)]
     if changed and not paper:
         parser.error(f"--{changed[0].replace('_', '-')} belongs to --algorithm paper")

@@ -3,7 +3,8 @@
     python examples/anisotropic.py half1.mrc half2.mrc --out DIR
 
 How the noise depends on direction is measured on the halves, in cones (``--half-angle-deg``). Where it is known that
-only what tilts between two limits see has little noise, say so: ``--kept -45 45 --amplitude 7``.
+only what tilts between two limits see has little noise, say so: ``--kept -45 45 --amplitude 7``. Better still,
+``--poses particles.star`` tells how densely the views of the particles fill every direction, which no cone blurs.
 
 Without half maps it restores the example in examples/data: EMD-3488 with noise of the paper's level 3.2 Å between
 tilts of ±45°, and 50 times its power elsewhere (section 5.2). The result is for looking and for building models.
@@ -12,15 +13,18 @@ tilts of ±45°, and 50 times its power elsewhere (section 5.2). The result is f
 import argparse
 import math
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import _first  # noqa: F401
+import attrs
 import torch
 from _command_line import (
     add_half_map_flags,
-    calibrated_prior,
     checkpoint,
+    chosen_prior,
+    chosen_sampler,
     exit_code,
     in_tiles,
     parse_half_maps,
@@ -30,10 +34,12 @@ from _command_line import (
 )
 from _maps import DEMO_CURVES, DEMO_MAP, Measured, PriorGrid, demo_half_maps, fitting_prior, read_half_maps
 from _results import result_names, write_half_map_results
+from torch import Tensor
 
-from cryofm_ops import estimate_alpha, wedge_alpha
+from cryofm_io import read_poses
+from cryofm_ops import SliceDensity, alpha_from_poses, estimate_alpha, wedge_alpha
 from cryofm_sampling import (
-    PlugAndPlay,
+    Guided,
     RestoredHalfMaps,
     check_memory,
     directional_model,
@@ -51,17 +57,22 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
         given = demo(args.seed)
     else:
         given = read_half_maps(args.half1, args.half2, voxel_size=args.voxel_size, allow_masked=args.allow_masked)
-    prior = fitting_prior(args.prior, calibrated_prior(args), given)
+    prior = fitting_prior(args.prior, chosen_prior(args), given)
+    sampler = chosen_sampler(args, prior)
     grid = PriorGrid.of(given.maps[0], prior, args.mask)
     tiled = in_tiles(prior, grid.transform.target, args.precision)
-    check_memory(grid.transform.target, tile=tiled.tile, device=grid.device)
+    check_memory(grid.transform.target, tile=tiled.tile, device=grid.device, gradients=isinstance(sampler, Guided))
 
     half1, half2 = grid.tensors(given)
     one, two = grid.forward(half1), grid.forward(half2)
-    if args.kept is not None:
+    if args.poses is not None:
+        views = density_of_views(args.poses)
+        model = directional_model(one, two, noise_of(views), band=grid.band)
+        cones: dict[str, Any] = {"alpha": "by the poses", "not_measured": float(views.capped.double().mean())}
+    elif args.kept is not None:
         low, high = args.kept
         model = directional_model(one, two, wedge_alpha(low, high, args.amplitude, args.tilt_axis), band=grid.band)
-        cones: dict[str, Any] = {"alpha": "as given"}
+        cones = {"alpha": "as given"}
     else:
         model = directional_model(one, two, half_angle_deg=args.half_angle_deg, band=grid.band)
         # A finer grid than the halves' own has shells without noise; directions are the same on either.
@@ -81,10 +92,11 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
             voxel_size=grid.like.voxel_size,
             grid=grid,
             observe=model,
-            sampler=PlugAndPlay(iterations=args.steps),
+            sampler=sampler,
             b_factor=grid.known_b_factor(args.b_factor),
             scale=args.scale,
             samples=args.samples,
+            where=grid.where,
             checkpoint=checkpoint(args),
             group=everyone(),
             callback=progress,
@@ -93,6 +105,28 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
         record = provenance(args, *([] if args.half1 else [DEMO_MAP, DEMO_CURVES])) | cones
         write_half_map_results(folder, result, given, grid, record)
     return result
+
+
+def density_of_views(path: Path) -> SliceDensity:
+    """How densely the views of the particles fill every direction."""
+    poses = read_poses(path)
+    found = alpha_from_poses(torch.from_numpy(poses.rotations))
+    least, most = float(found.density.min()), float(found.density.max())
+    print(f"{len(poses)} poses: views are {least:.2g} to {most:.2g} times as dense as evenly spread ones", end="; ")
+    print(f"{float(found.capped.double().mean()):.0%} of the directions count as not measured")
+    return found
+
+
+def noise_of(views: SliceDensity) -> Callable[[Tensor], Tensor]:
+    """α, 1 over the density of views; infinite where there is none, which counts as not measured."""
+    table = attrs.evolve(views.alpha_variance, values=views.density)
+    least = 1 / float(views.alpha_variance.values.max()) if views.capped.any() else 0.0
+
+    def alpha(u: Tensor) -> Tensor:
+        density = table(u)
+        return torch.where(density > least, 1 / density, math.inf)
+
+    return alpha
 
 
 def demo(seed: int) -> Measured:
@@ -108,12 +142,16 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     cone = "of the cones, degrees, 5 to 45 (default 10); wider for small boxes"
     add("--half-angle-deg", "--cone", type=float, default=10.0, help=cone)
+    poses = "STAR file of the particles that the halves are made of: noise by direction as their views are dense"
+    add("--poses", type=Path, help=poses)
     add("--kept", type=float, nargs=2, metavar=("MIN", "MAX"), help="tilts in degrees between which noise is low")
     add("--amplitude", type=float, help="of the noise elsewhere over that between them; goes with --kept")
     add("--tilt-axis", choices=("x", "y"), default="y", help="of --kept; the beam is along z (default y)")
     args = parse_half_maps(parser, arguments)
     if (args.kept is None) != (args.amplitude is None):
         parser.error("--kept and --amplitude go together")
+    if args.poses is not None and (args.kept is not None or args.half1 is None):
+        parser.error("--poses goes with half maps, and without --kept")
     return args
 
 

@@ -21,8 +21,9 @@ import torch
 from _command_line import (
     above_zero,
     add_half_map_flags,
-    calibrated_prior,
     checkpoint,
+    chosen_prior,
+    chosen_sampler,
     exit_code,
     in_tiles,
     parse_half_maps,
@@ -34,10 +35,9 @@ from _maps import DEMO_CURVES, DEMO_MAP, PriorGrid, demo_half_maps, fitting_prio
 from _results import result_names, write_half_map_results, write_results
 
 from cryofm_sampling import (
-    PlugAndPlay,
+    Guided,
     RestoredHalfMaps,
     check_memory,
-    directional_model,
     everyone,
     is_first,
     local_model,
@@ -56,18 +56,20 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
         given = read_one_map(args.half1, voxel_size=args.voxel_size)
     else:
         given = read_half_maps(args.half1, args.half2, voxel_size=args.voxel_size, allow_masked=args.allow_masked)
-    prior = fitting_prior(args.prior, calibrated_prior(args), given)
+    prior = fitting_prior(args.prior, chosen_prior(args), given)
+    sampler = chosen_sampler(args, prior)
     grid = PriorGrid.of(given.maps[0], prior, args.mask)
     tiled = in_tiles(prior, grid.transform.target, args.precision)
-    check_memory(grid.transform.target, tile=tiled.tile, device=grid.device)
+    check_memory(grid.transform.target, tile=tiled.tile, device=grid.device, gradients=isinstance(sampler, Guided))
 
     how: dict[str, Any] = {
         "generator": torch.Generator(grid.device).manual_seed(args.seed),
         "voxel_size": grid.like.voxel_size,
         "grid": grid,
-        "sampler": PlugAndPlay(iterations=args.steps),
+        "sampler": sampler,
         "scale": args.scale,
         "samples": args.samples,
+        "where": grid.where,
         "checkpoint": checkpoint(args),
         "group": everyone(),
     }
@@ -87,13 +89,13 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
             write_results(folder, one, given, grid, record)
         return None
     half1, half2 = grid.tensors(given)
-    noise = local_model if args.local_noise else directional_model  # the map plus noise, and of what kind
+    local = local_model(*map(grid.forward, (half1, half2)), band=grid.band) if args.local_noise else None
     with progress_bar() as progress:
         result = restore_half_maps(
             tiled,
             half1,
             half2,
-            observe=noise(grid.forward(half1), grid.forward(half2), band=grid.band),
+            observe=local,  # None: the map plus noise that depends on direction, if it does
             b_factor=grid.known_b_factor(args.b_factor),
             callback=progress,
             **how,

@@ -24,14 +24,14 @@ import torch
 from _command_line import (
     add_flags,
     by,
-    calibrated_prior,
+    chosen_prior,
     exit_code,
     in_tiles,
     provenance,
     run_script,
     write_run,
 )
-from _maps import DEMO_MAP, demo_map
+from _maps import DEMO_MAP, demo_map, device_of
 from _streams import bar
 from numpy.typing import NDArray
 from torch import Tensor
@@ -47,8 +47,8 @@ DEMO_RESOLUTIONS, DEMO_NOISES = (4.0, 8.0), (0.01, 0.05)  # Å; of the brightest
 
 def run(args: argparse.Namespace, folder: Path) -> None:
     """The whole job."""
-    prior = calibrated_prior(args)
-    device = prior.signal_power.device
+    prior = chosen_prior(args)
+    device = device_of(prior)
     maps = read_maps(args.maps, args.voxel_size, args.normalise) if args.maps else demo_maps(args.seed)
     grids = {name: GridTransform.of(density, prior.voxel_size) for name, density in maps.items()}
     for grid in grids.values():  # whole maps are resampled, on the CPU

@@ -21,11 +21,13 @@ import _first  # noqa: F401
 import attrs
 import torch
 from _command_line import (
+    add_algorithm_flags,
     add_envelope_flags,
     add_flags,
     add_map_flags,
-    calibrated_prior,
     checkpoint,
+    chosen_prior,
+    chosen_sampler,
     exit_code,
     in_tiles,
     progress_bar,
@@ -38,7 +40,7 @@ from _results import result_names, write_half_map_results, write_results
 
 from cryofm_ops import MissingWedge
 from cryofm_sampling import (
-    PlugAndPlay,
+    Guided,
     RestoredHalfMaps,
     RestoredMap,
     check_memory,
@@ -54,10 +56,11 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredMap:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
     tilts = MissingWedge(args.tilt_min, args.tilt_max, args.tilt_axis)
     given = measured(args, tilts)
-    prior = fitting_prior(args.prior, calibrated_prior(args), given)
+    prior = fitting_prior(args.prior, chosen_prior(args), given)
+    sampler = chosen_sampler(args, prior, noiseless=args.half2 is None)
     grid = PriorGrid.of(given.maps[0], prior, args.mask)
     tiled = in_tiles(prior, grid.transform.target, args.precision)
-    check_memory(grid.transform.target, tile=tiled.tile, device=grid.device)
+    check_memory(grid.transform.target, tile=tiled.tile, device=grid.device, gradients=isinstance(sampler, Guided))
 
     first, *other = grid.tensors(given)
     restored: Callable[..., RestoredMap] = partial(restore_missing_wedge, tiled, first, tilts)
@@ -77,9 +80,10 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredMap:
         result = restored(
             generator=torch.Generator(grid.device).manual_seed(args.seed),
             grid=grid,
-            sampler=PlugAndPlay(iterations=args.steps),
+            sampler=sampler,
             scale=args.scale,
             samples=args.samples,
+            where=grid.where,
             checkpoint=checkpoint(args),
             group=everyone(),
             callback=progress,
@@ -116,15 +120,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add_map_flags(parser, "map")
     add_envelope_flags(parser)
     add("--allow-masked", action="store_true", help="take masked half maps; noise is then underestimated")
-    add_flags(parser, steps=20, of="network evaluations for each restored map, 2 or more; 8 with --half2")
-    parser.set_defaults(steps=None)
+    of = "network evaluations for each restored map, 2 or more; 8 with --half2; 1000 of the paper's"
+    add_flags(parser, steps=20, of=of)
+    add_algorithm_flags(parser, "Alg. 2, or Alg. 1 with --half2")
     args = parser.parse_args(with_plain_numbers(arguments))
     if args.half1 is None and args.half2 is not None:
         parser.error("give the first half map as well")
     if args.half2 is None and (args.b_factor is not None or args.keep_envelope or args.halves):
         parser.error("--b-factor, --keep-envelope and --halves go with --half2")
-    args.steps = args.steps or (20 if args.half2 is None else 8)
-    if args.steps < 2:
+    if args.steps is not None and args.steps < 2:
         parser.error("--steps must be at least 2")
     return args
 

@@ -2,8 +2,8 @@
 
     python examples/sample_prior.py --out DIR
 
-Leaves maps, their sections, and their radial power beside that of the maps that the prior was trained for: a prior
-that has learnt has both alike. No sample shows any molecule that exists.
+Leaves maps, their sections, and their radial power, beside that of the maps that the prior was trained for where the
+prior knows it: one that has learnt has both alike. No sample shows any molecule that exists.
 """
 
 import argparse
@@ -19,8 +19,8 @@ from _command_line import (
     add_checkpoint_flag,
     add_flags,
     by,
-    calibrated_prior,
     checkpoint,
+    chosen_prior,
     exit_code,
     in_tiles,
     positive,
@@ -29,12 +29,13 @@ from _command_line import (
     sample_names,
     write_run,
 )
+from _maps import device_of
 from _streams import bar
 from numpy.typing import NDArray
 from torch import Tensor
 
 from cryofm_io import DensityMap, atomic_write, plot_slices, write_map
-from cryofm_model import CalibratedPrior
+from cryofm_model import CalibratedPrior, Prior
 from cryofm_ops import radial_mean, rfft
 from cryofm_sampling import Flow, check_memory
 
@@ -45,8 +46,8 @@ NOTE = "Drawn from a prior alone: no measurement, no molecule."
 @torch.no_grad()
 def run(args: argparse.Namespace, folder: Path) -> None:
     """The whole job."""
-    prior = calibrated_prior(args)
-    device = prior.signal_power.device
+    prior = chosen_prior(args)
+    device = device_of(prior)
     shape = (args.side, args.side, args.side)
     velocity = in_tiles(prior, shape, args.precision)
     check_memory(shape, tile=velocity.tile, device=device)
@@ -64,27 +65,29 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     pictures = {f"sample {i}": data for i, data in enumerate(density, 1)}
     plot_slices(pictures, folder / "samples.png", prior.voxel_size)
     powers = write_powers(folder, prior, samples)
-    ratio = np.median(powers["mean of the samples"][1:] / powers["the prior's data"][1:])
+    expected = powers.get("the prior's data")
+    ratio = None if expected is None else float(np.median(powers["mean of the samples"][1:] / expected[1:]))
     record = {
         "algorithm": {"sampler": "Flow", "steps": flow.steps, "integrator": flow.integrator},
-        "power_over_the_prior_s_data": float(ratio),
+        "power_over_the_prior_s_data": ratio,
         "note": NOTE,
     }
     write_run(folder / "run.json", provenance(args) | record)
-    print(f"{2 * args.steps - 1} network evaluations each; median power {ratio:.2f} times that of the prior's data")
+    beside = "" if ratio is None else f"; median power {ratio:.2f} times that of the prior's data"
+    print(f"{2 * args.steps - 1} network evaluations each{beside}")
 
 
-def write_powers(folder: Path, prior: CalibratedPrior, samples: list[Tensor]) -> dict[str, NDArray[np.float64]]:
+def write_powers(folder: Path, prior: Prior, samples: list[Tensor]) -> dict[str, NDArray[np.float64]]:
     """Radial powers in model units as a table and a picture."""
     z, y, x = samples[0].shape
     own = [radial_mean(rfft(sample.double()).abs() ** 2, (z, y, x)).numpy() for sample in samples]
-    expected = prior.signal_power.cpu().double().numpy()
     relative = np.linspace(0, 1, len(own[0]))  # of Nyquist
-    powers = {
-        "the prior's data": np.interp(relative, np.linspace(0, 1, len(expected)), expected),
-        "mean of the samples": np.mean(own, axis=0),
-        **{f"sample {i}": power for i, power in enumerate(own, 1)},
-    }
+    powers: dict[str, NDArray[np.float64]] = {}
+    if isinstance(prior, CalibratedPrior):
+        expected = prior.signal_power.cpu().double().numpy()
+        powers["the prior's data"] = np.interp(relative, np.linspace(0, 1, len(expected)), expected)
+    powers["mean of the samples"] = np.mean(own, axis=0)
+    powers |= {f"sample {i}": power for i, power in enumerate(own, 1)}
     frequency = relative / (2 * prior.voxel_size)
     with atomic_write(folder / "power.csv") as temporary, temporary.open("w", newline="") as file:
         rows = csv.writer(file, lineterminator="\n")

@@ -22,18 +22,20 @@ import attrs
 import numpy as np
 import torch
 from _command_line import environment, exit_code, prior_file, sha256, write_run
-from torch import nn
+from torch import Tensor, nn
 
 from cryofm_io import MapWarning, refuse_to_lose
-from cryofm_model import CalibratedPrior, CryoFMError, Prior, load_prior, save_prior
+from cryofm_model import CalibratedPrior, ConditionalPrior, CryoFMError, Prior, load_prior, save_prior
 from cryofm_model.data import MapSet
 from cryofm_model.data.curation import curated
+from cryofm_model.data.mixture import CropSource
+from cryofm_model.data.pairs import Degraded, drawn
 from cryofm_model.data.simulated import is_atomic_model
 from cryofm_model.flow import flow_matching_loss
 from cryofm_model.train import VALIDATION_TIMES, Loss, Recipe, read_recipe, train, validation_loss
 from cryofm_model.train.checkpoint import differences
 from cryofm_model.train.distributed import processes, rank_and_world
-from cryofm_sampling import PlugAndPlayLoss, calibrate
+from cryofm_sampling import CalibratedVelocity, PlugAndPlayLoss, calibrate
 
 VALIDATION, EXAMPLES = 8, 24  # crops: for the losses, and to measure the statistics that the samplers need
 MAPS = (".mrc", ".map", ".ccp4")
@@ -68,7 +70,7 @@ def run(args: argparse.Namespace, recipe: Recipe, device: torch.device) -> None:
     maps, measured, kept_back = (map_set(paths, recipe, args) if paths else None for paths in files.values())
     if maps is None or kept_back is None:
         raise CryoFMError(f"no maps or atomic models in {', '.join(map(str, [*args.maps, *args.validation]))}")
-    source = recipe.data.source(maps, measured, recipe.normalization, recipe.voxel_size)
+    source = recipe.paired(recipe.data.source(maps, measured, recipe.normalization, recipe.voxel_size))
 
     network = start_network(recipe, args.init).to(device)
     loss = loss_of(recipe, args.init, device)
@@ -79,15 +81,16 @@ def run(args: argparse.Namespace, recipe: Recipe, device: torch.device) -> None:
             f"{len(maps.maps)} maps to train on, {len(kept_back.maps)} kept back; {parameters:.2f} million parameters"
         )
     side = recipe.training.stages[-1][1]
-    validation = kept_back.crops(VALIDATION, side, np.random.default_rng(0))
-    averaged = train(network, source, validation, recipe.training, args.out, machine=recipe.machine, loss=loss).eval()
+    validation, shown = shown_crops(recipe.paired(kept_back), VALIDATION, side, 0)
+    machine = recipe.machine
+    averaged = train(network, source, validation, recipe.training, args.out, machine=machine, loss=loss, shown=shown)
+    averaged.eval()
     if rank > 0:
         return
 
     # Kept-back maps are there to report on, and for nothing else.
-    examples = source.crops(EXAMPLES, side, np.random.default_rng(1)).to(device)
-    measured_statistics = calibrate(averaged, examples, generator=torch.Generator().manual_seed(recipe.training.seed))
-    losses = validation_loss(averaged, validation)
+    statistics = measure(averaged, *shown_crops(source, EXAMPLES, side, 1), recipe.training.seed)
+    losses = validation_loss(averaged, validation, shown=shown)
     about = {
         "license": "Apache-2.0",
         "training": f"{args.recipe.name}, {recipe.training.crops} crops of 32³, seed {recipe.training.seed}"
@@ -96,10 +99,32 @@ def run(args: argparse.Namespace, recipe: Recipe, device: torch.device) -> None:
         "validation_v_mse": ", ".join(f"{s:.3f} at t={t}" for t, s in zip(VALIDATION_TIMES, losses, strict=True)),
         "commit": commit(),
     }
-    prior = Prior(averaged, recipe.normalization, recipe.voxel_size, recipe.box, about=about)
+    kind = Prior if shown is None else ConditionalPrior
+    prior = kind(averaged, recipe.normalization, recipe.voxel_size, recipe.box, about=about)
     model = args.out / "model.safetensors"
-    save_prior(prior.with_statistics(measured_statistics), model, dtype=torch.bfloat16, overwrite=True)
+    save_prior(prior.with_statistics(statistics), model, dtype=torch.bfloat16, overwrite=True)
     print(f"saved {model}; v-MSE {about['validation_v_mse']}")
+
+
+def shown_crops(source: CropSource, number: int, side: int, seed: int) -> tuple[Tensor, Tensor | None]:
+    """Crops, and what a conditional network is shown of each of them."""
+    source = attrs.evolve(source, dropped=0.0) if isinstance(source, Degraded) else source
+    return drawn(source, number, side, np.random.default_rng(seed))
+
+
+def measure(network: nn.Module, crops: Tensor, shown: Tensor | None, seed: int) -> CalibratedVelocity:
+    """The statistics of `calibrate` for the samplers; of a conditional network for what is shown, crop by crop."""
+    device = next(network.parameters()).device
+    generator = torch.Generator(device).manual_seed(seed)
+    if shown is None:
+        return calibrate(network, crops.to(device), generator=generator)
+    each = [
+        calibrate(lambda x, t, y=y: network(x, t, y), crop[None], generator=generator)
+        for crop, y in zip(crops.to(device), shown[:, None].to(device), strict=True)
+    ]
+    tables = ("signal_power", "denoising_error", "denoising_spectrum")
+    means = {name: torch.stack([getattr(one, name) for one in each]).mean(0) for name in tables}
+    return CalibratedVelocity(network, **means)
 
 
 def files_in(folders: list[Path]) -> list[Path]:
@@ -130,13 +155,29 @@ def start_network(recipe: Recipe, init: str | None) -> nn.Module:
     if init:
         prior = load_prior(init)
         parts = ((prior.network.config, recipe.network), (prior.normalization, recipe.normalization))
-        differs = [differences(attrs.asdict(theirs), attrs.asdict(ours)) for theirs, ours in parts]  # type: ignore[arg-type]
+        differs = [differences(settings_of(theirs), settings_of(ours)) for theirs, ours in parts]
         if prior.voxel_size != recipe.voxel_size:
             differs.append(f"voxel_size: {prior.voxel_size:g} Å there, {recipe.voxel_size:g} Å here")
         if differs := list(filter(None, differs)):
             raise CryoFMError(f"the prior {init} is not what the recipe trains ({'; '.join(differs)})")
-        network.load_state_dict(prior.network.state_dict())
+        network.load_state_dict(as_conditional(prior.network.state_dict(), network))
     return network
+
+
+def settings_of(part: Any) -> dict[str, Any]:
+    """The settings in which a start and a recipe must agree; of a network all but whether it takes conditions."""
+    settings: dict[str, Any] = attrs.asdict(part)
+    settings.pop("conditions", None)
+    return settings
+
+
+def as_conditional(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """The weights of an unconditional U-Net for one that takes conditions: what is shown begins with no effect."""
+    stem = "stem.weight"
+    if stem in state and (more := network.state_dict()[stem].shape[1] - state[stem].shape[1]):
+        blind = state[stem].new_zeros(len(state[stem]), more, *state[stem].shape[2:])
+        state = state | {stem: torch.cat([state[stem], blind], 1)}
+    return state
 
 
 def loss_of(recipe: Recipe, init: str | None, device: torch.device) -> Loss:

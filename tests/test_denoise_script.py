@@ -277,11 +277,31 @@ def test_bad_input_is_one_line_and_leaves_nothing(run, half_maps, tmp_path, caps
     assert set(tmp_path.iterdir()) == before
 
 
-def test_a_prior_without_statistics_is_told_how_to_get_them(run, small_prior, half_maps, tmp_path, capsys):
+def test_a_prior_without_statistics_runs_the_papers_algorithm(run, small_prior, half_maps, tmp_path, capsys):
+    known, bare = load_prior(small_prior), tmp_path / "bare.safetensors"
+    save_prior(Prior(known.network, known.normalization, known.voxel_size, known.box), bare)
+    line = (*half_maps, "--steps", 3, "--scale", 0.5, "--b-factor", 0, "--max-push", 2, "--halves")
+    assert run(*line, "--out", tmp_path / "bare", prior=bare) in (0, 3)
+    assert "no measured statistics, which the default algorithm needs" in (said := capsys.readouterr().out)
+    assert "the paper's restores, Alg. 1 with 3 steps" in said
+    assert run(*line, "--out", tmp_path / "asked", "--algorithm", "paper") == 0  # the same weights
+    maps = [
+        [read_map(tmp_path / out / f"restored{end}.mrc").data for end in ("", "_half1", "_half2")]
+        for out in ("bare", "asked")
+    ]
+    assert np.array_equal(*maps)
+    whole, one, two = maps[0]
+    assert np.abs(whole - (one + two) / 2).max() < 1e-3 * np.abs(whole).max()  # each half by itself, then averaged
+    algorithm = json.loads((tmp_path / "bare" / "run.json").read_text())["algorithm"]
+    assert {"sampler": "Guided", "guidance": "paper", "steps": 3, "max_push": 2.0}.items() <= algorithm.items()
+    assert "average of both halves" in algorithm["estimate"]
+
+
+def test_samples_of_a_prior_without_statistics_are_refused(run, small_prior, half_maps, tmp_path, capsys):
     known = load_prior(small_prior)
     save_prior(Prior(known.network, known.normalization, known.voxel_size, known.box), tmp_path / "bare.safetensors")
-    assert run(*half_maps, "--out", tmp_path / "out", prior=tmp_path / "bare.safetensors") == 2
-    assert "has no measured statistics" in capsys.readouterr().err
+    assert run(*half_maps, "--samples", 2, "--out", tmp_path / "out", prior=tmp_path / "bare.safetensors") == 2
+    assert "calibrate_prior.py adds them, once" in capsys.readouterr().err
 
 
 def test_a_wrong_voxel_size_can_be_put_right(run, half_maps, tmp_path):

@@ -52,10 +52,10 @@ class Affine:
     std: float = 0.7
 
 
-@pytest.mark.parametrize(("stop_gradient", "q"), [(False, 0.7), (True, 0.0), (False, 0.0)])
-def test_the_papers_loss_at_the_poses_found(data, stop_gradient, q):
+@pytest.mark.parametrize(("stop_gradient", "q", "w"), [(False, 0.7, 1.0), (True, 0.0, 1.0), (False, 0.7, 0.01)])
+def test_the_papers_loss_at_the_poses_found(data, stop_gradient, q, w):
     volume, rotations, shifts, images = data
-    blind = BlindProjections(images, 1.5, stop_gradient=stop_gradient, background=q)
+    blind = BlindProjections(images, 1.5, stop_gradient=stop_gradient, background=q, background_weight=w)
     assert isinstance(blind, Blind)
     assert not isinstance(blind, Likelihood)
     likelihood = blind.refine(volume)
@@ -65,7 +65,7 @@ def test_the_papers_loss_at_the_poses_found(data, stop_gradient, q):
     x = (volume + blobs(1)).requires_grad_()
     p = FourierProjector(likelihood.projector.rotations, likelihood.projector.shifts_px, (N, N, N))(x)
     loss = sum((psi_sg if stop_gradient else psi_cor)(p[k : k + 1], images[k : k + 1]) for k in range(5))
-    loss = loss + sum(psi_bg(p[k : k + 1], images[k : k + 1], q) for k in range(5))
+    loss = loss + w * sum(psi_bg(p[k : k + 1], images[k : k + 1], q) for k in range(5))
     value = likelihood.log_prob(x)
     torch.testing.assert_close(value, -loss[0] / 5)
     (found,), (expected,) = torch.autograd.grad(value, x), torch.autograd.grad(-loss[0] / 5, x)
@@ -141,5 +141,7 @@ def test_bad_input_is_named(data):
         BlindGaussian(torch.where(images == images.max(), math.nan, images), 1, noise=WhiteNoise(1))
     with pytest.raises(CryoFMError, match="from 0 to 1, got 70"):
         BlindProjections(images, 1, background=70)
+    with pytest.raises(CryoFMError, match="not negative, got -1"):
+        BlindProjections(images, 1, background_weight=-1)
     with pytest.raises(GeometryError, match="needs images"):
         BlindProjections(images, 1).refine(torch.ones(21, 21, 21))

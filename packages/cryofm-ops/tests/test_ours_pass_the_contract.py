@@ -11,14 +11,19 @@ from cryofm_ops import (
     FourierProjector,
     Identity,
     LowPass,
+    Mask,
     MissingWedge,
     NoiseSum,
+    PoissonLikelihood,
     Projector,
     RadialFilter,
     RemoveMean,
     SpectralNoise,
+    StudentTLikelihood,
+    VoxelNoise,
     WhiteNoise,
     add,
+    adjoint_of,
     compose,
     cone_alpha,
     gaussian_likelihood,
@@ -37,6 +42,9 @@ OPTICS = CTF(defocus_u_angstrom=9000.0, defocus_v_angstrom=7000.0, defocus_angle
 WEDGE = MissingWedge(-60, 40)
 COLOURED = SpectralNoise(torch.tensor([2.0, 0.5, 1.0], dtype=torch.float64))
 Y = standard_normal(torch.zeros(BOX, dtype=torch.float64), GENERATOR)
+
+
+WEIGHTS = Y.abs().clamp(max=1) * (Y > -0.5)
 
 
 class Voxelwise:
@@ -85,6 +93,9 @@ def test_operators_of_any_box(check):
         FourierMask(OPTICS.transfer(BOX), BOX),
         Projector(ROTATIONS, SHIFTS, BOX, ctf=OPTICS),
         FourierProjector(ROTATIONS, SHIFTS, BOX, ctf=OPTICS),
+        Mask(WEIGHTS),
+        -2 * Mask(WEIGHTS) @ WEDGE + OPTICS,
+        adjoint_of(lambda x: x[..., 1:] - x[..., :-1], BOX),
     ],
     shapes=[BOX],
     level="0.2",
@@ -118,9 +129,18 @@ def test_noises(check):
         gaussian_likelihood(Voxelwise(), COLOURED, Y),
         gaussian_likelihood(stack(WEDGE, OPTICS), WhiteNoise(0.5), torch.stack([Y, Y])),
         gaussian_likelihood(Saturation(), COLOURED, Y),
+        gaussian_likelihood(WEDGE, VoxelNoise(0.5 + WEIGHTS), Y),
+        gaussian_likelihood(Mask(WEIGHTS), WhiteNoise(0.5), Y),
+        PoissonLikelihood(OPTICS, Y.square().round(), background=1.0),
+        StudentTLikelihood(Saturation(), Y, scale=0.3),
     ],
     shapes=[BOX],
     level="0.2",
 )
 def test_likelihoods(check):
+    check()
+
+
+@parametrize_with_checks([VoxelNoise(0.5 + WEIGHTS)], shapes=[BOX], level="0.2")
+def test_noise_of_one_box(check):
     check()

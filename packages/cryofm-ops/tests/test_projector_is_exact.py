@@ -243,3 +243,43 @@ def test_bad_geometry_is_named():
         Projector(eye, zero, shape).adjoint(torch.zeros(2, 4, 4))
     with pytest.raises(GeometryError, match=r"do not broadcast against the batch \(3,\)"):
         Projector(eye.expand(2, 1, 3, 3), zero, shape)(torch.zeros(3, 4, 4, 4))
+
+
+@BOTH
+def test_every_transform_of_torch_func_goes_through(kind, monkeypatch):
+    shape = (4, 5, 3)
+    project = kind(*poses(2), shape)
+    x, z, y = draw(*shape), draw(*shape, seed=1), draw(2, *shape[1:], seed=2)
+
+    def misfit(x):
+        return (project(x) - y).square().sum()
+
+    for points in (projector._POINTS, 50):  # at once, and in pieces that would be sampled again
+        monkeypatch.setattr(projector, "_POINTS", points)
+        gradient = 2 * project.adjoint(project(x) - y)
+        expected = {
+            "grad": (torch.func.grad(misfit)(x), gradient),
+            "vjp": (torch.func.vjp(project, x)[1](y)[0], project.adjoint(y)),
+            "jvp": (torch.func.jvp(project, (x,), (z,))[1], project(z)),
+            "jvp of the adjoint": (torch.func.jvp(project.adjoint, (y,), (2 * y,))[1], project.adjoint(2 * y)),
+            "vmap": (torch.func.vmap(project)(torch.stack([x, z])), project(torch.stack([x, z]))),
+            "vmap of grad": (torch.func.vmap(torch.func.grad(misfit))(torch.stack([z, x]))[1], gradient),
+            "jvp of grad": (
+                torch.func.jvp(torch.func.grad(misfit), (x,), (z,))[1],
+                2 * project.adjoint(project(z)),
+            ),
+        }
+        for name, (found, wanted) in expected.items():
+            torch.testing.assert_close(found, wanted, msg=lambda text, name=name: f"{name}: {text}")
+
+
+def test_rotations_have_a_jvp_that_is_their_gradient():
+    vectors, shifts = draw(2, 3), draw(2, 2)
+    x, y = draw(4, 4, 4), draw(2, 4, 4, seed=3)
+
+    def misfit(vectors):
+        return (Projector(rotation_from_vector(vectors), shifts, (4, 4, 4))(x) * y).sum()
+
+    along = draw(2, 3, seed=4)
+    _, slope = torch.func.jvp(misfit, (vectors,), (along,))
+    torch.testing.assert_close(slope, (torch.func.grad(misfit)(vectors) * along).sum())

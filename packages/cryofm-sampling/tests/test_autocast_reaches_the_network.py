@@ -100,7 +100,8 @@ def test_close_to_single_precision(sampler):
 
     def run():
         network.seen.clear()
-        return restore(prior, likelihood, shape=BOX, generator=torch.Generator().manual_seed(1), sampler=sampler).x
+        generator = torch.Generator().manual_seed(1)
+        return restore(prior, likelihood, shape=BOX, generator=generator, sampler=sampler, estimate="mean").x
 
     single = run()
     assert network.seen == {torch.float32}

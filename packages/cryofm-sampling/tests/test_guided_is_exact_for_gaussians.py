@@ -108,6 +108,31 @@ def test_total_push_of_paper_guidance_does_not_depend_on_the_number_of_steps():
     assert moved.abs().max() < 0.03 * pushed
 
 
+@pytest.mark.parametrize(("steps", "max_push"), [(20, 5.0), (60, 0.4)])
+def test_paper_guidance_to_the_letter(kit, steps, max_push):
+    y, noise = torch.randn(BOX, generator=torch.Generator().manual_seed(1)), torch.tensor([0.05, 0.5, 2.0])
+    likelihood = kit.Spectral(y, 1 / kit.on_full_grid(noise, BOX)[..., : BOX[2] // 2 + 1])
+    seen = []
+
+    def velocity(x, t):
+        seen.append((x.detach(), t))
+        return torch.sin(3 * x) + t * x.roll(1, -1)
+
+    own = Guided(steps, "paper", max_push, rescaled=False)
+    found = own(velocity, likelihood, shape=BOX, generator=torch.Generator().manual_seed(2)).x
+
+    x = seen[0][0].reshape(BOX)  # pure noise
+    for i in range(steps):
+        t = 1 - i / steps
+        x = x.detach().requires_grad_()
+        v = velocity(x[None], torch.tensor(t))[0]
+        loss = -likelihood.log_prob(x - t * v)
+        [g] = torch.autograd.grad(loss, x)
+        push = min(max_push, t / (1 - t)) * g / g.norm() if t < 1 else 0
+        x = x - v / steps - push
+    torch.testing.assert_close(found, x.detach(), rtol=0, atol=1e-5)
+
+
 def test_gradient_is_guarded_and_normalised_per_volume():
     def still(x, t):  # a flow that goes nowhere
         return 0 * x

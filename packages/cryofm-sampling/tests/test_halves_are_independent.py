@@ -31,7 +31,8 @@ def restored(halves, sampler):
 
     def job(y):
         likelihood = gaussian_likelihood(Identity(), WhiteNoise(0.3), y)
-        return restore(prior, likelihood, shape=BOX, generator=torch.Generator().manual_seed(3), sampler=sampler)
+        generator = torch.Generator().manual_seed(3)
+        return restore(prior, likelihood, shape=BOX, generator=generator, sampler=sampler, estimate="mean")
 
     return [draw.x for draw in spread([lambda y=y: job(y) for y in halves])]
 

@@ -148,12 +148,12 @@ def test_the_result_and_what_a_callback_sees_are_their_own():
 
 
 def test_what_is_missing_is_named():
-    class OnlyLogProb:
-        def log_prob(self, x):
-            return x.sum((-3, -2, -1))
+    class Neither:
+        def refine(self, x):
+            return x
 
     run = {"shape": BOX, "generator": torch.Generator()}
-    with pytest.raises(CapabilityError, match=r"PosteriorFlow needs a Conjugate .* OnlyLogProb has no condition"):
-        PosteriorFlow()(PRIOR, OnlyLogProb(), **run)
+    with pytest.raises(CapabilityError, match=r"PosteriorFlow needs a Likelihood, .* Neither has no condition"):
+        PosteriorFlow()(PRIOR, Neither(), **run)
     with pytest.raises(CapabilityError, match=r"PosteriorFlow needs a Calibrated .* function has no signal_power"):
         PosteriorFlow()(lambda x, t: x, data([1.0, 1.0, 1.0]), **run)

@@ -93,13 +93,13 @@ def test_each_chain_of_an_average_is_a_sample(kit):
 
 
 def test_what_is_missing_is_named(kit):
-    class OnlyLogProb:
-        def log_prob(self, x):
-            return x.sum((-3, -2, -1))
+    class Neither:
+        def refine(self, x):
+            return x
 
     run = {"shape": BOX, "generator": torch.Generator()}
-    with pytest.raises(CapabilityError, match=r"Renoising needs a Conjugate .* OnlyLogProb has no condition"):
-        Renoising()(PRIOR, OnlyLogProb(), **run)
+    with pytest.raises(CapabilityError, match=r"Renoising needs a Likelihood, .* Neither has no condition"):
+        Renoising()(PRIOR, Neither(), **run)
     likelihood = kit.Spectral(torch.zeros(BOX), torch.ones(4, 3, 3))
     with pytest.raises(CapabilityError, match=r"Renoising needs a Calibrated .* function has no signal_power"):
         Renoising()(lambda x, t: x, likelihood, **run)

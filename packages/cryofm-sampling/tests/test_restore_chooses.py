@@ -16,6 +16,7 @@ from cryofm_sampling import (
     GridMismatchError,
     Guided,
     PlugAndPlay,
+    PosteriorFlow,
     Renoising,
     SettingError,
     restore,
@@ -122,13 +123,15 @@ def test_an_average_of_chains_is_no_sample(y, likelihood):
     assert run(Prior(1.0), likelihood, sampler=Renoising(), estimate="samples", samples=2).x.shape == (2, *BOX)
 
 
-def test_guidance_averaged_where_the_likelihood_only_has_log_prob(y):
-    draw = run(Prior(1.0), LogProb(y), samples=2)
-    assert draw.settings["algorithm"] == "Guided"
-    assert draw.settings["because"].startswith("the likelihood is neither FourierDiagonal nor Conjugate")
-    assert draw.nfe == 2 * 199
-    deviation = (draw.x - 0.04 - (y - 0.04) / 2) / (0.09 * 0.5)
-    assert deviation.square().mean() == pytest.approx(1, abs=0.3)  # the error of a mean of two
+def test_the_mode_of_every_pass_where_the_likelihood_only_has_log_prob(y, likelihood):
+    draw = run(Prior(1.0), LogProb(y))
+    assert (draw.settings["algorithm"], draw.nfe) == ("PlugAndPlay", 8)
+    assert "log_prob alone" in draw.settings["because"]
+    closed = run(Prior(1.0), likelihood)
+    torch.testing.assert_close(draw.x, closed.x, rtol=0, atol=0.1 * float(closed.x.std()))
+    assert draw.settings["noise_level"][0] == pytest.approx(0.09, rel=0.3)
+    assert 8 < draw.calls < 100
+    assert closed.calls == 0
 
 
 def test_guidance_where_the_prior_has_no_statistics(likelihood):
@@ -181,10 +184,19 @@ def test_samples_of_a_prior_without_statistics_are_guided(likelihood):
     assert "function has no signal_power and no denoising_error" in draw.settings["because"]
 
 
-def test_samples_are_guided_where_the_likelihood_only_has_log_prob(y):
-    draw = run(Prior(1.0), LogProb(y), estimate="samples", samples=1)
-    assert (draw.settings["algorithm"], draw.nfe) == ("Guided", 199)
-    assert "has no spectral_precision and no spectral_data and no condition" in draw.settings["because"]
+def test_samples_of_a_likelihood_that_only_has_log_prob_spread_as_the_posterior(y):
+    draw = run(Prior(1.0), LogProb(y), estimate="samples", samples=8)
+    assert (draw.settings["algorithm"], draw.nfe) == ("PosteriorFlow", 32)
+    assert draw.x.var(0).mean() == pytest.approx(0.09**2 / 2, rel=0.2)
+
+
+def test_what_a_sampler_of_the_callers_returns_is_said_by_estimate_alone(likelihood):
+    with pytest.raises(SettingError, match=r'PosteriorFlow draws samples: give estimate="samples", or "mean"'):
+        run(Prior(1.0), likelihood, sampler=PosteriorFlow(2))
+    assert run(Prior(1.0), likelihood, sampler=PosteriorFlow(2), estimate="samples", samples=2).x.shape == (2, *BOX)
+    average = run(Prior(1.0), likelihood, sampler=PosteriorFlow(2), estimate="mean", samples=2)
+    assert (average.x.shape, average.settings["samples"]) == (BOX, 2)
+    assert run(Prior(1.0), likelihood, sampler=PlugAndPlay(2)).x.shape == BOX
 
 
 def test_a_sampler_of_the_callers(likelihood):
@@ -198,7 +210,7 @@ def test_settings_of_the_callers_sampler_do_not_overwrite_those_of_restore(likel
         def __call__(self, velocity, likelihood, /, *, shape, generator, callback=None):
             return Draw(torch.zeros(shape), 1, {"algorithm": "mine", "samples": 99, "sampler": "Named", "depth": 3})
 
-    settings = run(Prior(1.0), likelihood, sampler=Named(), samples=2).settings
+    settings = run(Prior(1.0), likelihood, sampler=Named(), samples=2, estimate="mean").settings
     assert settings == {
         "algorithm": "Named",
         "because": "the caller chose it",
@@ -212,7 +224,7 @@ def test_settings_of_the_callers_sampler_do_not_overwrite_those_of_restore(likel
 @pytest.mark.parametrize("sampler", [Flow(), AbInitio(), Guided, "Guided"])
 def test_what_is_no_sampler_is_refused(sampler, likelihood):
     with pytest.raises(CapabilityError, match=f"{type(sampler).__name__} cannot be called as a Sampler: "):
-        run(Prior(1.0), likelihood, sampler=sampler)
+        run(Prior(1.0), likelihood, sampler=sampler, estimate="mean")
 
 
 def test_a_prior_without_normalisation_works_in_data_units(y, likelihood):
@@ -265,7 +277,7 @@ def test_a_sampler_that_gives_other_volumes_is_named(likelihood):
         return Draw(torch.zeros(3), 1, {})
 
     with pytest.raises(GridMismatchError, match=r"function gave volumes of shape \(3,\)"):
-        run(Prior(1.0), likelihood, sampler=odd)
+        run(Prior(1.0), likelihood, sampler=odd, samples=1)
 
 
 def test_a_point_group_is_no_process_group(likelihood, tmp_path):

@@ -34,7 +34,7 @@ from cryofm_io.particle_size import particle_diameter
 from cryofm_io.plots import plot_fsc, plot_pairs, plot_slices
 from cryofm_io.resample import fourier_resample
 from cryofm_io.simulate import simulate_density
-from cryofm_io.star import write_poses
+from cryofm_io.star import read_poses, write_poses
 
 __all__ = [
     "VIEWING_NOTE",
@@ -76,6 +76,7 @@ __all__ = [
     "read_images",
     "read_map",
     "read_mask",
+    "read_poses",
     "refuse_to_lose",
     "simulate_density",
     "soft_mask",

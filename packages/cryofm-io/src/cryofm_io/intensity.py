@@ -50,7 +50,7 @@ class Affine:
         return (x - self.offset) / self.scale
 
 
-def normalise_clean(data: NDArray[Any]) -> tuple[NDArray[np.float32], Affine]:
+def normalise_clean(data: NDArray[Any], *, clip: bool = True) -> tuple[NDArray[np.float32], Affine]:
     """Clip a clean map to [0, p] and scale it to 0..1, where p is its 99.999th percentile.
 
     For maps without much noise, as CryoFM was trained on (paper, section 4.1).  Clipping a noisy half map
@@ -58,6 +58,7 @@ def normalise_clean(data: NDArray[Any]) -> tuple[NDArray[np.float32], Affine]:
 
     Args:
         data: Density of any shape, protein positive.
+        clip: False scales alone and keeps negative density and outliers, as CryoFM's second generation was trained.
 
     Returns:
         The scaled density as float32, and the scale, whose ``inverse`` brings results back.
@@ -75,6 +76,6 @@ def normalise_clean(data: NDArray[Any]) -> tuple[NDArray[np.float32], Affine]:
     if not top > 0:
         raise InputFileError(f"no positive density (99.999th percentile {top:g}); is the contrast inverted?")
     scale = Affine(1 / top)
-    scaled = np.clip(data, 0, top).astype(np.float32, copy=False)
+    scaled = (np.clip(data, 0, top) if clip else np.array(data)).astype(np.float32, copy=False)
     scaled *= np.float32(scale.scale)
     return scaled, scale

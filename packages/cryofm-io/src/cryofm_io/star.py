@@ -1,4 +1,4 @@
-"""Writing poses as STAR files of RELION."""
+"""Reading and writing poses as STAR files of RELION."""
 
 import os
 from pathlib import Path
@@ -7,12 +7,38 @@ from typing import Any
 import numpy as np
 
 from cryofm_io.atomic import atomic_write
-from cryofm_io.errors import CryoFMError, GeometryError
+from cryofm_io.errors import CryoFMError, GeometryError, InputFileError
 from cryofm_io.image_stack import ImageStack, Poses
-from cryofm_io.image_table import ANGLES, DEFOCUS, OPTICS
+from cryofm_io.image_table import ANGLES, DEFOCUS, OPTICS, read_table
 from cryofm_io.star_text import quoted
 
-__all__ = ["write_poses"]
+__all__ = ["read_poses", "write_poses"]
+
+
+def read_poses(path: str | os.PathLike[str]) -> Poses:
+    """Read the poses of particles, and none of their images, which need not be there.
+
+    Args:
+        path: A STAR file of RELION 3.0 or later with rlnAngleRot, rlnAngleTilt and rlnAnglePsi.
+
+    Returns:
+        The poses, shifts in Å; where these are stated in pixels, and no pixel size is, they are 0.
+
+    Raises:
+        InputFileError: The file lists no images or no angles, or a value that can be none.
+
+    Example:
+        >>> images = ImageStack(np.zeros((2, 8, 8)), 1.5, names=["000001@classes.mrcs", "000002@classes.mrcs"])
+        >>> write_poses("views.star", images, Poses.from_angles([[10, 20, 30], [0, 90, 0]], np.zeros((2, 2))))
+        >>> len(read_poses("views.star"))
+        2
+    """
+    table = read_table(Path(path))
+    sizes = table.pixel_sizes()
+    poses = table.poses(0.0 if sizes is None else float(sizes[0]))
+    if poses is None:
+        raise InputFileError(f"{path} lists {len(table.names)} images and no angles ({', '.join(ANGLES)})")
+    return poses
 
 
 def write_poses(path: str | os.PathLike[str], images: ImageStack, poses: Poses, overwrite: bool = False) -> None:

@@ -12,16 +12,28 @@ from cryofm_model.networks.flops import forward_gflop
 from cryofm_model.networks.hourglass import Hourglass
 from cryofm_model.networks.hourglass_config import CRYOFM_L, CRYOFM_S, CRYOFM_VARIANTS, HourglassConfig
 from cryofm_model.networks.unet import UNet, UNetConfig
-from cryofm_model.prior import CalibratedPrior, Normalization, Prior, SpectrallyCalibratedPrior
+from cryofm_model.networks.unet3d import CRYOFM2, CRYOFM2_CONDITIONAL, UNet3D, UNet3DConfig
+from cryofm_model.prior import (
+    CalibratedConditionalPrior,
+    CalibratedPrior,
+    ConditionalPrior,
+    Normalization,
+    Prior,
+    SpectrallyCalibratedPrior,
+)
 from cryofm_model.weights.prior_file import BUNDLED_PRIORS, load_prior, save_prior
 from cryofm_model.weights.published import export_published
 
 __all__ = [
     "BUNDLED_PRIORS",
+    "CRYOFM2",
+    "CRYOFM2_CONDITIONAL",
     "CRYOFM_L",
     "CRYOFM_S",
     "CRYOFM_VARIANTS",
+    "CalibratedConditionalPrior",
     "CalibratedPrior",
+    "ConditionalPrior",
     "CryoFMError",
     "Hourglass",
     "HourglassConfig",
@@ -29,6 +41,8 @@ __all__ = [
     "Prior",
     "SpectrallyCalibratedPrior",
     "UNet",
+    "UNet3D",
+    "UNet3DConfig",
     "UNetConfig",
     "WeightsError",
     "attention_backend",

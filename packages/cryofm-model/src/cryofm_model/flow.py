@@ -6,7 +6,7 @@ from torch import Tensor, nn
 __all__ = ["flow_matching_loss"]
 
 
-def flow_matching_loss(network: nn.Module, x_0: Tensor, t: Tensor, x_1: Tensor) -> Tensor:
+def flow_matching_loss(network: nn.Module, x_0: Tensor, t: Tensor, x_1: Tensor, *condition: Tensor) -> Tensor:
     """|v(x_t, t) − (x_1 − x_0)|² with x_t = (1 − t) x_0 + t x_1 (paper 3.1, with the sign of Alg. 1).
 
     Args:
@@ -14,6 +14,7 @@ def flow_matching_loss(network: nn.Module, x_0: Tensor, t: Tensor, x_1: Tensor) 
         x_0: data (batch, z, y, x), normalised.
         t: times in [0, 1], (batch,).
         x_1: white noise of unit variance, like ``x_0``.
+        condition: what a conditional network is shown beside x_t, if anything.
 
     Returns:
         Mean square error of each sample, (batch,).
@@ -24,5 +25,5 @@ def flow_matching_loss(network: nn.Module, x_0: Tensor, t: Tensor, x_1: Tensor) 
     """
     s = t[:, None, None, None]
     x_t = torch.lerp(x_0, x_1, s)
-    velocity: Tensor = network(x_t, t)
+    velocity: Tensor = network(x_t, t, *condition)
     return (velocity - (x_1 - x_0)).square().mean((-3, -2, -1))

@@ -5,23 +5,39 @@ from typing import Protocol, Self
 
 import attrs
 import torch
+from attrs.validators import optional
 from torch import Tensor, nn
 
-from cryofm_model._kinds import finite, positive, whole
+from cryofm_model._kinds import finite, flag, not_negative, positive, whole
+from cryofm_model.errors import CryoFMError
 
-__all__ = ["CalibratedPrior", "Normalization", "Prior", "SpectrallyCalibratedPrior"]
+__all__ = [
+    "CalibratedConditionalPrior",
+    "CalibratedPrior",
+    "ConditionalPrior",
+    "Normalization",
+    "Prior",
+    "SpectrallyCalibratedPrior",
+]
 
 
 @attrs.frozen
 class Normalization:
     """Model units are (density − mean) / std, with the density scaled so that its 99.999th percentile is 1.
 
+    Attributes:
+        mean: of the scaled density.
+        std: likewise.
+        clip: whether the prior was trained on densities clipped to 0 and that percentile; without it negative
+            density and outliers stay.
+
     >>> Normalization(mean=0.04, std=0.09)
-    Normalization(mean=0.04, std=0.09)
+    Normalization(mean=0.04, std=0.09, clip=True)
     """
 
     mean: float = attrs.field(default=0.04, validator=finite)
     std: float = attrs.field(default=0.09, validator=positive)
+    clip: bool = attrs.field(default=True, validator=flag, kw_only=True)
 
 
 class _Statistics(Protocol):
@@ -63,16 +79,25 @@ class Prior:
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
         """Velocity dx/dt at ``x`` (*batch, z, y, x), ``t`` in [0, 1] scalar or (*batch,); the weights' precision."""
+        return self._velocity(x, t)
+
+    def _velocity(self, x: Tensor, t: Tensor, *more: object) -> Tensor:
+        """What the network makes of flat batches, and of ``more``."""
         weight = next(self.network.parameters())
         flat = x.reshape(-1, *x.shape[-3:]).to(weight)
         times = t.to(weight.device).expand(x.shape[:-3]).reshape(-1)  # a network may need them finer than it is
-        velocity: Tensor = self.network(flat, times)
+        velocity: Tensor = self.network(flat, times, *more)
         return velocity.reshape(x.shape).to(x)
 
     @property
     def multiple(self) -> int:
         """Every side of a box must be a multiple of this."""
         return int(self.network.config.multiple)  # type: ignore[union-attr, arg-type]
+
+    @property
+    def local(self) -> bool:
+        """Whether the network sees a neighbourhood alone, so that a box of any size is as good as its own."""
+        return bool(getattr(self.network.config, "local", False))
 
     def to(self, device: torch.device | str) -> Self:
         """The same prior on another device; the network moves, as torch's modules do."""
@@ -121,3 +146,59 @@ class SpectrallyCalibratedPrior(CalibratedPrior):
     def to(self, device: torch.device | str) -> Self:
         """As `Prior.to`; the tables move too."""
         return attrs.evolve(super().to(device), denoising_spectrum=self.denoising_spectrum.to(device))
+
+
+@attrs.frozen(eq=False, slots=False)
+class ConditionalPrior(Prior):
+    """A prior that may be shown a volume: v(x, t | y) (it satisfies cryofm-sampling's ``ConditionalVelocityField``).
+
+    Called as any other prior it is shown nothing. ``cryofm_sampling.Conditioned`` makes a velocity field of it and a
+    volume.
+
+    Attributes:
+        tag: which of several kinds of conditions it was trained on is meant, where nobody says otherwise; None where
+            its network knows no kinds.
+        weight: of classifier-free guidance, w in v = (1 + w) v(x | y) − w v(x), as its makers advise.
+    """
+
+    tag: int | None = attrs.field(default=None, kw_only=True, validator=optional(whole(0, 2**16)))
+    weight: float = attrs.field(default=0.0, kw_only=True, validator=not_negative)
+
+    def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
+        """As `Prior.__call__`, shown nothing."""
+        return self.given(x, t, None, None)
+
+    def given(self, x: Tensor, t: Tensor, volume: Tensor | None, tag: int | None, /) -> Tensor:
+        """Velocity at ``x`` and ``t`` where ``volume``, in model units and of a shape that expands to x's, is shown.
+
+        Args:
+            x: (*batch, z, y, x).
+            t: scalar or (*batch,).
+            volume: None shows nothing.
+            tag: of the kind of condition; None: the prior's own.
+
+        Raises:
+            CryoFMError: a tag that the network does not know.
+        """
+        tags = getattr(self.network.config, "tags", 0)
+        tag = self.tag if tag is None else tag
+        if tag is not None and not 0 <= tag < tags:
+            raise CryoFMError(f"tag {tag}: the network of this prior knows {tags} tags")
+        condition = None
+        if volume is not None:
+            shown = volume.expand(x.shape).reshape(-1, *x.shape[-3:]).to(next(self.network.parameters()))
+            condition = torch.stack([shown, torch.ones_like(shown)], 1)
+        return self._velocity(x, t, condition, *([] if tag is None else [tag]))
+
+    def with_statistics(self, measured: _Statistics) -> "CalibratedConditionalPrior":
+        """The same prior with the three tables that ``cryofm_sampling.calibrate`` measured for it."""
+        own = {field.name: getattr(self, field.name) for field in attrs.fields(ConditionalPrior)}
+        tables = ("signal_power", "denoising_error", "denoising_spectrum")
+        if lacking := [name for name in tables if not hasattr(measured, name)]:
+            raise CryoFMError(f"statistics without {', '.join(lacking)}; measure them with cryofm_sampling.calibrate")
+        return CalibratedConditionalPrior(**own, **{name: getattr(measured, name) for name in tables})
+
+
+@attrs.frozen(eq=False, slots=False)
+class CalibratedConditionalPrior(ConditionalPrior, SpectrallyCalibratedPrior):
+    """A conditional prior whose statistics have been measured, mostly with a volume shown."""

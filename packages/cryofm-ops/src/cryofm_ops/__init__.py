@@ -25,9 +25,15 @@ from cryofm_ops.fourier.grid import (
 )
 from cryofm_ops.likelihoods.fourier_gaussian import FourierGaussian
 from cryofm_ops.likelihoods.gaussian_likelihood import gaussian_likelihood
+from cryofm_ops.likelihoods.joint import Joint, joint
 from cryofm_ops.likelihoods.linear_gaussian import Gaussian, LinearGaussian
 from cryofm_ops.likelihoods.model_units import in_model_units
+from cryofm_ops.likelihoods.poisson import PoissonLikelihood
+from cryofm_ops.likelihoods.proximal import Proximal
+from cryofm_ops.likelihoods.student_t import StudentTLikelihood
+from cryofm_ops.likelihoods.toeplitz_gaussian import ToeplitzGaussian
 from cryofm_ops.noise.anisotropic import AnisotropicNoise, cone_alpha, wedge_alpha
+from cryofm_ops.noise.block import BlockNoise
 from cryofm_ops.noise.from_cones import AlphaEstimate, estimate_alpha
 from cryofm_ops.noise.from_directions import DirectionalEstimate, estimate_directional_noise
 from cryofm_ops.noise.from_half_maps import NoiseEstimate, estimate_noise_power
@@ -36,7 +42,9 @@ from cryofm_ops.noise.from_poses import SliceDensity, alpha_from_poses
 from cryofm_ops.noise.local import LocalNoise, estimate_local_variance, windowed_noise_power
 from cryofm_ops.noise.stationary import SpectralNoise, StationaryNoise, WhiteNoise
 from cryofm_ops.noise.sum import NoiseSum
-from cryofm_ops.normal import Normal
+from cryofm_ops.noise.voxelwise import VoxelNoise
+from cryofm_ops.normal import Deviations, Normal
+from cryofm_ops.operators.autograd import adjoint_of
 from cryofm_ops.operators.compose import add, compose, stack
 from cryofm_ops.operators.ctf import CTF
 from cryofm_ops.operators.envelope import Envelope
@@ -45,7 +53,9 @@ from cryofm_ops.operators.find_wedge import FoundWedge, find_wedge
 from cryofm_ops.operators.fourier import FourierOperator
 from cryofm_ops.operators.fourier_projector import FourierProjector
 from cryofm_ops.operators.identity import Identity
+from cryofm_ops.operators.mask import Mask
 from cryofm_ops.operators.projector import Projector
+from cryofm_ops.operators.scale import Scale
 from cryofm_ops.operators.slices import FourierSlices
 from cryofm_ops.operators.wedge import DoubleTilt, MissingWedge
 from cryofm_ops.poses.blind import BlindGaussian, BlindProjections, PoseLikelihood
@@ -60,6 +70,7 @@ from cryofm_ops.protocols import (
     Conjugate,
     FourierDiagonal,
     FourierMultiplier,
+    Iterative,
     Likelihood,
     LinearOperator,
     Noise,
@@ -67,6 +78,7 @@ from cryofm_ops.protocols import (
     Operator,
     PseudoInvertible,
     SpectralPower,
+    Testable,
 )
 from cryofm_ops.rotations.conversions import (
     angular_distance_deg,
@@ -88,10 +100,12 @@ __all__ = [
     "Blind",
     "BlindGaussian",
     "BlindProjections",
+    "BlockNoise",
     "CommonLines",
     "Conjugate",
     "ConvergenceError",
     "CryoFMError",
+    "Deviations",
     "DirectionTable",
     "DirectionalEstimate",
     "DoubleTilt",
@@ -110,11 +124,14 @@ __all__ = [
     "HalfMapError",
     "Identity",
     "ImagesInBand",
+    "Iterative",
+    "Joint",
     "Likelihood",
     "LinearGaussian",
     "LinearOperator",
     "LocalNoise",
     "LowPass",
+    "Mask",
     "MissingWedge",
     "Noise",
     "NoiseError",
@@ -125,20 +142,28 @@ __all__ = [
     "ObservationError",
     "Operator",
     "OperatorError",
+    "PoissonLikelihood",
     "PoseEstimate",
     "PoseLikelihood",
     "PoseSamples",
     "Projector",
+    "Proximal",
     "PseudoInvertible",
     "RadialFilter",
     "RemoveMean",
+    "Scale",
     "SliceDensity",
     "SpectralNoise",
     "SpectralPower",
     "StationaryNoise",
+    "StudentTLikelihood",
+    "Testable",
+    "ToeplitzGaussian",
+    "VoxelNoise",
     "WhiteNoise",
     "WithoutMean",
     "add",
+    "adjoint_of",
     "alpha_from_poses",
     "angular_distance_deg",
     "background_power",
@@ -158,6 +183,7 @@ __all__ = [
     "hemisphere",
     "in_model_units",
     "irfft",
+    "joint",
     "polar_transform",
     "pose_difference_deg",
     "pose_log_evidence",

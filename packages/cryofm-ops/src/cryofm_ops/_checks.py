@@ -9,10 +9,17 @@ from cryofm_ops.errors import GridMismatchError, NoiseError, ObservationError
 from cryofm_ops.fourier.grid import half_shape
 
 
-def check_observation(_: Any, __: Any, y: Tensor) -> None:
+def check_observation(_: Any, __: Any, y: Any) -> None:
     """An observation is a real, finite tensor (an attrs validator)."""
+    if not isinstance(y, Tensor):
+        how = "; torch.from_numpy makes one of it" if hasattr(y, "__array__") else ""
+        raise ObservationError(f"the observation must be a tensor, got {type(y).__name__}{how}")
     if not y.is_floating_point():
         raise ObservationError(f"the observation must be real floating point, got {y.dtype}")
+    if y.dtype.itemsize < 4:
+        raise ObservationError(f"the observation must be float32 or float64, got {y.dtype}")
+    if not y.numel():
+        raise ObservationError(f"the observation is empty, of shape {tuple(y.shape)}")
     check_finite(y, "the observation has")
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "Conjugate",
     "FourierDiagonal",
     "FourierMultiplier",
+    "Iterative",
     "Likelihood",
     "LinearOperator",
     "Noise",
@@ -24,6 +25,7 @@ __all__ = [
     "Operator",
     "PseudoInvertible",
     "SpectralPower",
+    "Testable",
 ]
 
 
@@ -100,13 +102,26 @@ class Likelihood(Protocol):
 
 @runtime_checkable
 class Conjugate(Protocol):
-    """A likelihood under which a normal distribution stays normal."""
+    """A likelihood under which a normal distribution stays normal.
+
+    One whose attribute `batched` is true also takes a variance for each volume of a batch, `(*batch, 1, 1, 1)` or
+    `(*batch, z, y, x // 2 + 1)`: samplers then condition a batch at once.
+    """
 
     def condition(self, mean: Tensor, variance: Tensor | float, /) -> Normal:
         """N(mean, variance) × likelihood, normalised.
 
         `mean` is `(*batch, z, y, x)`; `variance` is white (a number) or per Fourier coefficient (half grid).
         """
+        ...
+
+
+@runtime_checkable
+class Iterative(Protocol):
+    """A `Conjugate` that searches: sooner from a good start, and perhaps for another mode from a bad one."""
+
+    def condition_from(self, start: Tensor, mean: Tensor, variance: Tensor | float, /) -> Normal:
+        """As `condition`, from a volume near the mean of the result, shaped as `mean`."""
         ...
 
 
@@ -120,6 +135,18 @@ class FourierDiagonal(Protocol):
 
     def spectral_data(self) -> Tensor:
         """ỹ(k) on the half grid and on the scale of x (the transfer divided out); meaningful where W > 0."""
+        ...
+
+
+@runtime_checkable
+class Testable(Protocol):
+    """A likelihood that can tell how well a volume explains the data."""
+
+    def deviance(self, x: Tensor, /) -> tuple[Tensor, int]:
+        """Twice what log p(y | x) lacks of its largest value, `(*batch,)`, and how many numbers were observed.
+
+        At the truth the first is about the second: χ², where the noise is Gaussian.
+        """
         ...
 
 

@@ -1,7 +1,17 @@
 """Posterior sampling of density maps: algorithms that bring a flow prior and a likelihood together."""
 
-from cryofm_sampling.errors import CapabilityError, CheckpointError, CryoFMError, GridMismatchError, SettingError
+from cryofm_sampling._common import streams
+from cryofm_sampling.errors import (
+    CapabilityError,
+    CheckpointError,
+    CryoFMError,
+    GridMismatchError,
+    MisfitWarning,
+    SettingError,
+)
 from cryofm_sampling.half_maps import (
+    Alike,
+    Common,
     EnvelopeFit,
     FourierModel,
     Grid,
@@ -11,6 +21,7 @@ from cryofm_sampling.half_maps import (
     Progress,
     RestoredHalfMaps,
     RestoredMap,
+    WedgeAlike,
     directional_model,
     fit_envelope,
     local_model,
@@ -20,6 +31,7 @@ from cryofm_sampling.half_maps import (
     stationary_model,
     wedge_model,
 )
+from cryofm_sampling.misfit import misfit
 from cryofm_sampling.models import (
     RankedModels,
     models_by_algorithm_3,
@@ -31,9 +43,19 @@ from cryofm_sampling.priors.log_likelihood import LogLikelihood, log_likelihood
 from cryofm_sampling.priors.plug_and_play_loss import PlugAndPlayLoss
 from cryofm_sampling.priors.rescaled import Rescaled
 from cryofm_sampling.priors.tiled import Tiled
-from cryofm_sampling.protocols import Calibrated, Callback, Draw, Sampler, SpectrallyCalibrated, VelocityField
+from cryofm_sampling.protocols import (
+    Calibrated,
+    Callback,
+    Draw,
+    RunCallback,
+    Sampler,
+    SpectrallyCalibrated,
+    VelocityField,
+)
+from cryofm_sampling.region import Region
 from cryofm_sampling.restore import restore
-from cryofm_sampling.runs.checkpoint import Checkpoint
+from cryofm_sampling.runs.blocks import ArrayLike, Blocks
+from cryofm_sampling.runs.checkpoint import Checkpoint, Run, iterate
 from cryofm_sampling.runs.memory import check_available, check_memory
 from cryofm_sampling.runs.spread import spread
 from cryofm_sampling.runs.torchrun import everyone, is_first, joined
@@ -50,13 +72,17 @@ from cryofm_sampling.uncertainty import Summary, chi_squared, summarise
 
 __all__ = [
     "AbInitio",
+    "Alike",
+    "ArrayLike",
     "BlindGuided",
+    "Blocks",
     "Calibrated",
     "CalibratedVelocity",
     "Callback",
     "CapabilityError",
     "Checkpoint",
     "CheckpointError",
+    "Common",
     "CryoFMError",
     "Draw",
     "EnvelopeFit",
@@ -69,6 +95,7 @@ __all__ = [
     "HeldOut",
     "Inpainting",
     "LogLikelihood",
+    "MisfitWarning",
     "Models",
     "Observe",
     "PlugAndPlay",
@@ -76,10 +103,13 @@ __all__ = [
     "PosteriorFlow",
     "Progress",
     "RankedModels",
+    "Region",
     "Renoising",
     "Rescaled",
     "RestoredHalfMaps",
     "RestoredMap",
+    "Run",
+    "RunCallback",
     "Sampler",
     "ScaleFit",
     "ScaledNormalization",
@@ -88,6 +118,7 @@ __all__ = [
     "Summary",
     "Tiled",
     "VelocityField",
+    "WedgeAlike",
     "calibrate",
     "check_available",
     "check_memory",
@@ -97,9 +128,11 @@ __all__ = [
     "fit_envelope",
     "fit_scale",
     "is_first",
+    "iterate",
     "joined",
     "local_model",
     "log_likelihood",
+    "misfit",
     "models_by_algorithm_3",
     "models_of_class_averages",
     "models_of_particles",
@@ -109,6 +142,7 @@ __all__ = [
     "restore_missing_wedge",
     "spread",
     "stationary_model",
+    "streams",
     "summarise",
     "wedge_model",
 ]

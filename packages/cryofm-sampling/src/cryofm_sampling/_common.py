@@ -1,6 +1,7 @@
 """What the samplers share: shapes, settings, random streams, and calls that say whose fault it is where they fail."""
 
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from operator import index
@@ -12,16 +13,21 @@ from torch import Tensor
 
 from cryofm_ops import (
     Conjugate,
+    CryoFMError,
+    Deviations,
     FourierDiagonal,
     FourierGaussian,
     GridMismatchError,
+    Iterative,
     Likelihood,
     Normal,
     OperatorError,
+    Proximal,
     half_shape,
 )
 from cryofm_sampling.errors import CapabilityError, SettingError
 from cryofm_sampling.protocols import Calibrated, VelocityField
+from cryofm_sampling.region import Region
 
 Box = tuple[int, int, int]
 T = TypeVar("T")
@@ -99,30 +105,99 @@ def spectral(likelihood: FourierDiagonal, batch: tuple[int, ...], box: Box) -> t
 
 @attrs.frozen(eq=False)
 class Unrounded:
-    """A `Conjugate` that autocast, meant for the network, does not reach."""
+    """A `Conjugate` that autocast, meant for the network, does not reach; keeps what it had to say."""
 
     data: Conjugate
+    notes: list[str] = attrs.field(factory=list)
+
+    @property
+    def batched(self) -> bool:
+        return bool(getattr(self.data, "batched", False))
 
     def condition(self, mean: Tensor, variance: Tensor | float, /) -> Normal:
         rounding = torch.autocast(mean.device.type, enabled=False)
         with rounding:
-            posterior = self.data.condition(mean, variance)
-        if isinstance(posterior, Normal) and callable(posterior.variance):
-            posterior = attrs.evolve(posterior, variance=rounding(posterior.variance))
-        return posterior
+            return self._kept(self.data.condition(mean, variance), rounding)
+
+    def condition_from(self, start: Tensor, mean: Tensor, variance: Tensor | float, /) -> Normal:
+        if not isinstance(self.data, Iterative):
+            return self.condition(mean, variance)
+        rounding = torch.autocast(mean.device.type, enabled=False)
+        with rounding:
+            return self._kept(self.data.condition_from(start, mean, variance), rounding)
+
+    def _kept(self, posterior: Normal, rounding: torch.autocast) -> Normal:
+        note = getattr(posterior, "note", "")
+        if note and note not in self.notes:
+            self.notes.append(note)
+        if not isinstance(posterior, Normal) or not callable(posterior.variance):
+            return posterior
+        if isinstance(posterior.variance, Deviations):
+            return attrs.evolve(posterior, variance=Deviations(rounding(posterior.variance.draw)))
+        return attrs.evolve(posterior, variance=rounding(posterior.variance))
 
 
 def conjugates(
     likelihood: FourierDiagonal | Likelihood, batch: tuple[int, ...], box: Box, like: Tensor, needed_by: str
 ) -> tuple[list[Conjugate], Tensor]:
-    """The data of each volume of the batch, and what the volumes should be like."""
+    """The data of each volume of the batch, and what the volumes should be like; of a mere `log_prob` the mode."""
     if isinstance(likelihood, FourierDiagonal):
         Ws, ys = (part.reshape(-1, *part.shape[-3:]) for part in spectral(likelihood, batch, box))
         return [FourierGaussian(W, y, box) for W, y in zip(Ws, ys, strict=True)], ys.real
-    if isinstance(likelihood, Conjugate):
-        return [Unrounded(likelihood)] * math.prod(batch), like
-    lacking = missing(likelihood, "condition")
-    raise CapabilityError(f"{needed_by} needs a Conjugate or a FourierDiagonal likelihood; {lacking}")
+    if not isinstance(likelihood, Conjugate):
+        if not hasattr(likelihood, "log_prob"):
+            lacking = missing(likelihood, "condition", "log_prob")
+            raise CapabilityError(f"{needed_by} needs a Likelihood, a Conjugate or a FourierDiagonal one; {lacking}")
+        likelihood = Proximal(likelihood)
+    return [Unrounded(likelihood)] * math.prod(batch), as_the_data(likelihood, box, like)
+
+
+def as_the_data(likelihood: Likelihood | Conjugate, box: Box, like: Tensor) -> Tensor:
+    """The argument `like` in the precision of the data, as they say it, or as a log p shows it."""
+    told = getattr(likelihood, "dtype", None)
+    if told is None and isinstance(likelihood, Likelihood):
+        try:
+            with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
+                told = likelihood.log_prob(like.new_zeros(box, dtype=torch.float32)).dtype
+        except CryoFMError:  # such as of data without noise, which have none
+            return like
+    return like.to(told) if told in (torch.float32, torch.float64) else like
+
+
+def notes(data: Sequence[Conjugate]) -> dict[str, object]:
+    """What conditioning had to say, as a setting; mostly nothing."""
+    found = [note for y in dict.fromkeys(data) if isinstance(y, Unrounded) for note in y.notes]
+    return {"note": "; ".join(found)} if found else {}
+
+
+def given(data: Sequence[Conjugate], starts: Tensor, means: Tensor, variances: Sequence[Tensor | float]) -> Tensor:
+    """The mean of N(mean, variance) given the data, for every volume `(n, z, y, x)`, from where each is likely to be.
+
+    Volumes that share their data are conditioned together, where the data know how to.
+    """
+    first = data[0]
+    if len(data) > 1 and isinstance(first, Unrounded) and all(y is first for y in data):
+        numbers = not isinstance(variances[0], Tensor)
+        if first.batched:
+            each = [means.new_tensor(v).reshape(1, 1, 1) if numbers else v for v in variances]
+            return first.condition_from(starts, means, torch.stack(each)).mean.to(means)  # type: ignore[arg-type]
+        if numbers and len(set(variances)) == 1:
+            return first.condition_from(starts, means, variances[0]).mean.to(means)
+    volumes = zip(data, starts, means, variances, strict=True)
+    return torch.stack([condition_from(y, start, mean, v).mean.to(means) for y, start, mean, v in volumes])
+
+
+def condition_from(data: Conjugate, start: Tensor, mean: Tensor, variance: Tensor | float) -> Normal:
+    """N(mean, variance) given the data, sought from `start` where it is sought."""
+    if isinstance(data, Unrounded):
+        return data.condition_from(start, mean, variance)
+    return data.condition(mean, variance)
+
+
+def first_posteriors(data: Sequence[Conjugate], power: Tensor, box: Box, like: Tensor) -> list[Normal]:
+    """What the data of each volume and a Gaussian prior of this power say; asked once of data that are shared."""
+    found: dict[Conjugate, Normal] = {y: first_posterior(y, power, box, like) for y in dict.fromkeys(data)}
+    return [found[y] for y in data]
 
 
 def first_posterior(data: Conjugate, power: Tensor, box: Box, like: Tensor) -> Normal:
@@ -134,6 +209,28 @@ def first_posterior(data: Conjugate, power: Tensor, box: Box, like: Tensor) -> N
             "are needed (a FourierDiagonal likelihood may hold a batch)"
         )
     return posterior
+
+
+def remaining(data: Sequence[Conjugate], x: Tensor, variance: Tensor) -> list[Normal]:
+    """What the data of each volume leave open of N(·, variance); where that depends on the volume, around x."""
+    if all(y is data[0] for y in data) and not _searches(data[0]):
+        return [data[0].condition(torch.zeros_like(x[0]), variance)] * len(data)
+    return [
+        condition_from(y, one, one if _searches(y) else torch.zeros_like(one), variance)
+        for y, one in zip(data, x, strict=True)
+    ]
+
+
+def _searches(data: Conjugate) -> bool:
+    return isinstance(data, Unrounded) and isinstance(data.data, Iterative)
+
+
+def deviations(posteriors: Sequence[Normal], generators: Sequence[torch.Generator]) -> Tensor:
+    """Draws less the mean of each, `(n, z, y, x)`: together where the posterior is one and knows how to."""
+    first = posteriors[0]
+    if len(posteriors) > 1 and all(one is first for one in posteriors):
+        return first.deviations(generators)
+    return torch.stack([one.sample(g) - one.mean for one, g in zip(posteriors, generators, strict=True)])
 
 
 def variance_at(t: float) -> float:
@@ -176,9 +273,42 @@ def time_like(t: float, x: Tensor) -> Tensor:
     return torch.tensor(t, dtype=x.dtype, device=x.device)
 
 
+def region_of(velocity: VelocityField, x: Tensor) -> Region | None:
+    """Where in volumes like x the velocity field need be evaluated, if it says so."""
+    region: Region | None = getattr(velocity, "region", None)
+    return None if region is None or region.shape != x.shape[-3:] else region
+
+
+def local_velocity(velocity: VelocityField, x: Tensor, t: float) -> Tensor:
+    """v(x, t), evaluated where density can be; elsewhere that of the solvent. t > 0."""
+    region, at = region_of(velocity, x), time_like(t, x)
+    if region is None:
+        return velocity(x, at)
+    x_0 = region.within(lambda part: part - t * velocity(part, at), x)
+    return (x - x_0) / t
+
+
 def velocity_at(velocity: VelocityField, x: Tensor, t: float) -> Tensor:
-    """v(x, t), or an error that says whose fault it is that it is not finite."""
-    v = velocity(x, time_like(t, x))
+    """v(x, t), or an error that says whose fault it is that it is of another kind, or not finite."""
+    try:
+        v = local_velocity(velocity, x, t)
+    except RuntimeError as error:
+        if re.search("dtype|scalar type|type and bias type|Double|Float|double|float", str(error)) is None:
+            raise
+        raise CapabilityError(
+            f"the prior {type(velocity).__name__} does not take volumes in {x.dtype}, the precision of the data; "
+            f"convert one of the two ({error})"
+        ) from None
+    if not isinstance(v, Tensor) or v.shape != x.shape or not v.is_floating_point():
+        found = f"{v.dtype} of shape {tuple(v.shape)}" if isinstance(v, Tensor) else type(v).__name__
+        raise CapabilityError(
+            f"the prior {type(velocity).__name__} must give a real velocity of shape {tuple(x.shape)}, it gave {found}"
+        )
+    return finite(v, velocity, x, t)
+
+
+def finite(v: Tensor, velocity: VelocityField, x: Tensor, t: float) -> Tensor:
+    """The velocity v at x and t, unless it is not finite."""
     if not v.isfinite().all():
         if x.isfinite().all():
             raise CapabilityError(f"{type(velocity).__name__} gives a velocity that is not finite at t = {t:.3g}")

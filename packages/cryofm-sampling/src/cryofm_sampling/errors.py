@@ -2,7 +2,7 @@
 
 from cryofm_ops import CryoFMError, GridMismatchError
 
-__all__ = ["CapabilityError", "CheckpointError", "CryoFMError", "GridMismatchError", "SettingError"]
+__all__ = ["CapabilityError", "CheckpointError", "CryoFMError", "GridMismatchError", "MisfitWarning", "SettingError"]
 
 
 class CapabilityError(CryoFMError):
@@ -15,3 +15,7 @@ class CheckpointError(CryoFMError):
 
 class SettingError(CryoFMError):
     """An algorithm was given a setting outside its range."""
+
+
+class MisfitWarning(UserWarning):
+    """A result explains its data worse than it should."""

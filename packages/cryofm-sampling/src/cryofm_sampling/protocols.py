@@ -13,7 +13,7 @@ from torch import Tensor
 
 from cryofm_ops import Likelihood
 
-__all__ = ["Calibrated", "Callback", "Draw", "Sampler", "SpectrallyCalibrated", "VelocityField"]
+__all__ = ["Calibrated", "Callback", "Draw", "RunCallback", "Sampler", "SpectrallyCalibrated", "VelocityField"]
 
 
 @runtime_checkable
@@ -62,6 +62,19 @@ class Callback(Protocol):
         ...
 
 
+@runtime_checkable
+class RunCallback(Protocol):
+    """A `Callback` that is told which of several runs it hears of, where `restore` draws samples one after another."""
+
+    def __call__(self, step: int, total: int, x_0: Tensor, /) -> object:
+        """As a `Callback`; of a run that is the only one."""
+        ...
+
+    def of_run(self, run: int, runs: int, /) -> Callback:
+        """What is told of the steps of run number `run` (from 1) of `runs`."""
+        ...
+
+
 @attrs.frozen(eq=False)
 class Draw:
     """What a run returns.
@@ -69,12 +82,19 @@ class Draw:
     Attributes:
         x: the volumes, `(*batch, z, y, x)`.
         nfe: network evaluations spent on each volume; a backward pass through the network counts as one more.
-        settings: the algorithm and every setting of it, as plain values.
+        settings: the algorithm and every setting of it, as plain values; `note`, where there is one, is what
+            conditioning on the data had to say, such as that there are several modes.
+        misfit: how well each volume explains the data, about 1 where it does (see `misfit`); `restore` fills it in, and
+            leaves None where nothing can be said.
+        calls: of the operator, or of a `log_prob` that has none, in all; counted by `restore`. Data that are diagonal
+            in Fourier space need none.
     """
 
     x: Tensor
     nfe: int
     settings: Mapping[str, object]
+    misfit: Tensor | None = None
+    calls: int = 0
 
 
 @runtime_checkable

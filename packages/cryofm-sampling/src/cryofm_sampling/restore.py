@@ -11,10 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cryofm_ops import Blind, Conjugate, FourierDiagonal, GridMismatchError, Likelihood, in_model_units
-from cryofm_sampling._common import missing, split_shape, streams
+from cryofm_ops import Blind, Conjugate, FourierDiagonal, GridMismatchError, Likelihood, in_model_units, radial
+from cryofm_sampling._common import missing, split_shape, streams, variance_at
+from cryofm_sampling._counted import Tally, counted
 from cryofm_sampling.errors import CapabilityError, SettingError
-from cryofm_sampling.protocols import Calibrated, Callback, Draw, Sampler, VelocityField
+from cryofm_sampling.misfit import measured, warn_of
+from cryofm_sampling.protocols import Calibrated, Callback, Draw, RunCallback, Sampler, VelocityField
 from cryofm_sampling.runs._ranks import rank_and_size
 from cryofm_sampling.runs.checkpoint import Checkpoint
 from cryofm_sampling.runs.spread import spread
@@ -34,7 +36,7 @@ def restore(
     *,
     shape: tuple[int, ...],
     generator: torch.Generator,
-    estimate: Literal["mean", "samples"] = "mean",
+    estimate: Literal["mean", "samples"] | None = None,
     samples: int = 8,
     sampler: Sampler | None = None,
     callback: Callback | None = None,
@@ -44,7 +46,8 @@ def restore(
     """Restore volumes with the algorithm that the prior's and the likelihood's capabilities allow.
 
     The mean has the smallest expected error, and is the one to look at; samples show what the data leave
-    open, and each has about twice the mean's squared error.
+    open, and each has about twice the mean's squared error. A result that explains the data worse than it should is
+    returned with a `MisfitWarning`.
 
     Args:
         prior: a velocity field in model units. If it has a `.normalization`, that maps them to data units;
@@ -52,14 +55,20 @@ def restore(
         likelihood: in data units.
         shape: of the volumes, `(*batch, z, y, x)`.
         generator: all randomness; the same seed gives the same volumes.
-        estimate: `"mean"`: the posterior mean, by `PlugAndPlay` where the likelihood is `FourierDiagonal` or
-            `Conjugate` and the prior `Calibrated` (with more passes where a `FourierDiagonal` one says that something
-            was not measured at all, and the rest without noise), otherwise averaged over `samples` runs of `Guided`;
-            where the likelihood is `Blind`, that of `samples` runs of `BlindGuided` which fits best. `"samples"`: those
-            runs themselves, or, where the mean would be `PlugAndPlay`'s, runs of `PosteriorFlow`.
+        estimate: `"mean"`, the posterior mean, or `"samples"`. Whatever the sampler, this decides what is returned, so
+            that it has to be said for a sampler of your own that draws samples; otherwise it is the mean. The mean is
+            found by `PlugAndPlay` where the prior is `Calibrated`: in closed form for a `FourierDiagonal` likelihood
+            (with more passes where it says that something was not measured at all, and the rest without noise), by what
+            a `Conjugate` one has for it, such as conjugate gradients, and by the most probable volume of every pass
+            (`Proximal`) where there is only a `log_prob`. Samples are then those of `PosteriorFlow`. Without a
+            `Calibrated` prior both are by `Guided`, the mean being the average of `samples` runs; where the likelihood
+            is `Blind` they are by `BlindGuided`, and the mean is that of the runs which fits best.
+            **Where the posterior has several peaks** `PlugAndPlay` finds one of them, as does the best run of
+            `BlindGuided`, and the average of samples is their mean, which may look like none of them.
         samples: number of runs of a sampler that draws samples; the first k do not depend on how many follow.
         sampler: another algorithm than these.
-        callback: is told of every step; of one run after the other where there are several.
+        callback: is told of every step; of one run after the other where there are several, and which it is if it is
+            a `RunCallback`.
         checkpoint: a file from which the same call goes on after it was killed, to the same bits; one for every
             sample, named after it, where there are several. Where this call or the prior has a group, that decides
             which ranks share a file.
@@ -67,12 +76,14 @@ def restore(
             torchrun: sample k is drawn by rank k modulo their number, and all ranks return the same. A single run is
             done by every rank. (To share a volume instead, give `Tiled` the group.)
 
-    Returns: the volumes in data units, shaped `shape`, or `(samples, *shape)` for samples. `settings` has the
-    sampler's settings, `algorithm`, and `because`: why it was chosen.
+    Returns: the volumes in data units, shaped `shape`, or `(samples, *shape)` for samples, with their `misfit` and the
+    `calls` of the operator. `settings` has the sampler's settings, `algorithm`, `because`: why it was chosen, and
+    of `PlugAndPlay` the `noise_level` of the last pass, for white noise its standard deviation, in data units.
 
     Raises `CapabilityError` where `PlugAndPlay`, whose spread is no uncertainty, or the average of `Renoising` chains
     is asked for samples, where `sampler` is no `Sampler`, or where a checkpoint is asked for and it takes none;
-    `CheckpointError` if the checkpoint belongs to another call; `SettingError` for settings out of range.
+    `CheckpointError` if the checkpoint belongs to another call; `SettingError` for settings out of range;
+    `OperatorError` for a likelihood that is in model units already.
 
     >>> from cryofm_ops import Identity, WhiteNoise, gaussian_likelihood
     >>> from cryofm_sampling.testing import GaussianPrior
@@ -82,17 +93,29 @@ def restore(
     >>> print(f"{draw.x.mean():.1f} by {draw.settings['algorithm']}")
     0.5 by PlugAndPlay
     """
-    if estimate not in ("mean", "samples"):
+    if estimate not in ("mean", "samples", None):
         raise SettingError(f'estimate must be "mean" or "samples", got {estimate!r}')
+    if not isinstance(generator, torch.Generator):
+        raise SettingError(f"generator must be a torch.Generator, got {generator!r}")
     if not hasattr(samples, "__index__") or samples < 1:
         raise SettingError(f"samples must be a whole number from 1, got {samples!r}")
     normalization = getattr(prior, "normalization", None)
     _, box = split_shape(shape)
-    inner = likelihood if normalization is None else in_model_units(likelihood, normalization, shape=box)
+    tally = Tally()
+    ours = sampler is None or isinstance(sampler, PlugAndPlay | PosteriorFlow | Renoising | Guided)
+    inner = counted(likelihood, tally) if ours else likelihood
+    if normalization is not None:
+        inner = in_model_units(inner, normalization, shape=box)
     because = "the caller chose it"
     if sampler is None:
+        estimate = estimate or "mean"
         sampler, because = _choose(prior, inner, estimate)
     mean_only = isinstance(sampler, PlugAndPlay) or (isinstance(sampler, Renoising) and sampler.chains > 1)
+    if estimate is None and not mean_only and samples > 1:
+        raise SettingError(
+            f'{type(sampler).__name__} draws samples: give estimate="samples", or "mean" for the average of {samples}'
+        )
+    estimate = estimate or "mean"
     if mean_only and estimate == "samples":
         raise CapabilityError(
             f"{type(sampler).__name__} gives the posterior mean only here; for samples use PosteriorFlow()"
@@ -114,7 +137,13 @@ def restore(
     data = cast(Likelihood, inner)  # a sampler of the caller's choice may take another one
     # Every sample has a generator of its own, so that none depends on who draws the others, and on how many.
     generators = [generator] if mean_only else streams(generator, (samples,))
-    jobs = [partial(sampler, prior, data, shape=shape, generator=own, callback=callback) for own in generators]
+    heard = [callback] * len(generators)
+    if isinstance(callback, RunCallback) and len(generators) > 1:
+        heard = [callback.of_run(k + 1, len(generators)) for k in range(len(generators))]
+    jobs = [
+        partial(sampler, prior, data, shape=shape, generator=own, callback=told)
+        for own, told in zip(generators, heard, strict=True)
+    ]
     if checkpoint is not None:
         parts = [checkpoint] if mean_only else map(checkpoint.part, range(samples))
         jobs = [partial(job, checkpoint=part) for job, part in zip(jobs, parts, strict=True)]
@@ -128,15 +157,34 @@ def restore(
         x = _best(x, inner) if isinstance(inner, Blind) and isinstance(sampler, BlindGuided) else x.mean(0)
     if normalization is not None:
         x = x * normalization.std + normalization.mean
+    scale = 1.0 if normalization is None else normalization.std
     own: dict[str, object] = {
         "algorithm": type(sampler).__name__,
         "because": because,
         "estimate": estimate,
         "samples": len(draws),
     }
+    if isinstance(sampler, PlugAndPlay):
+        times = cast("list[float]", draws[0].settings["time"])
+        own["noise_level"] = [scale * variance_at(t) ** 0.5 for t in times]
     settings = own | dict(draws[0].settings) | own  # its own first to be read, and not to be overwritten
     nfe = sum(draw.nfe for draw in draws) if estimate == "mean" else draws[0].nfe
-    return Draw(x, nfe, settings)
+    found = _misfit(x, likelihood if not ours else counted(likelihood, tally), prior, box, scale)
+    return Draw(x, nfe, settings, found, tally.calls)
+
+
+def _misfit(
+    x: Tensor, likelihood: object, prior: VelocityField, box: tuple[int, int, int], std: float
+) -> Tensor | None:
+    """That of the result, with a warning where it is large; of a `Blind` likelihood with its poses found again."""
+    if isinstance(likelihood, Blind) and not hasattr(likelihood, "log_prob"):
+        return None  # poses for every volume would be searched once more
+    table = prior.signal_power.to(x) if isinstance(prior, Calibrated) else x.new_ones(2)
+    found = measured(x, likelihood, std**2 * radial(table, box))
+    if found is None:
+        return None
+    warn_of(*found)
+    return found[0]
 
 
 def _best(x: Tensor, likelihood: Blind) -> Tensor:
@@ -164,21 +212,21 @@ def _choose(
     if isinstance(likelihood, Blind) and not hasattr(likelihood, "log_prob"):
         which = "; the run that fits best is taken" if estimate == "mean" else ""
         return BlindGuided(), f"the likelihood is Blind: its poses are searched at every step{which}"
-    kind = "FourierDiagonal" if isinstance(likelihood, FourierDiagonal) else "Conjugate"
-    if isinstance(prior, Calibrated) and isinstance(likelihood, FourierDiagonal | Conjugate):
-        because = f"the likelihood is {kind} and the prior Calibrated"
-        mean = _mean(likelihood)
+    if isinstance(prior, Calibrated):
+        if isinstance(likelihood, FourierDiagonal | Conjugate):
+            kind = "FourierDiagonal" if isinstance(likelihood, FourierDiagonal) else "Conjugate"
+            because = f"the likelihood is {kind} and the prior Calibrated"
+            mean = _mean(likelihood)
+        else:
+            because = "the likelihood has a log_prob alone, by which the most probable volume is found in every pass"
+            mean = PlugAndPlay()
         if estimate == "mean":
             more = "" if mean == PlugAndPlay() else ", in more passes to fill what was not measured"
             return mean, f"{because}: the mean in fewest evaluations{more}"
         complete = isinstance(likelihood, FourierDiagonal) and not _has_gaps(likelihood.spectral_precision())
         flow = PosteriorFlow() if complete else PosteriorFlow(first=mean)
         return flow, f"samples were asked for, {because}: the flow of the posterior"
-    if isinstance(prior, Calibrated):
-        lacking = missing(likelihood, "spectral_precision", "spectral_data", "condition")
-        because = f"the likelihood is neither FourierDiagonal nor Conjugate: {lacking}"
-    else:
-        because = f"the prior is not Calibrated: {missing(prior, 'signal_power', 'denoising_error')}"
+    because = f"the prior is not Calibrated: {missing(prior, 'signal_power', 'denoising_error')}"
     averaged = "; its samples are averaged" if estimate == "mean" else ""
     return Guided(), f"{because}{averaged}"
 

@@ -138,7 +138,14 @@ class MapSet:
                 if cache is None or not path.is_file():
                     z = make()  # which says what is wrong with a path that is no file
                 else:
-                    settings = [normalization.mean, normalization.std, voxel_size, variant, _CACHE_VERSION]
+                    settings: list[object] = [
+                        normalization.mean,
+                        normalization.std,
+                        voxel_size,
+                        variant,
+                        _CACHE_VERSION,
+                    ]
+                    settings += [] if normalization.clip else ["unclipped"]
                     z = cached(cache, [*file_identity(path), *settings], make)
                 if (occupied := np.count_nonzero(z > level)) < (smallest := _SMALLEST[place]):
                     raise InputError(f"{occupied} voxels with density, {smallest} are worth training on")
@@ -193,7 +200,8 @@ def _in_model_units(path: Path, variant: int, normalization: Normalization, voxe
         density = simulate_variant(path, variant, voxel_size)
     else:
         density = to_grid(read_map(path), voxel_size)[0]
-    z = (normalise_clean(density)[0] - normalization.mean) / normalization.std
+    scaled, _ = normalise_clean(density, clip=normalization.clip)
+    z = (scaled - normalization.mean) / normalization.std
     return np.asarray(z, dtype=np.float16)
 
 

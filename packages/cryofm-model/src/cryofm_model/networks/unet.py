@@ -31,6 +31,7 @@ class UNetConfig:
         up_depths: residual blocks of each level but the coarsest on the way up.
         patch: voxels per side that the stem folds into channels.
         conditioning: width of the time code.
+        conditions: values of a voxel that are shown beside x_t: 2, a volume and a flag, in a `ConditionalPrior`.
     """
 
     widths: tuple[int, ...] = attrs.field(default=(48, 96, 192), converter=listed, validator=sizes(1, 2**16))
@@ -40,11 +41,17 @@ class UNetConfig:
     )
     patch: int = attrs.field(default=2, validator=whole(1, 64))
     conditioning: int = attrs.field(default=128, validator=even(2**16))
+    conditions: int = attrs.field(default=0, validator=whole(0, 2**10))
 
     @property
     def multiple(self) -> int:
         """Every side of the box must be a multiple of this."""
         return int(self.patch * 2 ** (len(self.widths) - 1))
+
+    @property
+    def local(self) -> bool:
+        """What it makes of a place hangs on the field of view around it alone."""
+        return True
 
 
 class UNet(nn.Module):
@@ -66,9 +73,10 @@ class UNet(nn.Module):
         super().__init__()
         self.config = config
         c = config.conditioning
-        self.register_buffer("frequencies", torch.exp(torch.linspace(0.0, math.log(100.0), c // 2)))
+        span = torch.linspace(0.0, math.log(100.0), c // 2, device="cpu")  # on "meta" it would import torch's compiler
+        self.register_buffer("frequencies", torch.exp(span))
         self.time_in = nn.Sequential(nn.Linear(c, c), nn.SiLU(), nn.Linear(c, c), nn.SiLU())
-        self.stem = nn.Conv3d(config.patch**3, config.widths[0], 3, padding=1)
+        self.stem = nn.Conv3d((1 + config.conditions) * config.patch**3, config.widths[0], 3, padding=1)
         pairs = list(zip(config.widths, config.widths[1:], strict=False))
         self.down = nn.ModuleList(
             Level(Block(w, c) for _ in range(n)) for w, n in zip(config.widths, config.depths, strict=True)
@@ -84,29 +92,40 @@ class UNet(nn.Module):
         nn.init.zeros_(self.out.bias)
         self.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]  # the stubs know 2-D only
 
-    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor | None = None) -> Tensor:
         """Velocity at ``x`` (batch, z, y, x) and ``t`` in [0, 1], scalar or (batch,); same shape as ``x``.
 
+        Args:
+            x: model units.
+            t: 1 is noise.
+            condition: (batch, conditions, z, y, x); None: zeros.
+
         Raises:
-            CryoFMError: a side is no multiple of ``config.multiple``.
+            CryoFMError: a side is no multiple of ``config.multiple``, or the condition is of another shape.
         """
         if any(side % self.config.multiple for side in x.shape[1:]):
             raise CryoFMError(
                 f"a box of {tuple(x.shape[1:])} voxels: every side must be a multiple of {self.config.multiple}"
             )
+        expected = (len(x), self.config.conditions, *x.shape[1:])
+        if condition is None:
+            condition = x.new_zeros(expected)
+        if condition.shape != expected:
+            raise CryoFMError(f"the condition must be {expected}, found {tuple(condition.shape)}")
         if min(x.shape[1:]) < 3 * self.config.multiple:
             # On grids smaller than their kernel oneDNN's bf16 convolutions return garbage (torch 2.13, AVX512-bf16).
             with torch.autocast(x.device.type, enabled=False):
-                return self._velocity(x, t)
-        return self._velocity(x, t)
+                return self._velocity(x, t, condition)
+        return self._velocity(x, t, condition)
 
-    def _velocity(self, x: Tensor, t: Tensor) -> Tensor:
+    def _velocity(self, x: Tensor, t: Tensor, condition: Tensor) -> Tensor:
         t = t.to(x).expand(x.shape[0])
         code = self.time_in(self._time_code(t))
         t = t[:, None, None, None]
         spread = torch.sqrt(t**2 + (1 - t) ** 2)  # standard deviation of x_t
         p = self.config.patch
-        h = rearrange(x / spread, "b (z p) (y q) (x r) -> b z y x (p q r)", p=p, q=p, r=p)
+        h = torch.cat([(x / spread)[:, None], condition], 1)
+        h = rearrange(h, "b c (z p) (y q) (x r) -> b z y x (c p q r)", p=p, q=p, r=p)
         h = self.stem(h.permute(0, 4, 1, 2, 3))
         skips: list[Tensor] = []
         for level, blocks in enumerate(self.down):

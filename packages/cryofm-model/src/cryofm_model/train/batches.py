@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 
 from cryofm_model.data.mixture import CropSource
+from cryofm_model.data.pairs import drawn
 from cryofm_model.train.config import Step, TrainConfig
 
 __all__ = ["Batch", "batches", "draw_times"]
 
-Batch = tuple[Tensor, Tensor, Tensor]  # x_0, t, x_1
+Batch = tuple[Tensor, ...]  # x_0, t, x_1, and of pairs what is shown of x_0
 
 
 def batches(
@@ -26,14 +27,14 @@ def batches(
 
     The next step's crops are cut by other threads while this one's are in use.
     """
-    ahead: deque[tuple[Step, Iterator[tuple[Tensor, Tensor]]]] = deque()
+    ahead: deque[tuple[Step, Iterator[tuple[Tensor, ...]]]] = deque()
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
 
         def collected() -> tuple[Step, Batch]:
-            step, drawn = ahead.popleft()
-            x_0, x_1 = zip(*drawn, strict=True)
+            step, draws = ahead.popleft()
+            x_0, *others = map(torch.cat, zip(*draws, strict=True))
             mine = slice(rank * len(x_0), (rank + 1) * len(x_0))
-            return step, (torch.cat(x_0), draw_times(config, step)[mine], torch.cat(x_1))
+            return step, (x_0, draw_times(config, step)[mine], *others)
 
         for step in steps:
             share = step.batch // world
@@ -53,7 +54,8 @@ def draw_times(config: TrainConfig, step: Step) -> Tensor:
     return t.float()
 
 
-def _draw(maps: CropSource, seed: int, step: Step, place: int) -> tuple[Tensor, Tensor]:
+def _draw(maps: CropSource, seed: int, step: Step, place: int) -> tuple[Tensor, ...]:
     rng = np.random.default_rng([seed, step.number, place])
-    x_0 = maps.crops(1, step.side, rng)
-    return x_0, torch.from_numpy(rng.standard_normal(x_0.shape, np.float32))
+    x_0, shown = drawn(maps, 1, step.side, rng)
+    x_1 = torch.from_numpy(rng.standard_normal(x_0.shape, np.float32))
+    return (x_0, x_1) if shown is None else (x_0, x_1, shown)

@@ -24,8 +24,8 @@ from cryofm_model.train.report import Report
 
 __all__ = ["Loss", "train"]
 
-Loss = Callable[[nn.Module, Tensor, Tensor, Tensor], Tensor]
-"""(network, x_0, t, x_1) -> loss of each sample, as `flow_matching_loss`."""
+Loss = Callable[..., Tensor]
+"""(network, x_0, t, x_1) -> loss of each sample, as `flow_matching_loss`; of pairs with the condition behind x_1."""
 
 
 def train(
@@ -37,6 +37,7 @@ def train(
     *,
     machine: Machine = Machine(),  # noqa: B008  (frozen)
     loss: Loss = flow_matching_loss,
+    shown: Tensor | None = None,
 ) -> nn.Module:
     """Train ``network`` in place on its device, together with the other processes of a group if there is one.
 
@@ -46,12 +47,13 @@ def train(
 
     Args:
         network: velocity network, called as (x (batch, z, y, x), t (batch,)); the same on every process.
-        maps: where the crops come from; the same on every process.
+        maps: where the crops come from, a `PairSource` for a conditional network; the same on every process.
         validation: crops in model units (n, z, y, x) for the loss at fixed times; never trained on.
         config: the run.
         folder: of the run; all processes see it.
         machine: how to carry it out.
         loss: what is minimised; where it evaluates the network more than once, ``machine.shard`` is not for it.
+        shown: what a conditional network is shown of the validation crops, (n, conditions, z, y, x).
 
     Returns:
         The averaged network, whole on every process.
@@ -63,7 +65,7 @@ def train(
     """
     _check(network, config, machine, validation)
     with taken(folder):
-        return _trained(network, maps, validation, config, folder, machine, loss)
+        return _trained(network, maps, validation, config, folder, machine, loss, shown)
 
 
 def _trained(
@@ -74,6 +76,7 @@ def _trained(
     folder: Path,
     machine: Machine,
     loss: Loss,
+    shown: Tensor | None,
 ) -> nn.Module:
     rank, world = rank_and_world()
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema))  # type: ignore[no-untyped-call]
@@ -86,7 +89,7 @@ def _trained(
     optimisers, peaks = _optimisers(network, config)
     number, seen = resume(folder, config, network, averaged, optimisers)
 
-    report = Report(folder, validation, config, number, seen)
+    report = Report(folder, validation, config, number, seen, shown)
     steps = batches(maps, config, config.plan(number, seen), rank, world)
     with report, closing(steps):  # type: ignore[type-var]
         for step, batch in steps:
@@ -148,8 +151,8 @@ def _backward(network: nn.Module, batch: Batch, config: TrainConfig, most: int |
     for index, part in enumerate(parts):
         with _gradients_shared(network, index == len(parts) - 1):
             with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-                x_0, t, x_1 = (tensor.to(device, non_blocking=True) for tensor in part)
-                part_loss = loss(network, x_0, t, x_1).sum() / count
+                there = [tensor.to(device, non_blocking=True) for tensor in part]
+                part_loss = loss(network, *there).sum() / count
             part_loss.backward()  # type: ignore[no-untyped-call]
         total += part_loss.detach()
     return total

@@ -11,6 +11,7 @@ from torch import nn
 from cryofm_model._kinds import fraction, one_of, positive, shown, whole
 from cryofm_model.data.map_set import MapSet, Place, Turn
 from cryofm_model.data.mixture import CropSource, Imitated, Mixture
+from cryofm_model.data.pairs import Degraded
 from cryofm_model.errors import CryoFMError
 from cryofm_model.networks.hourglass import Hourglass
 from cryofm_model.networks.hourglass_config import HourglassConfig
@@ -37,6 +38,7 @@ class DataConfig:
         imitated: fraction of the other crops that imitate measured ones (`Imitated`).
         observed: fraction of all crops that are shown as plug-and-play shows them (`PlugAndPlayLoss` of
             cryofm-sampling), for training that goes on from a prior.
+        dropped: fraction of the crops beside which a conditional network is shown nothing.
     """
 
     place: Place = attrs.field(default="density", validator=one_of("density", "uniform", "centre"))
@@ -44,6 +46,7 @@ class DataConfig:
     measured: float = attrs.field(default=0.0, validator=fraction)
     imitated: float = attrs.field(default=0.0, validator=fraction)
     observed: float = attrs.field(default=0.0, validator=fraction)
+    dropped: float = attrs.field(default=0.1, validator=fraction)
 
     def source(
         self, maps: MapSet, measured: MapSet | None, normalization: Normalization, voxel_size: float
@@ -83,6 +86,11 @@ class Recipe:
     data: DataConfig = attrs.field(factory=DataConfig)
     machine: Machine = attrs.field(factory=Machine)
     normalization: Normalization = attrs.field(factory=Normalization, validator=settings_of_its_kind)
+
+    def paired(self, crops: CropSource) -> CropSource:
+        """The crops, with degraded ones beside them (`Degraded`) where the network takes a condition."""
+        conditional = isinstance(self.network, UNetConfig) and self.network.conditions
+        return Degraded(crops, self.normalization, self.data.dropped) if conditional else crops
 
     def build(self) -> nn.Module:
         """The network, untrained."""

@@ -24,38 +24,53 @@ _SAMPLES, _SAMPLE_STEPS = 3, 16
 
 
 @torch.no_grad()
-def validation_loss(network: nn.Module, crops: Tensor, times: Sequence[float] = VALIDATION_TIMES) -> list[float]:
-    """Mean v-MSE over ``crops`` at each of ``times``, with the same noise every time it is called."""
+def validation_loss(
+    network: nn.Module, crops: Tensor, times: Sequence[float] = VALIDATION_TIMES, shown: Tensor | None = None
+) -> list[float]:
+    """Mean v-MSE over ``crops`` at each of ``times``, with the same noise every time it is called; with what is
+    ``shown`` beside each crop to a conditional network.
+    """
     generator = torch.Generator().manual_seed(0)
     device = next(network.parameters()).device
     noise = torch.randn((len(times), *crops.shape), generator=generator)
 
-    def loss(crop: Tensor, t: float, x_1: Tensor) -> float:
+    def loss(i: int, t: float, x_1: Tensor) -> float:
+        one = slice(i, i + 1)
         return flow_matching_loss(
-            network, crop[None].to(device), torch.tensor([t], device=device), x_1[None].to(device)
+            network,
+            crops[one].to(device),
+            torch.tensor([t], device=device),
+            x_1[one].to(device),
+            *_beside(shown, one, device),
         ).item()
 
-    return [
-        float(np.mean([loss(c, t, n) for c, n in zip(crops, ns, strict=True)]))
-        for t, ns in zip(times, noise, strict=True)
-    ]
+    return [float(np.mean([loss(i, t, x_1) for i in range(len(crops))])) for t, x_1 in zip(times, noise, strict=True)]
 
 
 @torch.no_grad()
-def denoising_fsc(network: nn.Module, crops: Tensor, t: float = _PROBE_TIME) -> float:
+def denoising_fsc(network: nn.Module, crops: Tensor, t: float = _PROBE_TIME, shown: Tensor | None = None) -> float:
     """Mean FSC_AUC of x̂_0 = x_t − t v against the clean crops: what one evaluation restores from noise at ``t``."""
     from cryofm_io import fsc
 
     device = next(network.parameters()).device
     x_1 = torch.randn(crops.shape, generator=torch.Generator().manual_seed(0))
     x_t = torch.lerp(crops, x_1, t)
-    x_hat_0 = [x - t * network(x[None].to(device), torch.tensor([t], device=device))[0].float().cpu() for x in x_t]
+
+    def denoised(i: int) -> Tensor:
+        one = slice(i, i + 1)
+        v = network(x_t[one].to(device), torch.tensor([t], device=device), *_beside(shown, one, device))
+        x_hat_0: Tensor = x_t[i] - t * v[0].float().cpu()
+        return x_hat_0
+
+    x_hat_0 = [denoised(i) for i in range(len(x_t))]
     curves = [fsc(x.numpy(), crop.numpy(), 1.0) for x, crop in zip(x_hat_0, crops, strict=True)]
     return float(np.mean([curve.auc for curve in curves]))
 
 
 @torch.no_grad()
-def sample(network: nn.Module, shape: Sequence[int], steps: int, generator: torch.Generator) -> Tensor:
+def sample(
+    network: nn.Module, shape: Sequence[int], steps: int, generator: torch.Generator, shown: Tensor | None = None
+) -> Tensor:
     """Draw maps in model units from noise, by ``steps`` Euler steps of the flow from t = 1 to 0.
 
     Args:
@@ -63,6 +78,7 @@ def sample(network: nn.Module, shape: Sequence[int], steps: int, generator: torc
         shape: (batch, z, y, x).
         steps: network evaluations.
         generator: of the noise, on the CPU.
+        shown: beside every map, to a conditional network, (conditions, z, y, x).
 
     >>> still = torch.nn.Linear(1, 1)
     >>> still.forward = lambda x, t: x  # dx/dt = x: every step multiplies by 1 − 1/2
@@ -72,9 +88,15 @@ def sample(network: nn.Module, shape: Sequence[int], steps: int, generator: torc
     """
     device = next(network.parameters()).device
     x = torch.randn(tuple(shape), generator=generator).to(device)
+    beside = [] if shown is None else [shown.to(device).expand(len(x), *shown.shape)]
     for t in torch.arange(steps, 0, -1, device=device) / steps:
-        x = x - network(x, t.expand(len(x))) / steps
+        x = x - network(x, t.expand(len(x)), *beside) / steps
     return x.float().cpu()
+
+
+def _beside(shown: Tensor | None, which: slice, device: torch.device) -> list[Tensor]:
+    """What a network is given behind x and t."""
+    return [] if shown is None else [shown[which].to(device)]
 
 
 class Report:
@@ -86,12 +108,21 @@ class Report:
         config: the run.
         number: steps that a checkpoint has behind it; rows of the log beyond it are dropped, to be made again.
         seen: voxels likewise.
+        shown: beside the validation crops, to a conditional network.
     """
 
-    def __init__(self, folder: Path, validation: Tensor, config: TrainConfig, number: int, seen: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        validation: Tensor,
+        config: TrainConfig,
+        number: int,
+        seen: int,
+        shown: Tensor | None = None,
+    ) -> None:
         from tqdm import tqdm
 
-        self._folder, self._validation, self._config = folder, validation, config
+        self._folder, self._validation, self._config, self._shown = folder, validation, config, shown
         self._writes = rank_and_world()[0] == 0
         self._losses: list[float] = []
         self._since, self._seen = time.monotonic(), seen
@@ -132,16 +163,20 @@ class Report:
         seen, seconds = step.seen + step.voxels, time.monotonic() - self._since
         device = next(network.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=self._config.precision == "bf16"):
-            scores = [*validation_loss(network, self._validation), denoising_fsc(network, self._validation)]
+            scores = validation_loss(network, self._validation, shown=self._shown)
+            scores += [denoising_fsc(network, self._validation, shown=self._shown)]
             shape = (_SAMPLES, *self._validation.shape[1:])
-            drawn = sample(network, shape, _SAMPLE_STEPS, torch.Generator().manual_seed(self._config.seed))
+            first = None if self._shown is None else self._shown[0]
+            noise = torch.Generator().manual_seed(self._config.seed)
+            drawn = sample(network, shape, _SAMPLE_STEPS, noise, first)
         if self._writes:
             speed = (seen - self._seen) / UNIT / seconds
             row = [step.number + 1, seen // UNIT, f"{rate:.2e}", f"{np.mean(self._losses):.5f}"]
             with (self._folder / "log.csv").open("a", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerow([*row, *(f"{s:.4f}" for s in scores), f"{norm:.4f}", f"{speed:.2f}"])
             picture = self._folder / "samples" / f"step-{step.number + 1:08d}.png"
-            write_png(picture, _sections(torch.cat([self._validation[:1], drawn])))
+            seen_map = [] if self._shown is None else [self._shown[:1, 0]]
+            write_png(picture, _sections(torch.cat([self._validation[:1], *seen_map, drawn])))
         self._losses, self._since, self._seen = [], time.monotonic(), seen
 
 

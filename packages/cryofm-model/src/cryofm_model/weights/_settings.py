@@ -1,26 +1,28 @@
-"""Which `Kind` each attribute of `Normalization`, `UNetConfig` and `HourglassConfig` is of."""
+"""Which `Kind` each attribute of `Normalization`, `UNetConfig`, `HourglassConfig` and `UNet3DConfig` is of."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import attrs
 
-from cryofm_model._kinds import Kind, even, finite, one_of, positive, sizes, whole
+from cryofm_model._kinds import Kind, even, finite, flag, one_of, positive, sizes, whole
 from cryofm_model.networks.hourglass_config import HourglassConfig
 from cryofm_model.networks.unet import UNetConfig
+from cryofm_model.networks.unet3d import UNet3DConfig
 from cryofm_model.prior import Normalization
 
 __all__ = ["check_settings", "check_values", "settings_of_its_kind"]
 
 _FEATURES, _BLOCKS, _SIDE = 2**16, 2**10, 2**10  # of networks: beyond any that a machine can hold
 _KINDS: Mapping[type, Mapping[str, Kind]] = {
-    Normalization: {"mean": finite, "std": positive},
+    Normalization: {"mean": finite, "std": positive, "clip": flag},
     UNetConfig: {
         "widths": sizes(1, _FEATURES),
         "depths": sizes(0, _BLOCKS),
         "up_depths": sizes(0, _BLOCKS),
         "patch": whole(1, 64),
         "conditioning": even(_FEATURES),
+        "conditions": whole(0, _SIDE),
     },
     HourglassConfig: {
         "widths": sizes(1, _FEATURES),
@@ -32,6 +34,16 @@ _KINDS: Mapping[type, Mapping[str, Kind]] = {
         "conditioning": even(_FEATURES),
         "ff_factor": whole(1, _BLOCKS),
         "time_code": one_of("fp32", "bf16", "fp16"),
+    },
+    UNet3DConfig: {
+        "widths": sizes(2, _FEATURES),
+        "depths": sizes(1, _BLOCKS),
+        "attention": sizes(0, 15),
+        "conditions": whole(0, _SIDE),
+        "tags": whole(0, _FEATURES),
+        "conditioning": even(_FEATURES),
+        "groups": whole(1, _FEATURES),
+        "head_width": whole(1, _FEATURES),
     },
 }
 

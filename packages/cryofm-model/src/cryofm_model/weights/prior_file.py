@@ -16,10 +16,19 @@ from cryofm_model.errors import CryoFMError, WeightsError
 from cryofm_model.networks.hourglass import Hourglass
 from cryofm_model.networks.hourglass_config import HourglassConfig, TimeCode
 from cryofm_model.networks.unet import UNet, UNetConfig
-from cryofm_model.prior import CalibratedPrior, Normalization, Prior, SpectrallyCalibratedPrior
+from cryofm_model.networks.unet3d import UNet3D, UNet3DConfig
+from cryofm_model.prior import (
+    CalibratedConditionalPrior,
+    CalibratedPrior,
+    ConditionalPrior,
+    Normalization,
+    Prior,
+    SpectrallyCalibratedPrior,
+)
 from cryofm_model.weights._safetensors import build, read, write
 from cryofm_model.weights._settings import check_settings, check_values
 from cryofm_model.weights.published import published_prior
+from cryofm_model.weights.published_unet3d import SecondModel, is_unet3d, second_prior
 
 __all__ = ["BUNDLED_PRIORS", "load_prior", "save_prior"]
 
@@ -29,9 +38,11 @@ BUNDLED_PRIORS = ("cryofm-tiny", "cryofm-tiny-particles")
 _NETWORKS: dict[str, tuple[Any, Any]] = {
     "unet": (UNet, UNetConfig),
     "hourglass": (Hourglass, HourglassConfig),
+    "unet3d": (UNet3D, UNet3DConfig),
 }
 _STATISTICS = ("signal_power", "denoising_error")
 _SPECTRUM = "denoising_spectrum"
+_CONDITIONAL = ("tag", "weight")
 _REQUIRED = ("format", "network", "config", "normalization", "voxel_size", "box")
 
 
@@ -42,6 +53,7 @@ def load_prior(
     voxel_size: float | None = None,
     box: int | None = None,
     kernel: int | None = None,
+    model: SecondModel | None = None,
 ) -> Prior:
     """Load a prior: the name of a bundled one, a safetensors file, or a folder with ``model.safetensors``.
 
@@ -53,18 +65,22 @@ def load_prior(
         source: name or path.
         time_code: precision of the network's time code. By default what ``use_fp32_time_emb`` in the
             ``config.yaml`` beside the weights says, and "bf16" where it is not true or not there.
-        voxel_size: at which the network was trained, in Å; known for CryoFM-S (1.5) and CryoFM-L (3.0).
-        box: side that it was trained on, in voxels; known likewise (64 and 128).
+        voxel_size: at which the network was trained, in Å; known for CryoFM-S (1.5) and CryoFM-L (3.0), and for those
+            of the second generation (1.5).
+        box: side that it was trained on, in voxels; known likewise (64 and 128, and 64).
         kernel: side of the attention's neighbourhood, in tokens, which no tensor tells; 7 by default.
+        model: of the second generation, where neither tensors nor the folder's name tell: "emhancer" and "emready" have
+            the same shapes, and other tags and weights of guidance.
 
     Returns:
-        A `CalibratedPrior` where the file holds statistics, a `SpectrallyCalibratedPrior` where the error per shell
-        is among them; the published checkpoints hold none (``cryofm_sampling.calibrate`` measures them).
+        A `ConditionalPrior` where the network takes a condition. A `CalibratedPrior` where the file holds statistics,
+        a `SpectrallyCalibratedPrior` where the error per shell is among them; the published checkpoints hold none
+        (``cryofm_sampling.calibrate`` measures them).
 
     Raises:
         WeightsError: no such file, a pickle, a foreign or damaged file, tensors that do not fit their network.
     """
-    told = {"time_code": time_code, "voxel_size": voxel_size, "box": box, "kernel": kernel}
+    told = {"time_code": time_code, "voxel_size": voxel_size, "box": box, "kernel": kernel, "model": model}
     if source in BUNDLED_PRIORS:
         with as_file(files("cryofm_model.weights") / f"{source}.safetensors") as path:
             return _load(path, **told)
@@ -113,6 +129,8 @@ def save_prior(
         "voxel_size": repr(prior.voxel_size),
         "box": repr(prior.box),
     }
+    if isinstance(prior, ConditionalPrior):
+        metadata |= {"conditional": json.dumps({key: getattr(prior, key) for key in _CONDITIONAL})}
     statistics = [key for key in (*_STATISTICS, _SPECTRUM) if hasattr(prior, key)]
     metadata |= {key: json.dumps(getattr(prior, key).float().tolist()) for key in statistics}
     learnt = {name for name, _ in prior.network.named_parameters()}  # buffers stay exact: rounded times are others
@@ -123,8 +141,11 @@ def save_prior(
 
 def _load(path: Path, **told: Any) -> Prior:
     tensors, metadata = read(path)
-    if "patch_in.proj.weight" in tensors and metadata.get("format") != _FORMAT:
-        return published_prior(path, tensors, metadata, **told)
+    if metadata.get("format") != _FORMAT and (second := is_unet3d(tensors)) | ("patch_in.proj.weight" in tensors):
+        foreign = ("time_code", "kernel") if second else ("model",)
+        if given := [key for key in foreign if told.pop(key) is not None]:
+            raise WeightsError(f"{path} leaves no {', '.join(given)} to say: it is of the other generation")
+        return (second_prior if second else published_prior)(path, tensors, metadata, **told)
     if given := [key for key, value in told.items() if value is not None]:
         raise WeightsError(f"{path} says its own {', '.join(given)}; they are for published checkpoints")
     try:
@@ -146,6 +167,12 @@ def _prior(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
         kind, statistics = SpectrallyCalibratedPrior, (*_STATISTICS, _SPECTRUM)
     elif any(key in metadata for key in _STATISTICS):
         kind, statistics = CalibratedPrior, _STATISTICS
+    conditional: dict[str, Any] = {}
+    if "conditional" in metadata:
+        if kind is CalibratedPrior:
+            raise WeightsError(f"{path}: a conditional prior has all three tables of statistics, or none")
+        kind = ConditionalPrior if kind is Prior else CalibratedConditionalPrior
+        conditional = _table_of(_CONDITIONAL, metadata["conditional"])
     missing = [key for key in (*_REQUIRED, *statistics) if key not in metadata]
     if missing or metadata["network"] not in _NETWORKS:
         raise WeightsError(f"{path}: metadata lack {missing} or name an unknown network {metadata.get('network')!r}")
@@ -157,13 +184,15 @@ def _prior(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
     voxel_size, box = float(metadata["voxel_size"]), int(metadata["box"])
     positive.check("voxel_size", voxel_size)
     whole(1, 2**16).check("box", box)
+    tables: dict[str, Any] = {key: _table(key, metadata[key]) for key in statistics}
     return kind(
         network=build(partial(network_class, config), tensors, path),
         normalization=_made(Normalization, metadata["normalization"]),
         voxel_size=voxel_size,
         box=box,
-        about={key: value for key, value in metadata.items() if key not in (*_REQUIRED, *statistics)},
-        **{key: _table(key, metadata[key]) for key in statistics},
+        about={k: value for k, value in metadata.items() if k not in (*_REQUIRED, *statistics, "conditional")},
+        **conditional,
+        **tables,
     )
 
 
@@ -173,9 +202,20 @@ def _made(kind: Any, text: str) -> Any:
     if not isinstance(values, dict):
         raise CryoFMError(f"{kind.__name__} is {shown(values)}")
     check_values(kind, values, f"{kind.__name__}: ")
-    if kind is Normalization and set(values) != {"mean", "std"}:  # whose defaults would be wrong without a word
+    if kind is Normalization and set(values) - {"clip"} != {
+        "mean",
+        "std",
+    }:  # whose defaults would be wrong without a word
         raise CryoFMError(f"Normalization: mean and std are needed, found {shown(list(values))}")
     return kind(**values)
+
+
+def _table_of(names: tuple[str, ...], text: str) -> dict[str, Any]:
+    """Values by these names from JSON; they are checked where they are used."""
+    values = json.loads(text)
+    if not isinstance(values, dict) or set(values) != set(names):
+        raise CryoFMError(f"{', '.join(names)} are needed, found {shown(values)}")
+    return values
 
 
 def _table(name: str, text: str) -> Tensor:

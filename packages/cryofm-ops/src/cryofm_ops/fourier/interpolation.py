@@ -8,6 +8,7 @@ derivatives are themselves gathers and scatters, which torch's `grid_sample` doe
 import itertools
 import math
 from collections.abc import Iterator, Sequence
+from functools import reduce
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from cryofm_ops.errors import GeometryError, GridMismatchError
 from cryofm_ops.fourier.grid import Shape
 from cryofm_ops.fourier.kernels import TRILINEAR, Kernel
 
-__all__ = ["gather", "scatter"]
+__all__ = ["gather", "scatter", "scatter_columns_"]
 
 _POINTS_ON_CPU = 2**14  # worked on at a time, so that the taps of a chunk stay in the cache
 _POINTS_ELSEWHERE = 2**18  # 128 MiB of taps of width 4
@@ -50,6 +51,23 @@ def scatter(values: Tensor, points: Tensor, shape: Shape, kernel: Kernel = TRILI
     values = values.expand(*batch, values.shape[-1])
     grids = [_scatter(values[i], shape, first[i], [w[i] for w in weights]) for i in _indices(batch)]
     return torch.stack(grids).reshape(*batch, *shape)
+
+
+@torch.no_grad()
+def scatter_columns_(grids: Tensor, columns: Tensor, points: Tensor, kernel: Kernel = TRILINEAR) -> Tensor:
+    """Add real columns `(c, n)` at points `(n, 3)` to grids `(c, z, y, x)`, in place: one set of taps; no gradient.
+
+    >>> grids = torch.ones(2, 2, 2, 2)
+    >>> scatter_columns_(grids, torch.tensor([[2.0], [4.0]]), torch.tensor([[0.5, 0.0, 1.0]]))[:, 1, 0]
+    tensor([[2., 2.],
+            [3., 3.]])
+    """
+    _, first, weights = _taps(points, (), kernel)
+    for part, index, weight in _chunks(grids.shape[1:], first, weights):
+        at = index.flatten()
+        for column, grid in zip(columns, grids, strict=True):
+            grid.view(-1).index_add_(0, at, (weight * column[part, None]).flatten().to(grid.dtype))
+    return grids
 
 
 def _taps(points: Tensor, batch: Sequence[int], kernel: Kernel) -> tuple[tuple[int, ...], Tensor, list[Tensor]]:
@@ -106,8 +124,7 @@ class _Gather(torch.autograd.Function):
     """(grid, weights) ↦ values, linear in each; `first` is fixed."""
 
     @staticmethod
-    def forward(ctx: Any, grid: Tensor, first: Tensor, *weights: Tensor) -> Tensor:
-        ctx.save_for_backward(grid, first, *weights)
+    def forward(grid: Tensor, first: Tensor, *weights: Tensor) -> Tensor:
         columns = _columns(grid.flatten())
         parts = [
             torch.nn.functional.embedding_bag(index, columns, mode="sum", per_sample_weights=weight)
@@ -115,6 +132,23 @@ class _Gather(torch.autograd.Function):
         ]
         out = torch.cat(parts) if parts else columns.new_zeros(0, columns.shape[1])
         return torch.view_as_complex(out) if grid.is_complex() else out[:, 0]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        grid, first, *weights = ctx.saved_tensors
+        d_grid, _, *d_weights = tangents
+        return _sum_of(
+            [lambda w: _gather(d_grid, first, w), lambda w: _gather(grid, first, w)], d_grid, weights, d_weights
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        return _one_by_one(_Gather, info, in_dims, inputs)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
@@ -129,14 +163,36 @@ class _Scatter(torch.autograd.Function):
     """(values, weights) ↦ grid, linear in each; `first` is fixed."""
 
     @staticmethod
-    def forward(ctx: Any, values: Tensor, shape: Sequence[int], first: Tensor, *weights: Tensor) -> Tensor:
-        ctx.save_for_backward(values, first, *weights)
+    def forward(values: Tensor, shape: Sequence[int], first: Tensor, *weights: Tensor) -> Tensor:
         columns = _columns(values)
         sums = [columns.new_zeros(math.prod(shape)) for _ in range(columns.shape[1])]
         for part, index, weight in _chunks(shape, first, weights):
             for column, total in enumerate(sums):
                 total.index_add_(0, index.flatten(), (weight * columns[part, column, None]).flatten())
         return (torch.complex(*sums) if values.is_complex() else sums[0]).reshape(*shape)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        values, shape, *others = inputs
+        ctx.shape = shape
+        ctx.save_for_backward(values, *others)
+        ctx.save_for_forward(values, *others)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Any:
+        values, first, *weights = ctx.saved_tensors
+        d_values, _, _, *d_weights = tangents
+        shape = ctx.shape
+        return _sum_of(
+            [lambda w: _scatter(d_values, shape, first, w), lambda w: _scatter(values, shape, first, w)],
+            d_values,
+            weights,
+            d_weights,
+        )
+
+    @staticmethod
+    def vmap(info: Any, in_dims: Any, *inputs: Any) -> Any:
+        return _one_by_one(_Scatter, info, in_dims, inputs)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Any) -> Any:
@@ -150,6 +206,27 @@ class _Scatter(torch.autograd.Function):
             None,
             *(_d_weight(g, values, first, weights, a) if needs[3 + a] else None for a in range(3)),
         )
+
+
+def _sum_of(parts: Any, moves: Any, weights: list[Tensor], d_weights: list[Any]) -> Tensor:
+    """The product rule: what is interpolated moves, then one axis of the weights after the other."""
+    moved, still = parts
+    terms = [] if moves is None else [moved(weights)]
+    for axis, d in enumerate(d_weights):
+        if d is not None:
+            terms.append(still([d if a == axis else w for a, w in enumerate(weights)]))
+    total: Tensor = reduce(torch.add, terms)
+    return total
+
+
+def _one_by_one(function: Any, info: Any, in_dims: Any, inputs: Any) -> tuple[Tensor, int]:
+    """A batch of `torch.func.vmap`, element by element: every one has points of its own."""
+
+    def of(k: int) -> list[Any]:
+        pairs = zip(inputs, in_dims, strict=True)
+        return [x.select(d, k) if isinstance(x, Tensor) and d is not None else x for x, d in pairs]
+
+    return torch.stack([function.apply(*of(k)) for k in range(info.batch_size)]), 0
 
 
 def _d_weight(grid: Tensor, values: Tensor, first: Tensor, weights: list[Tensor], axis: int) -> Tensor:

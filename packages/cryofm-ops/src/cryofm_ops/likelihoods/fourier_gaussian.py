@@ -9,9 +9,10 @@ from torch import Tensor
 from cryofm_ops._checks import check_observation, check_precision, check_spectral_data, check_variance
 from cryofm_ops.errors import GridMismatchError, NoiseError, OperatorError
 from cryofm_ops.fourier.grid import friedel_weights, half_shape, irfft, rfft
+from cryofm_ops.likelihoods._summable import Summable
 from cryofm_ops.normal import Normal
 from cryofm_ops.operators.fourier import significant
-from cryofm_ops.protocols import FourierMultiplier, SpectralPower
+from cryofm_ops.protocols import FourierMultiplier, Normalization, SpectralPower
 
 __all__ = ["FourierGaussian"]
 
@@ -21,7 +22,7 @@ _ROUNDING = 1e-3  # by which W(−k) and W(k) may differ, of W
 
 
 @attrs.frozen(eq=False)
-class FourierGaussian:
+class FourierGaussian(Summable):
     """p(y | x) ∝ exp(−½ Σ W |x̃ − ỹ|²): a `Likelihood`, `Conjugate` and `FourierDiagonal`.
 
     The sum is over the full transform.
@@ -31,6 +32,7 @@ class FourierGaussian:
             the half grid holds both.
         data: ỹ on the half grid, on the scale of x; finite.
         shape: the box (z, y, x), which the half grid alone does not tell.
+        normalization: of the model units that these data are in (`in_model_units`); None for data units.
 
     >>> from cryofm_ops import Identity, WhiteNoise
     >>> y = FourierGaussian.observed(Identity(), WhiteNoise(1.0), torch.ones(4, 4, 4))
@@ -42,6 +44,7 @@ class FourierGaussian:
     precision: Tensor = attrs.field(validator=check_precision)
     data: Tensor = attrs.field(validator=check_spectral_data)
     shape: Shape
+    normalization: Normalization | None = attrs.field(default=None, kw_only=True, repr=False)
 
     def __attrs_post_init__(self) -> None:
         for name, spectrum in (("precision", self.precision), ("data", self.data)):
@@ -97,6 +100,20 @@ class FourierGaussian:
         r = self.precision.sqrt() * (rfft(x) - self.data)
         weights = friedel_weights(self.shape, device=x.device).to(r.real.dtype)
         return -0.5 * (weights * (r.real**2 + r.imag**2)).flatten(-3).sum(-1)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of volumes with the precision of the data."""
+        return self.data.real.dtype
+
+    def deviance(self, x: Tensor, /) -> tuple[Tensor, int]:
+        """χ² = Σ W |x̃ − ỹ|², `(*batch,)`, and how many coefficients were measured; of those with noise."""
+        self._check_box(x)
+        counted = (self.precision > 0) & self.precision.isfinite()
+        weights = friedel_weights(self.shape, device=x.device).to(x)
+        r = torch.where(counted, self.precision, 0) * (rfft(x) - self.data).abs().square()
+        numbers = (weights * counted).sum((-3, -2, -1))
+        return (weights * r).sum((-3, -2, -1)), round(float(numbers.double().mean()))
 
     def condition(self, mean: Tensor, variance: Tensor | float, /) -> Normal:
         """N(mean, variance) given the data, exactly.

@@ -6,25 +6,28 @@ Data without noise have no Σ⁻¹: then A V Aᵀ + Σ is solved instead, in the
 A draw solves the same system for perturbed data (perturb-and-solve: Papandreou & Yuille, NeurIPS 2010).
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
+from typing import ClassVar
 
 import attrs
 import torch
 from torch import Tensor
 
 from cryofm_ops._checks import check_observation, check_variance
-from cryofm_ops.errors import GridMismatchError
+from cryofm_ops.errors import GridMismatchError, OperatorError
 from cryofm_ops.fourier.grid import fourier_filter, standard_normal
 from cryofm_ops.likelihoods._conjugate_gradients import conjugate_gradients
-from cryofm_ops.normal import Normal
+from cryofm_ops.likelihoods._summable import Summable
+from cryofm_ops.normal import Deviations, Generators, Normal, drawn
 from cryofm_ops.protocols import LinearOperator, Noise, Operator, SpectralPower
 
 __all__ = ["Gaussian", "LinearGaussian"]
 
 
 @attrs.frozen(eq=False)
-class Gaussian:
+class Gaussian(Summable):
     """Likelihood of y = A x + n for any operator: a `Likelihood` and nothing more.
 
     The observation has the shape that the operator makes of one volume, or leading batch axes that broadcast
@@ -37,12 +40,25 @@ class Gaussian:
 
     def log_prob(self, x: Tensor, /) -> Tensor:
         """−½ (A x − y)ᵀ Σ⁻¹ (A x − y), `(*batch,)`, for x `(*batch, z, y, x)`; no −½ ln det 2πΣ."""
+        return -0.5 * self.deviance(x)[0]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the observation."""
+        return self.observation.dtype
+
+    def deviance(self, x: Tensor, /) -> tuple[Tensor, int]:
+        """χ² = (A x − y)ᵀ Σ⁻¹ (A x − y), `(*batch,)`, and how many numbers were observed."""
         r, axes = self._residual(x)
-        return -0.5 * (r * self.noise.precision(r)).reshape(*r.shape[: r.ndim - axes], -1).sum(-1)
+        chi_squared = (r * self.noise.precision(r)).reshape(*r.shape[: r.ndim - axes], -1).sum(-1)
+        return chi_squared, math.prod(r.shape[r.ndim - axes :])
 
     def _residual(self, x: Tensor) -> tuple[Tensor, int]:
         """A x − y, whose batch may be that of y, and how many axes one observation has."""
         made = self.operator(x)
+        if not isinstance(made, Tensor) or not made.is_floating_point():
+            found = made.dtype if isinstance(made, Tensor) else type(made).__name__
+            raise OperatorError(f"{type(self.operator).__name__} must make a real tensor of a volume, it made {found}")
         one = made.shape[x.ndim - 3 :]
         if self.observation.shape[-len(one) :] != one:
             raise GridMismatchError(
@@ -69,11 +85,13 @@ class LinearGaussian(Gaussian):
     observation: Tensor = attrs.field(validator=check_observation)
     tolerance: float = 1e-5
     max_iterations: int = 1000
+    batched: ClassVar[bool] = True
 
     def condition(self, mean: Tensor, variance: Tensor | float, /) -> Normal:
         """N(mean, variance) given the observation, by conjugate gradients.
 
-        `mean` is `(*batch, z, y, x)`; `variance` is a number (white) or per coefficient (half grid).
+        `mean` is `(*batch, z, y, x)`; `variance` is a number (white) or per coefficient (half grid), or such for each
+        volume: `(*batch, 1, 1, 1)` or `(*batch, z, y, x // 2 + 1)`.
 
         The covariance of the result has no simple form, so its `variance` is a function that draws a
         deviation, by one more solve. Autocast, under which a network beside this may run, does not reach the operator.
@@ -88,13 +106,13 @@ class LinearGaussian(Gaussian):
         data = -self._residual(mean)[0]  # (*batch, *shape of y)
 
         def colour(u: Tensor) -> Tensor:  # V^½ u
-            return spread * u if spread.ndim == 0 else fourier_filter(u, spread)
+            return spread * u if spread.shape[-3:] in ((), (1, 1, 1)) else fourier_filter(u, spread)
 
         def back(r: Tensor) -> Tensor:  # V^½ Aᵀ Σ⁻¹ r
             return colour(self.operator.adjoint(self.noise.precision(r)))
 
         def solve(r: Tensor, u: Tensor) -> Tensor:  # V^½ (I + V^½ Aᵀ Σ⁻¹ A V^½)⁻¹ (u + V^½ Aᵀ Σ⁻¹ r)
-            return colour(cg(lambda p: p + back(self.operator(colour(p))), u + back(r)))
+            return colour(cg(u.ndim - 3, lambda p: p + back(self.operator(colour(p))), u + back(r)))
 
         def solve_hard(covariance: Callable[[Tensor], Tensor], r: Tensor, u: Tensor) -> Tensor:
             # the same without Σ⁻¹: x + V Aᵀ (A V Aᵀ + Σ)⁻¹ (r − A x) with x = V^½ u
@@ -103,22 +121,24 @@ class LinearGaussian(Gaussian):
 
             x = colour(u)
             y = self.observation.expand_as(r) if r is data else None  # a draw is no difference of theirs
-            return x + v_adjoint(cg(lambda p: self.operator(v_adjoint(p)) + covariance(p), r - self.operator(x), y))
+            b = r - self.operator(x)
+            return x + v_adjoint(cg(u.ndim - 3, lambda p: self.operator(v_adjoint(p)) + covariance(p), b, y))
 
-        def cg(matrix: Callable[[Tensor], Tensor], b: Tensor, of: Tensor | None = None) -> Tensor:
-            return conjugate_gradients(matrix, b, mean.ndim - 3, self.tolerance, self.max_iterations, of)
+        def cg(batch: int, matrix: Callable[[Tensor], Tensor], b: Tensor, of: Tensor | None = None) -> Tensor:
+            return conjugate_gradients(matrix, b, batch, self.tolerance, self.max_iterations, of)
 
         sigma = self._covariance_of_silent_noise()
         update = solve if sigma is None else partial(solve_hard, sigma)
 
-        def deviation(generator: torch.Generator) -> Tensor:
+        def deviation(generators: Generators) -> Tensor:
             with torch.autocast(mean.device.type, enabled=False):
-                epsilon = standard_normal(posterior_mean, generator)
-                n = self.noise.sample(torch.zeros_like(data), generator=generator)
+                epsilon = drawn(lambda generator: standard_normal(posterior_mean, generator), generators)
+                nothing = torch.zeros_like(data)
+                n = drawn(lambda generator: self.noise.sample(nothing, generator=generator), generators)
                 return update(n, epsilon)
 
         posterior_mean = mean + update(data, torch.zeros_like(mean))
-        return Normal(posterior_mean, deviation)
+        return Normal(posterior_mean, Deviations(deviation))
 
     def _covariance_of_silent_noise(self) -> Callable[[Tensor], Tensor] | None:
         """Σ, where the noise has no power in some coefficient of the observation, and thus no Σ⁻¹."""

@@ -10,8 +10,8 @@ from torch import Tensor
 from cryofm_ops.errors import GridMismatchError, OperatorError
 from cryofm_ops.fourier.grid import Shape, irfft, rfft
 from cryofm_ops.likelihoods.fourier_gaussian import FourierGaussian
-from cryofm_ops.normal import Normal
-from cryofm_ops.protocols import Blind, Conjugate, FourierDiagonal, Likelihood, Normalization
+from cryofm_ops.normal import Deviations, Normal
+from cryofm_ops.protocols import Blind, Conjugate, FourierDiagonal, Iterative, Likelihood, Normalization
 
 __all__ = ["in_model_units"]
 
@@ -34,6 +34,24 @@ class _ModelUnits:
     def _in_data_units(self, z: Tensor) -> Tensor:
         return self.normalization.std * z + self.normalization.mean
 
+    def _in_model_units(self, posterior: Normal) -> Normal:
+        m, s, v = self.normalization.mean, self.normalization.std, posterior.variance
+        variance: Any = v / s**2 if not callable(v) else lambda g: v(g) / s
+        if isinstance(v, Deviations):
+            draw = v.draw
+            variance = Deviations(lambda generators: draw(generators) / s)
+        return Normal((posterior.mean - m) / s, variance, getattr(posterior, "note", ""))
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """That of the data, if they tell one."""
+        return getattr(self.likelihood, "dtype", None)
+
+    @property
+    def batched(self) -> bool:
+        """Whether the likelihood conditions a batch at once."""
+        return bool(getattr(self.likelihood, "batched", False))
+
 
 class _Likelihood(_ModelUnits):
     __slots__ = ()
@@ -49,10 +67,18 @@ class _Conjugate(_ModelUnits):
 
     def condition(self, mean: Tensor, variance: Tensor | float, /) -> Normal:
         """N(mean, variance) given the data, mean and variance in model units."""
-        m, s = self.normalization.mean, self.normalization.std
-        posterior: Normal = self.likelihood.condition(self._in_data_units(mean), s**2 * variance)
-        v = posterior.variance
-        return Normal((posterior.mean - m) / s, (lambda g: v(g) / s) if callable(v) else v / s**2)
+        s = self.normalization.std
+        return self._in_model_units(self.likelihood.condition(self._in_data_units(mean), s**2 * variance))
+
+
+class _Iterative(_ModelUnits):
+    __slots__ = ()
+
+    def condition_from(self, start: Tensor, mean: Tensor, variance: Tensor | float, /) -> Normal:
+        """N(mean, variance) given the data, from `start`, all in model units."""
+        s = self.normalization.std
+        found = self.likelihood.condition_from(self._in_data_units(start), self._in_data_units(mean), s**2 * variance)
+        return self._in_model_units(found)
 
 
 class _FourierDiagonal(_ModelUnits):
@@ -102,6 +128,7 @@ class _Blind(_ModelUnits):
 _PARTS: dict[type, type[_ModelUnits]] = {
     Likelihood: _Likelihood,
     Conjugate: _Conjugate,
+    Iterative: _Iterative,
     FourierDiagonal: _FourierDiagonal,
     Blind: _Blind,
 }
@@ -162,6 +189,14 @@ def in_model_units(
             f"{type(likelihood).__name__} has no log_prob, condition, refine, or spectral_precision with "
             "spectral_data: it is no likelihood"
         )
+    already = (
+        getattr(likelihood, "normalization", None) if isinstance(likelihood, FourierGaussian | _ModelUnits) else None
+    )
+    if already is not None:
+        raise OperatorError(
+            f"the likelihood is in model units already ({already}): it would be converted twice. Give "
+            "the one in data units; `restore` converts it"
+        )
     if not normalization.std > 0:
         raise OperatorError(f"the std of a normalization must be positive, got {normalization.std}")
     if isinstance(likelihood, FourierGaussian):
@@ -171,5 +206,10 @@ def in_model_units(
     # A class of its own for every set of capabilities, since that is what `isinstance` looks at.
     model: Any = type("ModelUnits", parts, {"__slots__": ()})(likelihood, normalization, shape)
     if type(likelihood) is FourierGaussian:  # which it is in any units, and knows its box
-        return FourierGaussian(model.spectral_precision(), model.spectral_data(), likelihood.shape)
+        return attrs.evolve(
+            likelihood,
+            precision=model.spectral_precision(),
+            data=model.spectral_data(),
+            normalization=normalization,
+        )
     return model

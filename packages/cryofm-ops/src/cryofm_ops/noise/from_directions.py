@@ -20,6 +20,7 @@ import math
 import attrs
 import torch
 from torch import Tensor
+from torch.nn.functional import grid_sample
 
 from cryofm_ops.fourier.directions import directions, hemisphere
 from cryofm_ops.fourier.grid import Shape, frequencies, hermitian, rfft, shells
@@ -34,7 +35,6 @@ _DIRECTED = 0.15  # spread of log α from which on direction matters
 _SPACING = 0.6  # of neighbouring cones, in half-angles
 _BAND = 2.0  # shells, standard deviation, over which coefficients are shared
 _FEW = 8  # coefficients that say nothing of their own
-_CHUNK = 1 << 13  # directions interpolated at once: their weights fit in a cache
 
 
 @attrs.frozen(eq=False)
@@ -183,20 +183,23 @@ def _measured(signal: Tensor, noise: Tensor, count: Tensor, share: Tensor, fsc: 
 
 
 def _interpolated(tables: Tensor, axes: Tensor, width_deg: float, shape: Shape) -> Tensor:
-    """Tables `(k, n, m)` on the half grid: smooth and even in direction as `DirectionTable`, linear in frequency."""
-    k, _, m = tables.shape
-    d = directions(shape, device=tables.device).flatten(0, 2)
-    d[0, 2] = 1
-    position = (frequencies(shape, device=tables.device).flatten() * 2 * (m - 1)).clamp(max=m - 1)
-    lower = position.floor().clamp(max=m - 2).long()
-    fraction = position - lower
-    concentration = 0.5 / math.radians(width_deg) ** 2
-    flat = tables.transpose(0, 1).reshape(len(axes), -1)
-    parts = []
-    for i in range(0, len(d), _CHUNK):
-        at = slice(i, i + _CHUNK)
-        mixed = (torch.softmax(concentration * (d[at] @ axes.T) ** 2, -1) @ flat).reshape(-1, k, m)
-        index = lower[at, None, None].expand(-1, k, 1)
-        below, above = mixed.gather(2, index)[..., 0], mixed.gather(2, index + 1)[..., 0]
-        parts.append(torch.lerp(below, above, fraction[at, None]))
-    return torch.cat(parts).T.reshape(k, *shape[:2], shape[2] // 2 + 1)
+    """Tables `(k, n, m)` on the half grid: smooth and even in direction as `DirectionTable`, linear in frequency.
+
+    The mixture of directions is computed on meridians and parallels of half its width, and is linear between them.
+    """
+    step = width_deg / 2
+    polar = torch.linspace(0, math.pi / 2, math.ceil(90 / step) + 1, dtype=tables.dtype, device=tables.device)
+    azimuth = torch.linspace(-math.pi, math.pi, math.ceil(360 / step) + 1, dtype=tables.dtype, device=tables.device)
+    sine, cosine = polar.sin()[:, None], polar.cos()[:, None].expand(-1, len(azimuth))
+    lattice = torch.stack([sine * azimuth.cos(), sine * azimuth.sin(), cosine], -1)
+    weights = torch.softmax(0.5 / math.radians(width_deg) ** 2 * (lattice @ axes.T) ** 2, -1)
+    mixed = torch.einsum("pan, knm -> kpam", weights, tables)
+
+    d = directions(shape, device=tables.device).to(tables)
+    d = d * torch.where(d[..., 2:] < 0, -1.0, 1.0)
+    at = [
+        frequencies(shape, device=tables.device).to(tables).clamp(max=0.5) * 4 - 1,
+        torch.atan2(d[..., 1], d[..., 0]) / math.pi,
+        torch.acos(d[..., 2].clamp(max=1)) * 4 / math.pi - 1,
+    ]
+    return grid_sample(mixed[None], torch.stack(at, -1)[None], align_corners=True, padding_mode="border")[0]

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from cryofm_ops.errors import GridMismatchError, OperatorError
 from cryofm_ops.fourier.grid import Shape, irfft, rfft
+from cryofm_ops.operators._algebra import Algebra
 from cryofm_ops.operators.fourier import FourierOperator, significant, transfer_for
 from cryofm_ops.protocols import FourierMultiplier, LinearOperator, Operator
 
 
 @attrs.frozen
-class Chain:
+class Chain(Algebra):
     """A B …, an `Operator`."""
 
     parts: tuple[Operator, ...]
@@ -47,7 +48,7 @@ class FourierProduct(FourierOperator):
 
 
 @attrs.frozen
-class Sum:
+class Sum(Algebra):
     """A + B + …, an `Operator`."""
 
     parts: tuple[Operator, ...]
@@ -80,7 +81,7 @@ class FourierSum(FourierOperator):
 
 
 @attrs.frozen
-class Stack:
+class Stack(Algebra):
     """The observations of all parts, an `Operator`."""
 
     parts: tuple[Operator, ...]
@@ -116,7 +117,7 @@ class LinearStack(Stack):
 
 
 @attrs.frozen
-class FourierStack:
+class FourierStack(Algebra):
     """The observations of all parts, a `LinearOperator` and `PseudoInvertible`."""
 
     parts: tuple[FourierMultiplier, ...]

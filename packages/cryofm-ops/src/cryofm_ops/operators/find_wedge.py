@@ -109,7 +109,7 @@ def _sums(powers: Tensor, tilts: MissingWedge, shape: Shape) -> Tensor:
     weight = friedel_weights(shape, device=device).double().expand(frequency.shape)[used] / 2
     values = torch.cat([torch.ones_like(weight)[None], powers[:, used]]) * weight
     sums = values.new_zeros(len(values), _SHELLS * _BINS)
-    return sums.index_add(1, shell * _BINS + degree, values).unflatten(1, (_SHELLS, _BINS))
+    return sums.index_add(1, shell * _BINS + degree, values).reshape(len(values), _SHELLS, _BINS)
 
 
 def _best(sums: Tensor, whole: MissingWedge) -> tuple[float, FoundWedge | None]:
@@ -142,7 +142,7 @@ def _likelihood(sums: Tensor) -> Tensor:
 def _jump(sums: Tensor, edge: int, window: int) -> float:
     """By how much the likelihood jumps at an edge, in nats beyond chance, less what it does beside it."""
     around = sums.roll(2 * window - edge, -1)[..., : 4 * window]
-    parts = torch.stack([part.sum(-1) for part in around.split(window, -1)], -1)
+    parts = torch.stack([part.sum(-1) for part in torch.split(around, window, -1)], -1)
 
     def gain(i: int) -> float:
         one, two = parts[..., i : i + 1], parts[..., i + 1 : i + 2]

@@ -7,12 +7,13 @@ from torch import Tensor
 
 from cryofm_ops.errors import GridMismatchError
 from cryofm_ops.fourier.grid import Shape, fourier_filter, half_shape
+from cryofm_ops.operators._algebra import Algebra
 from cryofm_ops.protocols import FourierMultiplier
 
 __all__ = ["FourierOperator"]
 
 
-class FourierOperator(ABC):
+class FourierOperator(Algebra, ABC):
     """Makes an operator of a transfer function: subclasses give `transfer`, this class the rest.
 
     A `LinearOperator`, `PseudoInvertible` and `FourierMultiplier`. Volumes are `(*batch, z, y, x)` of any

@@ -5,12 +5,13 @@ import torch
 from torch import Tensor
 
 from cryofm_ops.fourier.grid import half_shape
+from cryofm_ops.operators._algebra import Algebra
 
 __all__ = ["Identity"]
 
 
 @attrs.frozen
-class Identity:
+class Identity(Algebra):
     """No degradation: A x = x. A `LinearOperator`, `PseudoInvertible` and `FourierMultiplier`.
 
     >>> Identity().transfer((4, 4, 4)).shape

@@ -7,16 +7,17 @@ object to view and s_k, in the image plane, is what centres the image.
 import functools
 import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from cryofm_ops.errors import GeometryError, GridMismatchError
 from cryofm_ops.fourier.grid import Shape, fourier_filter
 from cryofm_ops.fourier.interpolation import gather, scatter
+from cryofm_ops.operators._algebra import Algebra
 from cryofm_ops.protocols import FourierMultiplier
 from cryofm_ops.rotations.conversions import check_rotations
 
@@ -24,7 +25,18 @@ __all__ = ["Projector"]
 
 _POINTS = 2**18  # sampled at a time: what bounds the memory, with gradients too, since they sample again
 
-_checkpoint = functools.partial(checkpoint, use_reentrant=False, preserve_rng_state=False)
+
+def _sampled(function: Callable[..., Tensor], *arguments: Tensor, points: int) -> Tensor:
+    """The function of these; where a graph of all `points` would be large, one that samples again when it is needed."""
+    if points <= _POINTS or not torch.is_grad_enabled() or not any(one.requires_grad for one in arguments):
+        return function(*arguments)
+    functorch: Any = getattr(torch._C, "_functorch")  # noqa: B009 (it has no stubs)
+    if any(functorch.is_functorch_wrapped_tensor(one) for one in arguments):  # `torch.func` keeps its graphs
+        return function(*arguments)
+    from torch.utils.checkpoint import checkpoint  # which loads torch's compiler, for seconds
+
+    made: Tensor = checkpoint(function, *arguments, use_reentrant=False, preserve_rng_state=False)
+    return made
 
 
 def rays(rotations: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
@@ -34,7 +46,7 @@ def rays(rotations: Tensor, x: Tensor, y: Tensor, z: Tensor) -> Tensor:
 
 
 @attrs.frozen(eq=False)
-class Projector:
+class Projector(Algebra):
     """Projections by trilinear interpolation along the rays. A `LinearOperator`.
 
     The shift moves the sampling points, so that nothing wraps round; what is sampled outside of the volume is 0. The
@@ -87,10 +99,14 @@ class Projector:
         rotations, shifts, batch = self._poses(x, x.shape[:-3])
         samples = self._to_samples(x)
         samples = samples.expand(*batch, *samples.shape[-3:])
+        points = self._points_of(batch)
         images = [
             functools.reduce(
                 torch.add,
-                (_checkpoint(self._project, samples[i], rotations[i][k], shifts[i][k], z) for z in self._slabs(x)),
+                (
+                    _sampled(self._project, samples[i], rotations[i][k], shifts[i][k], z, points=points)
+                    for z in self._slabs(x)
+                ),
             )
             for i in itertools.product(*map(range, batch))
             for k in self._groups()
@@ -105,11 +121,12 @@ class Projector:
             raise GridMismatchError(f"the projector makes images {expected}, got a tensor of shape {tuple(y.shape)}")
         rotations, shifts, batch = self._poses(y, y.shape[:-3])
         y = self._filter(y, adjoint=True).expand(*batch, *expected)
+        points = self._points_of(batch)
         sums = [
             functools.reduce(
                 torch.add,
                 (
-                    _checkpoint(self._back_project, y[i][k], rotations[i][k], shifts[i][k], z)
+                    _sampled(self._back_project, y[i][k], rotations[i][k], shifts[i][k], z, points=points)
                     for k in self._groups()
                     for z in self._slabs(y)
                 ),
@@ -156,6 +173,10 @@ class Projector:
     @property
     def _radius(self) -> float:
         return math.hypot(*self.shape) / 2
+
+    def _points_of(self, batch: tuple[int, ...]) -> int:
+        """How many points are sampled in all."""
+        return math.prod(batch) * self.rotations.shape[-3] * self._plane * len(self._depth)
 
     def _groups(self) -> Iterator[slice]:
         """Poses to be projected at a time."""

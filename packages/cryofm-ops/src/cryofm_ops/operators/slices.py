@@ -11,11 +11,13 @@ import attrs
 import torch
 from torch import Tensor
 
+from cryofm_ops.operators._algebra import Algebra
+
 __all__ = ["FourierSlices"]
 
 
 @attrs.frozen(eq=False, slots=False)
-class FourierSlices:
+class FourierSlices(Algebra):
     """The transforms of K projections of each of C volumes, at the frequencies of a band. A `LinearOperator`.
 
     Volumes `(C, n, n, n)` become `(C, K, m, 2)`, real and imaginary part of Σ_x p(x) exp(−2πi k·(x − n // 2)/n) of

@@ -1,5 +1,7 @@
 """Projections at unknown poses: what Algorithm 3 (paper, E.2) asks of its data."""
 
+import math
+
 import attrs
 from torch import Tensor
 
@@ -27,6 +29,11 @@ def _check_quantile(_: object, __: object, q: float) -> None:
         raise CryoFMError(f"background is a fraction of the pixels, from 0 to 1, got {q}")
 
 
+def _check_weight(_: object, __: object, w: float) -> None:
+    if not 0 <= w < math.inf:
+        raise CryoFMError(f"background_weight must be finite and not negative, got {w}")
+
+
 @attrs.frozen(eq=False)
 class PoseLikelihood:
     """The paper's loss of K images at given poses, as a `Likelihood`.
@@ -36,18 +43,21 @@ class PoseLikelihood:
         images: `(*batch, K, n, n)`.
         stop_gradient: ψ_sg in place of ψ_cor (Table 6).
         background: q of ψ_bg(q) (Table 6).
+        background_weight: w of ψ_bg, published as 1. ψ_bg is a sum over pixels, and can be many times the largest value
+            of the others, which is 1; the gradient of fixed length then is its own alone.
     """
 
     projector: Projector
     images: Tensor = attrs.field(validator=_check_images)
     stop_gradient: bool = attrs.field(default=False, kw_only=True)
     background: float = attrs.field(default=0.7, kw_only=True, validator=_check_quantile)
+    background_weight: float = attrs.field(default=1.0, kw_only=True, validator=_check_weight)
 
     def log_prob(self, x: Tensor, /) -> Tensor:
-        """−1/K Σ_k (ψ_cor or ψ_sg + ψ_bg(q)), `(*batch,)`, for x `(*batch, n, n, n)`; a loss, not a density."""
+        """−1/K Σ_k (ψ_cor or ψ_sg + w ψ_bg(q)), `(*batch,)`, for x `(*batch, n, n, n)`; a loss, not a density."""
         p, y = self.projector(x), self.images.to(x)
-        loss = (psi_sg if self.stop_gradient else psi_cor)(p, y) + psi_bg(p, y, self.background)
-        return -loss.mean(-1)
+        loss = (psi_sg if self.stop_gradient else psi_cor)(p, y)
+        return -(loss + self.background_weight * psi_bg(p, y, self.background)).mean(-1)
 
 
 @attrs.frozen(eq=False)
@@ -77,7 +87,8 @@ class _Images:
 class BlindProjections(_Images):
     """K images at unknown poses, under the paper's losses: a `Blind`.
 
-    `images`, `max_shift_px` and `ctf` as in `search_poses`, `stop_gradient` and `background` as in `PoseLikelihood`.
+    `images`, `max_shift_px` and `ctf` as in `search_poses`, `stop_gradient`, `background` and `background_weight` as in
+    `PoseLikelihood`.
     Every volume of a batch gets poses of its own.
 
     >>> import torch
@@ -91,6 +102,7 @@ class BlindProjections(_Images):
 
     stop_gradient: bool = attrs.field(default=False, kw_only=True)
     background: float = attrs.field(default=0.7, kw_only=True, validator=_check_quantile)
+    background_weight: float = attrs.field(default=1.0, kw_only=True, validator=_check_weight)
 
     def refine(self, x: Tensor, /) -> PoseLikelihood:
         """The likelihood at the poses found in x `(*batch, n, n, n)`."""
@@ -101,7 +113,13 @@ class BlindProjections(_Images):
         return self._likelihood(self._projector(rotations, shifts_px))
 
     def _likelihood(self, projector: Projector) -> PoseLikelihood:
-        return PoseLikelihood(projector, self.images, stop_gradient=self.stop_gradient, background=self.background)
+        return PoseLikelihood(
+            projector,
+            self.images,
+            stop_gradient=self.stop_gradient,
+            background=self.background,
+            background_weight=self.background_weight,
+        )
 
 
 @attrs.frozen(eq=False)

@@ -3,6 +3,7 @@
 Tensors in, tensors out: no files. Imports `samplers`, `priors` and `runs`.
 """
 
+from cryofm_sampling.half_maps.alike import Alike, Common, WedgeAlike
 from cryofm_sampling.half_maps.checks import HeldOut
 from cryofm_sampling.half_maps.envelope import EnvelopeFit, fit_envelope
 from cryofm_sampling.half_maps.missing_wedge import restore_missing_wedge
@@ -20,6 +21,8 @@ from cryofm_sampling.half_maps.restore import restore_half_maps
 from cryofm_sampling.half_maps.result import Grid, Progress, RestoredHalfMaps, RestoredMap
 
 __all__ = [
+    "Alike",
+    "Common",
     "EnvelopeFit",
     "FourierModel",
     "Grid",
@@ -29,6 +32,7 @@ __all__ = [
     "Progress",
     "RestoredHalfMaps",
     "RestoredMap",
+    "WedgeAlike",
     "directional_model",
     "fit_envelope",
     "local_model",

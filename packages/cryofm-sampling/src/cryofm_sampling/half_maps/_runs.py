@@ -1,9 +1,10 @@
 """The runs that a restoration is made of: trials of the scale, maps, samples; all with random numbers of one origin."""
 
+import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import count
-from typing import TypeVar
+from typing import Self, TypeVar
 
 import attrs
 import torch
@@ -15,7 +16,8 @@ from cryofm_sampling.errors import CapabilityError
 from cryofm_sampling.half_maps.result import Progress
 from cryofm_sampling.priors.rescaled import Rescaled
 from cryofm_sampling.priors.tiled import Tiled
-from cryofm_sampling.protocols import Callback, Draw, Sampler, VelocityField
+from cryofm_sampling.protocols import Calibrated, Callback, Draw, Sampler, VelocityField
+from cryofm_sampling.region import Region
 from cryofm_sampling.restore import restore
 from cryofm_sampling.runs._ranks import rank_and_size
 from cryofm_sampling.runs.checkpoint import Checkpoint
@@ -24,9 +26,9 @@ from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
 from cryofm_sampling.samplers.posterior_flow import PosteriorFlow
 from cryofm_sampling.scale import ScaledNormalization
 
-__all__ = ["Predicting", "Runs", "height"]
+__all__ = ["Predicting", "Runs", "average", "height"]
 
-Fit = TypeVar("Fit")
+Found = TypeVar("Found")
 _TOP = 0.99999  # quantile of the brightest voxels
 
 
@@ -100,12 +102,30 @@ class Runs:
         """A scale that was given."""
         return ScaledNormalization(self.normalization, scale)
 
-    def agreed(self, fit: Callable[[VelocityField], Fit], side: int | None = None) -> Fit:
+    @property
+    def calibrated(self) -> bool:
+        """Whether the prior has the statistics that trials of the scale need."""
+        return isinstance(self.prior, Calibrated)
+
+    def agreed(self, fit: Callable[[VelocityField], Found], side: int | None = None) -> Found:
         """What the first rank finds, for all, where the last bits may differ; on boxes of that side, if told."""
         prior = self.prior
-        if side is not None and isinstance(prior, Tiled) and prior.tile > side:
-            prior = attrs.evolve(prior, tile=side, overlap=0, window=None, group=None)
-        content = [fit(self._counting(self.normalization, "scale", None, prior))]
+        if side is not None and isinstance(prior, Tiled):
+            multiple = prior.multiple or getattr(prior.velocity, "multiple", 1)
+            tile = math.ceil(side / multiple) * multiple
+            if tile < prior.tile:
+                prior = attrs.evolve(prior, tile=tile, overlap=0, window=None, group=None)
+        return self._of_the_first(fit(self._counting(self.normalization, "scale", None, prior)))
+
+    def within(self, where: Tensor | None) -> Self:
+        """The same, a `Tiled` prior evaluated only where the first rank found density, on the prior's grid."""
+        if where is None or not isinstance(self.prior, Tiled):
+            return self
+        region = self._of_the_first(Region.around(where) if where.any() else None)
+        return attrs.evolve(self, prior=attrs.evolve(self.prior, region=region))
+
+    def _of_the_first(self, found: Found) -> Found:
+        content = [found]
         if (group := self.tiles or self.group) is not None:
             dist.broadcast_object_list(content, src=dist.get_global_rank(group, 0), group=group)
         return content[0]
@@ -114,12 +134,13 @@ class Runs:
         self,
         normalization: Normalization,
         likelihoods: Sequence[Likelihood],
-        sampler: PlugAndPlay,
+        whole: Likelihood,
+        sampler: Sampler,
         drawing: PosteriorFlow,
         seeds: Sequence[int],
         shape: tuple[int, ...],
     ) -> tuple[list[Draw], list[Draw]]:
-        """Restore a map by each likelihood, all with the same random numbers, and draw samples by the first.
+        """Restore a map by each likelihood, all with the same random numbers, and draw samples by that of all data.
 
         Samples are drawn one by one: a batch would take their number times the memory. Where ranks do not share the
         tiles, they share restorations and samples.
@@ -127,22 +148,31 @@ class Runs:
         group = self.group if self.tiles is None else None
         n = len(likelihoods)
         known = self.checkpoint is not None  # one more evaluation tells a checkpoint whose it is
-        evaluations = [sampler.iterations + known] * n + [drawing.nfe + known] * len(seeds)
+        each = getattr(sampler, "iterations", getattr(sampler, "steps", None))  # of a stranger's nobody knows
+        evaluations = [(each or 0) + known] * n + [drawing.nfe + known] * len(seeds)
         rank, size = rank_and_size(group)
-        units = self._counting(normalization, "restoring", sum(evaluations[rank::size]))
+        units = self._counting(normalization, "restoring", sum(evaluations[rank::size]) if each else None)
 
         def part(k: int) -> Checkpoint | None:
             return None if self.checkpoint is None else attrs.evolve(self.checkpoint, group=self.tiles).part(k)
 
         def restored(k: int) -> Draw:
-            generator = self.generator()
-            return restore(units, likelihoods[k], shape=shape, generator=generator, sampler=sampler, checkpoint=part(k))
+            if isinstance(sampler, PlugAndPlay):
+                own = self.generator()
+                return restore(units, likelihoods[k], shape=shape, generator=own, sampler=sampler, checkpoint=part(k))
+            draw = one(likelihoods[k], sampler, self.generator(), k)
+            name = type(sampler).__name__
+            return attrs.evolve(draw, settings={**draw.settings, "algorithm": name, "estimate": "one sample"})
 
         def drawn(seed: int, k: int) -> Draw:
+            return one(whole, drawing, torch.Generator(self.device).manual_seed(seed), k)
+
+        def one(likelihood: Likelihood, algorithm: Sampler, own: torch.Generator, k: int) -> Draw:
             # Given to the sampler: `restore` would remove it when this sample is done, and not when all is written.
-            keeping = partial(drawing, checkpoint=part(k))
-            own = torch.Generator(self.device).manual_seed(seed)
-            return restore(units, likelihoods[0], shape=shape, generator=own, sampler=keeping, samples=1)
+            keeping: Sampler = algorithm
+            if (state := part(k)) is not None:
+                keeping = partial(algorithm, checkpoint=state)  # type: ignore[call-arg] # `restore` says if it takes none
+            return restore(units, likelihood, shape=shape, generator=own, sampler=keeping, samples=1)
 
         jobs = [partial(restored, k) for k in range(n)] + [partial(drawn, seed, k) for k, seed in zip(count(n), seeds)]
         draws = spread(jobs, group)
@@ -160,6 +190,12 @@ class Runs:
                 self.progress(stage, done, total)
 
         return Rescaled(prior or self.prior, normalization, evaluated)
+
+
+def average(one: Draw, two: Draw) -> Draw:
+    """Of what was made of both halves, each by itself: the paper's restored map."""
+    settings = {**one.settings, "estimate": "the average of both halves, each restored by itself"}
+    return Draw((one.x + two.x) / 2, one.nfe + two.nfe, settings)
 
 
 def height(x: Tensor) -> float:

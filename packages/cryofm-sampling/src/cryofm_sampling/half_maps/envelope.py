@@ -12,10 +12,14 @@ forgives wrong amplitudes, is climbed in B and in κ = log K − B ν₀² / 4, 
 ν₀ where the data weigh most, which B hardly moves. It begins at the Wilson plot's κ. Two things that are known of all
 maps count a little: their brightest voxels are 1, and the inside of a molecule is about 0.17 at 12 Å.
 
+Where the halves agree beyond the prior's band, its word is not needed: there all proteins have the same spectrum within
+a few Å² of B, and the Wilson plot against it gives B (`fine_b_factor`).
+
 A region of 48³ voxels with most density is enough, and three network evaluations a trial.
 """
 
 import math
+import warnings
 from typing import Protocol
 
 import attrs
@@ -26,6 +30,7 @@ from cryofm_ops import (
     Envelope,
     Normalization,
     SpectralNoise,
+    estimate_noise_power,
     fourier_filter,
     frequencies,
     radial,
@@ -34,6 +39,7 @@ from cryofm_ops import (
     shell_sizes,
 )
 from cryofm_sampling._common import Box, split_shape
+from cryofm_sampling.errors import MisfitWarning
 from cryofm_sampling.half_maps._fsc import correlation
 from cryofm_sampling.half_maps.model import FourierModel
 from cryofm_sampling.priors.rescaled import Rescaled
@@ -42,7 +48,7 @@ from cryofm_sampling.restore import restore
 from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
 from cryofm_sampling.scale import ScaledNormalization
 
-__all__ = ["SIDE", "EnvelopeFit", "fit_envelope"]
+__all__ = ["SIDE", "EnvelopeFit", "densest", "fine_b_factor", "fit_envelope"]
 
 SIDE = 48  # voxels of the region
 _LEAST_FSC = 0.02  # of shells that are scored
@@ -59,6 +65,11 @@ _WORSE = 1e-4  # what moving from the start has to gain, per squared step of κ
 _CLIMB = 6  # moves at most with each step
 _COARSEST = 12.0  # Å, of the Wilson plot
 _AGREE = 0.15  # least FSC of the Wilson plot
+_BEYOND = 1.05  # times the prior's band, to which halves have to agree for B to be told by the fine shells
+_PROTEIN_FROM, _PROTEIN_STEP = 0.16, 0.03  # 1/Å
+# Mean log power of 28 maps of training structures, 1.0 Å voxels, atoms of 20 Å² and more (5th percentile); with it B
+# of such a map is 0 with an sd of 3 Å², or of 4 to 2.8 Å.
+_PROTEIN = (1.81, 2.0, 2.05, 1.64, 1.1, 0.53, 0.0, -0.45, -0.79, -1.1)
 _DIMMED_AT = 3.6  # Å, beyond which a half that is too good to tell the envelope is dimmed for the trials
 _DIMMED_FSC = 0.143
 _TOP = 0.99999
@@ -95,6 +106,7 @@ def fit_envelope(
     normalization: Normalization,
     generator: torch.Generator,
     scale: float | None = None,
+    b_factor: float | None = None,
     sampler: PlugAndPlay = PlugAndPlay(iterations=3),  # noqa: B008 (frozen)
 ) -> EnvelopeFit:
     """Find B and the scale at which one half, restored, explains most of the other.
@@ -108,11 +120,12 @@ def fit_envelope(
         normalization: of the prior.
         generator: one seed is drawn from it; every trial sees the same random numbers.
         scale: 1/K, where it is known. None: sought.
+        b_factor: B in Å², where it is known. None: sought.
         sampler: restores the first half.
     """
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     start = _wilson(model, prior, normalization, voxel_size)
-    box = _densest(fourier_filter((half1 + half2) / 2, model.gain.to(half1)))
+    box = densest(fourier_filter((half1 + half2) / 2, model.gain.to(half1)), SIDE)
     _, shape = split_shape(half1[box].shape)
     one, two, part = half1[box].contiguous(), half2[box].contiguous(), model.on(shape)
     fresh = torch.Generator(generator.device).manual_seed(seed)
@@ -131,24 +144,30 @@ def fit_envelope(
             trial = part.blurred(Envelope(b, voxel_size))
             units = Rescaled(prior, ScaledNormalization(normalization, scale_of(b, kappa)))
             own = torch.Generator(generator.device).manual_seed(seed)
-            x = restore(units, trial.observe(one, 1), shape=shape, generator=own, sampler=sampler).x
+            with warnings.catch_warnings():  # of most trials the scale is wrong
+                warnings.simplefilter("ignore", MisfitWarning)
+                x = restore(units, trial.observe(one, 1), shape=shape, generator=own, sampler=sampler).x
             found = _score(trial.predict(x), held_out, fsc) - _too_bright(x * scale_of(b, kappa))
             found -= _other_inside(inside * scale_of(b, kappa) * math.exp(b / 4 / _INSIDE_AT**2))
             scores[key] = found - _WORSE * ((kappa - start.kappa) / _STEPS[0][1]) ** 2
         return scores[key]
 
-    b, kappa = _climbed(score, start.kappa, moves_kappa=scale is None)
+    b, kappa = _climbed(score, b_factor, start.kappa, moves_kappa=scale is None)
     trials = tuple((b, scale_of(b, k), s) for (b, k), s in sorted(scores.items()))
     units = ScaledNormalization(normalization, scale_of(b, kappa))
     return EnvelopeFit(units, b, trials, start.b_factor, len(scores) * sampler.iterations)
 
 
-def _climbed(score: "_Scored", kappa: float, *, moves_kappa: bool) -> tuple[float, float]:
+def _climbed(score: "_Scored", b: float | None, kappa: float, *, moves_kappa: bool) -> tuple[float, float]:
     """The top of the score, from the best of a few first B, in two sizes of steps, and of the parabolas at the end."""
-    b = max(_FIRST, key=lambda trial: score(trial, kappa))
+    moves_b = b is None
+    if b is None:
+        b = max(_FIRST, key=lambda trial: score(trial, kappa))
     for step_b, step_k in _STEPS:
         for _ in range(_CLIMB):
-            near = [(min(max(b + step, _RANGE[0]), _RANGE[1]), kappa) for step in (-step_b, step_b)]
+            near = []
+            if moves_b:
+                near += [(min(max(b + step, _RANGE[0]), _RANGE[1]), kappa) for step in (-step_b, step_b)]
             if moves_kappa:
                 near += [(b, kappa - step_k), (b, kappa + step_k)]
             best = max([(b, kappa), *near], key=lambda at: score(*at))
@@ -159,7 +178,7 @@ def _climbed(score: "_Scored", kappa: float, *, moves_kappa: bool) -> tuple[floa
     top_b, top_k = b, kappa
     if moves_kappa:
         top_k += step_k * _parabola(score(b, kappa - step_k), score(b, kappa), score(b, kappa + step_k))
-    if _RANGE[0] < b < _RANGE[1]:
+    if moves_b and _RANGE[0] < b < _RANGE[1]:
         top_b += step_b * _parabola(score(b - step_b, kappa), score(b, kappa), score(b + step_b, kappa))
     return top_b, top_k
 
@@ -200,13 +219,47 @@ def _wilson(model: FourierModel, prior: VelocityField, normalization: Normalizat
     if int((weight > 0).sum()) < 3:  # hardly anything beyond the coarsest: all that there is
         weight = sizes * (fsc - _AGREE).clamp(min=0) * (nu > 0) + 1e-9
     ratio = (model.signal_power.double().cpu().clamp(min=1e-30) / power.clamp(min=1e-30)).log()
+    x, y, slope = _line(nu**2, ratio, weight)
+    return _Wilson(-2 * slope, y / 2, math.sqrt(x))
+
+
+def fine_b_factor(half1: Tensor, half2: Tensor, *, voxel_size: float, band: float) -> float | None:
+    """B by the Wilson plot of what is finer than 6 Å, against proteins' own spectrum.
+
+    Args:
+        half1: `(z, y, x)`, on its own grid.
+        half2: likewise.
+        voxel_size: Å.
+        band: the last frequency that the prior knows, 1/Å.
+
+    Returns: None where the halves do not agree beyond the band.
+    """
+    noise = estimate_noise_power(half1, half2, allow_masked=True)
+    fsc, n = noise.fsc.double().cpu().nan_to_num(0), len(noise.fsc)
+    nu = torch.linspace(0, 0.5 / voxel_size, n, dtype=torch.float64)
+    ends = ((fsc < _AGREE) & (nu > _PROTEIN_FROM)).nonzero()
+    end = int(ends[0]) if len(ends) else n
+    if nu[end - 1] < _BEYOND * band:
+        return None
+    place = (nu - _PROTEIN_FROM) / _PROTEIN_STEP
+    used = (place >= 0) & (place <= len(_PROTEIN) - 1) & (torch.arange(n) < end)
+    low = place[used].floor().clamp(max=len(_PROTEIN) - 2).long()
+    table = torch.tensor(_PROTEIN, dtype=torch.float64)
+    power = torch.lerp(table[low], table[low + 1], place[used] - low)
+    _, shape = split_shape(half1.shape)
+    ratio = noise.signal_power.double().cpu()[used].clamp(min=1e-30).log() - power
+    _, _, slope = _line(nu[used] ** 2, ratio, (shell_sizes(shape, n) * fsc)[used])
+    return min(max(-2 * slope, _RANGE[0]), _RANGE[1])
+
+
+def _line(x: Tensor, y: Tensor, weight: Tensor) -> tuple[float, float, float]:
+    """Means of x and y, and the slope of y on x, weighted."""
 
     def mean(q: Tensor) -> float:
         return float((weight * q).sum() / weight.sum())
 
-    x, y = mean(nu**2), mean(ratio)
-    slope = mean((nu**2 - x) * (ratio - y)) / max(mean((nu**2 - x) ** 2), 1e-12)
-    return _Wilson(-2 * slope, y / 2, math.sqrt(x))
+    x0, y0 = mean(x), mean(y)
+    return x0, y0, mean((x - x0) * (y - y0)) / max(mean((x - x0) ** 2), 1e-12)
 
 
 def _score(predicted: Tensor, seen: Tensor, fsc: Tensor) -> float:
@@ -245,14 +298,14 @@ def _inside(x: Tensor, voxel_size: float, resolution: float = 12.0) -> float:
     return float((density**3).sum() / (density**2).sum().clamp(min=1e-30))
 
 
-def _densest(volume: Tensor) -> tuple[slice, slice, slice]:
+def densest(volume: Tensor, side: int) -> tuple[slice, slice, slice]:
     """The cube, or the whole axis where that is shorter, with most of the squared density; axis by axis."""
     total, places = volume.double().square(), []
     for axis in range(3):
         line = total.sum(tuple(other for other in range(3) if other != axis))
-        first = int(line.unfold(0, SIDE, 1).sum(-1).argmax()) if len(line) > SIDE else 0
-        places.append(slice(first, first + min(SIDE, len(line))))
-        total = total.narrow(axis, first, min(SIDE, len(line)))
+        first = int(line.unfold(0, side, 1).sum(-1).argmax()) if len(line) > side else 0
+        places.append(slice(first, first + min(side, len(line))))
+        total = total.narrow(axis, first, min(side, len(line)))
     z, y, x = places
     return z, y, x
 

@@ -5,12 +5,13 @@ the best linear filter makes of the data, with the same envelope removed. The tw
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from cryofm_ops import frequencies, irfft, rfft, shell_sizes
-from cryofm_sampling._common import split_shape
+from cryofm_sampling._common import Box, split_shape
 from cryofm_sampling.half_maps._fsc import correlation
 
 __all__ = ["joined", "last_trusted"]
@@ -52,9 +53,16 @@ def joined(restored: Tensor, linear: Tensor, end: float, limit: float = 1.0) -> 
     if end >= 1:
         return restored
     _, shape = split_shape(restored.shape)
+    weight = _weight(shape, end, limit, restored.device, restored.dtype)
+    fine = rfft(linear)
+    return irfft(fine + weight * (rfft(restored) - fine), shape)
+
+
+@lru_cache(maxsize=1)  # of one map after the other
+def _weight(shape: Box, end: float, limit: float, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Of what is restored, on the half grid."""
     n = max(shape) // 2 + 1
     last = end * (n - 1)
     half = max(min(_WIDTH / 2, limit * (n - 1) - last), 0.5)
-    shell = frequencies(shape, device=restored.device) * 2 * (n - 1)
-    weight = (0.5 - 0.5 * torch.sin(math.pi / 2 * ((shell - last - 0.5) / half).clamp(-1, 1))).to(restored)
-    return irfft(weight * rfft(restored) + (1 - weight) * rfft(linear), shape)
+    shell = frequencies(shape, device=device) * 2 * (n - 1)
+    return (0.5 - 0.5 * torch.sin(math.pi / 2 * ((shell - last - 0.5) / half).clamp(-1, 1))).to(dtype)

@@ -19,9 +19,11 @@ from cryofm_ops import (
 )
 from cryofm_sampling._common import split_shape
 from cryofm_sampling.half_maps._runs import Predicting, Runs, height
+from cryofm_sampling.half_maps.envelope import densest
+from cryofm_sampling.half_maps.region import on_grid, where_dense
 from cryofm_sampling.half_maps.result import Grid, Progress, RestoredMap, SameGrid
 from cryofm_sampling.half_maps.tilts import doubt_of_tilts
-from cryofm_sampling.protocols import VelocityField
+from cryofm_sampling.protocols import Sampler, VelocityField
 from cryofm_sampling.runs.checkpoint import Checkpoint
 from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
 from cryofm_sampling.samplers.posterior_flow import PosteriorFlow
@@ -29,6 +31,7 @@ from cryofm_sampling.scale import ScaleFit, fit_scale
 
 __all__ = ["restore_missing_wedge"]
 
+_SIDE = 64  # voxels of the cube by which the scale is found
 _HELD_OUT = 0.25  # of the tilts, on either side together, by which the scale is found
 
 
@@ -40,9 +43,10 @@ def restore_missing_wedge(
     *,
     generator: torch.Generator,
     grid: Grid | None = None,
-    sampler: PlugAndPlay = PlugAndPlay(iterations=20),  # noqa: B008 (frozen)
+    sampler: Sampler = PlugAndPlay(iterations=20),  # noqa: B008 (frozen)
     scale: float | None = None,
     samples: int = 0,
+    where: Tensor | None = None,
     checkpoint: Checkpoint | None = None,
     group: "dist.ProcessGroup | None" = None,
     callback: Progress | None = None,
@@ -52,14 +56,17 @@ def restore_missing_wedge(
     The map's scale is the one at which a narrower range of tilts predicts the rest of them best.
 
     Args:
-        prior: a `Calibrated` velocity field with a `.normalization`; in `Tiled` for boxes larger than its own.
+        prior: a velocity field with a `.normalization`, and `Calibrated` if `sampler` or `samples` need it; in `Tiled`
+            for boxes larger than its own.
         map: `(z, y, x)`, in any units, near 0 in the solvent, protein positive.
         tilts: what was measured.
         generator: all randomness; the same seed gives the same maps.
         grid: the way of the map to the prior's voxel size. None: it has it.
-        sampler: restores.
-        scale: what the map is multiplied by to be the prior's. None: found by `fit_scale`.
+        sampler: restores; `PlugAndPlay`, or one that draws, such as `Inpainting`.
+        scale: what the map is multiplied by to be the prior's. None: found by `fit_scale`; where the prior is not
+            `Calibrated`, by the brightest voxels alone.
         samples: maps to draw by `PosteriorFlow`.
+        where: where density can be, see `restore_half_maps`. None: where the map is not far fainter than elsewhere.
         checkpoint: see `restore_half_maps`.
         group: of processes that share the runs, likewise.
         callback: is told of network evaluations.
@@ -87,19 +94,38 @@ def restore_missing_wedge(
     if doubt := doubt_of_tilts(tilts, whole):
         warnings.warn(doubt, stacklevel=2)
     runs = Runs(prior, generator.get_state(), generator.device, checkpoint, group, callback)
+    runs = runs.within(where_dense(whole) if where is None else on_grid(where, grid))
     seeds = torch.randint(2**62, (samples + 1,), generator=generator, device=generator.device).tolist()[:samples]
     y = tilts(whole)
+    fit = _scale(runs, y, tilts) if scale is None else ScaleFit(runs.scaled(scale), (), 0)
+    drawing = PosteriorFlow(first=sampler if isinstance(sampler, PlugAndPlay) else PlugAndPlay(iterations=20))
+    data = _data(y, tilts)
+    [draw], drawn = runs.restored_and_drawn(fit.normalization, [data], data, sampler, drawing, seeds, shape)
+    missing = FourierMask(1 - tilts.transfer(shape), shape)
+    doubts = (doubt,) if doubt else ()
+    result = RestoredMap.of(draw, y, fit, samples=drawn, missing=missing, grid=grid, doubts_of_data=doubts)
+    result.warn_of_doubts(stacklevel=3)
+    return result
+
+
+def _data(y: Tensor, measured: MissingWedge) -> FourierGaussian:
+    return gaussian_likelihood(compose(RemoveMean(), measured), WhiteNoise(0.0), y)
+
+
+def _scale(runs: Runs, y: Tensor, tilts: MissingWedge) -> ScaleFit:
+    """By what a narrower range of tilts says of the rest, where most density is."""
+    if not runs.calibrated:
+        return ScaleFit(runs.scaled(1 / height(y)), (), 0)
+    y = tilts(y[densest(y, _SIDE)].contiguous())
+    _, shape = split_shape(y.shape)
     margin = _HELD_OUT / 2 * (tilts.tilt_max - tilts.tilt_min)
     narrower = attrs.evolve(tilts, tilt_min=tilts.tilt_min + margin, tilt_max=tilts.tilt_max - margin)
     held_out = FourierMask(tilts.transfer(shape) - narrower.transfer(shape), shape)
 
-    def data(measured: MissingWedge) -> FourierGaussian:
-        return gaussian_likelihood(compose(RemoveMean(), measured), WhiteNoise(0.0), y)
-
-    def fit_by_tilts(units: VelocityField) -> ScaleFit:
+    def fit(units: VelocityField) -> ScaleFit:
         return fit_scale(
             units,
-            data(narrower),
+            _data(y, narrower),
             held_out(y),
             torch.ones(max(shape) // 2 + 1),
             generator=runs.generator(),
@@ -107,12 +133,4 @@ def restore_missing_wedge(
             sampler=Predicting(PlugAndPlay(), held_out),  # fewer passes leave more of the gap to fill
         )
 
-    fit = runs.agreed(fit_by_tilts) if scale is None else ScaleFit(runs.scaled(scale), (), 0)
-    [draw], drawn = runs.restored_and_drawn(
-        fit.normalization, [data(tilts)], sampler, PosteriorFlow(first=sampler), seeds, shape
-    )
-    missing = FourierMask(1 - tilts.transfer(shape), shape)
-    doubts = (doubt,) if doubt else ()
-    result = RestoredMap.of(draw, y, fit, samples=drawn, missing=missing, grid=grid, doubts_of_data=doubts)
-    result.warn_of_doubts(stacklevel=3)
-    return result
+    return runs.agreed(fit, _SIDE)

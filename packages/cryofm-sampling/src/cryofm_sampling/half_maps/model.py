@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Protocol, Self
 
 import attrs
@@ -258,8 +258,9 @@ def directional_model(
         half1: `(z, y, x)`, raw.
         half2: likewise.
         alpha_variance: α of unit vectors `(..., 3)` in (x, y, z) order, such as `wedge_alpha(...)`, a factor on the
-            variance: N = α h / mean of α, with h its mean over each shell (paper D.2). None: by
-            `estimate_directional_noise`, which finds no dependence where there is none.
+            variance; infinite where nothing was measured. N = α σ², with σ² the mean over each shell of the noise over
+            α. (Paper D.2 has the mean of the noise over that of α, which hangs on the directions with most noise, where
+            α is least certain.) None: by `estimate_directional_noise`, which finds no dependence where there is none.
         half_angle_deg: of the cones in which it is estimated.
         band: the highest frequency that was measured, over the grid's Nyquist frequency.
         region: see `stationary_model`.
@@ -270,11 +271,15 @@ def directional_model(
     """
     shells = _noise(half1, half2, band, region)
     if alpha_variance is not None:
+        own = split_shape(half1.shape)[1]
+        alpha, seen = _alpha_on(alpha_variance, own, half1.device)
+        difference = rfft((half1 - half2).double()).abs().square()
+        level = radial_mean(difference * seen / alpha, own) / radial_mean(seen, own) / radial_mean(difference, own)
+        table = level.nan_to_num(1.0, posinf=1.0) * shells.noise_power.double()  # where nothing is, it is no matter
 
         def told(shape: Box) -> tuple[Tensor, Tensor]:
-            alpha = directional(alpha_variance, shape).to(half1.device)
-            grid = alpha * radial(shells.noise_power.double() / radial_mean(alpha, shape, None), shape)
-            return grid, torch.ones_like(grid)
+            alpha, seen = _alpha_on(alpha_variance, shape, half1.device)
+            return alpha * radial(table, shape), seen
 
         return _model(half1, shells, told)
     found = estimate_directional_noise(half1, half2, half_angle_deg=half_angle_deg, allow_masked=True)
@@ -333,9 +338,17 @@ def local_model(half1: Tensor, half2: Tensor, /, *, band: float = 1.0) -> Observ
     return ObservedModel(plain, observe, operator)
 
 
+def _alpha_on(alpha_variance: Callable[[Tensor], Tensor], shape: Box, device: torch.device) -> tuple[Tensor, Tensor]:
+    """On the half grid: α, 1 where nothing was measured, and how much was, 0 or 1."""
+    alpha = directional(alpha_variance, shape).to(device)
+    measured = alpha.isfinite()
+    return torch.where(measured, alpha, 1), measured.to(alpha)
+
+
 def _model(half: Tensor, noise: NoiseEstimate, noise_on: NoiseOn) -> FourierModel:
     _, shape = split_shape(half.shape)
-    return FourierModel(noise.fsc, noise.noise_power, noise.signal_power, shape, noise_on)
+    on = lru_cache(maxsize=2)(noise_on)  # with one envelope after the other
+    return FourierModel(noise.fsc, noise.noise_power, noise.signal_power, shape, on)
 
 
 def _noise(half1: Tensor, half2: Tensor, band: float, region: Tensor | None) -> NoiseEstimate:

@@ -15,8 +15,9 @@ from cryofm_sampling._common import Box, split_shape
 from cryofm_sampling.errors import SettingError
 from cryofm_sampling.half_maps._runs import Runs, height
 from cryofm_sampling.half_maps.model import FourierModel
+from cryofm_sampling.half_maps.region import on_grid
 from cryofm_sampling.half_maps.result import Grid, Progress, RestoredMap, SameGrid
-from cryofm_sampling.protocols import VelocityField
+from cryofm_sampling.protocols import Sampler, VelocityField
 from cryofm_sampling.runs.checkpoint import Checkpoint
 from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
 from cryofm_sampling.samplers.posterior_flow import PosteriorFlow
@@ -36,10 +37,11 @@ def restore_map(
     voxel_size: float,
     generator: torch.Generator,
     grid: Grid | None = None,
-    sampler: PlugAndPlay = PlugAndPlay(),  # noqa: B008 (frozen)
+    sampler: Sampler = PlugAndPlay(),  # noqa: B008 (frozen)
     b_factor: float = 0.0,
     scale: float | None = None,
     samples: int = 0,
+    where: Tensor | None = None,
     checkpoint: Checkpoint | None = None,
     group: "dist.ProcessGroup | None" = None,
     callback: Progress | None = None,
@@ -47,7 +49,8 @@ def restore_map(
     """Restore one map of a stated resolution; with halves `restore_half_maps` knows more, and checks itself.
 
     Args:
-        prior: a `Calibrated` velocity field with a `.normalization`; in `Tiled` for boxes larger than its own.
+        prior: a velocity field with a `.normalization`, and `Calibrated` if `sampler` or `samples` need it; in `Tiled`
+            for boxes larger than its own.
         map: `(z, y, x)`, in any units, near 0 in the solvent, protein positive, not masked tightly.
         resolution: Å, where the FSC of its halves was 0.143.
         voxel_size: Å, of the map.
@@ -57,6 +60,7 @@ def restore_map(
         b_factor: B of the map's envelope in Å²; 0 of sharpened maps, as deposited ones mostly are.
         scale: what the map is multiplied by to be the prior's. None: by its brightest voxels.
         samples: maps to draw by `PosteriorFlow`.
+        where: where density can be, see `restore_half_maps`. None: anywhere.
         checkpoint: see `restore_half_maps`.
         group: of processes that share the runs, likewise.
         callback: is told of network evaluations.
@@ -84,12 +88,12 @@ def restore_map(
     _, shape = split_shape(y.shape)
     model = _model(y, resolution, grid.voxel_size).blurred(Envelope(b_factor, grid.voxel_size))
     runs = Runs(prior, generator.get_state(), generator.device, checkpoint, group, callback)
+    runs = runs.within(on_grid(where, grid))
     seeds = torch.randint(2**62, (samples + 1,), generator=generator, device=generator.device).tolist()[:samples]
     linear = fourier_filter(y, model.gain.to(y))
     fit = ScaleFit(runs.scaled(scale or 1 / height(linear)), (), 0)
-    [draw], drawn = runs.restored_and_drawn(
-        fit.normalization, [model.observe(y, 1 / 2)], sampler, PosteriorFlow(), seeds, shape
-    )
+    data = model.observe(y, 1 / 2)
+    [draw], drawn = runs.restored_and_drawn(fit.normalization, [data], data, sampler, PosteriorFlow(), seeds, shape)
     return RestoredMap.of(draw, y, fit, samples=drawn, grid=grid)
 
 

@@ -1,24 +1,26 @@
 """Two half maps in, a restored map and what to know of it out."""
 
+import math
+
 import attrs
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from cryofm_ops import (
     Envelope,
     GridMismatchError,
     LinearOperator,
-    estimate_noise_power,
     fourier_filter,
-    radial,
 )
 from cryofm_sampling._common import split_shape
 from cryofm_sampling.errors import SettingError
 from cryofm_sampling.half_maps._fsc import correlation
-from cryofm_sampling.half_maps._runs import Predicting, Runs, height
+from cryofm_sampling.half_maps._runs import Predicting, Runs, average, height
 from cryofm_sampling.half_maps.checks import held_out
-from cryofm_sampling.half_maps.envelope import SIDE, EnvelopeFit, fit_envelope
+from cryofm_sampling.half_maps.envelope import SIDE, EnvelopeFit, densest, fine_b_factor, fit_envelope
+from cryofm_sampling.half_maps.fine import FineFilter
 from cryofm_sampling.half_maps.join import joined, last_trusted
 from cryofm_sampling.half_maps.model import (
     FourierModel,
@@ -28,14 +30,17 @@ from cryofm_sampling.half_maps.model import (
     directional_model,
     stationary_model,
 )
+from cryofm_sampling.half_maps.region import on_grid, where_halves_agree
 from cryofm_sampling.half_maps.result import Grid, Progress, RestoredHalfMaps, SameGrid
-from cryofm_sampling.protocols import Draw, VelocityField
+from cryofm_sampling.protocols import Draw, Sampler, VelocityField
 from cryofm_sampling.runs.checkpoint import Checkpoint
 from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
 from cryofm_sampling.samplers.posterior_flow import PosteriorFlow
 from cryofm_sampling.scale import ScaleFit, fit_scale
 
 __all__ = ["restore_half_maps"]
+
+_SCALED = 64  # side of the cube where the scale alone is sought
 
 
 def restore_half_maps(
@@ -49,22 +54,27 @@ def restore_half_maps(
     grid: Grid | None = None,
     observe: HalfMapModel | Observe | None = None,
     operator: LinearOperator | None = None,
-    sampler: PlugAndPlay = PlugAndPlay(),  # noqa: B008 (frozen)
+    sampler: Sampler = PlugAndPlay(),  # noqa: B008 (frozen)
     b_factor: float | None = None,
     scale: float | None = None,
     samples: int = 0,
+    where: Tensor | None = None,
     checkpoint: Checkpoint | None = None,
     group: "dist.ProcessGroup | None" = None,
     callback: Progress | None = None,
 ) -> RestoredHalfMaps:
     """Restore the mean of two half maps, and each half by itself; draw samples where asked to.
 
+    So it is with `PlugAndPlay`. A sampler that draws, such as `Guided`, restores each half by itself, and the map is
+    their average, as in the paper.
+
     Noise, envelope and scale come from both halves and are the same for all three. Of anything else the restoration of
     a half sees that half alone; all begin with the same random numbers. Beyond the prior's band, and where restoring
     does not help one half predict the other, the map is what the best linear filter makes of the data.
 
     Args:
-        prior: a `Calibrated` velocity field with a `.normalization`; in `Tiled` for boxes larger than its own.
+        prior: a velocity field with a `.normalization`, and `Calibrated` if `sampler` or `samples` need it; in `Tiled`
+            for boxes larger than its own.
         half1: `(z, y, x)`, raw, in any units, near 0 in the solvent; on the prior's device.
         half2: likewise, with independent noise.
         generator: all randomness; the same seed gives the same maps.
@@ -75,9 +85,13 @@ def restore_half_maps(
             function (y, fraction) -> likelihood of a map y whose noise has that fraction of the power of one half.
         operator: with a function of your own: what a half shows of a density, noise aside. None: the density.
         sampler: restores.
-        b_factor: B of the halves' envelope in Å², 0 for sharpened ones. None: found, where `voxel_size` is told.
-        scale: what the halves are multiplied by to be the prior's. None: found.
+        b_factor: B of the halves' envelope in Å², 0 for sharpened ones. None: found, where `voxel_size` is told and the
+            prior `Calibrated`; otherwise 0.
+        scale: what the halves are multiplied by to be the prior's. None: found; where the prior is not `Calibrated`, by
+            the brightest voxels alone.
         samples: maps to draw by `PosteriorFlow`.
+        where: where density can be, `(z, y, x)` on the halves' grid, true or a mask; a `Tiled` prior is evaluated there
+            alone, and what is elsewhere is solvent. None: where the halves agree.
         checkpoint: files named after it keep the state of every run, for the same call to go on after a kill; they
             stay until `checkpoint.remove_parts()`, so that results can be written first.
         group: `torch.distributed` processes that share the runs, unless the prior's tiles are shared.
@@ -108,16 +122,19 @@ def restore_half_maps(
         raise SettingError(f"samples must be a whole number from 0, got {samples}")
     if grid is None:
         grid = SameGrid(voxel_size or 1.0)
+    own_size = voxel_size or 1.0
     one, two = grid.forward(half1), grid.forward(half2)
     model = _model(one, two, observe, operator, grid)
     runs = Runs(prior, generator.get_state(), generator.device, checkpoint, group, callback)
+    runs = runs.within(_where(model, one, two) if where is None else on_grid(where, grid))
     seeds = torch.randint(2**62, (samples + 1,), generator=generator, device=generator.device).tolist()[:samples]
 
     mean = (one + two) / 2
     fit: ScaleFit | EnvelopeFit
-    b = 0.0 if voxel_size is None and b_factor is None else b_factor
+    b = 0.0 if b_factor is None and (voxel_size is None or not runs.calibrated) else b_factor
     if isinstance(model, FourierModel) and b is None:
-        fit = _envelope(runs, model, one, two, grid.voxel_size, scale)
+        known = fine_b_factor(half1, half2, voxel_size=own_size, band=0.5 / grid.voxel_size) if grid.band > 1 else None
+        fit = _envelope(runs, model, one, two, grid.voxel_size, scale, known)
         b = fit.b_factor
         model = model.blurred(Envelope(b, grid.voxel_size))
     else:
@@ -128,24 +145,37 @@ def restore_half_maps(
     linear = fourier_filter(mean, model.gain.to(mean))
     linear += mean.mean() - linear.mean()
 
-    drawing = PosteriorFlow(first=sampler) if model.missing is not None else PosteriorFlow()  # which fills the gap
-    likelihoods = [model.observe(mean, 1 / 2), model.observe(one, 1), model.observe(two, 1)]
+    means, drawing = isinstance(sampler, PlugAndPlay), PosteriorFlow()
+    if model.missing is not None and isinstance(sampler, PlugAndPlay):
+        drawing = PosteriorFlow(first=sampler)  # which fills the gap
+    whole_data = model.observe(mean, 1 / 2)
+    likelihoods = [*([whole_data] if means else []), model.observe(one, 1), model.observe(two, 1)]
     _, shape = split_shape(mean.shape)
-    restored, drawn = runs.restored_and_drawn(fit.normalization, likelihoods, sampler, drawing, seeds, shape)
+    restored, drawn = runs.restored_and_drawn(
+        fit.normalization, likelihoods, whole_data, sampler, drawing, seeds, shape
+    )
+    if not means:
+        restored = [average(*restored), *restored]
 
     seen1, seen2 = model.comparable(one), model.comparable(two)
-    predicted = model.predict(restored[1].x)
-    end = min(last_trusted(predicted, seen1, seen2), grid.band) / grid.band  # of the halves' own Nyquist frequency
+    predicted, other = (model.predict(draw.x) for draw in restored[1:])
+    amplitude = 1.0
+    if means and isinstance(fit, ScaleFit) and fit.trials:  # by correlations, which see no amplitude: the halves tell it
+        slopes = held_out(predicted, seen1, seen2).slope, held_out(other, seen2, seen1).slope
+        if min(slopes) > 0:
+            amplitude, predicted = math.prod(slopes) ** 0.5, slopes[1] * predicted
+    trusted = last_trusted(predicted, seen1, seen2) if means else 1.0  # a sample differs from what it predicts
+    end = min(trusted, grid.band) / grid.band  # of the halves' own Nyquist frequency
     both = (half1 + half2) / 2
-    fine = _linear(half1, half2, voxel_size or 1.0, b) if end < 1 else None
-
-    def back(x: Tensor, data: Tensor | None) -> Tensor:
-        """On the halves' own grid, joined with what the linear filter makes of some of the data."""
-        own = grid.inverse(x)
-        return own if data is None or fine is None else joined(own, fine(data), end, min(1 / grid.band, 1.0))
+    fine = FineFilter.of(half1, half2, voxel_size=own_size, b_factor=b, width=grid.voxel_size) if end < 1 else None
+    limit = min(1 / grid.band, 1.0)
 
     def whole(draw: Draw, data: Tensor) -> Draw:
-        return attrs.evolve(draw, x=back(draw.x, data))
+        """On the halves' own grid, joined with what the linear filter makes of the data beyond."""
+        x = amplitude * grid.inverse(draw.x)
+        return attrs.evolve(draw, x=x if fine is None else joined(x, fine(data, x), end, limit))
+
+    filtered = grid.inverse(linear - (linear.mean() - amplitude * restored[0].x.mean()))
 
     map_, first, second = (whole(draw, data) for draw, data in zip(restored, (both, half1, half2), strict=True))
     result = RestoredHalfMaps.of(
@@ -154,13 +184,14 @@ def restore_half_maps(
         fit,
         samples=[whole(draw, both) for draw in drawn],
         missing=model.missing,
-        linear=back(linear - (linear.mean() - restored[0].x.mean()), both),
+        linear=filtered if fine is None else joined(filtered, fine(both), end, limit),
         halves=(first.x, second.x),
         model=model,
         b_factor=b,
-        restored_to=2 * (voxel_size or 1.0) / min(end, 1.0),
+        restored_to=2 * own_size / min(end, 1.0),
         self_consistency=correlation(restored[1].x, restored[2].x),
         held_out=held_out(predicted, seen1, seen2),
+        amplitude=amplitude,
         doubts_of_data=model.doubts,
     )
     result.warn_of_doubts(stacklevel=3)
@@ -180,9 +211,15 @@ def _model(
 
 
 def _envelope(
-    runs: Runs, model: FourierModel, one: Tensor, two: Tensor, voxel_size: float, scale: float | None
+    runs: Runs,
+    model: FourierModel,
+    one: Tensor,
+    two: Tensor,
+    voxel_size: float,
+    scale: float | None,
+    b_factor: float | None,
 ) -> EnvelopeFit:
-    """Envelope and scale, by what one half restored explains of the other."""
+    """Envelope and scale, by what one half restored explains of the other; the scale alone where B is known."""
 
     def fit(units: VelocityField) -> EnvelopeFit:
         return fit_envelope(
@@ -194,16 +231,41 @@ def _envelope(
             normalization=runs.normalization,
             generator=runs.generator(),
             scale=scale,
+            b_factor=b_factor,
         )
 
     return runs.agreed(fit, SIDE)
 
 
+def _where(model: FourierModel | ObservedModel, one: Tensor, two: Tensor) -> Tensor | None:
+    """Where density can be; what the halves show through an operator, they do not show in place."""
+    if isinstance(model, ObservedModel) and model.operator is not None:
+        return None
+    plain = model.plain if isinstance(model, ObservedModel) else model
+    return where_halves_agree(model.comparable(one), model.comparable(two), plain.signal_power, plain.noise_power)
+
+
 def _scale(runs: Runs, model: FourierModel | ObservedModel, one: Tensor, two: Tensor, scale: float | None) -> ScaleFit:
-    """The scale alone, by cross-validation."""
+    """The scale alone, by cross-validation; where it can be, where most density is."""
     if scale is not None:
         return ScaleFit(runs.scaled(scale), (), 0)
+    if isinstance(model, FourierModel) and max(one.shape) > _SCALED:
+        box = densest(fourier_filter((one + two) / 2, model.gain.to(one)), _SCALED)
+        _, shape = split_shape(one[box].shape)
+        n = max(shape) // 2 + 1
+        fsc = interpolate(model.fsc.nan_to_num(0)[None, None], n, mode="linear", align_corners=True)[0, 0]
+        part = attrs.evolve(model.on(shape), fsc=fsc)
+        fit = _cross_validated(runs, part, one[box].contiguous(), two[box].contiguous())
+        scores = [score for _, score in fit.trials]
+        if max(scores) not in (scores[0], scores[-1]):
+            return fit
+    return _cross_validated(runs, model, one, two)
+
+
+def _cross_validated(runs: Runs, model: FourierModel | ObservedModel, one: Tensor, two: Tensor) -> ScaleFit:
     guess = 1 / height(fourier_filter((one + two) / 2, model.gain.to(one)))
+    if not runs.calibrated:
+        return ScaleFit(runs.scaled(guess), (), 0)
     trial = PlugAndPlay(iterations=3)
     through = trial if model.operator is None else Predicting(trial, model.operator)
 
@@ -218,23 +280,4 @@ def _scale(runs: Runs, model: FourierModel | ObservedModel, one: Tensor, two: Te
             sampler=through,
         )
 
-    return runs.agreed(fit)
-
-
-class _Linear:
-    """The best linear filter of halves on their own grid, an envelope removed."""
-
-    def __init__(self, gain: Tensor) -> None:
-        self.gain = gain
-
-    def __call__(self, x: Tensor) -> Tensor:
-        filtered = fourier_filter(x, self.gain)
-        return filtered + (x.mean() - filtered.mean())
-
-
-def _linear(half1: Tensor, half2: Tensor, voxel_size: float, b_factor: float) -> _Linear:
-    _, shape = split_shape(half1.shape)
-    noise = estimate_noise_power(half1, half2, allow_masked=True)
-    gain = noise.signal_power / (noise.signal_power + noise.noise_power / 2)
-    sharp = gain.double() / Envelope(b_factor, voxel_size).table(len(gain)).to(gain.device)
-    return _Linear(radial(sharp, shape).to(half1))
+    return runs.agreed(fit, max(one.shape))

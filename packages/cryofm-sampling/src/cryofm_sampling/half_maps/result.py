@@ -172,6 +172,8 @@ class RestoredHalfMaps(RestoredMap):
         restored_to: Å, from where on the map is the linear filter's; twice the voxel size where it is nowhere.
         self_consistency: radial table of the FSC between the restored halves; no resolution, for they share the prior.
         held_out: what the first half, restored, says of the second.
+        amplitude: what the restored maps were multiplied by for one half to predict the other; 1 where the fit of
+            scale and envelope has seen to it.
     """
 
     linear: Tensor
@@ -181,6 +183,7 @@ class RestoredHalfMaps(RestoredMap):
     restored_to: float
     self_consistency: Tensor
     held_out: HeldOut
+    amplitude: float = 1.0
 
     @property
     def fsc(self) -> Tensor:

@@ -23,6 +23,7 @@ Reference for training a denoiser as the solver uses it: Gilton, Ongie and Wille
 """
 
 import math
+from collections.abc import Callable, Sequence
 
 import attrs
 import torch
@@ -30,7 +31,7 @@ from torch import Tensor
 
 from cryofm_ops import AnisotropicNoise, fourier_filter, frequencies, irfft, radial_mean, rfft, wedge_alpha
 from cryofm_sampling._common import Box, split_shape, white_noise, within
-from cryofm_sampling.protocols import Calibrated, VelocityField
+from cryofm_sampling.protocols import Calibrated
 from cryofm_sampling.samplers._denoising_error import DenoisingError
 from cryofm_sampling.samplers.plug_and_play import automatic_tau
 
@@ -99,33 +100,41 @@ class PlugAndPlayLoss:
     prior: Calibrated
     fraction: float = attrs.field(validator=within(attrs.validators.ge(0), attrs.validators.le(1)))
 
-    def __call__(self, network: VelocityField, x_0: Tensor, t: Tensor, x_1: Tensor) -> Tensor:
+    def __call__(
+        self, network: Callable[..., Tensor], x_0: Tensor, t: Tensor, x_1: Tensor, *condition: Tensor
+    ) -> Tensor:
         """Weighted mean square error of the velocity, `(batch,)`.
 
         Args:
-            network: velocity field.
+            network: velocity field `(x, t)`, or `(x, t, *condition)`.
             x_0: data `(batch, z, y, x)`, model units.
             t: flow times of the crops that are not observed, `(batch,)`; the others get the level that plug-and-play
                 would choose, times e^−0.5 to e^0.7.
             x_1: white noise like x_0. What is drawn besides depends on its bits alone: a crop's loss is the same
                 in any batch.
+            condition: what a conditional network is called with behind x and t, `(batch, ...)`.
         """
         t, x_1, weight = t.clone(), x_1.clone(), torch.ones_like(t)
         for i in range(len(x_0)):
             bits = x_1[i].flatten()[:2].float().cpu().clone().view(torch.int64)
             stream = torch.Generator().manual_seed(int(bits) & (2**62 - 1))
             if _between(0, 1, stream) < self.fraction:
-                level = self._level(network, x_0[i], x_1[i], stream)
+                level = self._level(network, x_0[i], x_1[i], stream, [shown[i : i + 1] for shown in condition])
                 if level is not None:
                     t[i], x_1[i] = level
                     weight[i] = 1 / x_1[i].square().mean().clamp(min=1)
         s = t[:, None, None, None]
-        error = network((1 - s) * x_0 + s * x_1, t) - (x_1 - x_0)
+        error = network((1 - s) * x_0 + s * x_1, t, *condition) - (x_1 - x_0)
         return weight * error.square().mean((-3, -2, -1))
 
     @torch.no_grad()
     def _level(
-        self, network: VelocityField, x_0: Tensor, x_1: Tensor, stream: torch.Generator
+        self,
+        network: Callable[..., Tensor],
+        x_0: Tensor,
+        x_1: Tensor,
+        stream: torch.Generator,
+        condition: Sequence[Tensor],
     ) -> tuple[float, Tensor] | None:
         """Level t and x_1' of an observed crop; None where plug-and-play has next to nothing or everything to do."""
         _, box = split_shape(x_0.shape)
@@ -147,6 +156,6 @@ class PlugAndPlayLoss:
         for _ in range(1, _PASSES):
             if _between(0, 1, stream) >= _AGAIN:
                 break
-            x_hat = x_t - t * network(x_t[None], x_t.new_tensor([t]))[0].to(x_t)
+            x_hat = x_t - t * network(x_t[None], x_t.new_tensor([t]), *condition)[0].to(x_t)
             x_t = shown(_after(rfft(x_hat), y, W, error(t), root**2))
         return t, (x_t - (1 - t) * x_0) / t

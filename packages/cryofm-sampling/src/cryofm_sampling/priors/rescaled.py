@@ -12,7 +12,7 @@ from cryofm_sampling.protocols import VelocityField
 
 __all__ = ["Autocast", "Rescaled"]
 
-_CARRIED = ("signal_power", "denoising_error", "denoising_spectrum", "group")
+_CARRIED = ("signal_power", "denoising_error", "denoising_spectrum", "group", "region")
 
 
 @attrs.frozen(eq=False, slots=False)

@@ -16,6 +16,7 @@ from cryofm_sampling.errors import SettingError
 from cryofm_sampling.priors._memory import tiles_that_fit
 from cryofm_sampling.priors.rescaled import Autocast
 from cryofm_sampling.protocols import VelocityField
+from cryofm_sampling.region import Region
 from cryofm_sampling.runs._ranks import check_same, gathered, rank_and_size, replicated
 
 __all__ = ["Tiled"]
@@ -48,7 +49,7 @@ def _mirrored(size: int, tile: int) -> Tensor:
 
 
 class Boxed(VelocityField, Protocol):
-    """A velocity field that says what boxes it takes."""
+    """A velocity field that says what boxes it takes; if it is also `.local`, of any size."""
 
     @property
     def box(self) -> int:
@@ -59,6 +60,9 @@ class Boxed(VelocityField, Protocol):
     def multiple(self) -> int:
         """Every side of a box must be a multiple of this."""
         ...
+
+
+_LARGEST = 160  # side of a tile of a local network: 1 GiB on the way there, 4 GiB with the way back
 
 
 @attrs.frozen(eq=False, slots=False)
@@ -79,6 +83,10 @@ class Tiled:
         overlap: voxels shared by neighbours, at most half a tile.
         window: `(tile,)`: the weight of a tile's voxels along each axis, positive and within 1e-10 of each other;
             where tiles overlap, weights are divided by their sum. None: a raised cosine over the overlap.
+        multiple: a velocity that takes any box whose sides are multiples of this sees axes shorter than a tile
+            extended to the next multiple only. None: it sees cubes.
+        region: where density can be, for samplers, which then evaluate there alone; see `Region`. A call evaluates the
+            whole box all the same.
         tile_batch: the most tiles to evaluate together on an accelerator. On a CUDA device a first tile shows how
             much memory one takes, and fewer go together where fewer fit; `SettingError` if not one does. On a CPU
             they always go one by one: convolutions round differently in another batch size, and there a batch
@@ -100,6 +108,8 @@ class Tiled:
     tile: int = attrs.field(validator=whole(1))
     overlap: int = attrs.field(validator=whole(0))
     window: Tensor | None = None
+    multiple: int | None = attrs.field(default=None, kw_only=True)
+    region: Region | None = attrs.field(default=None, kw_only=True)
     tile_batch: int = attrs.field(default=1, validator=whole(1), kw_only=True)
     group: "dist.ProcessGroup | None" = attrs.field(default=None, kw_only=True)
     _fit: dict[bool, int] = attrs.field(factory=dict, init=False, repr=False)  # found once, with gradients or without
@@ -127,6 +137,8 @@ class Tiled:
     ) -> Self:
         """A prior on a box of that shape, in tiles of its own box; one that is smaller is a tile by itself.
 
+        Of a prior that is `.local`, whose network sees a neighbourhood alone, tiles are as large as its memory allows.
+
         Args:
             prior: a velocity field that says what boxes it takes.
             shape: `(z, y, x)`; what is no multiple of what the network takes is mirrored to one.
@@ -140,39 +152,46 @@ class Tiled:
         >>> Tiled.fitting(Anything(), (30, 40, 50)).overlap, Tiled.fitting(Anything(), (20, 20, 20)).tile
         (8, 24)
         """
-        tile = min(prior.box, math.ceil(max(shape) / prior.multiple) * prior.multiple)
+        local = getattr(prior, "local", False)
+        largest = max(_LARGEST // prior.multiple * prior.multiple, prior.box) if local else prior.box
+        tile = min(largest, math.ceil(max(shape) / prior.multiple) * prior.multiple)
         several = tile < max(shape)
-        velocity = prior if dtype is None else Autocast(prior, dtype)
-        return cls(velocity, tile, tile // 4 if several else 0, group=group if several else None)
+        return cls(
+            prior if dtype is None else Autocast(prior, dtype),
+            tile,
+            min(tile, prior.box) // 4 if several else 0,
+            multiple=prior.multiple if local else None,
+            group=group if several else None,
+        )
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
         """The velocity at x `(*batch, z, y, x)` and t, a scalar or `(batch,)`."""
         batch, box = split_shape(x.shape)
         check_same(x, self.group)
         x = replicated(x, self.group)
-        for axis, size in zip((-3, -2, -1), box, strict=True):
-            if size < self.tile:
-                x = x.index_select(axis, _mirrored(size, self.tile).to(x.device))
+        sides = [self._side(size) for size in box]
+        for axis, size, side in zip((-3, -2, -1), box, sides, strict=True):
+            if size < side:
+                x = x.index_select(axis, _mirrored(size, side).to(x.device))
         padded = x.shape[-3:]
         x = x.reshape(-1, *padded)
         t = t.expand(batch).reshape(-1) if t.ndim else t
 
-        starts = [_starts(size, self.tile, self.overlap) for size in padded]
-        window = _raised_cosine(self.tile, self.overlap)
-        if self.window is not None:
-            window = (self.window.double() / self.window.max()).cpu()
+        starts = [_starts(size, side, self.overlap) for size, side in zip(padded, sides, strict=True)]
+        windows = [self._window(side) for side in sides]
         weights = []  # per axis: what the windows sum to
-        for size, firsts in zip(padded, starts, strict=True):
+        for size, firsts, window in zip(padded, starts, windows, strict=True):
             total = torch.zeros(size, dtype=window.dtype)
             for first in firsts:
-                total[first : first + self.tile] += window
+                total[first : first + len(window)] += window
             weights.append(total)
         wide = torch.promote_types(x.dtype, torch.float32)  # the corners of a window are 0 in float16
         v = torch.zeros_like(x, dtype=wide)
-        cube = _outer([window] * 3).to(v)
+        cuboid = _outer(windows).to(v)
 
+        a, b, c = sides
         places = [
-            (i, slice(z, z + self.tile), slice(y, y + self.tile), slice(w, w + self.tile))
+            (i, slice(z, z + a), slice(y, y + b), slice(w, w + c))
             for z, y, w in product(*starts)
             for i in range(len(x))
         ]
@@ -192,10 +211,24 @@ class Tiled:
             )
             # Always in this order, so that sums round the same.
             for place, v_tile in zip(shared, gathered(tiles, self.group), strict=False):
-                v[place] += cube * v_tile
+                v[place] += cuboid * v_tile
         v = (v / _outer(weights).to(v)).to(x.dtype)
         inner = (slice((p - n) // 2, (p - n) // 2 + n) for p, n in zip(padded, box, strict=True))
         return v[(slice(None), *inner)].reshape(*batch, *box)
+
+    def _side(self, size: int) -> int:
+        """Of a tile along an axis."""
+        if self.multiple is None or size >= self.tile:
+            return self.tile
+        return min(self.tile, math.ceil(size / self.multiple) * self.multiple)
+
+    def _window(self, side: int) -> Tensor:
+        """Of a tile along an axis, highest 1; where there is but one, all voxels count alike."""
+        if side < self.tile:
+            return torch.ones(side, dtype=torch.float64)
+        if self.window is not None:
+            return (self.window.double() / self.window.max()).cpu()
+        return _raised_cosine(self.tile, self.overlap)
 
     def _together(self, tile: Tensor, t: Tensor) -> int:
         """How many tiles are evaluated at a time."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import Blind, Conjugate, CryoFMError, FourierDiagonal, Likelihood, irfft
-from cryofm_sampling._common import log_prob_and_gradient, split_shape, time_like
+from cryofm_sampling._common import local_velocity, log_prob_and_gradient, split_shape
 from cryofm_sampling.protocols import VelocityField
 
 __all__ = ["Run", "differences"]
@@ -62,7 +62,7 @@ class Run:
             with torch.autocast(noise.device.type, enabled=False):  # as when it is sampled with
                 sketches_of_data = {"likelihood": _sketches_of(self.data, noise)}
         sketches = {
-            "velocity field": [_sketch(self.velocity(one[None], time_like(0.5, one)), _NETWORKS)],
+            "velocity field": [_sketch(local_velocity(self.velocity, one[None], 0.5), _NETWORKS)],
             **{name: [_sketch(table)] for name, table in statistics.items()},
             **sketches_of_data,
         }

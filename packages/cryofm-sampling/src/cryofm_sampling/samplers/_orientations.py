@@ -5,7 +5,7 @@ from itertools import permutations, product
 import torch
 from torch import Tensor
 
-from cryofm_sampling._common import velocity_at
+from cryofm_sampling._common import finite, region_of, time_like
 from cryofm_sampling.protocols import VelocityField
 
 __all__ = ["ROTATIONS", "denoised", "rotate", "rotate_back"]
@@ -39,5 +39,10 @@ def rotate_back(x: Tensor, rotation: int) -> Tensor:
 def denoised(velocity: VelocityField, u: Tensor, t: float, stream: torch.Generator) -> Tensor:
     """D(u) of level t for a volume `(z, y, x)`: x̂_0 at x_t = (1 − t) u, seen by the network in a random orientation."""
     rotation = int(torch.randint(len(ROTATIONS), (), generator=stream, device=stream.device))
-    x_t = rotate((1 - t) * u[None], rotation)
-    return rotate_back(x_t - t * velocity_at(velocity, x_t, t), rotation)[0]
+
+    def denoise(part: Tensor) -> Tensor:
+        x_t = rotate((1 - t) * part[None], rotation)
+        return rotate_back(x_t - t * finite(velocity(x_t, time_like(t, x_t)), velocity, x_t, t), rotation)[0]
+
+    region = region_of(velocity, u)
+    return denoise(u) if region is None else region.within(denoise, u)

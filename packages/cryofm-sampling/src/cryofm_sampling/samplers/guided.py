@@ -5,9 +5,10 @@ At every step of the flow from t = 1 to 0 the clean volume is estimated, x̂_0 =
 with the data, and the comparison is carried back to x_t through the network. Two rules for doing so:
 
 - `"paper"`, Alg. 1. With l = −log p(y | x̂_0) and g = ∇_{x_t} l / ‖∇_{x_t} l‖ per volume,
-  x_{t−Δ} = x_t − Δ v − min(λ_max, t/(1−t)) g · 1000/N; no push at t = 1. As a push of fixed length it ignores
-  how strong the noise is, and carries no Δ; the factor 1000/N keeps the total push of the published N = 1000.
-  Its samples are NOT calibrated: their spread is no uncertainty.
+  x_{t−Δ} = x_t − Δ v − λ_t g; no push at t = 1. To the letter λ_t = min(λ_max, t/(1−t)), a push of fixed length that
+  ignores how strong the noise is, and carries no Δ: 1000 steps push ten times as far as 100. Rescaled, λ_t is 1000/N
+  times that, which keeps the total of the published N = 1000. Its samples are NOT calibrated: their spread is no
+  uncertainty.
 - `"gaussian"`, exact conditioning. v_y = v − t/(1−t) ∇_{x_t} log p(y | x_t), where x_0 given x_t is taken as
   a normal of mean x̂_0 and variance e(ν, t), so that the data's noise variance N grows to N + e. For a
   Gaussian prior and linear Gaussian data this is exact, as far as its gradient is (see `Guided`).
@@ -25,6 +26,7 @@ from torch import Tensor
 from cryofm_ops import Conjugate, FourierDiagonal, GridMismatchError, Likelihood, fourier_filter, irfft, rfft
 from cryofm_sampling._common import (
     Unrounded,
+    as_the_data,
     backward,
     check_likelihood,
     log_prob_and_gradient,
@@ -122,12 +124,14 @@ class Guided:
             coefficients; what Euler steps lose of the spread is about 1.7/N of it.
         guidance: `"gaussian"` or `"paper"`, see the module.
         max_push: λ_max of `"paper"` in a box of 64³; other boxes scale it by √(voxels / 64³), as ‖x‖ grows.
+        rescaled: whether the push of `"paper"` is fitted to N and to the box. False: λ_t = min(λ_max, t/(1−t)) in every
+            step and box, to the letter.
 
     Needs a `Likelihood`; `"gaussian"` takes a `FourierDiagonal` or a `Conjugate` one too, whose inflated gradient it
     knows exactly. For any other it solves for that with gradients of `log_prob` alone, which is approximate where
     signal over noise varies by orders of magnitude. A `Calibrated` velocity field says how large e(ν, t) is; without
-    statistics the prior is taken as white of unit power, e = t²/((1−t)² + t²). Samples have the dtype and the device of
-    a `FourierDiagonal` likelihood's data, otherwise the default dtype and the generator's device.
+    statistics the prior is taken as white of unit power, e = t²/((1−t)² + t²). Samples have the dtype of the data,
+    where these tell it, and the device of a `FourierDiagonal` likelihood's, otherwise the generator's.
 
     The noise of a volume does not depend on the batch that it is drawn in; the network's and the likelihood's rounding
     may, and solving for the gradient may make a thousandth of the standard deviation of it. To be sure of every bit
@@ -151,6 +155,7 @@ class Guided:
         default="gaussian", validator=within(attrs.validators.in_(("paper", "gaussian")))
     )
     max_push: float = attrs.field(default=5.0, validator=within(attrs.validators.gt(0)))
+    rescaled: bool = attrs.field(default=True, validator=within(attrs.validators.instance_of(bool)))
 
     def __attrs_post_init__(self) -> None:
         if self.guidance == "paper" and self.steps < 2:
@@ -181,6 +186,7 @@ class Guided:
             gradient = _spectral_gradient(W, like)
         else:
             gradient = inflated_gradient(likelihood)
+            like = as_the_data(likelihood, box, like)
         noises = streams(generator, batch)
         x_1 = torch.stack([white_noise(box, noise, like) for noise in noises]).reshape(shape)
         data = cast(Likelihood, likelihood)  # of which "gaussian" needs its `gradient` alone
@@ -193,13 +199,13 @@ class Guided:
     def _step(self, velocity: VelocityField, likelihood: Likelihood, gradient: Gradient, error: DenoisingError) -> Step:
         power = 1 if self.guidance == "paper" else 2
         times = [((self.steps - i) / self.steps) ** power for i in range(self.steps + 1)]
-        λ_max = self.max_push * (math.prod(error.box) / 64**3) ** 0.5
+        box, total = ((math.prod(error.box) / 64**3) ** 0.5, 1000 / self.steps) if self.rescaled else (1.0, 1.0)
 
         def step(i: int, x_t: Tensor) -> tuple[Tensor, Tensor]:
             t, s = times[i], times[i + 1]
             if self.guidance == "paper":
-                push = min(λ_max, t / max(1 - t, 1e-9)) * 1000 / self.steps
-                return _paper_step(velocity, likelihood, x_t, t, s, push)
+                λ = total * min(self.max_push * box, t / max(1 - t, 1e-9))
+                return _paper_step(velocity, likelihood, x_t, t, s, λ)
             x_0 = _conditioned(velocity, gradient, x_t, t, error(t))
             return s / t * x_t + (1 - s / t) * x_0, x_0  # = x_t − (t − s) v_y, as v_y = (x_t − x_0) / t
 

@@ -20,6 +20,7 @@ from cryofm_ops import Conjugate, FourierDiagonal, Likelihood, OperatorError, ir
 from cryofm_sampling._common import (
     Box,
     Unrounded,
+    as_the_data,
     missing,
     spectral,
     split_shape,
@@ -45,7 +46,7 @@ def _replacement(
     if isinstance(likelihood, Conjugate):
         # Of data without noise the posterior under a white prior is the nearest volume that agrees with them.
         data = Unrounded(likelihood)
-        return lambda x_0: data.condition(x_0, 1.0).mean.to(x_0), like
+        return lambda x_0: data.condition(x_0, 1.0).mean.to(x_0), as_the_data(likelihood, box, like)
     lacking = missing(likelihood, "spectral_precision", "spectral_data", "condition")
     raise CapabilityError(f"Inpainting needs a FourierDiagonal or a Conjugate likelihood; {lacking}")
 
@@ -61,8 +62,8 @@ class Inpainting:
     noise (of noisy data it keeps the compromise between them and a white prior of unit variance about x̂_0). Raises
     `CapabilityError` naming what is missing, and `GridMismatchError` if the likelihood is on another grid.
 
-    Samples have the dtype and the device of a `FourierDiagonal` likelihood's data, otherwise the default dtype and
-    the generator's device. The noise of a volume does not depend on the batch that it is drawn in.
+    Samples have the dtype of the data, where these tell it, and the device of a `FourierDiagonal` one's, otherwise
+    the generator's. The noise of a volume does not depend on the batch that it is drawn in.
 
     >>> from cryofm_ops import MissingWedge, WhiteNoise, gaussian_likelihood
     >>> from cryofm_sampling.testing import GaussianPrior

@@ -21,6 +21,7 @@ Reference: Venkatakrishnan, Bouman and Wohlberg, GlobalSIP 2013.
 """
 
 import math
+from collections.abc import Sequence
 
 import attrs
 import torch
@@ -31,7 +32,6 @@ from cryofm_ops import (
     FourierDiagonal,
     FourierGaussian,
     Likelihood,
-    Normal,
     fourier_filter,
     friedel_weights,
     radial,
@@ -42,7 +42,10 @@ from cryofm_sampling._common import (
     Box,
     calibrated,
     conjugates,
-    first_posterior,
+    deviations,
+    first_posteriors,
+    given,
+    notes,
     split_shape,
     streams,
     time_of,
@@ -95,16 +98,15 @@ def gap_tau(W: Tensor, power: Tensor, box: Box) -> float:
     return float(total / others * m**2 / (g * (m + g)).clamp(min=torch.finfo(power.dtype).tiny))
 
 
-def _precision(data: Conjugate, posterior: Normal, power: Tensor, box: Box, stream: torch.Generator) -> Tensor:
+def _precision(data: Conjugate, deviations: Tensor, power: Tensor, box: Box) -> Tensor:
     """W; of other operators, of noise that leaves a Gaussian prior as uncertain as these data do where they say little.
 
-    Two draws of a Gaussian prior's posterior tell its variance V in every shell and, from voxel to voxel, how uneven it
-    is: the mean of V, weighted by V itself, is ⟨V²⟩ / ⟨V⟩² times the plain one (2, where half of the voxels were not
-    seen).
+    Two draws of a Gaussian prior's posterior, less its mean, tell its variance V in every shell and, from voxel to
+    voxel, how uneven it is: the mean of V, weighted by V itself, is ⟨V²⟩ / ⟨V⟩² times the plain one (2, where half of
+    the voxels were not seen). Of data that are not linear the draws have the curvature of log p at the mode.
     """
     if isinstance(data, FourierGaussian):
         return data.precision
-    deviations = torch.stack([posterior.sample(stream) - posterior.mean for _ in range(2)])
     V = radial(radial_mean(rfft(deviations).abs().square().mean(0), box), box)
     one, other = deviations.square()
     uneven = (one * other).mean() / (one.mean() * other.mean()).clamp(min=torch.finfo(V.dtype).tiny)
@@ -112,26 +114,49 @@ def _precision(data: Conjugate, posterior: Normal, power: Tensor, box: Box, stre
     return torch.maximum(1 / V - 1 / power, 1e-3 / power)  # two draws cannot tell less
 
 
-def start(data: Conjugate, power: Tensor, box: Box, like: Tensor, stream: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The Wiener estimate, and the precision of the data on the half grid."""
-    posterior = first_posterior(data, power, box, like)
-    return posterior.mean.to(like), _precision(data, posterior, power, box, stream)
+def start(
+    data: Sequence[Conjugate], power: Tensor, box: Box, like: Tensor, noises: Sequence[torch.Generator]
+) -> tuple[Tensor, list[Tensor]]:
+    """The Wiener estimates `(n, z, y, x)`, and the precision of the data on the half grid, of every volume."""
+    posteriors = first_posteriors(data, power, box, like)
+    if isinstance(data[0], FourierGaussian):
+        draws = like.new_empty(2, len(data), 0)  # of which none is needed
+    else:
+        draws = torch.stack([deviations(posteriors, noises) for _ in range(2)])
+    Ws = [_precision(y, draws[:, k], power, box) for k, y in enumerate(data)]
+    return torch.stack([posterior.mean.to(like) for posterior in posteriors]), Ws
 
 
 def alternate(
-    velocity: VelocityField, data: Conjugate, x: Tensor, u: Tensor, t: float, stream: torch.Generator
+    velocity: VelocityField,
+    data: Sequence[Conjugate],
+    x: Tensor,
+    u: Tensor,
+    times: Sequence[float],
+    streams: Sequence[torch.Generator],
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """One pass with the denoiser at t: x̂, x and u, from the x and u of the pass before; all `(z, y, x)`."""
-    tau = variance_at(t)
-    s = x + tau * u
-    x_hat = denoised(velocity, s, t, stream)
-    u = (s - x_hat) / tau
-    return x_hat, data.condition(x_hat - tau * u, tau).mean.to(x), u
+    """One pass with the denoiser at t: x̂, x and u, from the x and u of the pass before; of all volumes `(n, z, y, x)`.
+
+    The network sees volume by volume, so that what is drawn together never changes a bit of what it says.
+    """
+    x_hats, us, means = [], [], []
+    for one, dual, t, stream in zip(x, u, times, streams, strict=True):
+        tau = variance_at(t)
+        s = one + tau * dual
+        x_hat = denoised(velocity, s, t, stream)
+        dual = (s - x_hat) / tau
+        x_hats.append(x_hat)
+        us.append(dual)
+        means.append(x_hat - tau * dual)
+    found = given(data, x, torch.stack(means), [variance_at(t) for t in times])
+    return torch.stack(x_hats), found, torch.stack(us)
 
 
 @attrs.frozen
 class PlugAndPlay:
     """The posterior mean by plug-and-play; one network evaluation a pass. Its spread is no uncertainty.
+
+    Of a posterior with several peaks, whether prior or data have them, it is one of the peaks and not the mean.
 
     Attributes:
         iterations: passes of denoiser and data; x̂ is the mean of the last two. The bundled prior restores noisy data
@@ -141,11 +166,12 @@ class PlugAndPlay:
             gain; for white noise τ = N. To that τ is added, where a `FourierDiagonal` likelihood has W = 0, up to the
             missing power per measured coefficient.
 
-    Needs a `FourierDiagonal` or a `Conjugate` likelihood and a `Calibrated` velocity field, and raises
-    `CapabilityError` naming what is missing; `GridMismatchError` if the likelihood is on another grid. Volumes have the
-    dtype and the device of a `FourierDiagonal` likelihood's data, of which what has no noise is kept; otherwise the
-    default dtype and the generator's device. Every evaluation sees the volume in one of the 24 orientations of the
-    cube, drawn at random; a box that is no cube is shown with its axes permuted.
+    Needs a likelihood that is `FourierDiagonal` or `Conjugate`, or has a `log_prob` (then it is `Proximal`: every pass
+    looks for the mode), and a `Calibrated` velocity field. Raises `CapabilityError` naming what is missing,
+    `GridMismatchError` if the likelihood is on another grid. Volumes have the dtype of the data, where these tell it,
+    and the device of a `FourierDiagonal` likelihood's, otherwise the generator's. What has no noise is kept.
+    Every evaluation sees the volume in one of the 24 orientations of the cube, drawn at random; a box that is no cube
+    is shown with its axes permuted.
 
     >>> from cryofm_sampling.testing import GaussianPrior
     >>> class Measured:  # y, with noise of variance 1/3
@@ -182,27 +208,24 @@ class PlugAndPlay:
         error = DenoisingError.of(calibrated(velocity, "PlugAndPlay"), box, like)
         power = error.power
         noises = streams(generator, batch)
-        starts = [start(y, power, box, like, noise) for y, noise in zip(data, noises, strict=True)]
-        times = [self._times(time_of(automatic_tau(W, power, box) + gap_tau(W, power, box))) for _, W in starts]
+        x, Ws = start(data, power, box, like, noises)
+        times = [self._times(time_of(automatic_tau(W, power, box) + gap_tau(W, power, box))) for W in Ws]
         averaged = min(_AVERAGED, self.iterations)
 
         def step(i: int, state: Tensor) -> tuple[Tensor, Tensor]:  # (x, u and the mean, volume, z, y, x)
-            # Volume by volume: what is drawn together never changes a bit.
-            each = zip(data, state.unbind(1), times, noises, strict=True)
-            passes = [torch.stack(alternate(velocity, y, x, u, ts[i], noise)) for y, (x, u, _), ts, noise in each]
-            x_hat, x, u = torch.stack(passes, 1)
+            x_hat, x, u = alternate(velocity, data, state[0], state[1], [ts[i] for ts in times], noises)
             share = 1 / averaged if i >= self.iterations - averaged else 0.0
             return torch.stack([x, u, state[2] + share * x_hat]), x_hat.reshape(shape)
 
-        x = torch.stack([x for x, _ in starts])
         state = torch.stack([x, torch.zeros_like(x), torch.zeros_like(x)])
         run = Run(self, velocity, likelihood, shape)
         _, u, mean = iterate(
             step, state, self.iterations, run=run, streams=noises, callback=callback, checkpoint=checkpoint
         )
-        each = zip(data, mean, u, (error(ts[-1]) for ts in times), strict=True)
-        x = torch.stack([y.condition(one - fourier_filter(dual, e), e).mean.to(one) for y, one, dual, e in each])
-        settings = {"sampler": "PlugAndPlay", **attrs.asdict(self), "time": [ts[-1] for ts in times]}
+        es = [error(ts[-1]) for ts in times]
+        shown = torch.stack([one - fourier_filter(dual, e) for one, dual, e in zip(mean, u, es, strict=True)])
+        x = given(data, mean, shown, es)
+        settings = {"sampler": "PlugAndPlay", **attrs.asdict(self), "time": [ts[-1] for ts in times], **notes(data)}
         return Draw(x.reshape(shape), self.iterations, settings)
 
     def _times(self, automatic: float) -> list[float]:

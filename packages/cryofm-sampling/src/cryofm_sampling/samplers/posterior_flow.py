@@ -44,7 +44,11 @@ from cryofm_sampling._common import (
     Box,
     calibrated,
     conjugates,
+    deviations,
     falling_times,
+    given,
+    notes,
+    remaining,
     split_shape,
     streams,
     time_of,
@@ -80,10 +84,11 @@ class PosteriorFlow:
         first: the passes that estimate the posterior's mean, where the flow begins; its `time`, where that is None,
             is the flow's first level. Where something was not measured, `restore` takes the passes that fill it.
 
-    Needs a `FourierDiagonal` or a `Conjugate` likelihood and a `Calibrated` velocity field, and raises
-    `CapabilityError` naming what is missing; `GridMismatchError` if the likelihood is on another grid. Volumes have the
-    dtype and the device of a `FourierDiagonal` likelihood's data, of which what has no noise is kept; otherwise the
-    default dtype and the generator's device. What is drawn together never changes a bit. Too few steps spread too
+    Needs a likelihood that is `FourierDiagonal` or `Conjugate`, or has a `log_prob` (then it is `Proximal`), and a
+    `Calibrated` velocity field. Raises `CapabilityError` naming what is missing, `GridMismatchError` if the likelihood
+    is on another grid. Volumes have the dtype of the data, where these tell it, and the device of a `FourierDiagonal`
+    likelihood's, otherwise the generator's. What has no noise is kept. What is drawn together never changes a bit of a
+    `FourierDiagonal` likelihood's samples, and of others' no more than rounding. Too few steps spread too
     little, and so does any number of them where a part of real space was not seen and the rest with little noise.
 
     >>> from cryofm_ops import Identity, WhiteNoise, gaussian_likelihood
@@ -123,51 +128,57 @@ class PosteriorFlow:
         error = DenoisingError.of(calibrated(velocity, "PosteriorFlow"), box, like)
         power = error.power
         noises = streams(generator, batch)
-        starts = [start(y, power, box, like, noise) for y, noise in zip(data, noises, strict=True)]
+        wiener, Ws = start(data, power, box, like, noises)
         intervals = list(pairwise([1.0, *falling_times(1.25 * self.steps, 1.6 / self.steps, self.steps)]))
         first_tau = variance_at(intervals[0][1])
-        first_times = [self.first._times(_denoiser_time(W + 1 / first_tau, power, box)) for _, W in starts]
+        first_times = [self.first._times(_denoiser_time(W + 1 / first_tau, power, box)) for W in Ws]
         passes = self.first.iterations
 
-        def flow(t: float, s: float, k: int, state: Tensor) -> list[Tensor]:
+        # State: x_t, x̂, x, u or g, and x before; each of all volumes.
+        def flow(t: float, s: float, state: Tensor) -> list[Tensor]:
             x_t, x_hat, x, g, before = state
             x_t = s / t * x_t + (1 - s / t) * (x + (x - before) / 2)
             tau, seen = variance_at(s), x_t / (1 - s)
-            t_prime = _denoiser_time(starts[k][1] + 1 / tau, power, box)
-            tau_prime = variance_at(t_prime)
-            shown = x_hat + tau_prime * (g + (seen - x) / tau)
-            x_hat = denoised(velocity, shown, t_prime, noises[k])
-            r, precision = 2 * x_hat - shown, 1 / tau_prime + 1 / tau
-            both = data[k].condition((r / tau_prime + seen / tau) / precision, 1 / precision).mean.to(x)
-            return [x_t, x_hat, both, (both - r) / tau_prime - (seen - both) / tau, x]
+            times = [_denoiser_time(W + 1 / tau, power, box) for W in Ws]
+            x_hats, rs, means, variances = [], [], [], []
+            for k, t_prime in enumerate(times):  # volume by volume
+                tau_prime = variance_at(t_prime)
+                shown = x_hat[k] + tau_prime * (g[k] + (seen[k] - x[k]) / tau)
+                x_hats.append(denoised(velocity, shown, t_prime, noises[k]))
+                r, precision = 2 * x_hats[k] - shown, 1 / tau_prime + 1 / tau
+                rs.append(r)
+                means.append((r / tau_prime + seen[k] / tau) / precision)
+                variances.append(1 / precision)
+            both = given(data, x, torch.stack(means), variances)
+            gs = [(both[k] - r) / variance_at(times[k]) - (seen[k] - both[k]) / tau for k, r in enumerate(rs)]
+            return [x_t, torch.stack(x_hats), both, torch.stack(gs), x]
 
-        def first(i: int, k: int, state: Tensor) -> list[Tensor]:
+        def first(i: int, state: Tensor) -> list[Tensor]:
             x_t, _, x, u, _ = state
-            t = first_times[k][i]
-            x_hat, x, u = alternate(velocity, data[k], x, u, t, noises[k])
+            times = [ts[i] for ts in first_times]
+            x_hat, x, u = alternate(velocity, data, x, u, times, noises)
             if i == passes - 1:
-                u = u + (x - x_hat) / variance_at(t)  # which is g
-                x = x_hat  # since noise that drowns the signal is half of x
+                u = torch.stack(
+                    [dual + (a - b) / variance_at(t) for dual, a, b, t in zip(u, x, x_hat, times, strict=True)]
+                )
+                x = x_hat  # since noise that drowns the signal is half of x; u is g
             return [x_t, x_hat, x, u, x]
 
-        def drawn(k: int, state: list[Tensor]) -> list[Tensor]:
+        def drawn(state: list[Tensor]) -> list[Tensor]:
             x_t, x_hat, x, g, before = state
-            remains = data[k].condition(torch.zeros_like(x), error(intervals[-1][1]))
-            return [x_t, x_hat, x + (remains.sample(noises[k]) - remains.mean).to(x), g, before]
+            remains = remaining(data, x, error(intervals[-1][1]))
+            return [x_t, x_hat, x + deviations(remains, noises).to(x), g, before]
 
-        def step(i: int, state: Tensor) -> tuple[Tensor, Tensor]:  # (x_t, x̂, x, u or g, x before; volume, z, y, x)
-            each = [
-                first(i, k, one) if i < passes else flow(*intervals[i - passes], k, one)
-                for k, one in enumerate(state.unbind(1))
-            ]
+        def step(i: int, state: Tensor) -> tuple[Tensor, Tensor]:
+            parts = first(i, state) if i < passes else flow(*intervals[i - passes], state)
             if i == self.nfe - 1:
-                each = [drawn(k, one) for k, one in enumerate(each)]
-            state = torch.stack([torch.stack(one) for one in each], 1)
+                parts = drawn(parts)
+            state = torch.stack(parts)
             return state, state[2].reshape(shape).clone()  # which a callback may keep, or change
 
         x_1 = torch.stack([white_noise(box, noise, like) for noise in noises])
-        wiener = torch.stack([x for x, _ in starts])
         state = torch.stack([x_1, wiener, wiener, torch.zeros_like(wiener), wiener])
         run = Run(self, velocity, likelihood, shape)
         x = iterate(step, state, self.nfe, run=run, streams=noises, callback=callback, checkpoint=checkpoint)[2]
-        return Draw(x.reshape(shape).clone(), self.nfe, {"sampler": "PosteriorFlow", **attrs.asdict(self)})
+        settings = {"sampler": "PosteriorFlow", **attrs.asdict(self), **notes(data)}
+        return Draw(x.reshape(shape).clone(), self.nfe, settings)

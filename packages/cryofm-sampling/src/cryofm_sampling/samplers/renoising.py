@@ -30,8 +30,18 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops import Conjugate, FourierDiagonal, Likelihood, standard_normal
-from cryofm_sampling._common import Box, calibrated, conjugates, first_posterior, numbers, split_shape, streams, whole
+from cryofm_ops import Conjugate, FourierDiagonal, Likelihood, Normal, standard_normal
+from cryofm_sampling._common import (
+    calibrated,
+    condition_from,
+    conjugates,
+    first_posteriors,
+    notes,
+    numbers,
+    split_shape,
+    streams,
+    whole,
+)
 from cryofm_sampling.errors import SettingError
 from cryofm_sampling.protocols import Callback, Draw, VelocityField
 from cryofm_sampling.runs.checkpoint import Checkpoint, Run, iterate
@@ -54,9 +64,8 @@ def _centred(noise: Tensor) -> Tensor:
     return (noise - noise.mean(0)) * (K / (K - 1)) ** 0.5 if K > 1 else noise
 
 
-def _first(data: Conjugate, power: Tensor, chains: int, box: Box, like: Tensor, stream: torch.Generator) -> Tensor:
-    """What the data and a Gaussian prior of this power say, drawn for each chain."""
-    posterior = first_posterior(data, power, box, like)
+def _first(posterior: Normal, chains: int, like: Tensor, stream: torch.Generator) -> Tensor:
+    """What the data and a Gaussian prior say, drawn for each chain."""
     mean = posterior.mean
     return (mean + _centred(torch.stack([posterior.sample(stream) - mean for _ in range(chains)]))).to(like)
 
@@ -64,7 +73,7 @@ def _first(data: Conjugate, power: Tensor, chains: int, box: Box, like: Tensor, 
 def _level(velocity: VelocityField, x: Tensor, data: Conjugate, e: Tensor, t: float, stream: torch.Generator) -> Tensor:
     """All chains `(K, z, y, x)` of one volume, noised, denoised and drawn anew."""
     u = x + t / (1 - t) * _centred(standard_normal(x, stream))
-    posterior = data.condition(torch.stack([denoised(velocity, chain, t, stream) for chain in u]), e)
+    posterior = condition_from(data, x, torch.stack([denoised(velocity, chain, t, stream) for chain in u]), e)
     return (posterior.mean + _centred(posterior.sample(stream) - posterior.mean)).to(x)
 
 
@@ -82,12 +91,12 @@ class Renoising:
             so that the average carries no noise of theirs where the denoiser is linear; each chain by itself is
             still a sample.
 
-    Needs a `Calibrated` velocity field and a `Conjugate` likelihood, or one that is `FourierDiagonal`, which alone may
-    hold data for each volume of a batch. Raises `CapabilityError` naming what is missing, `GridMismatchError` if the
-    likelihood is on another grid. Volumes have the dtype and the device of a `FourierDiagonal` likelihood's data,
-    otherwise the default dtype and the generator's device. Every evaluation sees the volume in one of the 24
-    orientations of the cube, drawn at random; a box that is no cube is shown with its axes permuted. What is drawn
-    together never changes a bit.
+    Needs a `Calibrated` velocity field and a likelihood that is `Conjugate` or has a `log_prob` (then it is
+    `Proximal`), or one that is `FourierDiagonal`, which alone may hold data for each volume of a batch. Raises
+    `CapabilityError` naming what is missing, `GridMismatchError` if the likelihood is on another grid. Volumes have the
+    dtype of the data, where these tell it, and the device of a `FourierDiagonal` likelihood's, otherwise the
+    generator's. Every evaluation sees the volume in one of the 24 orientations of the cube, drawn at random; a box that
+    is no cube is shown with its axes permuted. What is drawn together never changes a bit.
 
     >>> from cryofm_ops import Identity, WhiteNoise, gaussian_likelihood
     >>> from cryofm_sampling.testing import GaussianPrior
@@ -119,7 +128,8 @@ class Renoising:
         error = DenoisingError.of(calibrated(velocity, "Renoising"), box, like)
         noises = streams(generator, batch)
         volumes = list(zip(data, noises, strict=True))
-        first = [_first(y, error.power, self.chains, box, like, noise) for y, noise in volumes]
+        posteriors = first_posteriors(data, error.power, box, like)
+        first = [_first(one, self.chains, like, noise) for one, noise in zip(posteriors, noises, strict=True)]
 
         def level(i: int, xs: Tensor) -> tuple[Tensor, Tensor]:  # (volumes, K, z, y, x)
             t = self.times[i]
@@ -133,5 +143,5 @@ class Renoising:
         xs = iterate(
             level, torch.stack(first), total, run=run, streams=noises, callback=callback, checkpoint=checkpoint
         )
-        settings = {"sampler": "Renoising", **attrs.asdict(self)}
+        settings = {"sampler": "Renoising", **attrs.asdict(self), **notes(data)}
         return Draw(xs.mean(1).reshape(shape), total * self.chains, settings)

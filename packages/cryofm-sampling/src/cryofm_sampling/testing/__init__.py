@@ -2,8 +2,10 @@
 
 Each check draws with the sampler on a box of a few dozen voxels, in float64, and raises a `SamplerError` that says what
 was expected and what came. A sampler of the posterior passes all of them; one of its mean alone `check_mean`,
-`check_batching` and `check_dtype`.
+`check_batching` and `check_dtype`. `check_sampler` runs them all, and `check_prior` those of a velocity field.
 """
+
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
@@ -11,12 +13,15 @@ from torch import Tensor
 from cryofm_ops import FourierGaussian, half_shape, irfft, radial, rfft
 from cryofm_sampling._common import Box
 from cryofm_sampling.priors.calibrate import calibrate
-from cryofm_sampling.protocols import Sampler, VelocityField
+from cryofm_sampling.protocols import Draw, Sampler, VelocityField
 from cryofm_sampling.testing._exact_priors import GaussianPrior, MixturePrior
+from cryofm_sampling.testing._priors import PriorError, check_prior
+from cryofm_sampling.testing._run import run_all
 
 __all__ = [
     "GaussianPrior",
     "MixturePrior",
+    "PriorError",
     "SamplerError",
     "check_batching",
     "check_covariance",
@@ -24,6 +29,9 @@ __all__ = [
     "check_dtype",
     "check_mean",
     "check_modes",
+    "check_prior",
+    "check_run",
+    "check_sampler",
     "two_spectra",
     "two_templates",
 ]
@@ -281,3 +289,74 @@ def check_dtype(sampler: Sampler) -> None:
         x = _drawn(sampler, _prior(dtype), _data(dtype), _BOX, torch.Generator().manual_seed(0))
         _require(x.dtype == dtype, sampler, f"of data in {dtype} it makes volumes in {x.dtype}")
         _require(not x.requires_grad, sampler, "its volumes carry a gradient")
+
+
+def check_run(sampler: Sampler) -> None:
+    """A run gives a `Draw` of finite volumes, counts its evaluations, tells of every step, and leaves the data alone.
+
+    `nfe` is at least the calls of the velocity field for one volume, and at most twice that (a backward pass counts).
+
+    >>> from cryofm_sampling import PlugAndPlay
+    >>> check_run(PlugAndPlay())
+    """
+    prior, data, calls, told = _prior(), _data(), list[Tensor](), list[tuple[int, int, tuple[int, ...]]]()
+
+    class Counted:
+        signal_power, denoising_error = prior.signal_power, prior.denoising_error
+
+        def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
+            calls.append(t)
+            return prior(x, t)
+
+    def listen(step: int, total: int, x_0: Tensor, /) -> None:
+        told.append((step, total, tuple(x_0.shape)))
+
+    kept = FourierGaussian(data.precision.clone(), data.data.clone(), data.shape)
+    draw = sampler(Counted(), data, shape=_BOX, generator=torch.Generator().manual_seed(0), callback=listen)
+    _require(isinstance(draw, Draw), sampler, f"it returns {type(draw).__name__}, no Draw")
+    _require(draw.x.shape == _BOX, sampler, f"asked for {_BOX}, it gives {tuple(draw.x.shape)}")
+    _require(bool(draw.x.isfinite().all()), sampler, "its volumes are not finite")
+    same = torch.equal(kept.precision, data.precision) and torch.equal(kept.data, data.data)
+    _require(same, sampler, "it writes into the data of the likelihood")
+    counted = len(calls) <= draw.nfe <= 2 * len(calls)
+    _require(counted, sampler, f"nfe is {draw.nfe} after {len(calls)} calls of the velocity field")
+    _require(len(told) > 0, sampler, "the callback was told nothing")
+    total = told[0][1]
+    steps = [(step, of) for step, of, _ in told] == [(i + 1, total) for i in range(total)]
+    _require(
+        steps, sampler, f"the callback was told of steps {[(step, of) for step, of, _ in told][:9]}, not of 1, 2, …"
+    )
+    _require(all(shape == _BOX for _, _, shape in told), sampler, "the callback was shown volumes of another shape")
+
+
+def check_sampler(
+    sampler: Sampler,
+    *,
+    samples: bool = True,
+    bias: float = 0.05,
+    expected_failures: Mapping[str, str] | None = None,
+) -> tuple[str, ...]:
+    """Run every check of a sampler; return the names of those that passed.
+
+    Args:
+        sampler: anything that is called as one.
+        samples: whether it draws from the posterior; False: it gives the mean alone.
+        bias: see `check_mean` and `check_covariance`; of a coverage a quarter of it.
+        expected_failures: names of checks that cannot pass, with the reason.
+
+    Raises `SamplerError` with every failure in one message, and with every expected one that did not come.
+
+    >>> from cryofm_sampling import PlugAndPlay
+    >>> check_sampler(PlugAndPlay(60), samples=False)
+    ('check_run', 'check_dtype', 'check_batching', 'check_mean')
+    """
+    checks: dict[str, Callable[[], None]] = {
+        "check_run": lambda: check_run(sampler),
+        "check_dtype": lambda: check_dtype(sampler),
+        "check_batching": lambda: check_batching(sampler),
+        "check_mean": lambda: check_mean(sampler, runs=200 if samples else 4, bias=bias),
+    }
+    if samples:
+        checks["check_covariance"] = lambda: check_covariance(sampler, runs=400, bias=bias)
+        checks["check_coverage"] = lambda: check_coverage(sampler, runs=50, bias=bias / 4)
+    return run_all(sampler, checks, expected_failures, SamplerError)

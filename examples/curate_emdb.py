@@ -1,0 +1,147 @@
+"""Choose maps to train on from EMDB headers: ``python examples/curate_emdb.py HEADERS --out FOLDER``.
+
+HEADERS are header files of the EMDB's schema 3 (``emd-1234.xml``), or folders that hold some anywhere, such as a mirror
+of ftp.ebi.ac.uk/pub/databases/emdb/structures. The paper's limits (section 4.1) apply: single particles, a resolution
+better than 3.0 Å, half maps, no helix, no side above 576 Å.
+
+FOLDER gets train.csv, which train_prior.py takes as --list; held_out.csv, ``--hold-out`` of the accepted entries chosen
+by seed and entry alone, so that later entries leave most of the choice as it is; and refused.csv, with the reasons. The
+paper's authors also left out what looked wrong to the eye: delete those lines.
+"""
+
+import argparse
+import csv
+import sys
+import xml.etree.ElementTree as ET
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from _command_line import exit_code, natural, seed
+from tqdm import tqdm
+
+from cryofm_io import CryoFMError, InputFileError, atomic_write
+from cryofm_model.data.curation import Curation, curated
+
+COLUMNS = ("id", "resolution", "method", "side", "half_maps", "helical")
+FILES = ("train.csv", "held_out.csv", "refused.csv")
+HELICES = ("helicalArray", "filament")  # states of aggregation
+Entry = dict[str, str]
+
+
+def entry_of(path: Path) -> Entry:
+    """What a header says that the limits are about.
+
+    Raises:
+        InputFileError: it is no header of schema 3, or not of a released entry.
+    """
+    try:
+        root = ET.parse(path).getroot()
+    except (ET.ParseError, OSError, ValueError) as error:
+        raise InputFileError(f"{path} cannot be read as XML ({error})") from None
+    for element in root.iter():
+        element.tag = element.tag.rpartition("}")[2]  # without a namespace
+    if root.tag != "emd" or "emdb_id" not in root.attrib:
+        raise InputFileError(f"{path} is no EMDB header of schema 3, but <{root.tag}>")
+    status = text(root, "admin/current_status/code")
+    if status not in ("", "REL"):
+        raise InputFileError(f"{path} is of an entry that is not released ({status})")
+    methods = [element.text or "" for element in root.findall("structure_determination_list/*/method")]
+    states = [element.text or "" for element in root.findall("structure_determination_list/*/aggregation_state")]
+    helical = "helical" in methods or any(state in HELICES for state in states)
+    helical = helical or next(root.iter("helical_parameters"), None) is not None
+    return {
+        "id": root.attrib["emdb_id"],
+        "resolution": text(root, "structure_determination_list/*/*/final_reconstruction/resolution"),
+        "method": ", ".join(dict.fromkeys(methods)),
+        "side": longest_side(root),
+        "half_maps": "yes" if len(root.findall("interpretation/half_map_list/half_map")) >= 2 else "no",
+        "helical": "yes" if helical else "no",
+    }
+
+
+def text(root: ET.Element, path: str) -> str:
+    """Of the first such element; nothing where there is none."""
+    return (root.findtext(path) or "").strip()
+
+
+def longest_side(root: ET.Element) -> str:
+    """Å, by the cell; nothing where it is not told."""
+    try:
+        return f"{max(float(text(root, f'map/cell/{axis}')) for axis in 'abc'):g}"
+    except ValueError:
+        return ""
+
+
+def headers(paths: Sequence[Path]) -> Iterator[Path]:
+    """The files, and those in folders."""
+    for path in paths:
+        yield from sorted(path.rglob("*.xml")) if path.is_dir() else [path]
+
+
+def entries_of(paths: Sequence[Path]) -> tuple[list[Entry], dict[str, str]]:
+    """Of all headers, each entry once; and why files are none."""
+    entries: dict[str, Entry] = {}
+    wrong = {}
+    for path in tqdm(list(headers(paths)), unit="header", file=sys.stdout, leave=False):
+        try:
+            entry = entry_of(path)
+        except InputFileError as error:
+            wrong[path.name] = str(error)
+        else:
+            entries[entry["id"]] = entry
+    return list(entries.values()), wrong
+
+
+def held_out(ids: Sequence[str], number: int, seed: int) -> set[str]:
+    """As many ids, as if drawn by lot; which depends on seed and id alone."""
+    return set(sorted(ids, key=lambda id: zlib.crc32(f"{seed}|{id}".encode()))[:number])
+
+
+def write(path: Path, columns: Sequence[str], rows: Sequence[Entry]) -> None:
+    """A CSV file, in place of what is there."""
+    with atomic_write(path, overwrite=True) as temporary, temporary.open("w", newline="") as file:
+        table = csv.DictWriter(file, columns, lineterminator="\n")
+        table.writeheader()
+        table.writerows(rows)
+
+
+def run(args: argparse.Namespace) -> Curation:
+    """The whole job."""
+    entries, wrong = entries_of(args.headers)
+    if not entries:
+        reason = f" ({next(iter(wrong.values()))})" if wrong else ""
+        raise CryoFMError(f"no headers of released entries in {', '.join(map(str, args.headers))}{reason}")
+    args.out.mkdir(parents=True, exist_ok=True)
+    train, kept_back, refused = (args.out / name for name in FILES)
+    write(train, COLUMNS, entries)
+    decision = curated(train)  # whose word counts when it is trained on, too
+    out = held_out(decision.accepted, args.hold_out, args.seed)
+    accepted = [entry for entry in entries if entry["id"] in decision.accepted]
+    write(train, COLUMNS, [entry for entry in accepted if entry["id"] not in out])
+    write(kept_back, COLUMNS, [entry for entry in accepted if entry["id"] in out])
+    reasons = {**decision.refused, **wrong}
+    write(refused, ("id", "reason"), [{"id": id, "reason": reason} for id, reason in reasons.items()])
+    print(f"{len(accepted) - len(out)} maps to train on, {len(out)} held out, {len(reasons)} refused; see {args.out}")
+    return decision
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("headers", type=Path, nargs="+", help="header files (XML), or folders that hold some")
+    add("--out", type=Path, required=True, help="folder for the lists")
+    add(
+        "--hold-out", type=natural, default=32, help="accepted entries that are kept back (default 32, as in the paper)"
+    )
+    add("--seed", type=seed, default=0, help="of what is kept back (default 0)")
+    add("--overwrite", action="store_true", help="replace lists that exist")
+    args = parser.parse_args()
+    if not args.overwrite and (there := [name for name in FILES if (args.out / name).exists()]):
+        parser.error(f"{args.out / there[0]} exists; give another --out, or --overwrite")
+    run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
