@@ -1,4 +1,4 @@
-"""Every script killed, starved and interrupted at random moments: ``python tests/faults/run.py [--kills 120] [--seed 0]``.
+"""Every script killed, starved and interrupted: ``python tests/faults/run.py [--kills 120] [--seed 0]``.
 
 On toy input, each script first runs in peace. Then it is started again and again with ``--overwrite`` and killed
 (SIGKILL, SIGTERM, SIGHUP, Ctrl-C) at random moments of its life, its imports included; run with a full disk
@@ -61,7 +61,6 @@ class Script:
         arguments: all but ``--out``.
         out: where results go.
         goes_on: of one that keeps what it has made: it is started without ``--overwrite``.
-        doubts: its status where its untrained prior is found out.
     """
 
     name: str
@@ -185,7 +184,7 @@ class Session:
 
     def run(self, script: Script, limit: Callable[[], Any] | None = None, **options: Any) -> tuple[int, str]:
         """To its end."""
-        process = self.start(script.command(), limit, **options)
+        process = self.start(script.command, limit, **options)
         _, said = process.communicate()
         return process.returncode, said or ""
 
@@ -212,7 +211,7 @@ class Session:
     def kill(self, script: Script, lasts: float) -> None:
         """At a random moment, by a random signal, which goes to all its processes if it is Ctrl-C."""
         name = self.rng.choice(("SIGKILL", "SIGKILL", "SIGTERM", "SIGHUP", "SIGINT"))
-        process = self.start(script.command())
+        process = self.start(script.command)
         time.sleep(self.rng.uniform(0.05, lasts))
         number = getattr(signal, name)
         if process.poll() is None:
@@ -250,7 +249,7 @@ class Session:
 
     def twice(self, script: Script) -> None:
         """Two at once: one is refused, by the number of the other, unless that has ended."""
-        both = [self.start(script.command()) for _ in range(2)]
+        both = [self.start(script.command) for _ in range(2)]
         said = [process.communicate()[1] for process in both]
         states = sorted(process.returncode for process in both)
         self.done["two at once"] += 2
