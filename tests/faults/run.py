@@ -68,17 +68,11 @@ class Script:
     out: Path
     goes_on: bool = False
 
-    def command(self, out: Path | None = None) -> list[str]:
+    @property
+    def command(self) -> list[str]:
         """What to run."""
         again = [] if self.goes_on else ["--overwrite"]
-        return [
-            sys.executable,
-            str(EXAMPLES / f"{self.name}.py"),
-            *self.arguments,
-            "--out",
-            str(out or self.out),
-            *again,
-        ]
+        return [sys.executable, str(EXAMPLES / f"{self.name}.py"), *self.arguments, "--out", str(self.out), *again]
 
 
 def scripts(folder: Path) -> list[Script]:
@@ -119,7 +113,7 @@ def scripts(folder: Path) -> list[Script]:
         script("denoise", *halves, *few, *known, "--samples", "2", *state),
         script("missing_wedge", halves[0], "--half2", halves[1], *wedge, *few, *known),
         script("anisotropic", *halves, *few, *known, "--half-angle-deg", "40"),
-        script("custom_operator", *halves, *few, "--scale", "1"),
+        script("custom_operator", *few),
         script("sample_prior", "--number", "2", "--side", "16", *few),
         script("likelihood", halves[0], "--normalise", "--side", "16", "--probes", "1", *few),
         script("abinitio", str(folder / "views.mrcs"), "--mask-diameter", "60", "--tries", "1", "--keep", "1", *few),
