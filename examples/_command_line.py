@@ -9,6 +9,7 @@ import math
 import os
 import platform
 import re
+import shutil
 import signal
 import sys
 import warnings
@@ -47,6 +48,7 @@ RESULT = (  # names that any script may leave
     r"(restored|restored_half[12]|uncertainty|(sample|model)_\d+)\.mrc|(fsc|power|likelihood|scores)\.csv"
     r"|(fsc|slices|samples|power|pairs)\.png|poses\.star|run\.json"
 )
+OTHER_FILES = 2**21  # bytes, of pictures, tables and records
 ERRORS = (cryofm_io.CryoFMError, cryofm_ops.CryoFMError, cryofm_model.CryoFMError)
 
 
@@ -365,6 +367,38 @@ def progress_bar() -> Iterator[Progress]:
             shown.update(done - shown.n)
 
         yield progress
+
+
+def check_disk(out: Path, results: int, largest: int, state: int = 0) -> str:
+    """Refuse results for which there is no room on their disk.
+
+    Args:
+        out: Their folder, if it is there.
+        results: Bytes of all.
+        largest: Of the largest file.
+        state: Of what is kept meanwhile.
+
+    Returns:
+        What is needed and what there is, in words.
+
+    Raises:
+        CryoFMError: It does not suffice.
+    """
+    place = next(path for path in (out.resolve(), *out.resolve().parents) if path.is_dir())
+    needed, free = results + state + OTHER_FILES, shutil.disk_usage(place).free
+    said = f"{needed / 2**20:.0f} of {free / 2**20:.0f} MiB on disk"
+    if needed > free:
+        raise CryoFMError(f"the results need about {said} ({place}); make room, or give another --out")
+    if sys.platform != "win32":
+        import resource  # which Windows has not
+
+        most, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+        if most != resource.RLIM_INFINITY and largest > most:
+            raise CryoFMError(
+                f"the results need files of {largest / 2**20:.1f} MiB, and this shell allows {most / 2**20:.1f} MiB "
+                "(ulimit -f)"
+            )
+    return said
 
 
 def by(shape: tuple[int, ...]) -> str:

@@ -1,5 +1,6 @@
 """The maps that the scripts restore: from files or the example that ships, and on the grid of a prior."""
 
+import argparse
 import csv
 import math
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from typing import NamedTuple, Self
 import attrs
 import numpy as np
 import torch
-from _command_line import by
+from _command_line import by, check_disk, in_tiles
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from cryofm_io import (
     check_contrast,
     check_half_maps,
     fsc,
+    map_size,
     normalise_clean,
     particle_diameter,
     read_map,
@@ -38,6 +40,7 @@ from cryofm_ops import (
     radial_mean,
     rfft,
 )
+from cryofm_sampling import check_memory
 
 DATA = Path(__file__).parent / "data"
 COARSE = 3.5  # Å a voxel, beyond which a prior of details has nothing to hold on to
@@ -68,6 +71,29 @@ def read_one_map(path: Path, *, voxel_size: float | None) -> Measured:
     density, median = less_median(read_map(path, voxel_size=voxel_size))
     check_contrast(density.data)
     return Measured((density,), median)
+
+
+def check_room(args: argparse.Namespace, path: Path, prior: Prior, names: list[str], *, gradients: bool) -> None:
+    """Refuse, before anything is read, a job for which there is too little memory or disk; say what it needs.
+
+    Args:
+        args: The command line.
+        path: Of a map like those that are given; its header is read.
+        prior: The one that was chosen.
+        names: Of the results.
+        gradients: Whether they pass through the network.
+    """
+    size = map_size(path, voxel_size=args.voxel_size)
+    coarse = args.prior in BUNDLED_PRIORS and size.voxel_size > COARSE  # whose prior takes the map's voxels or coarser
+    target = GridTransform.of(size, size.voxel_size if coarse else prior.voxel_size).target
+    tile = in_tiles(prior, target, args.precision).tile
+    need = check_memory(
+        target, tile=tile, device=device_of(prior), gradients=gradients, own=size.shape, samples=args.samples
+    )
+    map_bytes = 4 * math.prod(size.shape)
+    state = 8 * math.prod(target) * (3 + args.samples) if args.checkpoint is not None else 0
+    disk = check_disk(args.out, map_bytes * sum(name.endswith(".mrc") for name in names), map_bytes, state)
+    print(f"needs about {need} of memory, {disk}")
 
 
 def less_median(density: DensityMap) -> tuple[DensityMap, float]:

@@ -1,6 +1,7 @@
 """What the scripts that restore a map leave behind: the map, FSC curves, pictures, ``run.json``, and the last lines."""
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,8 @@ def write_results(
         name: grid.written(x, 0.0 if name == MASKED else solvent) for name, x in candidates_of(result, grid).items()
     }
     write_map(folder / "restored.mrc", attrs.evolve(grid.like, data=candidates[RESTORED], labels=(VIEWING_NOTE,)))
-    uncertainty = write_samples(folder, grid, [grid.written(x, solvent) for x in result.samples])
+    names = sample_names(provenance["settings"]["samples"])
+    uncertainty = write_samples(folder, grid, names, (grid.written(x, solvent) for x in result.each_sample()))
 
     curves, pictures = curves_of(result, given, grid, candidates), pictures_of(candidates, uncertainty)
     scores: dict[str, dict[str, float]] = {}
@@ -161,13 +163,19 @@ def pictures_of(candidates: dict[str, Volume], uncertainty: Volume | None) -> di
     return pictures | {RESTORED: candidates[RESTORED]}
 
 
-def write_samples(folder: Path, grid: PriorGrid, samples: list[Volume]) -> Volume | None:
-    """Write samples, and their standard deviation, which is returned, where there are two or more."""
-    for name, sample in zip(sample_names(len(samples)), samples, strict=True):
+def write_samples(folder: Path, grid: PriorGrid, names: list[str], samples: Iterable[Volume]) -> Volume | None:
+    """Write samples as they come, and their standard deviation, which is returned, where there are two or more."""
+    mean, squares = (np.zeros(grid.like.shape) if len(names) > 1 else np.zeros(()) for _ in range(2))
+    for count, (name, sample) in enumerate(zip(names, samples, strict=True), 1):
         write_map(folder / name, attrs.evolve(grid.like, data=sample, labels=(VIEWING_NOTE,)))
-    if len(samples) < 2:
+        if len(names) > 1:  # Welford's sums
+            off = sample - mean
+            mean += off / count
+            off *= sample - mean
+            squares += off
+    if len(names) < 2:
         return None
-    uncertainty: Volume = np.std(samples, axis=0, ddof=1)
+    uncertainty: Volume = np.sqrt(squares / (len(names) - 1)).astype(np.float32)
     write_map(folder / UNCERTAINTY, attrs.evolve(grid.like, data=uncertainty, labels=(SPREAD_NOTE,)))
     return uncertainty
 

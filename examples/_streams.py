@@ -51,7 +51,7 @@ class Outlived(io.TextIOBase):
     def _or_silent(self) -> Iterator[None]:
         try:
             yield
-        except OSError:  # what is left in its buffer has to go somewhere at the end
+        except (OSError, ValueError):  # what is left in its buffer has to go somewhere at the end
             with suppress(OSError, ValueError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
@@ -59,8 +59,10 @@ class Outlived(io.TextIOBase):
 @contextmanager
 def outlived_streams() -> Iterator[None]:
     """Standard output and errors that may die."""
-    with redirect_stdout(Outlived(sys.stdout)), redirect_stderr(Outlived(sys.stderr)):
-        yield
+    with open(os.devnull, "w") as nowhere:  # for one that was closed before
+        out, errors = (Outlived(stream or nowhere) for stream in (sys.stdout, sys.stderr))
+        with redirect_stdout(out), redirect_stderr(errors):
+            yield
 
 
 class Lines(tqdm):  # type: ignore[misc]

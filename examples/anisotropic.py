@@ -32,7 +32,7 @@ from _command_line import (
     provenance,
     run_script,
 )
-from _maps import DEMO_CURVES, DEMO_MAP, Measured, PriorGrid, demo_half_maps, fitting_prior, read_half_maps
+from _maps import DEMO_CURVES, DEMO_MAP, Measured, PriorGrid, check_room, demo_half_maps, fitting_prior, read_half_maps
 from _results import result_names, write_half_map_results
 from torch import Tensor
 
@@ -41,7 +41,6 @@ from cryofm_ops import SliceDensity, alpha_from_poses, estimate_alpha, wedge_alp
 from cryofm_sampling import (
     Guided,
     RestoredHalfMaps,
-    check_memory,
     directional_model,
     everyone,
     is_first,
@@ -53,15 +52,16 @@ DEMO_LEVEL, DEMO_TILT, DEMO_AMPLITUDE = "3.2A", 45.0, math.sqrt(50)
 
 def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
+    prior = chosen_prior(args)
+    sampler = chosen_sampler(args, prior)
+    check_room(args, args.half1 or DEMO_MAP, prior, names(args), gradients=isinstance(sampler, Guided))
     if args.half1 is None:
         given = demo(args.seed)
     else:
         given = read_half_maps(args.half1, args.half2, voxel_size=args.voxel_size, allow_masked=args.allow_masked)
-    prior = fitting_prior(args.prior, chosen_prior(args), given)
-    sampler = chosen_sampler(args, prior)
+    prior = fitting_prior(args.prior, prior, given)
     grid = PriorGrid.of(given.maps[0], prior, args.mask)
     tiled = in_tiles(prior, grid.transform.target, args.precision)
-    check_memory(grid.transform.target, tile=tiled.tile, device=grid.device, gradients=isinstance(sampler, Guided))
 
     half1, half2 = grid.tensors(given)
     one, two = grid.forward(half1), grid.forward(half2)
@@ -135,6 +135,11 @@ def demo(seed: int) -> Measured:
     return demo_half_maps(DEMO_LEVEL, seed, stronger, wedge_alpha(-DEMO_TILT, DEMO_TILT, DEMO_AMPLITUDE))
 
 
+def names(args: argparse.Namespace) -> list[str]:
+    """Of the results."""
+    return result_names(args.samples, halves=args.halves)
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -158,7 +163,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Parse the command line and run."""
     args = parse()
-    run_script(args, result_names(args.samples, halves=args.halves), run)
+    run_script(args, names(args), run)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import _first  # noqa: F401
 import attrs
 import numpy as np
 import torch

@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import _first  # noqa: F401
 from _command_line import exit_code, natural, seed
 from tqdm import tqdm
 

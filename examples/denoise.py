@@ -31,13 +31,21 @@ from _command_line import (
     provenance,
     run_script,
 )
-from _maps import DEMO_CURVES, DEMO_MAP, PriorGrid, demo_half_maps, fitting_prior, read_half_maps, read_one_map
+from _maps import (
+    DEMO_CURVES,
+    DEMO_MAP,
+    PriorGrid,
+    check_room,
+    demo_half_maps,
+    fitting_prior,
+    read_half_maps,
+    read_one_map,
+)
 from _results import result_names, write_half_map_results, write_results
 
 from cryofm_sampling import (
     Guided,
     RestoredHalfMaps,
-    check_memory,
     everyone,
     is_first,
     local_model,
@@ -50,17 +58,18 @@ DEMO_LEVEL = "4.3A"
 
 def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
+    prior = chosen_prior(args)
+    sampler = chosen_sampler(args, prior)
+    check_room(args, args.half1 or DEMO_MAP, prior, names(args), gradients=isinstance(sampler, Guided))
     if args.half1 is None:
         given = demo_half_maps(DEMO_LEVEL, args.seed)
     elif args.half2 is None:
         given = read_one_map(args.half1, voxel_size=args.voxel_size)
     else:
         given = read_half_maps(args.half1, args.half2, voxel_size=args.voxel_size, allow_masked=args.allow_masked)
-    prior = fitting_prior(args.prior, chosen_prior(args), given)
-    sampler = chosen_sampler(args, prior)
+    prior = fitting_prior(args.prior, prior, given)
     grid = PriorGrid.of(given.maps[0], prior, args.mask)
     tiled = in_tiles(prior, grid.transform.target, args.precision)
-    check_memory(grid.transform.target, tile=tiled.tile, device=grid.device, gradients=isinstance(sampler, Guided))
 
     how: dict[str, Any] = {
         "generator": torch.Generator(grid.device).manual_seed(args.seed),
@@ -105,6 +114,11 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
     return result
 
 
+def names(args: argparse.Namespace) -> list[str]:
+    """Of the results."""
+    return result_names(args.samples, halves=args.halves)
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -119,7 +133,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Parse the command line and run."""
     args = parse()
-    run_script(args, result_names(args.samples, halves=args.halves), run)
+    run_script(args, names(args), run)
 
 
 if __name__ == "__main__":

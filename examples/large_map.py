@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import _first  # noqa: F401
 import attrs
 import mrcfile
 import numpy as np

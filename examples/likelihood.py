@@ -36,7 +36,7 @@ from _streams import bar
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cryofm_io import DensityMap, GridTransform, atomic_write, check_contrast, normalise_clean, read_map
+from cryofm_io import DensityMap, GridTransform, atomic_write, check_contrast, map_size, normalise_clean, read_map
 from cryofm_ops import LowPass, WhiteNoise
 from cryofm_sampling import Rescaled, check_available, check_memory, log_likelihood
 
@@ -49,12 +49,13 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     """The whole job."""
     prior = chosen_prior(args)
     device = device_of(prior)
+    for path in args.maps or [DEMO_MAP]:
+        target = GridTransform.of(map_size(path, voxel_size=args.voxel_size), prior.voxel_size).target
+        check_available(target)  # whole maps are resampled, on the CPU
+        z, y, x = (min(args.side, n) for n in target)
+        check_memory((z, y, x), tile=in_tiles(prior, (z, y, x), args.precision).tile, device=device, gradients=True)
     maps = read_maps(args.maps, args.voxel_size, args.normalise) if args.maps else demo_maps(args.seed)
     grids = {name: GridTransform.of(density, prior.voxel_size) for name, density in maps.items()}
-    for grid in grids.values():  # whole maps are resampled, on the CPU
-        check_available(grid.target)
-        z, y, x = (min(args.side, n) for n in grid.target)
-        check_memory((z, y, x), tile=in_tiles(prior, (z, y, x), args.precision).tile, device=device, gradients=True)
     cubes = {name: central(grids[name].forward(density.data), args.side) for name, density in maps.items()}
 
     rows, algorithm = [], {}

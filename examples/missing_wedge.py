@@ -35,7 +35,7 @@ from _command_line import (
     run_script,
     with_plain_numbers,
 )
-from _maps import DEMO_MAP, Measured, PriorGrid, demo_map, fitting_prior, read_half_maps, read_one_map
+from _maps import DEMO_MAP, Measured, PriorGrid, check_room, demo_map, fitting_prior, read_half_maps, read_one_map
 from _results import result_names, write_half_map_results, write_results
 
 from cryofm_ops import MissingWedge
@@ -43,7 +43,6 @@ from cryofm_sampling import (
     Guided,
     RestoredHalfMaps,
     RestoredMap,
-    check_memory,
     everyone,
     is_first,
     restore_half_maps,
@@ -55,12 +54,13 @@ from cryofm_sampling import (
 def run(args: argparse.Namespace, folder: Path) -> RestoredMap:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
     tilts = MissingWedge(args.tilt_min, args.tilt_max, args.tilt_axis)
-    given = measured(args, tilts)
-    prior = fitting_prior(args.prior, chosen_prior(args), given)
+    prior = chosen_prior(args)
     sampler = chosen_sampler(args, prior, noiseless=args.half2 is None)
+    check_room(args, args.half1 or DEMO_MAP, prior, names(args), gradients=isinstance(sampler, Guided))
+    given = measured(args, tilts)
+    prior = fitting_prior(args.prior, prior, given)
     grid = PriorGrid.of(given.maps[0], prior, args.mask)
     tiled = in_tiles(prior, grid.transform.target, args.precision)
-    check_memory(grid.transform.target, tile=tiled.tile, device=grid.device, gradients=isinstance(sampler, Guided))
 
     first, *other = grid.tensors(given)
     restored: Callable[..., RestoredMap] = partial(restore_missing_wedge, tiled, first, tilts)
@@ -108,6 +108,11 @@ def measured(args: argparse.Namespace, tilts: MissingWedge) -> Measured:
     return Measured((attrs.evolve(truth, data=tilts(torch.from_numpy(truth.data)).numpy()),), truth=truth)
 
 
+def names(args: argparse.Namespace) -> list[str]:
+    """Of the results."""
+    return result_names(args.samples, halves=args.halves)
+
+
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -136,7 +141,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     """Parse the command line and run."""
     args = parse()
-    run_script(args, result_names(args.samples, halves=args.halves), run)
+    run_script(args, names(args), run)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from _command_line import (
     add_checkpoint_flag,
     add_flags,
     by,
+    check_disk,
     checkpoint,
     chosen_prior,
     exit_code,
@@ -50,7 +51,9 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     device = device_of(prior)
     shape = (args.side, args.side, args.side)
     velocity = in_tiles(prior, shape, args.precision)
-    check_memory(shape, tile=velocity.tile, device=device)
+    need = check_memory(shape, tile=velocity.tile, device=device, samples=args.samples)
+    volume = 4 * args.side**3
+    print(f"needs about {need} of memory, {check_disk(args.out, args.samples * volume, volume)}")
     print(f"{args.samples} samples of {by(shape)} voxels of {prior.voxel_size:g} Å; prior {args.prior} on {device}")
 
     flow, generator = Flow(args.steps), torch.Generator(device).manual_seed(args.seed)

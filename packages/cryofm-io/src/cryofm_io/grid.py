@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cryofm_io.density_map import DensityMap
 from cryofm_io.errors import GeometryError, GridMismatchError
+from cryofm_io.mrc_read import MapSize
 from cryofm_io.resample import fourier_resample
 
 __all__ = ["GridTransform", "to_grid"]
@@ -45,7 +46,7 @@ class GridTransform:
     voxel_size: float
 
     @classmethod
-    def of(cls, map: DensityMap, voxel_size: float, multiple: int = 1, minimum: int = 1) -> Self:
+    def of(cls, map: DensityMap | MapSize, voxel_size: float, multiple: int = 1, minimum: int = 1) -> Self:
         """The transform of `to_grid`, without the array: for who wants to know first how large that is.
 
         Raises:

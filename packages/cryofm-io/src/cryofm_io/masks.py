@@ -1,5 +1,6 @@
 """Masks with soft edges: 1 inside, a raised cosine at the edge, 0 outside."""
 
+import math
 import os
 from typing import Any
 
@@ -67,8 +68,14 @@ def soft_mask(
     if outside.all():
         raise MaskError(f"no voxel reaches the threshold {threshold:g} (largest {data.max():g}); choose a lower one")
     spacing = positive("voxel size", voxel_size, "Å")
-    distance = np.asarray(scipy.ndimage.distance_transform_edt(outside, sampling=spacing), dtype=np.float32)
-    return raised_cosine(distance, dilate, soft_edge, voxel_size)
+    # Distances take ten times the memory of a map, and farther away there is no mask.
+    far = math.ceil((dilate + soft_edge) / spacing) + 1 if dilate + soft_edge < spacing * max(data.shape) else 0
+    found = scipy.ndimage.find_objects((~outside).astype(np.uint8))[0]
+    box = tuple(slice(max(0, part.start - far), part.stop + far) if far else slice(None) for part in found)
+    distance = np.asarray(scipy.ndimage.distance_transform_edt(outside[box], sampling=spacing), dtype=np.float32)
+    mask = np.zeros(data.shape, np.float32)
+    mask[box] = raised_cosine(distance, dilate, soft_edge, voxel_size)
+    return mask
 
 
 def read_mask(

@@ -6,16 +6,17 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
 from numpy.typing import NDArray
 
 from cryofm_io.density_map import DensityMap
 from cryofm_io.errors import InputFileError, MapWarning
 from cryofm_io.mrc_header import Header
-from cryofm_io.mrc_store import load
+from cryofm_io.mrc_store import load, peek
 from cryofm_io.voxel_size import settle_voxel_size, stated_voxel_size
 
-__all__ = ["read_map"]
+__all__ = ["MapSize", "map_size", "read_map"]
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +52,46 @@ def read_map(path: str | os.PathLike[str], *, voxel_size: float | None = None) -
     if low == high:
         raise InputFileError(f"{path}: every voxel is {low:g}; this is an empty map, choose another file")
     return density
+
+
+@attrs.frozen
+class MapSize:
+    """How large a map is.
+
+    Args:
+        shape: (z, y, x).
+        voxel_size: Å.
+    """
+
+    shape: tuple[int, int, int]
+    voxel_size: float
+
+
+def map_size(path: str | os.PathLike[str], *, voxel_size: float | None = None) -> MapSize:
+    """What `read_map` will return, from the header alone: for who wants to know first how large it is.
+
+    Args:
+        path: See `read_map`.
+        voxel_size: Å; wins over whatever the header says.
+
+    Raises:
+        InputFileError: As `read_map`, as far as the header tells.
+        GeometryError: Likewise.
+
+    Example:
+        >>> from cryofm_io import write_map
+        >>> write_map("map.mrc", DensityMap(np.eye(12).reshape(9, 4, 4), voxel_size=1.2))
+        >>> map_size("map.mrc")
+        MapSize(shape=(9, 4, 4), voxel_size=1.2)
+    """
+    path = Path(path)
+    header = peek(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MapWarning)  # which `read_map` will give
+        size = settle_voxel_size(path, stated_voxel_size(header), voxel_size)
+        axes = axis_codes(path, header)
+    z, y, x = (header.shape[2 - axes.index(axis)] for axis in (3, 2, 1))
+    return MapSize((z, y, x), size)
 
 
 def read_values(path: str | os.PathLike[str], *, voxel_size: float | None = None) -> DensityMap:

@@ -4,6 +4,8 @@ import bz2
 import gzip
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from cryofm_io.errors import InputFileError, MapWarning
 from cryofm_io.mrc_header import HEADER_BYTES, MODES, PACKED, Header, parse_header
 
-__all__ = ["load"]
+__all__ = ["load", "peek"]
 
 _CHUNK = 2**20  # bytes
 _MOST_RATIO = 1032  # of deflate; bzip2 has no such limit, and a file that claims more is a trap
@@ -33,23 +35,49 @@ def load(path: Path) -> tuple[Header, NDArray[Any]]:
     Warns:
         MapWarning: A damaged header that could be read.
     """
+    with _readable(path):
+        header, raw = _read(path)
+    return header, _volumes(path, header, _values(header, raw))
+
+
+def peek(path: Path) -> Header:
+    """The header alone.
+
+    Raises:
+        InputFileError: As `load`, as far as the first bytes tell.
+    """
+    with _readable(path), path.open("rb") as file:
+        start = file.read(HEADER_BYTES)
+        if (kind := _compression(start)) is not None:
+            file.seek(0)
+            with gzip.open(file) if kind == "gzip" else bz2.open(file) as stream:
+                start = bytes(_read_exactly(stream, HEADER_BYTES))
+        return parse_header(path, start)
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turn whatever a damaged file brings out into one error."""
     if not path.is_file():
         raise InputFileError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; give a map file")
     try:
-        header, raw = _read(path)
+        yield
     except InputFileError:
         raise
     except (OSError, EOFError, ValueError, OverflowError, MemoryError, zlib.error) as error:
         raise InputFileError(f"{path}: not a readable MRC file, or truncated ({error})") from error
-    return header, _volumes(path, header, _values(header, raw))
+
+
+def _compression(start: bytes) -> str | None:
+    """With MAP in place the first bytes are a size, even if they look like gzip's."""
+    return None if start[208:211] == b"MAP" else {b"\x1f\x8b": "gzip", b"BZ": "bzip2"}.get(start[:2])
 
 
 def _read(path: Path) -> tuple[Header, NDArray[np.uint8]]:
     size = path.stat().st_size
     with path.open("rb") as file:
         start = file.read(HEADER_BYTES)
-        # With MAP in place the first bytes are a size, even if they look like gzip's.
-        kind = None if start[208:211] == b"MAP" else {b"\x1f\x8b": "gzip", b"BZ": "bzip2"}.get(start[:2])
+        kind = _compression(start)
         if kind is None:
             header = parse_header(path, start, size)
             claimed = HEADER_BYTES + header.extended + header.data_bytes

@@ -83,12 +83,12 @@ def curated(path: Path) -> Curation:
         raise CryoFMError(f"{path} is no readable CSV file ({error}); give a list of maps") from None
     missing = [column for column in _COLUMNS if column not in columns]
     if missing:
-        raise CryoFMError(f"{path} lacks the columns {', '.join(missing)}; it has {', '.join(columns) or 'none'}")
+        raise CryoFMError(f"{path} lacks the columns {', '.join(missing)}; it has {_line(columns) or 'none'}")
     if not rows:
         raise CryoFMError(f"{path} lists no maps")
     twice = [id for id, count in Counter(row["id"].strip() for row in rows).items() if count > 1]
     if twice:
-        raise CryoFMError(f"{path} lists {', '.join(twice)} more than once; leave one line of each")
+        raise CryoFMError(f"{path} lists {_line(twice)} more than once; leave one line of each")
     reasons = {row["id"].strip(): _reason(row) for row in rows}
     return Curation(
         tuple(id for id, reason in reasons.items() if not reason),
@@ -117,6 +117,12 @@ def _reason(row: Mapping[str, str]) -> str:
     if not 0 < side <= _SIDE:
         return f"side {side:g} Å is not within {_SIDE:g} Å"
     return ""
+
+
+def _line(names: Sequence[str]) -> str:
+    """Names, however long and of however many lines, on one line."""
+    line = ", ".join(" ".join(name.split()) for name in names)
+    return line if len(line) < 200 else f"{line[:200]} ..."
 
 
 def _plain(text: str) -> str:

@@ -32,7 +32,7 @@ from cryofm_sampling.half_maps.model import (
 )
 from cryofm_sampling.half_maps.region import on_grid, where_halves_agree
 from cryofm_sampling.half_maps.result import Grid, Progress, RestoredHalfMaps, SameGrid
-from cryofm_sampling.protocols import Draw, Sampler, VelocityField
+from cryofm_sampling.protocols import Sampler, VelocityField
 from cryofm_sampling.runs.checkpoint import Checkpoint
 from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
 from cryofm_sampling.samplers.posterior_flow import PosteriorFlow
@@ -160,9 +160,7 @@ def restore_half_maps(
     seen1, seen2 = model.comparable(one), model.comparable(two)
     predicted, other = (model.predict(draw.x) for draw in restored[1:])
     amplitude = 1.0
-    if (
-        means and isinstance(fit, ScaleFit) and fit.trials
-    ):  # by correlations, which see no amplitude: the halves tell it
+    if means and isinstance(fit, ScaleFit) and fit.trials:  # by correlations, which see no amplitude
         slopes = held_out(predicted, seen1, seen2).slope, held_out(other, seen2, seen1).slope
         if min(slopes) > 0:
             amplitude, predicted = math.prod(slopes) ** 0.5, slopes[1] * predicted
@@ -172,22 +170,23 @@ def restore_half_maps(
     fine = FineFilter.of(half1, half2, voxel_size=own_size, b_factor=b, width=grid.voxel_size) if end < 1 else None
     limit = min(1 / grid.band, 1.0)
 
-    def whole(draw: Draw, data: Tensor) -> Draw:
+    def whole(x: Tensor, data: Tensor) -> Tensor:
         """On the halves' own grid, joined with what the linear filter makes of the data beyond."""
-        x = amplitude * grid.inverse(draw.x)
-        return attrs.evolve(draw, x=x if fine is None else joined(x, fine(data, x), end, limit))
+        x = amplitude * grid.inverse(x)
+        return x if fine is None else joined(x, fine(data, x), end, limit)
 
     filtered = grid.inverse(linear - (linear.mean() - amplitude * restored[0].x.mean()))
 
-    map_, first, second = (whole(draw, data) for draw, data in zip(restored, (both, half1, half2), strict=True))
+    map_, first, second = (whole(draw.x, data) for draw, data in zip(restored, (both, half1, half2), strict=True))
     result = RestoredHalfMaps.of(
-        map_,
+        attrs.evolve(restored[0], x=map_),
         both,
         fit,
-        samples=[whole(draw, both) for draw in drawn],
+        samples=drawn,
+        way=lambda x: whole(x, both),
         missing=model.missing,
         linear=filtered if fine is None else joined(filtered, fine(both), end, limit),
-        halves=(first.x, second.x),
+        halves=(first, second),
         model=model,
         b_factor=b,
         restored_to=2 * own_size / min(end, 1.0),

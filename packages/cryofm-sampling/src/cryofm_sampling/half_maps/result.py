@@ -1,7 +1,7 @@
 """What restoring a map takes and returns."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Protocol, Self
 
 import attrs
@@ -76,7 +76,8 @@ class RestoredMap:
         map: the restored density, 0 in the solvent.
         observed: what it was restored from, its mean that of `map`.
         offset: what was taken from `observed` for that: the value of the solvent in the data.
-        samples: maps that the data allow, as many as were asked for.
+        each_sample: makes, one after the other, maps that the data allow, as many as were asked for: on the grid of the
+            data all of them together may take far more memory than on the prior's.
         scale: between the data and the prior, and the trials by which it was found.
         settings: the algorithm of `map`, and all settings of it.
         sampling: the same of `samples`; empty where there are none.
@@ -88,13 +89,18 @@ class RestoredMap:
     map: Tensor
     observed: Tensor
     offset: float
-    samples: tuple[Tensor, ...]
+    each_sample: Callable[[], Iterator[Tensor]]
     scale: ScaleFit | EnvelopeFit
     settings: Mapping[str, object]
     sampling: Mapping[str, object]
     nfe: int
     missing: FourierOperator | None
     doubts_of_data: tuple[str, ...] = attrs.field(default=(), kw_only=True)
+
+    @property
+    def samples(self) -> tuple[Tensor, ...]:
+        """All of `each_sample`."""
+        return tuple(self.each_sample())
 
     @property
     def doubts(self) -> tuple[str, ...]:
@@ -117,6 +123,7 @@ class RestoredMap:
         offset: float | None = None,
         missing: FourierOperator | None = None,
         grid: Grid | None = None,
+        way: Callable[[Tensor], Tensor] | None = None,
         doubts_of_data: tuple[str, ...] = (),
         **others: object,
     ) -> Self:
@@ -130,6 +137,7 @@ class RestoredMap:
             offset: the value of the solvent in the data. None: what makes the mean of both the same.
             missing: the part of Fourier space that was not measured.
             grid: by which all volumes go back from the prior's grid. None: they are where they belong.
+            way: of a sample to where it belongs, another than that of the grid.
             doubts_of_data: what speaks against what was told of the data.
             others: what a subclass has besides.
 
@@ -142,14 +150,14 @@ class RestoredMap:
         """
         if grid is not None:
             observed = grid.inverse(observed)
-            draw, *samples = (attrs.evolve(one, x=grid.inverse(one.x)) for one in (draw, *samples))
+            draw, way = attrs.evolve(draw, x=grid.inverse(draw.x)), way or grid.inverse
         if offset is None:
             offset = float(observed.mean() - draw.x.mean())  # of restored density it is 0
         return cls(
             map=draw.x,
             observed=observed - offset,
             offset=offset,
-            samples=tuple(sample.x for sample in samples),
+            each_sample=lambda: (sample.x if way is None else way(sample.x) for sample in samples),
             scale=scale,
             settings=draw.settings,
             sampling=_settings_of(samples),
@@ -217,7 +225,7 @@ class RestoredHalfMaps(RestoredMap):
             map=blur(self.map),
             linear=blur(self.linear),
             halves=(blur(one), blur(two)),
-            samples=tuple(map(blur, self.samples)),
+            each_sample=lambda: map(blur, self.each_sample()),
         )
 
 

@@ -1,66 +1,185 @@
 """Whether the memory suffices, before anything is computed.
 
-The constants were measured with the bundled prior (peak resident memory, boxes of 64³ to 144³). One tile is held at a
-time, with what its backward pass needs.
+The constants were measured (peak resident memory less that at the start, `benchmarks/memory.py`): what restoring takes
+for each voxel of the prior's grid, of a tile in which the network is evaluated, and of the maps' own grid.
 """
 
 import math
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
+import attrs
 import torch
 
 from cryofm_sampling.errors import SettingError
 
-__all__ = ["check_available", "check_memory"]
+__all__ = ["Memory", "check_available", "check_memory"]
 
-_FIXED, _GRID, _NETWORK, _GRADIENT, _RESAMPLED = 300 * 2**20, 200, 250, 1000, 16  # bytes; per voxel but for the first
+_GRID, _NETWORK, _GRADIENT, _OWN, _SAMPLE, _SPREAD, _RESAMPLED = 200, 250, 1000, 40, 4, 24, 16  # bytes per voxel
+_CGROUPS = Path("/sys/fs/cgroup")
+_PROC = Path("/proc")
+
+Shape = tuple[int, int, int]
 
 
-def check_memory(shape: tuple[int, int, int], /, *, tile: int, device: torch.device, gradients: bool = False) -> None:
-    """Refuse a restoration that cannot fit, before it starts.
+@attrs.frozen
+class Memory:
+    """What is needed and what there is, bytes.
+
+    Attributes:
+        needed: at the peak, what the process has at the start included.
+        available: as much as the process may have, what it has included; None where nobody tells.
+    """
+
+    needed: int
+    available: int | None
+
+    def __str__(self) -> str:
+        free = "" if self.available is None else f" of {self.available / 2**30:.2f}"
+        return f"{self.needed / 2**30:.2f}{free} GiB"
+
+
+def check_memory(
+    shape: Shape,
+    /,
+    *,
+    tile: int,
+    device: torch.device,
+    gradients: bool = False,
+    own: Shape | None = None,
+    samples: int = 0,
+) -> Memory:
+    """Refuse a restoration that cannot fit, before it starts; what it needs and what there is.
 
     Args:
-        shape: of the volume (z, y, x).
+        shape: of the volume on the prior's grid (z, y, x).
         tile: side of the tiles in which the prior is evaluated.
         device: whose memory is asked.
         gradients: whether they pass through the network.
+        own: of the maps' own grid, where it is another.
+        samples: to be drawn.
 
-    Raises `SettingError` saying how much is needed and how much there is.
+    Raises `SettingError` saying how much is needed, how much there is, and how large a cube would fit.
 
-    >>> check_memory((64, 64, 64), tile=64, device=torch.device("cpu"))
+    >>> check_memory((64, 64, 64), tile=64, device=torch.device("cpu")).needed > 64**3
+    True
     """
-    needed = _FIXED + math.prod(shape) * _GRID + tile**3 * (_GRADIENT if gradients else _NETWORK)
-    _check(needed, shape, device)
+
+    def growth(fraction: float) -> int:
+        """Of a box of that fraction of the voxels."""
+        network = min(tile**3, fraction * math.prod(shape)) * (_GRADIENT if gradients else _NETWORK)
+        restored = math.prod(shape) * (_GRID + _SAMPLE * samples)
+        written = math.prod(own or shape) * (_OWN + _SPREAD * (samples > 1))
+        return round(network + fraction * (restored + written))
+
+    sides = own or shape
+    found = Memory(_now(device) + growth(1.0), _available_memory(device))
+    if found.available is not None and found.needed > found.available:
+        fits = 1.0
+        while fits > 1e-6 and _now(device) + growth(fits) > found.available:
+            fits *= 0.98
+        side = int((fits * math.prod(sides)) ** (1 / 3)) // 2 * 2
+        fitting = f"crop the maps to a cube of {side}" if side >= 16 else "give maps of far fewer voxels"
+        raise _refusal(sides, device, found, fitting + (", draw fewer samples" if samples > 1 else ""))
+    return found
 
 
-def check_available(shape: tuple[int, int, int], /) -> None:
+def check_available(shape: Shape, /) -> None:
     """Refuse to resample a map to a grid of that shape, on the CPU, where it cannot fit.
 
     Raises `SettingError` saying how much is needed and how much there is.
 
     >>> check_available((64, 64, 64))
     """
-    _check(_FIXED + _RESAMPLED * math.prod(shape), shape, torch.device("cpu"))
+    device = torch.device("cpu")
+    found = Memory(_now(device) + _RESAMPLED * math.prod(shape), _available_memory(device))
+    if found.available is not None and found.needed > found.available:
+        raise _refusal(shape, device, found, "crop the maps")
 
 
-def _check(needed: int, shape: tuple[int, int, int], device: torch.device) -> None:
-    available = _available_memory(device)
-    if available is not None and needed > available:
-        raise SettingError(
-            f"a grid of {shape[2]} x {shape[1]} x {shape[0]} voxels needs about {needed / 2**30:.1f} GiB on {device}, "
-            f"{available / 2**30:.1f} GiB are free; crop the maps, or use a machine with more memory"
-        )
+def _refusal(shape: Shape, device: torch.device, found: Memory, fitting: str) -> SettingError:
+    assert found.available is not None
+    grid = " x ".join(map(str, reversed(shape)))
+    return SettingError(
+        f"a grid of {grid} voxels needs about {found.needed / 2**30:.2f} GiB on {device}, "
+        f"and there are {found.available / 2**30:.2f}; {fitting}, or use a machine with more memory"
+    )
+
+
+def _now(device: torch.device) -> int:
+    """What this process has already."""
+    if device.type == "cuda":
+        return int(torch.cuda.memory_reserved(device))
+    if device.type == "cpu" and (told := _status("VmRSS")) is not None:
+        return told
+    return 0
 
 
 def _available_memory(device: torch.device) -> int | None:
+    """As much as this process may have: what is free, within the bounds of its container and its own."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    if device.type == "cpu" and hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
-        # MemAvailable counts what caches would give back, which SC_AVPHYS_PAGES does not.
-        meminfo = Path("/proc/meminfo")
-        if meminfo.exists():
-            lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
-            return int(lines["MemAvailable"].split()[0]) * 1024
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return int(torch.cuda.mem_get_info(device)[0]) + _now(device)
+    if device.type != "cpu":
+        return None
+    rooms = [*_free(), *_within_cgroups(), *_within_limits()]
+    return _now(device) + max(0, min(rooms)) if rooms else None
+
+
+def _free() -> Iterator[int]:
+    # MemAvailable counts what caches would give back, which SC_AVPHYS_PAGES does not.
+    if (meminfo := _read(_PROC / "meminfo")) is not None:
+        lines = dict(line.split(":", 1) for line in meminfo.splitlines() if ":" in line)
+        yield int(lines["MemAvailable"].split()[0]) * 1024
+    elif hasattr(os, "sysconf") and "SC_AVPHYS_PAGES" in os.sysconf_names:
+        yield os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _within_cgroups() -> Iterator[int]:
+    """What the control groups of this process leave, those of a container or a batch system, of version 1 or 2."""
+    for line in (_read(_PROC / "self/cgroup") or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        roots: tuple[Path, ...]
+        if controllers == "":
+            roots, files = (_CGROUPS, _CGROUPS / "unified"), ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            roots = (_CGROUPS / "memory",)
+            files = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        own = Path(path.lstrip("/"))
+        for root in roots:
+            for folder in (own, *own.parents):
+                limit, used = (_read(root / folder / name) for name in files[:2])
+                if limit is not None and used is not None and limit.strip().isdecimal():
+                    stat = _read(root / folder / "memory.stat") or ""
+                    cached = sum(int(row.split()[1]) for row in stat.splitlines() if row.split()[0] == files[2])
+                    yield int(limit) - int(used) + cached
+
+
+def _within_limits() -> Iterator[int]:
+    """What the limits of this process, those of `ulimit`, leave."""
+    if sys.platform == "win32":
+        return
+    import resource  # which Windows has not
+
+    for limit, used in ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData")):
+        most, had = resource.getrlimit(limit)[0], _status(used)
+        if most != resource.RLIM_INFINITY and had is not None:
+            yield most - had
+
+
+def _status(name: str) -> int | None:
+    """A line of /proc/self/status, bytes."""
+    for line in (_read(_PROC / "self/status") or "").splitlines():
+        if line.startswith(f"{name}:"):
+            return int(line.split()[1]) * 1024
     return None
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None

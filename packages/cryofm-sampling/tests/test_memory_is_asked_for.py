@@ -1,0 +1,87 @@
+"""What memory there is: what is free, within control groups of either version and the limits of the process."""
+
+import pytest
+import torch
+
+from cryofm_sampling import SettingError, check_memory
+from cryofm_sampling.runs import memory
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def machine(tmp_path, monkeypatch):
+    """A /proc and a /sys/fs/cgroup of one's own: 8 GiB free, 1 GiB resident."""
+    proc, groups = tmp_path / "proc", tmp_path / "cgroup"
+    (proc / "self").mkdir(parents=True)
+    groups.mkdir()
+    (proc / "meminfo").write_text("MemTotal: 16777216 kB\nMemAvailable: 8388608 kB\n")
+    (proc / "self" / "status").write_text("VmSize: 4194304 kB\nVmRSS: 1048576 kB\nVmData: 2097152 kB\n")
+    monkeypatch.setattr(memory, "_PROC", proc)
+    monkeypatch.setattr(memory, "_CGROUPS", groups)
+    monkeypatch.setattr(memory, "_within_limits", lambda: iter(()))
+
+    def group(line, folder, **files):
+        (proc / "self" / "cgroup").write_text(f"1:name=systemd:/\n{line}\n")
+        (groups / folder).mkdir(parents=True, exist_ok=True)
+        for name, text in files.items():
+            (groups / folder / name.replace("__", ".")).write_text(f"{text}\n")
+
+    return group
+
+
+def available():
+    return memory._available_memory(CPU) / 2**30
+
+
+def test_what_is_free_and_what_one_has(machine):
+    assert available() == 9
+
+
+def test_control_groups_of_version_2(machine):
+    machine("0::/job/step", "job/step", memory__max="max", memory__current=5)
+    assert available() == 9
+    stat = f"anon 7\ninactive_file {2**30}"
+    machine("0::/job/step", "job", memory__max=4 * 2**30, memory__current=3 * 2**30, memory__stat=stat)
+    assert available() == 1 + 2  # a gibibyte of what is used would be given back
+
+
+def test_control_groups_of_version_1(machine):
+    files = {"memory__limit_in_bytes": 6 * 2**30, "memory__usage_in_bytes": 3 * 2**30}
+    machine("4:memory,hugetlb:/batch", "memory/batch", **files)
+    assert available() == 1 + 3
+
+
+def test_a_container_whose_path_is_not_to_be_seen(machine):
+    machine("0::/outside/of/here", ".", memory__max=2**30, memory__current=0)
+    assert available() == 1 + 1
+
+
+@pytest.mark.skipif(not memory._PROC.joinpath("self/status").exists(), reason="no /proc here")
+def test_limits_of_the_process():
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    had = memory._status("VmSize")
+    resource.setrlimit(resource.RLIMIT_AS, (had + 2**31, before[1]))
+    try:
+        assert memory._available_memory(CPU) - memory._now(CPU) == pytest.approx(2**31, rel=0.1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def test_what_would_fit_is_told_and_fits(machine):
+    with pytest.raises(
+        SettingError, match=r"needs about .* GiB on cpu, and there are 9\.00; crop the maps to a cube of"
+    ) as told:
+        check_memory((600, 600, 600), tile=64, device=CPU)
+    side = int(str(told.value).split("cube of ")[1].split(",")[0])
+    check_memory((side, side, side), tile=64, device=CPU)
+    with pytest.raises(SettingError):
+        check_memory((side + 20,) * 3, tile=64, device=CPU)
+
+
+def test_samples_gradients_and_the_maps_own_grid_cost_more(machine):
+    plain = check_memory((64, 64, 64), tile=64, device=CPU).needed
+    for more in ({"samples": 8}, {"gradients": True}, {"own": (128, 128, 128)}):
+        assert check_memory((64, 64, 64), tile=64, device=CPU, **more).needed > plain
