@@ -12,8 +12,8 @@ from typing import TypedDict
 
 import torch
 from _inputs import calibrated_prior, clean
+from _protocol import BOX, crop, degraded
 from _table import write_csv
-from denoising import BOX, crop, halves_of
 from torch import Tensor
 
 from cryofm_io import fsc
@@ -50,7 +50,7 @@ CROPS = {  # first voxel of a crop of the 64³, side, probes
 
 def restorations(prior: CalibratedPrior, truth: Tensor) -> list[Row]:
     """In bf16 and fp32, by two seeds each."""
-    one, two = halves_of(truth, "4.3A", torch.Generator().manual_seed(0))
+    one, two = degraded("spectral 4.3A", truth, torch.Generator().manual_seed(0)).maps
     noise = SpectralNoise(estimate_noise_power(one, two).noise_power / 2)
     likelihood = gaussian_likelihood(Identity(), noise, (one + two) / 2)
     found: dict[tuple[str, int], Tensor] = {}

@@ -29,9 +29,8 @@ import attrs
 import numpy as np
 import torch
 from _inputs import calibrated_prior, clean
+from _protocol import DENSITY, crop, sides
 from _table import write_csv
-from denoising import crop, sides
-from prior import DENSITY
 from samplers import line_of, observations, renoising
 from scipy.stats import t as student
 from torch import Tensor

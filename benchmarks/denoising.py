@@ -1,12 +1,11 @@
 """What the bundled prior gains on maps it was not trained on: ``python benchmarks/denoising.py MAPS... --out CSV``.
 
-The paper's protocol (section 5.1): a 64³ crop at the prior's voxel size, clipped and scaled to 0..1, is the truth; two
-halves get the spectral noise of one of the five half-map FSC curves. Everything else is estimated as ``denoise.py``
-does: noise power from the halves, scale by cross-validation. A row is a map at one level; the last rows are means.
+Two halves of a 64³ crop get the spectral noise of one of the paper's levels (see ``_protocol.py``). Everything else is
+estimated as ``denoise.py`` does: noise power from the halves, scale by cross-validation. (The paper's tables, where the
+scale is told, are those of ``paper.py``.) A row is a map at one level; the last rows are means.
 """
 
 import argparse
-import csv
 import time
 from pathlib import Path
 
@@ -14,11 +13,10 @@ import attrs
 import numpy as np
 import torch
 from _inputs import clean
+from _protocol import BOX, LEVELS, Score, crop, degraded
 from _table import write_csv
-from numpy.typing import NDArray
 from torch import Tensor
 
-from cryofm_io import fsc
 from cryofm_model import Normalization, Prior, load_prior
 from cryofm_ops import (
     FourierGaussian,
@@ -28,53 +26,17 @@ from cryofm_ops import (
     fourier_filter,
     gaussian_likelihood,
     radial,
-    radial_mean,
-    rfft,
 )
 from cryofm_sampling import PlugAndPlay, fit_scale, restore
 
-CURVES = Path(__file__).parents[1] / "examples" / "data" / "fsc_curves.csv"
-BOX = (64, 64, 64)
 THREE, EIGHT = PlugAndPlay(iterations=3), PlugAndPlay()
-
-
-def crop(density: NDArray[np.float32], side: int = 64) -> NDArray[np.float32]:
-    """The cube around the centre of mass of the density, padded with zeros where the map is smaller."""
-    density = np.pad(density, [(max(0, (side - n + 1) // 2),) * 2 for n in density.shape])
-    centre = np.argwhere(density > 0.13).mean(0).round().astype(int)
-    start = [int(np.clip(c - side // 2, 0, n - side)) for c, n in zip(centre, density.shape, strict=True)]
-    z, y, x = (slice(s, s + side) for s in start)
-    return np.ascontiguousarray(density[z, y, x])
-
-
-def noise_power(truth: Tensor, level: str) -> Tensor:
-    """Radial power of one half map's noise at a level: signal power (1 − F) / F, shell by shell."""
-    with CURVES.open(newline="") as file:
-        curve = [1.0] + [float(row[level]) for row in csv.DictReader(file)]
-    box = sides(truth)
-    signal = radial_mean(rfft(truth).abs() ** 2, box)
-    at_shells = np.interp(np.linspace(0, 1, len(signal)), np.linspace(0, 1, len(curve)), curve)
-    f = torch.from_numpy(at_shells).to(truth).clamp(1e-4, 1 - 1e-6)
-    return signal * (1 - f) / f
-
-
-def sides(volume: Tensor) -> tuple[int, int, int]:
-    """The sides of a volume."""
-    z, y, x = volume.shape
-    return z, y, x
-
-
-def halves_of(truth: Tensor, level: str, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Two half maps with the noise of a level."""
-    noise = SpectralNoise(noise_power(truth, level))
-    return noise.sample(truth, generator=generator), noise.sample(truth, generator=generator)
 
 
 def row_of(path: Path, level: str, seed: int, prior_name: str) -> dict[str, object]:
     """Degrade one map and restore it in every way."""
     prior = load_prior(prior_name)
     truth = torch.from_numpy(crop(clean(path, prior.voxel_size)))
-    halves = halves_of(truth, level, torch.Generator().manual_seed(seed))
+    halves = degraded(f"spectral {level}", truth, torch.Generator().manual_seed(seed)).maps
     noise = estimate_noise_power(*halves)
     mean = (halves[0] + halves[1]) / 2
 
@@ -113,10 +75,10 @@ def row_of(path: Path, level: str, seed: int, prior_name: str) -> dict[str, obje
 
     row: dict[str, object] = {"map": path.name, "level": level, "scale": round(fit.normalization.scale, 3)}
     for name, x in results.items():
-        curve = fsc(x.numpy(), truth.numpy(), prior.voxel_size)
-        row[f"auc_{name}"] = round(curve.auc, 4)
-        row[f"fsc05_{name}"] = round(curve.resolution(0.5), 2)
-        row[f"error_{name}"] = round(float((x - truth).square().sum() / truth.square().sum()), 4)
+        score = Score.of(x, truth, prior.voxel_size)
+        row[f"auc_{name}"] = round(score.auc, 4)
+        row[f"fsc05_{name}"] = round(score.fsc05, 2)
+        row[f"error_{name}"] = round(score.error, 4)
     return row | {f"seconds_{name}": round(value, 2) for name, value in seconds.items()}
 
 
@@ -124,7 +86,7 @@ def main() -> None:
     """Parse the command line, measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("maps", type=Path, nargs="+", help="maps that the prior was not trained on")
-    parser.add_argument("--levels", nargs="+", default=["4.3A"], help="columns of fsc_curves.csv")
+    parser.add_argument("--levels", nargs="+", default=["4.3A"], choices=LEVELS, help="of noise (default 4.3A)")
     parser.add_argument("--prior", default="cryofm-tiny")
     parser.add_argument("--out", type=Path, required=True, help=".csv file")
     args = parser.parse_args()

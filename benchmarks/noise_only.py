@@ -11,8 +11,8 @@ from pathlib import Path
 
 import torch
 from _inputs import calibrated_prior
+from _protocol import BOX, noise_power
 from _table import write_csv
-from denoising import BOX, noise_power
 from torch import Tensor
 
 from cryofm_ops import Identity, SpectralNoise, gaussian_likelihood, radial_mean, rfft

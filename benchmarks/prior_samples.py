@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from _inputs import calibrated_prior, clean
+from _protocol import BOX, crop, degraded
 from _table import write_csv
-from denoising import BOX, crop, halves_of
 from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
@@ -81,7 +81,7 @@ def foreign(name: str, truth: Tensor, prior: CalibratedPrior) -> dict[str, objec
         halves = [noise.sample(torch.zeros(BOX), generator=generator) for _ in range(2)]
         truth = torch.zeros(BOX)
     else:
-        halves = list(halves_of(truth, "4.3A", generator))
+        halves = list(degraded("spectral 4.3A", truth, generator).maps)
         noise = SpectralNoise.from_half_maps(halves[0], halves[1])
     mean = (halves[0] + halves[1]) / 2
     likelihood = gaussian_likelihood(Identity(), SpectralNoise(noise.radial_power / 2), mean)

@@ -1,12 +1,13 @@
 """Quality per network evaluation of every sampler: ``python benchmarks/samplers.py MAPS... --out CSV``.
 
-Rows are those of the paper (see ``prior.py``), with the ±60° wedge also with noise of the level 4.3 Å in what it keeps.
-One observation of a crop (for noise: the mean of two halves, whose noise is estimated from them) is restored by every
-sampler at every number of steps; the scale is the truth's. ``input`` is that observation, ``wiener`` the Wiener filter
-of the truth's own spectrum. The CSV grows line by line, and lines that it has are not computed again: a stopped run
-goes on, and boxes, crops, rows, samplers or steps can be added later. ``--summary`` prints what the CSV has, mean ±
-standard deviation over crops (of seconds the median, as other jobs may have run), how many crops fall below the Wiener
-filter, and how many failed: FSC_0.5 worse than 30 Å, as that of a sampler is that ends in an error and leaves nothing.
+Data and scores are those of the paper's protocol (see ``_protocol.py``), with the ±60° wedge also with noise of the
+level 4.3 Å in what it keeps, but not its way: here ONE observation of a crop (for noise: the mean of both halves) is
+restored by every sampler at every number of steps, which is what tells samplers apart and what ``denoise.py`` does.
+Numbers that stand beside the paper's are those of ``paper.py``, where each half is restored by itself. ``input`` is the
+observation, ``wiener`` the Wiener filter of the truth's own spectrum. The CSV grows line by line, and lines that it has
+are not computed again: a stopped run goes on, and boxes, crops, rows, samplers or steps can be added later.
+``--summary`` prints what the CSV has, mean ± standard deviation over crops (n − 1), failures excluded (of seconds the
+median, as other jobs may have run), how many crops fall below the Wiener filter, and how many failed.
 
 ``default`` is what `restore` chooses by itself, whatever ``--steps``. NFE counts a backward pass through the network as
 one more evaluation. The whole grid on 20 maps is days on one core; README.md has an order in which to run parts of it.
@@ -23,24 +24,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from _inputs import calibrated_prior, clean
-from denoising import crop, sides
-from prior import WEDGE, noises, wiener
+from _protocol import ROWS, VOXEL, WEDGE, WEDGE_ROW, Score, Summary, crop, degraded, sides, wiener
 from torch import Tensor
 
-from cryofm_io import CryoFMError, fsc
 from cryofm_model import CalibratedPrior
-from cryofm_ops import (
-    FourierGaussian,
-    FourierMask,
-    WhiteNoise,
-    gaussian_likelihood,
-    irfft,
-    radial_mean,
-    rfft,
-)
+from cryofm_ops import CryoFMError, FourierGaussian, irfft
 from cryofm_sampling import Draw, Guided, Inpainting, PlugAndPlay, PosteriorFlow, Renoising, Sampler, restore
 
-FAILED = 30.0  # Å
+NOISY_WEDGE = "wedge ±60°, noisy"
 COLUMNS = ("map", "box", "row", "sampler", "steps", "nfe", "seconds", "auc", "fsc05", "error", "auc_gap")
 
 
@@ -73,22 +64,18 @@ def observations(truth: Tensor, seed: int) -> Iterator[tuple[str, FourierGaussia
     generator = torch.Generator().manual_seed(seed)
     box = sides(truth)
     kept = WEDGE.transfer(box).to(truth)
-    for row, (halves, noise) in noises(truth, generator).items():
-        data, W = rfft((halves[0] + halves[1]) / 2), 2 / noise.power(box).to(truth)
-        yield row, FourierGaussian(W, data, box)
+    for row in ROWS:
+        data = degraded(row, truth, generator).of_mean
+        yield row, data
         if row == "spectral 4.3A":
-            noisy = FourierGaussian(kept * W, kept * data, box)
-    yield "wedge ±60°", gaussian_likelihood(WEDGE, WhiteNoise(0.0), WEDGE(truth))
-    yield "wedge ±60°, noisy", noisy
+            noisy = FourierGaussian(kept * data.precision, kept * data.data, box)
+    yield NOISY_WEDGE, noisy
 
 
-def line_of(truth: Tensor, x: Tensor, gap: bool) -> dict[str, float]:
+def line_of(truth: Tensor, x: Tensor | None, gap: bool) -> dict[str, float]:
     """What is said of one estimate."""
-    curve = fsc(x.numpy(), truth.numpy(), 1.5)
-    missing = FourierMask(1 - WEDGE.transfer(sides(truth)), sides(truth))
-    inside = fsc(missing(x).numpy(), missing(truth).numpy(), 1.5).auc if gap and missing(x).any() else math.nan
-    error = float((x - truth).square().sum() / truth.square().sum())
-    values = {"auc": curve.auc, "fsc05": curve.resolution(0.5), "error": error, "auc_gap": inside}
+    score = Score.of(x, truth, VOXEL, WEDGE if gap else None)
+    values = {"auc": score.auc, "fsc05": score.fsc05, "error": score.error, "auc_gap": score.auc_gap}
     return {key: round(value, 4) for key, value in values.items()}
 
 
@@ -98,7 +85,7 @@ def measure(name: str, truth: Tensor, seed: int, prior: CalibratedPrior, args: a
     done = {tuple(line[key] for key in keys) for line in read(args.out)}
     box = sides(truth)
 
-    def add(row: str, sampler: str, steps: int, nfe: int, seconds: float, x: Tensor, gap: bool) -> None:
+    def add(row: str, sampler: str, steps: int, nfe: int, seconds: float, x: Tensor | None, gap: bool) -> None:
         line: dict[str, object] = dict(zip(keys, (name, box[0], row, sampler, steps), strict=True))
         line |= {"nfe": nfe, "seconds": round(seconds, 2), **line_of(truth, x, gap)}
         print(line, flush=True)
@@ -113,15 +100,14 @@ def measure(name: str, truth: Tensor, seed: int, prior: CalibratedPrior, args: a
         if args.rows and not any(row.startswith(chosen) for chosen in args.rows):
             continue
         gap = row.startswith("wedge")
-        signal = radial_mean(rfft(truth).abs() ** 2, box)
-        plain = {"input": irfft(likelihood.data, box), "wiener": wiener(likelihood, signal)}
+        plain = {"input": irfft(likelihood.data, box), "wiener": wiener(likelihood, truth)}
         for kind, x in plain.items():
             if (name, str(box[0]), row, kind, "0") not in done:
                 add(row, kind, 0, 0, 0.0, x, gap)
         for sampler in args.samplers:
-            if sampler.startswith("inpainting") and row != "wedge ±60°":
+            if sampler.startswith("inpainting") and row != WEDGE_ROW:
                 continue  # which takes the data as noiseless
-            if sampler.startswith("guided") and row == "wedge ±60°":
+            if sampler.startswith("guided") and row == WEDGE_ROW:
                 continue  # noiseless data have no density to be guided by
             for steps in args.steps if sampler != "default" else [0]:
                 if (name, str(box[0]), row, sampler, str(steps)) in done:
@@ -129,13 +115,15 @@ def measure(name: str, truth: Tensor, seed: int, prior: CalibratedPrior, args: a
                 start = time.perf_counter()
                 numbers = torch.Generator().manual_seed(seed)
                 algorithm = SAMPLERS[sampler](steps, row)
+                draw: Draw | None
                 try:
                     with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
                         draw = restore(prior, likelihood, shape=box, generator=numbers, sampler=algorithm, samples=1)
                 except CryoFMError as error:
                     print(f"{name}, {row}, {sampler}, {steps} steps: {error}", flush=True)
-                    draw = Draw(torch.zeros(box), 0, {})
-                add(row, sampler, steps, draw.nfe, time.perf_counter() - start, draw.x, gap)
+                    draw = None
+                found, nfe = (None, 0) if draw is None else (draw.x, draw.nfe)
+                add(row, sampler, steps, nfe, time.perf_counter() - start, found, gap)
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -154,17 +142,16 @@ def summary(path: Path) -> None:
     for line in lines:
         groups[line["box"], line["row"], line["sampler"], int(line["steps"])].append(line)
     for (box, row, sampler, steps), group in groups.items():
-        values = {key: np.array([float(line[key]) for line in group]) for key in COLUMNS[5:]}
+        scores = [Score(*(float(line[key]) for key in ("auc", "fsc05", "auc_gap", "error"))) for line in group]
+        found = Summary.of(scores, float(box) * VOXEL)
         below = sum(float(line["auc"]) < float(wieners[line["map"], box, row]) - 0.02 for line in group)
-        found = values["fsc05"] <= FAILED
-        resolution = values["fsc05"][found] if found.any() else np.array([math.nan])
+        nfe, seconds = (np.array([float(line[key]) for line in group]) for key in ("nfe", "seconds"))
+        error = np.array([score.error for score in scores if not score.failed] or [math.nan])
         print(
-            f"{box:>3}³ {row:20} {sampler:24} {steps:5} steps {values['nfe'].mean():6.0f} NFE "
-            f"{np.median(values['seconds']):7.1f} s  "
-            f"AUC {values['auc'].mean():.3f} ± {values['auc'].std():.3f}  "
-            f"FSC_0.5 {resolution.mean():5.2f} ± {resolution.std():4.2f} Å  "
-            f"error {values['error'].mean():.3f} ± {values['error'].std():.3f}  gap {values['auc_gap'].mean():.3f}  "
-            f"{len(group)} maps, {(~found).sum()} failed, {below} worse than Wiener by .02"
+            f"{box:>3}³ {row:20} {sampler:24} {steps:5} steps {nfe.mean():6.0f} NFE {np.median(seconds):7.1f} s  "
+            f"AUC {found.auc[0]:.3f} ± {found.auc[1]:.3f}  FSC_0.5 {found.fsc05[0]:5.2f} ± {found.fsc05[1]:4.2f} Å  "
+            f"error {error.mean():.3f}  gap {found.auc_gap[0]:.3f}  "
+            f"{found.n} maps, {round(found.fail_rate * found.n)} failed, {below} worse than Wiener by .02"
         )
 
 

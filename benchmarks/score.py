@@ -42,7 +42,8 @@ def main(arguments: list[str] | None = None) -> None:
     add("--out", type=Path, help=".csv file")
     args = parser.parse_args(arguments)
     truth = read_map(args.truth)
-    wedge = None if args.tilts is None else MissingWedge(*args.tilts, args.tilt_axis)
+    low, high = args.tilts or (0.0, 0.0)
+    wedge = None if args.tilts is None else MissingWedge(low, high, args.tilt_axis)
     scores, rows = [], []
     for path in args.results:
         score = score_of(path, truth, wedge)
