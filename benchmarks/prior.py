@@ -16,7 +16,7 @@ from typing import SupportsFloat
 import numpy as np
 import torch
 from _inputs import calibrated_prior, clean
-from _protocol import BOX, ROWS, crop, degraded, wiener
+from _protocol import BOX, ROWS, VOXEL, crop, degraded, wiener
 from _table import write_csv
 from numpy.typing import NDArray
 from torch import Tensor
@@ -81,7 +81,7 @@ def plot_power(power: dict[str, NDArray[np.float64]], path: Path) -> None:
     for name, axis in zip(names, axes.flat, strict=False):
         for kind in ("degraded", "wiener", "restored"):
             if (key := f"{name}|{kind}") in power:
-                axis.plot(np.arange(1, 33) / 96, power[key][1:], label=kind)
+                axis.plot(np.arange(1, BOX[0] // 2 + 1) / (BOX[0] * VOXEL), power[key][1:], label=kind)
         axis.axhline(1, color="black", linewidth=0.5)
         axis.set(title=name, yscale="log", ylim=(0.005, 20))
         axis.grid(alpha=0.3)
@@ -103,7 +103,7 @@ def main() -> None:
     parser.add_argument("--out", required=True, help="beginning of the names of all results")
     args = parser.parse_args()
     prior = calibrated_prior(args.prior)
-    crops = torch.from_numpy(np.stack([crop(clean(path, prior.voxel_size)) for path in args.maps]))
+    crops = torch.from_numpy(np.stack([crop(clean(path, prior.voxel_size), BOX[0]) for path in args.maps]))
     with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
         velocities = velocity_errors(prior, crops)
     for line in velocities:
@@ -119,9 +119,10 @@ def main() -> None:
 def leave(out: str, power: dict[str, list[Tensor]]) -> None:
     """Write what there is of the power."""
     medians = {key: torch.stack(ratios).median(0).values.double().numpy() for key, ratios in power.items()}
+    side = BOX[0] * VOXEL
     shells: list[dict[str, object]] = [
-        {"resolution_angstrom": round(96 / shell, 2), **{key: round(float(m[shell]), 4) for key, m in medians.items()}}
-        for shell in range(1, 33)
+        {"resolution_angstrom": round(side / n, 2), **{key: round(float(m[n]), 4) for key, m in medians.items()}}
+        for n in range(1, BOX[0] // 2 + 1)
     ]
     write_csv(Path(f"{out}_power.csv"), shells)
     plot_power(medians, Path(f"{out}_power.png"))
