@@ -15,20 +15,20 @@ from typing import SupportsFloat
 
 import numpy as np
 import torch
-from _inputs import calibrated_prior, clean
+from _inputs import clean
 from _protocol import BOX, ROWS, VOXEL, crop, degraded, wiener
 from _table import write_csv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cryofm_model import CalibratedPrior
+from cryofm_model import Prior, load_prior
 from cryofm_ops import friedel_weights, radial, radial_mean, rfft
 from cryofm_sampling import restore
 
 TIMES = [i / 10 for i in range(1, 10)]
 
 
-def velocity_errors(prior: CalibratedPrior, truths: Tensor) -> list[dict[str, object]]:
+def velocity_errors(prior: Prior, truths: Tensor) -> list[dict[str, object]]:
     """Mean squared error of the velocity, in model units, over crops (n, z, y, x)."""
     crops = (truths - prior.normalization.mean) / prior.normalization.std
     power = radial(radial_mean(rfft(crops).abs().square().mean(0), BOX), BOX)
@@ -53,7 +53,7 @@ def velocity_errors(prior: CalibratedPrior, truths: Tensor) -> list[dict[str, ob
     return rows
 
 
-def power_of(truth: Tensor, prior: CalibratedPrior, seed: int, power: dict[str, list[Tensor]], precision: str) -> None:
+def power_of(truth: Tensor, prior: Prior, seed: int, power: dict[str, list[Tensor]], precision: str) -> None:
     """Degrade one map in every row and restore it; adds the shells' power over the truth's to ``power``."""
     true_power = radial_mean(rfft(truth).abs() ** 2, BOX)
     generator = torch.Generator().manual_seed(seed)
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network (default fp32)")
     parser.add_argument("--out", required=True, help="beginning of the names of all results")
     args = parser.parse_args()
-    prior = calibrated_prior(args.prior)
+    prior = load_prior(args.prior)
     crops = torch.from_numpy(np.stack([crop(clean(path, prior.voxel_size), BOX[0]) for path in args.maps]))
     with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
         velocities = velocity_errors(prior, crops)
