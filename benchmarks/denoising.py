@@ -35,7 +35,7 @@ THREE, EIGHT = PlugAndPlay(iterations=3), PlugAndPlay()
 def row_of(path: Path, level: str, seed: int, prior_name: str) -> dict[str, object]:
     """Degrade one map and restore it in every way."""
     prior = load_prior(prior_name)
-    truth = torch.from_numpy(crop(clean(path, prior.voxel_size)))
+    truth = torch.from_numpy(crop(clean(path, prior.voxel_size), BOX[0]))
     halves = degraded(f"spectral {level}", truth, torch.Generator().manual_seed(seed)).maps
     noise = estimate_noise_power(*halves)
     mean = (halves[0] + halves[1]) / 2

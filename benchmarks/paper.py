@@ -22,6 +22,7 @@ MAP_half2.mrc, which are averaged; what is not there counts as failed. ``--write
 import argparse
 import csv
 import math
+import os
 import sys
 import time
 import zlib
@@ -224,13 +225,16 @@ class Lines:
     def __init__(self, out: str, rank: int) -> None:
         self.csv = Path(f"{out}.csv")
         self.own = self.csv if rank == 0 else Path(f"{out}.rank-{rank}.csv")
+        if self.own.exists():  # the last line of a run that was killed may be none
+            text = self.own.read_bytes()
+            os.truncate(self.own, text.rfind(b"\n") + 1)
         self.others = sorted(self.csv.parent.glob(f"{self.csv.stem}.rank-*.csv"))
         self.known = {tuple(line[key] for key in KEYS) for path in {self.csv, *self.others} for line in read(path)}
 
     def add(self, line: dict[str, object]) -> None:
         """Of a case, at once."""
         self.known.add(tuple(str(line[key]) for key in KEYS))
-        new = not self.own.exists()
+        new = not self.own.exists() or not self.own.stat().st_size
         with self.own.open("a", newline="") as file:
             table = csv.DictWriter(file, COLUMNS, lineterminator="\n")
             if new:
@@ -253,11 +257,11 @@ class Lines:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The whole lines of a CSV; the last one of a run that was killed may be none."""
+    """The lines of a CSV."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return [line for line in csv.DictReader(file) if None not in line.values()]
+        return list(csv.DictReader(file))
 
 
 def measure(paths: Sequence[Path], prior: Prior, lines: Lines, args: argparse.Namespace, rank: int, size: int) -> None:

@@ -15,20 +15,20 @@ from typing import SupportsFloat
 
 import numpy as np
 import torch
-from _inputs import calibrated_prior, clean
-from _protocol import BOX, ROWS, crop, degraded, wiener
+from _inputs import clean
+from _protocol import BOX, ROWS, VOXEL, crop, degraded, wiener
 from _table import write_csv
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cryofm_model import CalibratedPrior
+from cryofm_model import Prior, load_prior
 from cryofm_ops import friedel_weights, radial, radial_mean, rfft
 from cryofm_sampling import restore
 
 TIMES = [i / 10 for i in range(1, 10)]
 
 
-def velocity_errors(prior: CalibratedPrior, truths: Tensor) -> list[dict[str, object]]:
+def velocity_errors(prior: Prior, truths: Tensor) -> list[dict[str, object]]:
     """Mean squared error of the velocity, in model units, over crops (n, z, y, x)."""
     crops = (truths - prior.normalization.mean) / prior.normalization.std
     power = radial(radial_mean(rfft(crops).abs().square().mean(0), BOX), BOX)
@@ -53,7 +53,7 @@ def velocity_errors(prior: CalibratedPrior, truths: Tensor) -> list[dict[str, ob
     return rows
 
 
-def power_of(truth: Tensor, prior: CalibratedPrior, seed: int, power: dict[str, list[Tensor]], precision: str) -> None:
+def power_of(truth: Tensor, prior: Prior, seed: int, power: dict[str, list[Tensor]], precision: str) -> None:
     """Degrade one map in every row and restore it; adds the shells' power over the truth's to ``power``."""
     true_power = radial_mean(rfft(truth).abs() ** 2, BOX)
     generator = torch.Generator().manual_seed(seed)
@@ -81,7 +81,7 @@ def plot_power(power: dict[str, NDArray[np.float64]], path: Path) -> None:
     for name, axis in zip(names, axes.flat, strict=False):
         for kind in ("degraded", "wiener", "restored"):
             if (key := f"{name}|{kind}") in power:
-                axis.plot(np.arange(1, 33) / 96, power[key][1:], label=kind)
+                axis.plot(np.arange(1, BOX[0] // 2 + 1) / (BOX[0] * VOXEL), power[key][1:], label=kind)
         axis.axhline(1, color="black", linewidth=0.5)
         axis.set(title=name, yscale="log", ylim=(0.005, 20))
         axis.grid(alpha=0.3)
@@ -102,8 +102,8 @@ def main() -> None:
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network (default fp32)")
     parser.add_argument("--out", required=True, help="beginning of the names of all results")
     args = parser.parse_args()
-    prior = calibrated_prior(args.prior)
-    crops = torch.from_numpy(np.stack([crop(clean(path, prior.voxel_size)) for path in args.maps]))
+    prior = load_prior(args.prior)
+    crops = torch.from_numpy(np.stack([crop(clean(path, prior.voxel_size), BOX[0]) for path in args.maps]))
     with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
         velocities = velocity_errors(prior, crops)
     for line in velocities:
@@ -119,9 +119,10 @@ def main() -> None:
 def leave(out: str, power: dict[str, list[Tensor]]) -> None:
     """Write what there is of the power."""
     medians = {key: torch.stack(ratios).median(0).values.double().numpy() for key, ratios in power.items()}
+    side = BOX[0] * VOXEL
     shells: list[dict[str, object]] = [
-        {"resolution_angstrom": round(96 / shell, 2), **{key: round(float(m[shell]), 4) for key, m in medians.items()}}
-        for shell in range(1, 33)
+        {"resolution_angstrom": round(side / n, 2), **{key: round(float(m[n]), 4) for key, m in medians.items()}}
+        for n in range(1, BOX[0] // 2 + 1)
     ]
     write_csv(Path(f"{out}_power.csv"), shells)
     plot_power(medians, Path(f"{out}_power.png"))

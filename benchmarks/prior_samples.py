@@ -78,10 +78,10 @@ def foreign(name: str, truth: Tensor, prior: CalibratedPrior) -> dict[str, objec
     if name == "pure noise":  # of the same power as a protein's
         power = radial_mean(rfft(truth).abs() ** 2, BOX)
         noise = SpectralNoise(power)
-        halves: tuple[Tensor, ...] = tuple(noise.sample(torch.zeros(BOX), generator=generator) for _ in range(2))
+        halves = [noise.sample(torch.zeros(BOX), generator=generator) for _ in range(2)]
         truth = torch.zeros(BOX)
     else:
-        halves = degraded("spectral 4.3A", truth, generator).maps
+        halves = list(degraded("spectral 4.3A", truth, generator).maps)
         noise = SpectralNoise.from_half_maps(halves[0], halves[1])
     mean = (halves[0] + halves[1]) / 2
     likelihood = gaussian_likelihood(Identity(), SpectralNoise(noise.radial_power / 2), mean)

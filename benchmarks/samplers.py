@@ -23,11 +23,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from _inputs import calibrated_prior, clean
+from _inputs import clean
 from _protocol import ROWS, VOXEL, WEDGE, WEDGE_ROW, Score, Summary, crop, degraded, sides, wiener
 from torch import Tensor
 
-from cryofm_model import CalibratedPrior
+from cryofm_model import Prior, load_prior
 from cryofm_ops import CryoFMError, FourierGaussian, irfft
 from cryofm_sampling import Draw, Guided, Inpainting, PlugAndPlay, PosteriorFlow, Renoising, Sampler, restore
 
@@ -79,7 +79,7 @@ def line_of(truth: Tensor, x: Tensor | None, gap: bool) -> dict[str, float]:
     return {key: round(value, 4) for key, value in values.items()}
 
 
-def measure(name: str, truth: Tensor, seed: int, prior: CalibratedPrior, args: argparse.Namespace) -> None:
+def measure(name: str, truth: Tensor, seed: int, prior: Prior, args: argparse.Namespace) -> None:
     """Add to the CSV what it lacks of one map."""
     keys = ("map", "box", "row", "sampler", "steps")
     done = {tuple(line[key] for key in keys) for line in read(args.out)}
@@ -172,7 +172,7 @@ def main() -> None:
     if args.summary:
         summary(args.out)
         return
-    prior = calibrated_prior(args.prior)
+    prior = load_prior(args.prior)
     for seed, path in enumerate(args.maps):
         measure(path.stem, torch.from_numpy(crop(clean(path, prior.voxel_size), args.box)), seed, prior, args)
 

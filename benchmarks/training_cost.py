@@ -32,8 +32,9 @@ def main() -> None:
     """Count, write and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="CSV file")
+    args = parser.parse_args()
     rows = [row for name in ("cryofm-s", "cryofm-l") for row in costs(name)]
-    write_csv(parser.parse_args().out, rows)
+    write_csv(args.out, rows)
     for row in rows:
         print(", ".join(f"{key} {value}" for key, value in row.items()))
 

@@ -25,7 +25,7 @@ from _command_line import choose_device, exit_code, positive, prior_file, seed
 from torch import Tensor
 from tqdm import tqdm
 
-from cryofm_io import CryoFMError, refuse_to_lose
+from cryofm_io import CryoFMError, OutputExistsError, refuse_to_lose
 from cryofm_model import Prior, load_prior, save_prior
 from cryofm_model.data import MapSet
 from cryofm_model.data.simulated import is_atomic_model
@@ -42,9 +42,9 @@ def run(args: argparse.Namespace) -> None:
     refuse_to_lose([path for path in (prior_file(args.prior),) if path is not None], [args.out])
     side = args.side or min(prior.box, LARGEST)
     if side % prior.multiple:
-        raise CryoFMError(
-            f"the side of the crops is {side}; the prior {args.prior} takes multiples of {prior.multiple}"
-        )
+        raise CryoFMError(f"the side of crops is {side}; the prior {args.prior} takes multiples of {prior.multiple}")
+    if args.out.exists() and not args.overwrite:  # before hours of work
+        raise OutputExistsError(f"{args.out} exists; give another --out, or --overwrite")
     crops = examples(args, prior, side)
     with evaluations(prior, args.number) as velocity:
         generator = torch.Generator().manual_seed(args.seed)

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from cryofm_io import DensityMap, fsc, read_map, to_grid, write_map
+from cryofm_io import DensityMap, ImageStack, Poses, fsc, read_map, to_grid, write_map, write_poses
+from cryofm_model import Prior, load_prior, save_prior
 from cryofm_ops import AnisotropicNoise, MissingWedge, wedge_alpha
 from cryofm_sampling import Checkpoint, Rescaled
 from cryofm_sampling.samplers import flow
@@ -93,6 +94,63 @@ def test_anisotropic_believes_what_is_known(run, directional_halves, tmp_path):
     assert not list(tmp_path.glob("state*"))
 
 
+@pytest.fixture
+def bare_prior(small_prior, tmp_path):
+    """The small prior without its statistics, as published ones are."""
+    known = load_prior(small_prior)
+    save_prior(Prior(known.network, known.normalization, known.voxel_size, known.box), tmp_path / "bare.safetensors")
+    return tmp_path / "bare.safetensors"
+
+
+def tilted_views(tmp_path, tilt_deg, count=400):
+    """A STAR file of particles tilted by so much, rms; no images are there."""
+    rng = np.random.default_rng(0)
+    angles = rng.uniform(0, 360, (count, 3))
+    angles[:, 1] = rng.normal(0, tilt_deg, count)
+    images = ImageStack(rng.normal(size=(count, 2, 2)), 1.5, names=[f"{i + 1}@none.mrcs" for i in range(count)])
+    write_poses(tmp_path / "particles.star", images, Poses.from_angles(angles, np.zeros((count, 2))))
+    return tmp_path / "particles.star"
+
+
+def test_anisotropic_takes_the_views_of_the_particles(run, directional_halves, tmp_path, capsys):
+    star = tilted_views(tmp_path, 15)
+    line = (*directional_halves, "--scale", 1, "--b-factor", 0, "--steps", 2)
+    assert run(anisotropic, *line, "--poses", star) == 0
+    assert "400 poses: views are" in capsys.readouterr().out
+    assert record(tmp_path)["not_measured"] > 0.1
+    assert str(star) in record(tmp_path)["inputs_sha256"]
+
+
+def test_views_tell_the_noise_better_than_cones(tmp_path):
+    # Halves of a box of 32³ with noise as strong as slices, inserted by the nearest voxel, are sparse.
+    n, views = 32, anisotropic.density_of_views(star := tilted_views(tmp_path, 25))
+    i = torch.arange(-n, n + 1, dtype=torch.float64)
+    plane = torch.stack([*torch.meshgrid(i, i, indexing="ij"), torch.zeros(len(i), len(i))], -1).flatten(0, 1)
+    points = torch.from_numpy(anisotropic.read_poses(star).rotations).mT @ plane[plane.norm(dim=1) < n].T
+    k = points.mT.round().long().flatten(0, 1)
+    k = k[(k.abs() < n // 2).all(1)] % n
+    count = torch.bincount((k[:, 2] * n + k[:, 1]) * n + k[:, 0], minlength=n**3).reshape(n, n, n).double()
+    count = count.roll((16, 16, 16), (0, 1, 2))[None]
+    count = torch.nn.functional.avg_pool3d(count, 3, 1, 1)[0].roll((16, 16, 16), (0, 1, 2))
+    seen = count > 0.02 * count.max() / n
+    std = torch.where(seen, count.clamp(min=1e-9) ** -0.5, 0)
+    generator = torch.Generator().manual_seed(0)
+    one, two = (
+        torch.fft.ifftn(std * torch.fft.fftn(torch.randn(n, n, n, generator=generator))).real.float() for _ in range(2)
+    )
+    frequency = torch.fft.fftfreq(n) * n
+    radius = (frequency[:, None, None] ** 2 + frequency[:, None] ** 2 + frequency**2).sqrt()
+    ring = (seen & (radius > 4) & (radius < 14))[..., : n // 2 + 1]
+    errors = []
+    for model in (
+        anisotropic.directional_model(one, two, anisotropic.noise_of(views)),
+        anisotropic.directional_model(one, two, half_angle_deg=10),
+    ):
+        found, _ = model.noise_on((n, n, n))
+        errors.append((found / std[..., : n // 2 + 1] ** 2).log()[ring].abs().median())
+    assert errors[0] < 0.7 * errors[1]
+
+
 def test_anisotropic_example_has_the_paper_s_auc():
     """Input of the paper's row ±45°: FSC_AUC 0.6623 on average over other maps."""
     example = anisotropic.demo(seed=0)
@@ -114,6 +172,20 @@ def test_missing_wedge_keeps_what_was_measured_and_fills_the_rest(run, blobs, sa
     missing = truth - before
     filled = after - wedge(after)
     assert torch.corrcoef(torch.stack([filled.flatten(), missing.flatten()]))[0, 1] > 0.3
+
+
+def test_a_prior_without_statistics_does_what_needs_none(run, bare_prior, save, blobs, tmp_path, capsys):
+    path = save("map.mrc", MissingWedge(-60, 60)(torch.from_numpy(blobs.data)).numpy())
+    assert run(missing_wedge, path, "--steps", 3, "--scale", 1, prior=bare_prior) == 0
+    assert "the paper's restores, Alg. 2 with 3 steps" in capsys.readouterr().out
+    assert record(tmp_path)["algorithm"]["sampler"] == "Inpainting"
+    kept = MissingWedge(-60, 60)
+    after, before = (torch.from_numpy(read_map(file).data) for file in (tmp_path / "out" / "restored.mrc", path))
+    assert (kept(after) - kept(before)).std() < 1e-3 * before.std()
+    assert run(sample_prior, "--number", 1, "--side", 16, "--steps", 2, "--overwrite", prior=bare_prior) == 0
+    assert record(tmp_path)["power_over_the_prior_s_data"] is None
+    assert "the prior's data" not in (tmp_path / "out" / "power.csv").read_text()
+    assert run(likelihood, path, "--side", 8, "--steps", 2, "--overwrite", prior=bare_prior) == 0
 
 
 def test_missing_wedge_of_other_tilts_is_told(run, blobs, save, tmp_path, capsys):
