@@ -10,7 +10,7 @@ the truth's, by
   same data are, and the exact posterior mean;
 - with `--peers`, in an environment that has them, deepinv (plug-and-play by proximal gradients, 20 evaluations, from
   `observed`; step and denoiser the best of six by the truth) and azula (MMPS, 16 steps of DDIM, 5 iterations of GMRES;
-  the mean of 4 draws), both with the same prior.
+  the mean of 2 draws), both with the same prior.
 """
 
 import argparse
@@ -35,7 +35,7 @@ from cryofm_sampling.testing import GaussianPrior
 
 VOLUME = (-3, -2, -1)
 ITERATIONS = 20
-STEPS, DRAWS, SOLVES = 16, 4, 5
+STEPS, DRAWS, SOLVES = 16, 2, 5
 
 
 @attrs.frozen(eq=False)
