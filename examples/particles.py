@@ -120,14 +120,19 @@ class Particles:
         level = images[:, outside].mean(-1) if outside.any() else images.new_zeros(len(images))
         return images - level[:, None, None]
 
-    def batches(self, some: NDArray[np.int64], diameter_px: float, shape: tuple[int, int, int], progress: Any) -> Iterator[Any]:
+    def batches(
+        self, some: NDArray[np.int64], diameter_px: float, shape: tuple[int, int, int], progress: Any
+    ) -> Iterator[Any]:
         """Projectors with the images that they make."""
         for part in np.array_split(some, -(-len(some) // BATCH)):
             rotations = torch.from_numpy(self.poses.rotations[part]).float()
             shifts = torch.from_numpy(self.poses.shifts[part] / self.voxel_size).float()
             fields = None if self.ctf is None else {name: values[part] for name, values in self.ctf.items()}
             ctf = None if fields is None else CTF(**fields, voxel_size_angstrom=self.voxel_size)
-            yield FourierProjector(rotations, shifts, shape, ctf), self.images(part, diameter_px)
+            yield (
+                FourierProjector(rotations, shifts, (self.side, self.side, self.side), ctf),
+                self.images(part, diameter_px),
+            )
             progress.update(len(part))
 
 
@@ -180,7 +185,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     noise = SpectralNoise(background)
     with bar(total=len(chosen), unit=" images") as shown:
         halves = [
-            ToeplitzGaussian.from_images(particles.batches(half, diameter, shape, shown), noise, shape=shape)
+            ToeplitzGaussian.from_images(particles.batches(half, diameter, shown), noise, shape=shape)
             for half in (chosen[::2], chosen[1::2])
         ]
     whole = halves[0] + halves[1]
