@@ -4,7 +4,8 @@ The map stands in a box, and is seen by random poses, shifts and CTFs with white
 `FourierProjector` at padding 2. Measured are
 
 - `one pass, N`: `ToeplitzGaussian.from_images` on N images of random numbers, CPU seconds and the peak of memory;
-- `one pass` and `conjugate gradients` on the same few images, of a sphere in the map: squared error of `restore`, relative to the truth's;
+- `one pass` and `conjugate gradients` on the same few images, of a sphere in the map: squared error of `restore`,
+  relative to the truth's;
 - `particles.py` on all of them as its user runs it, from a STAR file, and `relion_reconstruct --ctf` on the same file
   where there is one: the error after the best factor, FSC_AUC and FSC_0.5 against the truth, nothing masked.
 """

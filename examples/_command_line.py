@@ -45,7 +45,7 @@ from cryofm_sampling import (
 
 UNCERTAINTY = "uncertainty.mrc"
 RESULT = (  # names that any script may leave
-    r"(restored|restored_half[12]|uncertainty|(sample|model)_\d+)\.mrc|(fsc|power|likelihood|scores)\.csv"
+    r"(restored(_half[12])?|reconstruction(_half[12])?|uncertainty|(sample|model)_\d+)\.mrc|(fsc|power|likelihood|scores)\.csv"
     r"|(fsc|slices|samples|power|pairs)\.png|poses\.star|run\.json"
 )
 OTHER_FILES = 2**21  # bytes, of pictures, tables and records

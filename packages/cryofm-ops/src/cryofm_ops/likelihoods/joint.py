@@ -135,8 +135,8 @@ def joint(likelihoods: Iterable[Any], *, shape: Shape | None = None) -> FourierG
 
     Returns: a `FourierGaussian` or a `LinearGaussian` where all are such, otherwise a `Joint`.
 
-    Raises `OperatorError` for an empty list, and for one that is `Blind`, in model units or has nothing to add; `GridMismatchError` for
-    boxes that differ.
+    Raises `OperatorError` for an empty list, and for one that is `Blind`, in model units or has nothing to add;
+    `GridMismatchError` for boxes that differ.
 
     >>> from cryofm_ops import Identity, MissingWedge, WhiteNoise, gaussian_likelihood
     >>> y = torch.ones(4, 4, 4)
