@@ -8,9 +8,9 @@ the truth's, by
 - `ours`: `restore`, which is given the log p and nothing else;
 - `closed form`, `quadrature`: what there is to reach, where it is known: `restore` of the `FourierGaussian` that the
   same data are, and the exact posterior mean;
-- with `--peers deepinv azula`, in an environment that has them, deepinv (plug-and-play by proximal gradients, 20
-  evaluations, from `observed`; steps of σ² and a denoiser for σ, and the best of six choices by the truth) and azula (MMPS, 16 steps of DDIM, 5 iterations of GMRES;
-  the mean of 2 draws), both with the same prior.
+- with `--peers deepinv azula`, in an environment that has them, and with the same prior: deepinv (plug-and-play by
+  proximal gradients, 20 evaluations, from `observed`; steps of σ² and a denoiser for σ, and the best of six choices by
+  the truth) and azula (MMPS, 16 steps of DDIM, 5 iterations of GMRES; the mean of 2 draws).
 """
 
 import argparse
