@@ -5,8 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cryofm_ops import ImagesInBand, sample_poses
-from cryofm_sampling.models.ranked import RankedModels, Refining
+from cryofm_ops import ImagesInBand, Normalization, average_rings, image_scales, pose_difference_deg, sample_poses
+from cryofm_sampling._common import calibrated
+from cryofm_sampling.models.ranked import RankedModels, Refining, normalization_of
+from cryofm_sampling.models.trust import Trust, agreement, folds, predicted_by_others, reprojections
 from cryofm_sampling.protocols import VelocityField
 
 __all__ = ["models_of_class_averages"]
@@ -43,34 +45,58 @@ def models_of_class_averages(
         chains: of the pose search.
         keep: models to make of the best of them.
         levels: of noise, one network evaluation each and model.
-        callback: is told of network evaluations; there are `evaluations(chains, keep, levels)`.
+        callback: is told of network evaluations; there are `evaluations(chains, keep, levels, K)`.
 
     Raises what `sample_poses` and `AbInitio` raise.
     """
+    units = normalization_of(prior)
+    power = calibrated(prior, "models_of_class_averages").signal_power
+    scales = image_scales(images)
+    rings = average_rings(
+        images / scales[:, None, None], _expected(power, units, len(noise), images.shape[-1]), noise.to(images)
+    )
+    N, m = rings.noise, rings.transfer
     poses = sample_poses(
-        images,
+        images / scales[:, None, None],
         chains=chains,
         generator=generator,
         diameter_px=diameter_px,
-        noise=noise[:_SEARCHED],
+        noise=N[..., :_SEARCHED],
         max_shift_px=max_shift_px,
         symmetry=symmetry,
+        transfer=None if m is None else m[:, :_SEARCHED],
     )
-    data = ImagesInBand.of(images, len(noise), noise, symmetry=symmetry)
+    data = ImagesInBand.of(images / scales[:, None, None], len(noise), N, symmetry=symmetry, transfer=m)
     refine = Refining(prior, data, max_shift_px, generator, callback)
-    screened = refine(poses.rotations, poses.shifts_px, levels=min(_SHORT, levels))
+    short = min(_SHORT, levels)
+    screened = refine(poses.rotations, poses.shifts_px, levels=short)
     best = min(keep, chains)
     models = refine(screened.rotations[:best], screened.shifts_px[:best], levels=levels)
     log_evidence = poses.log_evidence[screened.chain][models.chain]
     scores = {"misfit": models.misfit, "log_evidence_of_first_poses": log_evidence}
-    nfe = evaluations(chains, keep, levels)
-    return RankedModels(models.x, models.rotations, models.shifts_px, scores, nfe)
+    made = reprojections(data, models.x[:1], models.rotations[:1], models.shifts_px[:1])[0]
+    predicted, by_ring = predicted_by_others(refine, models.rotations[0], models.shifts_px[0], short)
+    others = [i for i in range(chains) if i != int(models.chain[0])]
+    differences = torch.tensor(
+        [float(pose_difference_deg(models.rotations[0], screened.rotations[i], symmetry)) for i in others]
+    )
+    trust = Trust(differences.sort().values, agreement(data, made)[0], predicted, by_ring)
+    nfe = evaluations(chains, keep, levels, len(images))
+    return RankedModels(models.x, models.rotations, models.shifts_px, scores, nfe, trust, scales)
 
 
-def evaluations(chains: int, keep: int, levels: int) -> int:
+def evaluations(chains: int, keep: int, levels: int, images: int) -> int:
     """Network evaluations of `models_of_class_averages`.
 
-    >>> evaluations(8, 3, 20)
-    157
+    >>> evaluations(8, 3, 20, 12)
+    223
     """
-    return (min(_SHORT, levels) + 3) * chains + (levels + 3) * min(keep, chains)
+    short = min(_SHORT, levels)
+    return (short + 3) * (chains + folds(images)) + (levels + 3) * min(keep, chains)
+
+
+def _expected(signal_power: Tensor, units: Normalization, radius: int, n: int) -> Tensor:
+    """Power of projections of what the prior knows, in boxes of side n, at the frequencies 1..radius."""
+    at = torch.arange(1, radius + 1).to(signal_power) * (len(signal_power) - 1) / (n / 2)
+    power = torch.lerp(signal_power[at.floor().long()], signal_power[at.ceil().long()], at.frac())
+    return n**3 * units.std**2 * power
