@@ -5,16 +5,17 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cryofm_ops import ImagesInBand, Normalization, average_rings, image_scales, pose_difference_deg, sample_poses
+from cryofm_ops import ImagesInBand, Normalization, average_rings, image_scales, sample_poses
 from cryofm_sampling._common import calibrated
 from cryofm_sampling.models.ranked import RankedModels, Refining, normalization_of
-from cryofm_sampling.models.trust import Trust, agreement, folds, predicted_by_others, reprojections
+from cryofm_sampling.models.trust import Trust, folds
 from cryofm_sampling.protocols import VelocityField
 
 __all__ = ["models_of_class_averages"]
 
 _SEARCHED = 13  # highest frequency of the pose search, in units of 1/box
 _SHORT = 8  # levels of noise that choose among the chains
+_FEWEST = 5  # images that must be left where others are left out
 
 
 def models_of_class_averages(
@@ -51,38 +52,39 @@ def models_of_class_averages(
     """
     units = normalization_of(prior)
     power = calibrated(prior, "models_of_class_averages").signal_power
+    expected = _expected(power, units, len(noise), images.shape[-1])
     scales = image_scales(images)
-    rings = average_rings(
-        images / scales[:, None, None], _expected(power, units, len(noise), images.shape[-1]), noise.to(images)
-    )
-    N, m = rings.noise, rings.transfer
-    poses = sample_poses(
-        images / scales[:, None, None],
-        chains=chains,
-        generator=generator,
-        diameter_px=diameter_px,
-        noise=N[..., :_SEARCHED],
-        max_shift_px=max_shift_px,
-        symmetry=symmetry,
-        transfer=None if m is None else m[:, :_SEARCHED],
-    )
-    data = ImagesInBand.of(images / scales[:, None, None], len(noise), N, symmetry=symmetry, transfer=m)
-    refine = Refining(prior, data, max_shift_px, generator, callback)
-    short = min(_SHORT, levels)
-    screened = refine(poses.rotations, poses.shifts_px, levels=short)
+    images = images / scales[:, None, None]
+    short, used = min(_SHORT, levels), torch.arange(len(images), device=images.device)
+    while True:
+        rings = average_rings(images[used], expected, noise.to(images))
+        N, m = rings.noise, rings.transfer
+        poses = sample_poses(
+            images[used],
+            chains=chains,
+            generator=generator,
+            diameter_px=diameter_px,
+            noise=N[..., :_SEARCHED],
+            max_shift_px=max_shift_px,
+            symmetry=symmetry,
+            transfer=None if m is None else m[:, :_SEARCHED],
+        )
+        data = ImagesInBand.of(images[used], len(noise), N, symmetry=symmetry, transfer=m)
+        refine = Refining(prior, data, max_shift_px, generator, callback)
+        screened = refine(poses.rotations, poses.shifts_px, levels=short)
+        trust = Trust.of(refine, screened, short)
+        strangers = trust.outliers
+        if not strangers or len(used) - len(strangers) < _FEWEST or len(used) < len(images):
+            break
+        used = used[[i for i in range(len(used)) if i not in strangers]]
     best = min(keep, chains)
     models = refine(screened.rotations[:best], screened.shifts_px[:best], levels=levels)
     log_evidence = poses.log_evidence[screened.chain][models.chain]
     scores = {"misfit": models.misfit, "log_evidence_of_first_poses": log_evidence}
-    made = reprojections(data, models.x[:1], models.rotations[:1], models.shifts_px[:1])[0]
-    predicted, by_ring = predicted_by_others(refine, models.rotations[0], models.shifts_px[0], short)
-    others = [i for i in range(chains) if i != int(models.chain[0])]
-    differences = torch.tensor(
-        [float(pose_difference_deg(models.rotations[0], screened.rotations[i], symmetry)) for i in others]
-    )
-    trust = Trust(differences.sort().values, agreement(data, made)[0], predicted, by_ring)
     nfe = evaluations(chains, keep, levels, len(images))
-    return RankedModels(models.x, models.rotations, models.shifts_px, scores, nfe, trust, scales)
+    if len(used) < len(images):
+        nfe += (short + 3) * (chains + folds(len(used)))
+    return RankedModels(models.x, models.rotations, models.shifts_px, scores, nfe, trust, scales, used)
 
 
 def evaluations(chains: int, keep: int, levels: int, images: int) -> int:

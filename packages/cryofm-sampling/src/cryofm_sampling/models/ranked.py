@@ -31,6 +31,7 @@ class RankedModels:
         nfe: network evaluations, of all chains together.
         trust: of class averages, what speaks for the best model and against it.
         image_scales: of class averages, by what each was divided, `(K,)`.
+        used: of class averages, the images that fit together and have poses here, by their numbers. None: all.
     """
 
     x: Tensor
@@ -40,6 +41,7 @@ class RankedModels:
     nfe: int
     trust: "Trust | None" = None
     image_scales: Tensor | None = None
+    used: Tensor | None = None
 
 
 @attrs.frozen(eq=False)

@@ -6,12 +6,15 @@ images with what is predicted, over what their own noise leaves of it, estimates
 truth; where that falls below .5 is how fine the model can be called.
 """
 
+from itertools import pairwise
+
 import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops import FourierSlices, ImagesInBand
+from cryofm_ops import FourierSlices, ImagesInBand, pose_difference_deg
 from cryofm_sampling.models.ranked import Refining
+from cryofm_sampling.samplers.ab_initio import Models
 
 __all__ = ["Trust"]
 
@@ -30,7 +33,7 @@ class Trust:
         differences_deg: of the poses of each other chain from the best, the nearest first, `(C − 1,)`.
         correlations: of the images with the reprojections of the best model, over what their noise leaves, `(K,)`.
         predicted: the same with models that have not seen the image, `(K,)`.
-        by_ring: likewise of all images, at the frequencies 1, 2, … of 1/box, `(radius,)`; NaN where nothing was measured.
+        by_ring: likewise of all, at the frequencies 1, 2, … of 1/box, `(radius,)`; NaN where nothing was measured.
     """
 
     differences_deg: Tensor
@@ -38,11 +41,26 @@ class Trust:
     predicted: Tensor
     by_ring: Tensor
 
+    @classmethod
+    def of(cls, refine: Refining, chains: Models, levels: int) -> "Trust":
+        """Of the best of several chains.
+
+        Args:
+            refine: with all the images.
+            chains: the best first.
+            levels: of noise, for the models that are made anew.
+        """
+        R, group = chains.rotations, refine.data.symmetry
+        differences = torch.stack([pose_difference_deg(R[0], other, group) for other in R[1:]] or [R.new_zeros(())])
+        made = reprojections(refine.data, chains.x[:1], R[:1], chains.shifts_px[:1])[0] / chains.scale[0]
+        predicted, by_ring = predicted_by_others(refine, R[0], chains.shifts_px[0], levels)
+        return cls(differences[: len(R) - 1].sort().values, agreement(refine.data, made)[0], predicted, by_ring)
+
     @property
     def frequency(self) -> float:
         """To which images that were left out are predicted, in units of 1/box; 0: to none."""
         good = [1.0, *self.by_ring.nan_to_num(-1.0).tolist()]
-        for r, (above, below) in enumerate(zip(good, good[1:], strict=False)):
+        for r, (above, below) in enumerate(pairwise(good)):
             if below < 0.5:
                 return float(r + max(0.0, (above - 0.5) / max(above - max(below, 0.0), 1e-6))) if r else 0.0
         return float(len(self.by_ring))
@@ -87,7 +105,7 @@ def reprojections(data: ImagesInBand, x: Tensor, rotations: Tensor, shifts_px: T
 
 
 def agreement(data: ImagesInBand, made: Tensor) -> tuple[Tensor, Tensor]:
-    """Correlation of images with projections `(K, m)`, over what noise leaves of it: image by image, and ring by ring."""
+    """Correlation of images with projections `(K, m)` over what noise leaves of it: of each image, and of each ring."""
     y, ring = data.spectra, data.k.norm(dim=-1).round().long() - 1
     radius = int(data.k.abs().max())
     ring = ring.clamp(max=radius - 1)
