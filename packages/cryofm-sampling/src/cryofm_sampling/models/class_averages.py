@@ -15,7 +15,8 @@ __all__ = ["models_of_class_averages"]
 
 _SEARCHED = 13  # highest frequency of the pose search, in units of 1/box
 _SHORT = 8  # levels of noise that choose among the chains
-_FEWEST = 5  # images that must be left where others are left out
+_ROUNDS = 3  # in which images may be left out that the others do not predict
+_FEWEST = 5  # images that must be left
 
 
 def models_of_class_averages(
@@ -46,7 +47,7 @@ def models_of_class_averages(
         chains: of the pose search.
         keep: models to make of the best of them.
         levels: of noise, one network evaluation each and model.
-        callback: is told of network evaluations; there are `evaluations(chains, keep, levels, K)`.
+        callback: is told of network evaluations.
 
     Raises what `sample_poses` and `AbInitio` raise.
     """
@@ -55,8 +56,8 @@ def models_of_class_averages(
     expected = _expected(power, units, len(noise), images.shape[-1])
     scales = image_scales(images)
     images = images / scales[:, None, None]
-    short, used = min(_SHORT, levels), torch.arange(len(images), device=images.device)
-    while True:
+    short, nfe, used = min(_SHORT, levels), 0, torch.arange(len(images), device=images.device)
+    for left in reversed(range(_ROUNDS)):
         rings = average_rings(images[used], expected, noise.to(images))
         N, m = rings.noise, rings.transfer
         poses = sample_poses(
@@ -74,27 +75,16 @@ def models_of_class_averages(
         screened = refine(poses.rotations, poses.shifts_px, levels=short)
         trust = Trust.of(refine, screened, short)
         strangers = trust.outliers
-        if not strangers or len(used) - len(strangers) < _FEWEST or len(used) < len(images):
+        nfe += (short + 3) * (chains + folds(len(used)))
+        if not left or not strangers or len(used) - len(strangers) < _FEWEST:
             break
         used = used[[i for i in range(len(used)) if i not in strangers]]
     best = min(keep, chains)
     models = refine(screened.rotations[:best], screened.shifts_px[:best], levels=levels)
     log_evidence = poses.log_evidence[screened.chain][models.chain]
     scores = {"misfit": models.misfit, "log_evidence_of_first_poses": log_evidence}
-    nfe = evaluations(chains, keep, levels, len(images))
-    if len(used) < len(images):
-        nfe += (short + 3) * (chains + folds(len(used)))
+    nfe += (levels + 3) * best
     return RankedModels(models.x, models.rotations, models.shifts_px, scores, nfe, trust, scales, used)
-
-
-def evaluations(chains: int, keep: int, levels: int, images: int) -> int:
-    """Network evaluations of `models_of_class_averages`.
-
-    >>> evaluations(8, 3, 20, 12)
-    223
-    """
-    short = min(_SHORT, levels)
-    return (short + 3) * (chains + folds(images)) + (levels + 3) * min(keep, chains)
 
 
 def _expected(signal_power: Tensor, units: Normalization, radius: int, n: int) -> Tensor:

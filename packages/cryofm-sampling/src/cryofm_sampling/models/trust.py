@@ -21,7 +21,7 @@ __all__ = ["Trust"]
 _FOLDS = 6  # models made anew; with each of them every sixth image is left out
 _BLIND = 1e6  # factor on the noise of an image that is left out
 _LOW = 2  # rings that any blob explains
-_FITS = 0.5  # an image that is predicted less well than this part of what half of the images are
+_FITS = 0.6  # an image that is predicted less well than this part of what half of the images are
 _MEASURED = 0.1  # of the images' power, which must be signal for a ring to count
 
 
@@ -118,7 +118,7 @@ def agreement(data: ImagesInBand, made: Tensor) -> tuple[Tensor, Tensor]:
     clean = (1 - noise / power.clamp(min=1e-30)).clamp(min=0)  # the part of an image that is signal
     c = clean.sqrt()
     by_ring = (c * cross).sum(0) / clean.sum(0).clamp(min=1e-9)
-    by_ring = torch.where(clean.mean(0) > _MEASURED, by_ring, torch.nan)
+    by_ring = torch.where(clean.median(0).values > _MEASURED, by_ring, torch.nan)
     weight = torch.bincount(ring, minlength=radius).to(c)
     weight[:_LOW] = 0
     return (weight * c * cross).sum(-1) / (weight * clean).sum(-1).clamp(min=1e-9), by_ring
