@@ -1,9 +1,9 @@
 """Ab initio models from class averages that RELION made: ``python benchmarks/class_averages.py FOLDERS... --out CSV``.
 
 A folder is a set: classes.mrcs.gz as RELION wrote them, poses.csv (of the classes with more than two particles: what
-their members show, at its densest, and their share) and truth.mrc.gz. The twelve classes of the most particles become
-models by examples/abinitio.py with its defaults; so do these with numbers 3, 7 and 11 replaced by junk: noise, an arc
-their members show, at its densest, and their share) and truth.mrc.gz. The twelve classes of the most particles are made
+their members show, at its densest, and their share) and truth.mrc.gz. The twelve classes of the most particles go
+through examples/abinitio.py with its defaults; so do these with numbers 3, 7 and 11 replaced by junk: noise, an arc at
+the mask's edge, and half of a particle. Of the first model FSC_0.5 after alignment over rotation, shift and hand, and
 the median error of its poses, are written beside what was said of it. ``right`` is a verdict that does not call a model
 above 20 Å determined, and does so of one below 16.
 

@@ -4,10 +4,11 @@
     python examples/abinitio.py Class2D/job012/run_it025_model.star --classes 12 --mask-diameter 140 --out DIR
 
 The images (2 to 100, a stack or a STAR file; of RELION's *_model.star the classes that are not empty) are centred,
-masked, low-passed and resampled so that the particle fills the prior's box. Poses come from their common lines, in --tries chains. The prior fills in what the images leave open
-and refines the poses: briefly in all chains, then at all --steps in the --keep that fit best. Leaves model_01.mrc (the
-best fit), model_02.mrc, …, poses.star (of the best, in RELION's columns), pairs.png (each image beside the projection
-of the best model), scores.csv and run.json.
+masked, low-passed and resampled so that the particle fills the prior's box. Poses come from their common lines, in
+--tries chains. The prior fills in what the images leave open and refines the poses: briefly in all chains, then at all
+--steps in the --keep that fit best. Leaves model_01.mrc (the best fit), model_02.mrc, …, poses.star (of the best, in
+RELION's columns), pairs.png (each image beside the projection of the best model; one that fits none is in a red frame),
+scores.csv and run.json.
 
 --algorithm paper does the same by Algorithm 3 of CryoFM instead (appendix E.2): --tries chains of the flow, guided by
 the projections' loss, with poses searched in every estimate or given. It takes priors without statistics, such as the
