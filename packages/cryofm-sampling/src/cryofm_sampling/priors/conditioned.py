@@ -26,7 +26,7 @@ __all__ = ["Conditioned"]
 _CARRIED = ("signal_power", "denoising_error", "denoising_spectrum", "normalization", "group")
 
 
-def _conditional(instance: object, attribute: object, prior: object) -> None:
+def _conditional(instance: object, attribute: object, prior: ConditionalVelocityField) -> None:
     if not isinstance(prior, ConditionalVelocityField):
         raise CapabilityError(f"Conditioned needs a ConditionalVelocityField; {missing(prior, 'given')}")
 
