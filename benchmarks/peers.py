@@ -6,7 +6,8 @@ over the values that stand in the code: the peers are shown at their best. ``set
 one run with it, tuning aside.
 
 mean of the halves    as it is.
-FSC weighting         every shell times its FSC against a perfect map, √(2 F / (1 + F)) (Rosenthal and Henderson 2003).
+FSC weighting         every shell times its FSC against a perfect map, √(2 F / (1 + F)) (Rosenthal and Henderson 2003),
+                      up to the first with F < .143, beyond which microscopists filter.
 masked mean           that, sharpened to the truth's own spectrum, within a soft mask of the truth: more than a
                       microscopist has.
 total variation       ``skimage.restoration.denoise_tv_chambolle`` of the mean, plain or after the FSC weighting.
@@ -28,6 +29,7 @@ import csv
 import importlib.util
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,18 +39,19 @@ import torch
 from _inputs import calibrated_prior, clean
 from _protocol import noise_power, sides
 from _table import write_csv
-from numpy.typing import NDArray
 from scipy.ndimage import binary_dilation, gaussian_filter
 from torch import Tensor, nn
 
 from cryofm_io import fsc
 from cryofm_model import CalibratedPrior
 from cryofm_ops import (
+    FourierDiagonal,
     FourierGaussian,
     SpectralNoise,
     estimate_noise_power,
     fourier_filter,
     in_model_units,
+    irfft,
     radial,
     radial_mean,
     rfft,
@@ -57,6 +60,7 @@ from cryofm_sampling import Tiled, restore_half_maps
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "data" / "EMD-3488.mrc.gz"
 DENSE = 0.13  # of a clean map's full density
+RESOLVED = 0.143  # FSC of the halves
 MARGIN = 6  # voxels around what is dense
 Restored = Callable[[], Tensor]
 
@@ -75,7 +79,7 @@ class Problem:
     truth: Tensor
     halves: tuple[Tensor, Tensor]
     prior: CalibratedPrior
-    data: FourierGaussian
+    data: FourierDiagonal
 
     @classmethod
     def of(cls, path: Path, prior: CalibratedPrior, level: str) -> "Problem":
@@ -103,8 +107,10 @@ class Problem:
 
     @property
     def weighted(self) -> Tensor:
-        """The mean, every shell times what it correlates with the truth by the halves' FSC."""
+        """The mean, every shell times its FSC with the truth as the halves tell it, to the halves' resolution."""
         f = estimate_noise_power(*self.halves).fsc.clamp(0, 1)
+        ends = (f[1:] < RESOLVED).nonzero()
+        f[int(ends[0]) + 1 if len(ends) else len(f) :] = 0
         return fourier_filter(self.mean, radial((2 * f / (1 + f)).sqrt(), sides(self.truth)).to(self.truth))
 
     def fitted(self, x: Tensor) -> Tensor:
@@ -128,7 +134,7 @@ class Problem:
     @property
     def white(self) -> Tensor:
         """The data in model units, with white noise of variance 1 through `whitening`."""
-        return torch.fft.irfftn(self.whitening * self.data.spectral_data(), s=sides(self.truth), norm="ortho")
+        return irfft(self.whitening * self.data.spectral_data(), sides(self.truth))
 
     def in_data_units(self, z: Tensor) -> Tensor:
         """A volume of model units, with the mean of the solvent that the halves do not know."""
@@ -170,25 +176,28 @@ def tuned(problem: Problem, runs: dict[str, Restored]) -> tuple[str, Tensor, flo
 
 def of_images(problem: Problem) -> dict[str, dict[str, Restored]]:
     """What scikit-image makes of the mean and of the weighted one."""
-    from skimage.restoration import denoise_nl_means, denoise_tv_chambolle
+    from skimage.restoration import (  # type: ignore[import-not-found]
+        denoise_nl_means,
+        denoise_tv_chambolle,
+    )
 
-    def on(x: Tensor, function: Callable[[NDArray[np.float32]], NDArray[Any]]) -> Tensor:
+    def total_variation(x: Tensor, weight: float) -> Tensor:
         unit = float(x.max())
-        return torch.from_numpy(np.asarray(function(x.numpy() / unit), np.float32)) * unit
+        return unit * torch.from_numpy(denoise_tv_chambolle(x.numpy() / unit, weight=weight)).to(x)
+
+    def non_local(x: Tensor, h: float) -> Tensor:
+        y, spread = x.numpy(), float(x.std())
+        return torch.from_numpy(denoise_nl_means(y, patch_size=3, patch_distance=4, h=h * spread)).to(x)
 
     inputs = {"mean": problem.mean, "weighted": problem.weighted}
     return {
         "total variation": {
-            f"of the {name}, weight {w}": lambda x=x, w=w: on(x, lambda y: denoise_tv_chambolle(y, weight=w))
+            f"of the {name}, weight {weight}": partial(total_variation, x, weight)
             for name, x in inputs.items()
-            for w in (0.01, 0.03, 0.1, 0.3)
+            for weight in (0.01, 0.03, 0.1, 0.3)
         },
         "non-local means": {
-            f"of the {name}, h {h}": lambda x=x, h=h: on(
-                x, lambda y: denoise_nl_means(y, patch_size=3, patch_distance=4, h=h * float(y.std()))
-            )
-            for name, x in inputs.items()
-            for h in (0.3, 0.6, 1.2)
+            f"of the {name}, h {h}": partial(non_local, x, h) for name, x in inputs.items() for h in (0.3, 0.6, 1.2)
         },
     }
 
@@ -204,12 +213,12 @@ def of_deepinv(problem: Problem) -> dict[str, dict[str, Restored]]:
     from deepinv.physics import GaussianNoise, LinearPhysics  # type: ignore[import-not-found]
     from deepinv.sampling import DiffPIR  # type: ignore[import-not-found]
 
-    shape, axes, normalization = sides(problem.truth), (-3, -2, -1), problem.prior.normalization
+    shape, normalization = sides(problem.truth), problem.prior.normalization
     # Their images lie between 0 and 1: the density itself.
     W = problem.whitening / normalization.std
 
     def through(transfer: Tensor, x: Tensor) -> Tensor:
-        return torch.fft.irfftn(transfer * torch.fft.rfftn(x, dim=axes), s=shape, dim=axes)
+        return irfft(transfer * rfft(x), shape)
 
     class Whitened(LinearPhysics):  # type: ignore[misc]
         """√W, with noise of variance 1."""
@@ -260,8 +269,8 @@ def of_deepinv(problem: Problem) -> dict[str, dict[str, Restored]]:
         return x - x.median()
 
     return {
-        "deepinv DPIR": {f"last level {last}": lambda last=last: dpir(last) for last in (0.005, 0.01, 0.02, 0.05)},
-        "deepinv DiffPIR": {f"lambda {s}": lambda s=s: diffpir(s) for s in (0.1, 1.0, 7.0)},
+        "deepinv DPIR": {f"last level {last}": partial(dpir, last) for last in (0.005, 0.01, 0.02, 0.05)},
+        "deepinv DiffPIR": {f"lambda {s}": partial(diffpir, s) for s in (0.1, 1.0, 7.0)},
     }
 
 
@@ -291,7 +300,7 @@ def of_azula(problem: Problem) -> dict[str, dict[str, Restored]]:
             return DiracPosterior(mean=x - at * tiled(x, at))
 
     def through(x: Tensor) -> Tensor:
-        return torch.fft.irfftn(W * torch.fft.rfftn(x, dim=(-3, -2, -1)), s=shape, dim=(-3, -2, -1))
+        return irfft(W * rfft(x), shape)
 
     def sampled(guided: Denoiser, steps: int) -> Tensor:
         torch.manual_seed(0)
@@ -308,8 +317,8 @@ def of_azula(problem: Problem) -> dict[str, dict[str, Restored]]:
         return sampled(MMPSDenoiser(Flow(), y, through, covariance, iterations=iterations), 10)
 
     return {
-        "azula DiffPIR": {f"lambda {s}": lambda s=s: diffpir(s) for s in (0.01, 0.1, 1.0)},
-        "azula MMPS": {f"iterations {n}": lambda n=n: mmps(n) for n in (1, 3)},
+        "azula DiffPIR": {f"lambda {s}": partial(diffpir, s) for s in (0.01, 0.1, 1.0)},
+        "azula MMPS": {f"iterations {n}": partial(mmps, n) for n in (1, 3)},
     }
 
 

@@ -1,4 +1,4 @@
-"""What ``denoise.py`` costs as boxes, molecules, samples and processes grow: ``python benchmarks/scaling.py --out CSV``.
+"""What ``denoise.py`` costs as box, molecule, samples and processes grow: ``python benchmarks/scaling.py --out CSV``.
 
 The data are those of ``end_to_end.py``, at a voxel size (1.5 Å) that needs no resampling, told scale and envelope, so
 that every run does the same: 2 evaluations for the map and each half (31 with a sample). Every run is a process, or
