@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from operator import index
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import attrs
 import torch
@@ -312,6 +312,20 @@ def evaluated(velocity: VelocityField, x: Tensor, t: float, *, any_value: bool =
             raise CapabilityError(f"{type(velocity).__name__} gives a velocity that is not finite at t = {t:.3g}")
         raise OperatorError("the likelihood made a volume that is not finite; does its condition take any mean?")
     return v
+
+
+@runtime_checkable
+class Oriented(Protocol):
+    """A velocity field that is not the same in all directions, for it knows something about x in its place."""
+
+    def turned(self, turn: Callable[[Tensor], Tensor], /) -> VelocityField:
+        """What it is of x turned, `(n, z, y, x)`."""
+        ...
+
+
+def spent(velocity: VelocityField, calls: int) -> int:
+    """Network evaluations in as many calls of a velocity field, which may say how many one call takes."""
+    return calls * int(getattr(velocity, "evaluations", 1))
 
 
 def check_likelihood(value: Tensor, gradient: Tensor) -> None:
