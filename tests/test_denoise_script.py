@@ -26,7 +26,7 @@ given = pytest.importorskip("_maps")
 results = pytest.importorskip("_results")
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-RESULTS = {"restored.mrc", "fsc.csv", "fsc.png", "slices.png", "run.json"}
+RESULTS = {"restored.mrc", "linear.mrc", "fsc.csv", "fsc.png", "slices.png", "report.html", "open.cxc", "run.json"}
 
 
 def test_results_lie_on_the_input_grid(run, small_prior, half_maps, tmp_path, capsys):

@@ -23,7 +23,7 @@ results = pytest.importorskip("_results")
 abinitio = pytest.importorskip("abinitio")
 SCRIPTS = ("anisotropic", "missing_wedge", "sample_prior", "likelihood", "custom_operator")
 anisotropic, missing_wedge, sample_prior, likelihood, custom_operator = map(pytest.importorskip, SCRIPTS)
-RESTORED = {"restored.mrc", "fsc.csv", "fsc.png", "slices.png", "run.json"}
+RESTORED = {"restored.mrc", "fsc.csv", "fsc.png", "slices.png", "report.html", "open.cxc", "run.json"}
 
 
 @pytest.fixture
