@@ -31,7 +31,7 @@ LINEAR = "linear.mrc"
 INPUT, WIENER, RESTORED = "input (mean of the halves)", "best linear filter (Wiener)", "restored"
 MASKED = "masked, sharpened mean"
 HALVES, SELF = "half maps", "restored halves: self-consistency, not resolution"
-AGREEMENT = "restored against the input, missing directions included"
+AGREEMENT = "restored against the input"
 HALF_NAMES = ("restored_half1.mrc", "restored_half2.mrc")
 LINEAR_NOTE = "The halves' mean, by the best linear filter; no prior but the power spectrum."
 SPREAD_NOTE = "Standard deviation of maps that the data allow; where large, the prior's word."
@@ -159,7 +159,8 @@ def curves_of(
         one, two = map(grid.written, result.halves)
         return {HALVES: grid.compare(given.maps[0].data, given.maps[1].data), SELF: grid.compare(one, two)}
     # With the truth at hand nobody needs to know how much of the map is new.
-    return {} if given.truth else {AGREEMENT: grid.compare(candidates["input"], candidates[RESTORED])}
+    agreement = AGREEMENT + ("" if result.missing is None else ", missing directions included")
+    return {} if given.truth else {agreement: grid.compare(candidates["input"], candidates[RESTORED])}
 
 
 def pictures_of(candidates: dict[str, Volume], uncertainty: Volume | None) -> dict[str, Volume]:

@@ -72,7 +72,8 @@ def soft_mask(
         raise MaskError(f"no voxel reaches the threshold {threshold:g} (largest {data.max():g}); choose a lower one")
     spacing = positive("voxel size", voxel_size, "Å")
     # Distances take ten times the memory of a map, and farther away there is no mask.
-    far = math.ceil((dilate + soft_edge) / spacing) + 1 if dilate + soft_edge < spacing * max(data.shape) else 0
+    reach = dilate + soft_edge
+    far = math.ceil(reach / spacing) + 1 if 0 <= reach < spacing * max(data.shape) else 0
     found = scipy.ndimage.find_objects((~outside).astype(np.uint8))[0]
     box = tuple(slice(max(0, part.start - far), part.stop + far) if far else slice(None) for part in found)
     distance = np.asarray(scipy.ndimage.distance_transform_edt(outside[box], sampling=spacing), dtype=np.float32)

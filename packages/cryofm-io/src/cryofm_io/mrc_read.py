@@ -80,8 +80,8 @@ def map_size(path: str | os.PathLike[str], *, voxel_size: float | None = None) -
 
     Example:
         >>> from cryofm_io import write_map
-        >>> write_map("map.mrc", DensityMap(np.eye(12).reshape(9, 4, 4), voxel_size=1.2))
-        >>> map_size("map.mrc")
+        >>> write_map("large.mrc", DensityMap(np.eye(12).reshape(9, 4, 4), voxel_size=1.2))
+        >>> map_size("large.mrc")
         MapSize(shape=(9, 4, 4), voxel_size=1.2)
     """
     path = Path(path)
