@@ -58,6 +58,7 @@ from cryofm_ops.operators.projector import Projector
 from cryofm_ops.operators.scale import Scale
 from cryofm_ops.operators.slices import FourierSlices
 from cryofm_ops.operators.wedge import DoubleTilt, MissingWedge
+from cryofm_ops.poses.averages import AverageRings, average_rings, image_scales
 from cryofm_ops.poses.blind import BlindGaussian, BlindProjections, PoseLikelihood
 from cryofm_ops.poses.common_lines import CommonLines, polar_transform
 from cryofm_ops.poses.evidence import pose_log_evidence, refine_by_evidence
@@ -98,6 +99,7 @@ __all__ = [
     "CTF",
     "AlphaEstimate",
     "AnisotropicNoise",
+    "AverageRings",
     "Averaging",
     "Blind",
     "BlindGaussian",
@@ -168,6 +170,7 @@ __all__ = [
     "adjoint_of",
     "alpha_from_poses",
     "angular_distance_deg",
+    "average_rings",
     "background_power",
     "compose",
     "cone_alpha",
@@ -183,6 +186,7 @@ __all__ = [
     "gaussian_likelihood",
     "half_shape",
     "hemisphere",
+    "image_scales",
     "in_model_units",
     "irfft",
     "joint",
