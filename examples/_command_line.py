@@ -384,7 +384,7 @@ def check_disk(out: Path, results: int, largest: int, state: int = 0) -> str:
     Raises:
         CryoFMError: It does not suffice.
     """
-    place = next(path for path in (out.resolve(), *out.resolve().parents) if path.is_dir())
+    place = folder_of(out)
     needed, free = results + state + OTHER_FILES, shutil.disk_usage(place).free
     said = f"{needed / 2**20:.0f} of {free / 2**20:.0f} MiB on disk"
     if needed > free:
@@ -399,6 +399,11 @@ def check_disk(out: Path, results: int, largest: int, state: int = 0) -> str:
                 "(ulimit -f)"
             )
     return said
+
+
+def folder_of(out: Path) -> Path:
+    """That folder, or what is there of the way to it."""
+    return next(path for path in (out.resolve(), *out.resolve().parents) if path.is_dir())
 
 
 def by(shape: tuple[int, ...]) -> str:

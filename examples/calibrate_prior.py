@@ -22,8 +22,8 @@ import attrs
 import numpy as np
 import torch
 from _command_line import choose_device, exit_code, positive, prior_file, seed
+from _streams import bar
 from torch import Tensor
-from tqdm import tqdm
 
 from cryofm_io import CryoFMError, OutputExistsError, refuse_to_lose
 from cryofm_model import Prior, load_prior, save_prior
@@ -84,10 +84,10 @@ def examples(args: argparse.Namespace, prior: Prior, side: int) -> Tensor:
 def evaluations(prior: Prior, crops: int) -> Iterator[VelocityField]:
     """The prior, with a bar of what it has done."""
     times = inspect.signature(calibrate).parameters["times"].default
-    with tqdm(total=crops * len(times), unit=" evaluations", file=sys.stdout, leave=False) as bar:
+    with bar(total=crops * len(times), unit=" evaluations", desc="calibrating") as shown:
 
         def velocity(x: Tensor, t: Tensor, /) -> Tensor:
-            bar.update()
+            shown.update()
             return prior(x, t)
 
         yield velocity

@@ -26,8 +26,8 @@ from cryofm_io.image_stack import ImageCtf, ImageStack, Poses
 from cryofm_io.in_use import held_folder, partial_path, sweep_partials
 from cryofm_io.intensity import Affine, normalise_clean
 from cryofm_io.masks import check_mask, read_mask, soft_mask, spherical_mask
-from cryofm_io.mrc_read import MapSize, map_size, read_map
-from cryofm_io.mrc_write import VIEWING_NOTE, write_map
+from cryofm_io.mrc_read import MapOnDisk, MapSize, map_on_disk, map_size, read_map
+from cryofm_io.mrc_write import VIEWING_NOTE, write_map, write_sections
 from cryofm_io.output_folder import output_folder, refuse_to_lose
 from cryofm_io.particle_prepare import prepare_particles
 from cryofm_io.particle_size import particle_diameter
@@ -50,6 +50,7 @@ __all__ = [
     "ImageStack",
     "InUseError",
     "InputFileError",
+    "MapOnDisk",
     "MapSize",
     "MapWarning",
     "MaskError",
@@ -65,6 +66,7 @@ __all__ = [
     "fourier_resample",
     "fsc",
     "held_folder",
+    "map_on_disk",
     "map_size",
     "normalise_clean",
     "output_folder",
@@ -88,4 +90,5 @@ __all__ = [
     "write_fsc_csv",
     "write_map",
     "write_poses",
+    "write_sections",
 ]
