@@ -116,7 +116,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
 
 def names(args: argparse.Namespace) -> list[str]:
     """Of the results."""
-    return result_names(args.samples, halves=args.halves)
+    return result_names(args.samples, halves=args.halves, linear=args.resolution is None)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -190,7 +190,6 @@ def test_flags_that_would_do_nothing(run, images, arguments, message, capsys):
     [
         (lambda y: y[:, :-2], [], "expected square images"),
         (lambda y: y[:1], [], "at least 2"),
-        (lambda y: np.where(y == y.max(), np.nan, y), [], "not finite"),
         (lambda y: y, ["--mask-diameter", 400], "does not fit"),
         (lambda y: y, ["--offset-range", 1000], "ends outside of the images"),  # its search would take all memory
         (lambda y: y, ["--device", "nowhere"], "no device 'nowhere'"),
@@ -207,9 +206,11 @@ def test_bad_input(run, images, change, arguments, message, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_inverted_contrast_is_noticed(run, images, capsys):
-    run(images)
-    assert "inverted contrast" in capsys.readouterr().err
+def test_inverted_contrast_is_noticed_and_a_broken_image_left_out(run, images, capsys):
+    run(np.where(images == images.max(), np.nan, images))
+    said = capsys.readouterr().err
+    assert "inverted contrast" in said
+    assert "1 of 5 images are not finite everywhere" in said
 
 
 @pytest.mark.parametrize("name", ["C0", "X", "D", "C4v"])

@@ -308,3 +308,9 @@ def test_every_script_explains_itself(name, monkeypatch, capsys):
         module.main()
     assert stop.value.code == 0
     assert "--out" in capsys.readouterr().out
+
+
+def test_the_readme_shows_what_was_measured():
+    results = BENCHMARKS / "results"
+    shown = tables.first_page(lines_of(results / "paper.csv"), lines_of(results / "paper_measured.csv"))
+    assert shown in (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")

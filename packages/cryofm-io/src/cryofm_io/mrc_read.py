@@ -80,8 +80,8 @@ def map_size(path: str | os.PathLike[str], *, voxel_size: float | None = None) -
 
     Example:
         >>> from cryofm_io import write_map
-        >>> write_map("sized.mrc", DensityMap(np.eye(12).reshape(9, 4, 4), voxel_size=1.2))
-        >>> map_size("sized.mrc")
+        >>> write_map("large.mrc", DensityMap(np.eye(12).reshape(9, 4, 4), voxel_size=1.2))
+        >>> map_size("large.mrc")
         MapSize(shape=(9, 4, 4), voxel_size=1.2)
     """
     path = Path(path)
@@ -137,8 +137,8 @@ def map_on_disk(path: str | os.PathLike[str], *, voxel_size: float | None = None
 
     Example:
         >>> from cryofm_io import write_map
-        >>> write_map("large.mrc", DensityMap(np.eye(12).reshape(9, 4, 4), voxel_size=1.2))
-        >>> map_on_disk("large.mrc").data[2:4, 1, 0]
+        >>> write_map("on_disk.mrc", DensityMap(np.eye(12).reshape(9, 4, 4), voxel_size=1.2))
+        >>> map_on_disk("on_disk.mrc").data[2:4, 1, 0]
         memmap([0., 1.], dtype=float32)
     """
     path = Path(path)

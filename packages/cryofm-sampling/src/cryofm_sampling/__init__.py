@@ -39,6 +39,7 @@ from cryofm_sampling.models import (
     models_of_particles,
 )
 from cryofm_sampling.priors.calibrate import CalibratedVelocity, calibrate
+from cryofm_sampling.priors.conditioned import Conditioned
 from cryofm_sampling.priors.log_likelihood import LogLikelihood, log_likelihood
 from cryofm_sampling.priors.plug_and_play_loss import PlugAndPlayLoss
 from cryofm_sampling.priors.rescaled import Rescaled
@@ -46,6 +47,7 @@ from cryofm_sampling.priors.tiled import Tiled
 from cryofm_sampling.protocols import (
     Calibrated,
     Callback,
+    ConditionalVelocityField,
     Draw,
     RunCallback,
     Sampler,
@@ -83,6 +85,8 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Common",
+    "ConditionalVelocityField",
+    "Conditioned",
     "CryoFMError",
     "Draw",
     "EnvelopeFit",

@@ -13,8 +13,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops import Envelope, estimate_noise_power, fourier_filter, frequencies, radial, shell_sizes
-from cryofm_sampling._common import split_shape
+from cryofm_ops import Envelope, estimate_noise_power, fourier_filter, frequencies, irfft, radial, rfft, shell_sizes
+from cryofm_sampling._common import Box, split_shape
 
 __all__ = ["FineFilter"]
 
@@ -58,22 +58,22 @@ class FineFilter:
         >>> bool((fine(halves[0], torch.zeros(16, 16, 16)).abs() < 1e-3).all())
         True
         """
+        _, shape = split_shape(data.shape)
         if restored is None:
-            return self._filtered(data, 1.0)
+            return self._filtered(rfft(data), shape, 1.0).to(data)
         v, levels = self._where(restored), _LEVELS.to(data)
         x = v.clamp(levels[0], levels[-1]).log()
         step = float(levels[1].log() - levels[0].log())
-        out = torch.zeros_like(data)
+        out, spectrum = torch.zeros_like(data), rfft(data)
         for level in levels:
             near = (1 - (x - level.log()).abs() / step).clamp(min=0)
             if near.any():
-                out += near * self._filtered(data, float(level))
+                out += near * self._filtered(spectrum, shape, float(level))
         return out * (v / levels[0]).clamp(max=1)
 
-    def _filtered(self, data: Tensor, v: float) -> Tensor:
-        _, shape = split_shape(data.shape)
+    def _filtered(self, spectrum: Tensor, shape: Box, v: float) -> Tensor:
         gain = v * self.signal / (v * self.signal + self.noise).clamp(min=1e-30) * self.sharpening
-        return fourier_filter(data, radial(gain, shape).to(data))
+        return irfft(radial(gain.to(spectrum.real), shape) * spectrum, shape)
 
     def _where(self, restored: Tensor) -> Tensor:
         """V: 1 in the mean."""

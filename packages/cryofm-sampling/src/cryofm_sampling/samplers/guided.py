@@ -32,6 +32,7 @@ from cryofm_sampling._common import (
     log_prob_and_gradient,
     missing,
     spectral,
+    spent,
     split_shape,
     streams,
     velocity_at,
@@ -193,7 +194,7 @@ class Guided:
         step = self._step(velocity, data, gradient, DenoisingError.of(velocity, box, x_1))
         run = Run(self, velocity, data, shape)
         x = iterate(step, x_1, self.steps, run=run, streams=noises, callback=callback, checkpoint=checkpoint)
-        nfe = 2 * self.steps - 1  # pure noise needs no backward pass
+        nfe = spent(velocity, 2 * self.steps - 1)  # pure noise needs no backward pass
         return Draw(x, nfe, {"sampler": "Guided", **attrs.asdict(self)})
 
     def _step(self, velocity: VelocityField, likelihood: Likelihood, gradient: Gradient, error: DenoisingError) -> Step:
