@@ -235,9 +235,10 @@ class Forked:
 
     def __init__(self, command: list[str], folder: Path, how: dict[str, Any]) -> None:
         context = multiprocessing.get_context("forkserver")
-        self.said = Path(tempfile.mkstemp(dir=folder.parent)[1])
-        self.process = context.Process(target=forked, args=(command[1:], folder, self.said, how))
+        self.said, errors = context.Pipe(duplex=False)  # which no limit of files concerns
+        self.process = context.Process(target=forked, args=(command[1:], folder, errors, how))
         self.process.start()
+        errors.close()
         assert self.process.pid is not None
         self.pid = self.process.pid
         while self.alive() and os.getpgid(self.pid) != self.pid:  # until it is in a session of its own
@@ -249,9 +250,10 @@ class Forked:
 
     def ended(self) -> tuple[int, str]:
         """As that of `AsAShell`."""
+        with open(self.said.fileno(), "rb", closefd=False) as stream:
+            said = stream.read().decode(errors="replace")
+        self.said.close()
         self.process.join()
-        said = self.said.read_text(errors="replace")
-        self.said.unlink()
         assert self.process.exitcode is not None
         return self.process.exitcode, said
 
@@ -259,13 +261,15 @@ class Forked:
 Started = AsAShell | Forked
 
 
-def forked(arguments: list[str], folder: Path, said: Path, how: dict[str, Any]) -> None:
+def forked(arguments: list[str], folder: Path, errors: Connection, how: dict[str, Any]) -> None:
     """Be the script: ``how`` names its limits, and what stands for its streams."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # as `_first` does, before anything is imported
     os.setsid()
     os.chdir(folder)
-    for stream, name in ((1, how.get("stdout", os.devnull)), (2, how.get("stderr", str(said)))):
-        os.dup2(closed_pipe() if name is None else os.open(name, os.O_WRONLY | os.O_APPEND), stream)
+    name = how.get("stdout", os.devnull)
+    os.dup2(closed_pipe() if name is None else os.open(name, os.O_WRONLY), 1)
+    os.dup2(os.open(how["stderr"], os.O_WRONLY) if "stderr" in how else errors.fileno(), 2)
+    errors.close()
     for stream, fd in (("stdout", 1), ("stderr", 2)):
         setattr(sys, stream, open(fd, "w", closefd=False))  # noqa: SIM115
         setattr(sys, f"__{stream}__", getattr(sys, stream))
