@@ -114,6 +114,6 @@ __all__ = [
     "write_fsc_xml",
     "write_map",
     "write_poses",
-    "write_sections",
     "write_report",
+    "write_sections",
 ]

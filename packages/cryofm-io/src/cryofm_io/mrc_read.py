@@ -10,6 +10,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from cryofm_io.checks import positive
 from cryofm_io.density_map import DensityMap
 from cryofm_io.errors import InputFileError, MapWarning
 from cryofm_io.mrc_header import Header
@@ -61,10 +62,16 @@ class MapSize:
     Args:
         shape: (z, y, x).
         voxel_size: Å.
+
+    Raises:
+        GeometryError: The voxel size is not positive.
     """
 
     shape: tuple[int, int, int]
     voxel_size: float
+
+    def __attrs_post_init__(self) -> None:
+        positive("voxel size", self.voxel_size, "Å")
 
 
 def map_size(path: str | os.PathLike[str], *, voxel_size: float | None = None) -> MapSize:
