@@ -56,7 +56,6 @@ class Run:
 
 
 RUNS = (
-    Run("denoise", (64, 64, 64), 1.5, ()),
     Run("denoise", (128, 128, 128), 1.5),
     Run("denoise", (200, 200, 200), 0.75),
     Run("denoise", (300, 300, 300), 0.5),
@@ -70,6 +69,7 @@ RUNS = (
     Run("anisotropic", (120, 120, 120), 1.2),
     Run("sample_prior", (1, 1, 1), 1.5, ("--number", "3", "--side", "96", "--steps", "2"), ()),
     Run("likelihood", (64, 64, 64), 1.5, ("--normalise", "--probes", "1", "--steps", "2"), ("half1.mrc",)),
+    Run("denoise", (64, 64, 64), 1.5, ()),
 )
 
 

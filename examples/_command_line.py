@@ -478,4 +478,4 @@ def write_run(path: Path, content: dict[str, Any]) -> None:
     """``run.json``: what is needed to get the same result again."""
     plain = json.loads(json.dumps(content), parse_constant=lambda _: None)  # of NaN and infinity, which are no JSON
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(plain, indent=2) + "\n")
+        temporary.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")
