@@ -86,7 +86,8 @@ def estimate_directional_noise(
         allow_masked: see `estimate_noise_power`.
         radial: what that says of them, where it is known.
 
-    Raises `GeometryError` for such an angle, `GridMismatchError`, `ObservationError` and `HalfMapError`, and warns, as `estimate_noise_power`.
+    Raises `GeometryError` for such an angle; `GridMismatchError`, `ObservationError` and `HalfMapError`, and warns, as
+    `estimate_noise_power`.
 
     >>> halves = torch.randn(2, 24, 24, 24, generator=torch.Generator().manual_seed(0))
     >>> estimate = estimate_directional_noise(*halves)
