@@ -387,7 +387,7 @@ def check_disk(out: Path, results: int, largest: int, state: int = 0) -> str:
     Raises:
         CryoFMError: It does not suffice.
     """
-    place = next(path for path in (out.resolve(), *out.resolve().parents) if path.is_dir())
+    place = folder_of(out)
     needed, free = results + state + OTHER_FILES, shutil.disk_usage(place).free
     said = f"{needed / 2**20:.0f} of {free / 2**20:.0f} MiB on disk"
     if needed > free:
@@ -402,6 +402,11 @@ def check_disk(out: Path, results: int, largest: int, state: int = 0) -> str:
                 "(ulimit -f)"
             )
     return said
+
+
+def folder_of(out: Path) -> Path:
+    """That folder, or what is there of the way to it."""
+    return next(path for path in (out.resolve(), *out.resolve().parents) if path.is_dir())
 
 
 def by(shape: tuple[int, ...]) -> str:
@@ -473,4 +478,4 @@ def write_run(path: Path, content: dict[str, Any]) -> None:
     """``run.json``: what is needed to get the same result again."""
     plain = json.loads(json.dumps(content), parse_constant=lambda _: None)  # of NaN and infinity, which are no JSON
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(plain, indent=2) + "\n")
+        temporary.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")

@@ -272,7 +272,7 @@ def write_models(
         }
         for i, name in enumerate(model_names(len(volumes)))
     ]
-    with atomic_write(folder / "scores.csv") as temporary, temporary.open("w", newline="") as file:
+    with atomic_write(folder / "scores.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
