@@ -24,7 +24,8 @@ if Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve().pare
     if missing := [name.replace("_", "-") for name in NEEDED if find_spec(name) is None]:
         print(
             f"error: not installed: {', '.join(missing)}; python -m pip install "
-            "'./packages/cryofm-io[atomic,plot,report]' ./packages/cryofm-ops ./packages/cryofm-sampling './packages/cryofm-model[train]' in the checkout",
+            "'./packages/cryofm-io[atomic,plot,report]' ./packages/cryofm-ops ./packages/cryofm-sampling "
+            "'./packages/cryofm-model[train]' in the checkout",
             file=sys.stderr,
         )
         sys.exit(2)

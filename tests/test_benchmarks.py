@@ -342,3 +342,49 @@ def test_the_readme_shows_what_was_measured():
     results = BENCHMARKS / "results"
     shown = tables.first_page(lines_of(results / "paper.csv"), lines_of(results / "paper_measured.csv"))
     assert shown in (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_law_of_cost_is_found():
+    scaling = load("scaling")
+    law = scaling.Law(3.0, 7.0, 2.5)
+    sizes = [(side, voxels) for side in (64, 96, 128) for voxels in (1e6, 9e6)]
+    rows = [{"side": s, "voxels": v, "cpu_s": law(s**3 / 1e6, v / 1e6), "peak_gib": 1 + s**3 / 1e7} for s, v in sizes]
+    found = scaling.Law.of(rows, "cpu_s", network=True)
+    assert (found.a, found.b, found.c) == pytest.approx((3.0, 7.0, 2.5))
+    memory = scaling.Law.of(rows, "peak_gib", network=False)
+    assert (memory.a, memory.b, memory.c) == pytest.approx((1.0, 0.1, 0.0))
+
+
+def test_peers_that_are_not_there_are_left_out(run, maps, tmp_path, monkeypatch, capsys):
+    peers = load("peers")
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda package: None)
+    monkeypatch.setattr(peers, "ours", lambda problem, **told: problem.truth)
+    run(peers, maps / "one.mrc", "--out", tmp_path / "peers.csv")
+    said = capsys.readouterr().out
+    assert all(f"left out: {package} is not installed" in said for package in ("skimage", "deepinv", "azula"))
+    lines = {line["method"]: line for line in lines_of(tmp_path / "peers.csv")}
+    assert set(lines) == {"mean of the halves", "FSC weighting", "masked mean", "ours", "ours, told"}
+    assert float(lines["ours"]["auc"]) == 1
+    assert float(lines["ours, told"]["error"]) == 0
+    # The data of the paper's level: a filter per shell leaves their FSC, but for the shells that it empties.
+    assert 0.4 < float(lines["mean of the halves"]["auc"]) < 0.7
+    assert float(lines["FSC weighting"]["error"]) < 0.8 < float(lines["mean of the halves"]["error"])
+
+
+def test_a_denoiser_of_the_flow_is_that_of_its_noise(small_prior):
+    """x̂ of a flow at t, for whom s = x + τ z: of a Gaussian prior P / (P + τ²) s."""
+    peers = load("peers")
+    truth = torch.zeros(16, 16, 16)
+
+    class Gaussian:
+        """Velocity of N(0, P): x_t/(t) − x̂/t, with x̂ = (1 − t) P / ((1 − t)² P + t²) x_t."""
+
+        box, multiple, local, normalization = 16, 8, False, load_prior(small_prior).normalization
+
+        def __call__(self, x, t):
+            return (x - (1 - t) * 3.0 / ((1 - t) ** 2 * 3.0 + t**2) * x) / t
+
+    problem = peers.Problem(truth, (truth, truth), Gaussian(), None)
+    s = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(0))
+    for tau in (0.1, 1.0, 5.0):
+        torch.testing.assert_close(problem.denoised(s, tau), 3 / (3 + tau**2) * s, rtol=1e-4, atol=1e-5)

@@ -64,9 +64,11 @@ class Run:
         if "restored_halves" not in known and (folder / "restored_half1.mrc").is_file():
             maps["restored_halves"] = tuple(read_map(folder / f"restored_half{i}.mrc") for i in (1, 2))
         settings = record.get("settings", {})
-        inputs = [_input(record, settings.get(name), folder) for name in ("half1", "half2")]
-        if inputs[0] is not None and "halves" not in known and "observed" not in known:
-            maps |= {"observed": inputs[0]} if inputs[1] is None else {"halves": tuple(inputs)}
+        if "halves" not in known and "observed" not in known:
+            given = [name for name in ("half1", "half2") if settings.get(name)]
+            inputs = tuple(_input(record, settings[name], folder) for name in given)
+            if inputs and None not in inputs:  # one half alone is not what was restored
+                maps |= {"observed": inputs[0]} if len(inputs) == 1 else {"halves": inputs}
         if "mask" not in known and (mask := _input(record, settings.get("mask"), folder, mask=True)) is not None:
             maps["mask"] = mask.data
         if "curves" not in known:

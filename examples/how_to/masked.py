@@ -3,7 +3,7 @@
 Focused refinement leaves a map of a part, 0 elsewhere. There it says nothing, and not that there is nothing: the mask
 is part of the operator, and the prior fills in the rest.
 
-    python examples/how_to/mask.py [FOLDER]
+    python examples/how_to/masked.py [FOLDER]
 """
 
 import sys
