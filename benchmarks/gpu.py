@@ -34,7 +34,7 @@ from cryofm_sampling import PlugAndPlay, SettingError, Tiled, check_memory, rest
 
 CALLS = 3
 EXACT, SINGLE, HALF = 1e-4, 5e-3, 5e-2  # relative to the largest value
-LIKE = 5e-2  # of results with other random numbers, which are a device's own
+LIKE = 0.15  # of results with other random numbers, which are a device's own (two seeds on a CPU: 0.09)
 Compute = Callable[[torch.device], Tensor]
 
 
@@ -90,7 +90,7 @@ def attention(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
         with attention_backend(backend):
             out = neighborhood_attention_3d(q, k, v, 7)
             gradients = torch.autograd.grad(out, (q, k, v), torch.ones_like(out))
-        return torch.stack([out, *gradients]).float()
+        return torch.stack([out.detach(), *gradients]).float()
 
     for dtype, limit in ((torch.float32, SINGLE), (torch.bfloat16, HALF)):
         for backend in get_args(AttentionBackend):
@@ -110,10 +110,10 @@ def networks(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
         torch.manual_seed(0)
         network = Hourglass(config).requires_grad_(False)
         for parameter in network.parameters():
-            parameter.copy_(torch.randn_like(parameter) * parameter.shape[-1] ** -0.5)
+            parameter.add_(0.02 * torch.randn_like(parameter))  # a fresh network says 0
 
         def compute(network: Hourglass, side: int, dtype: torch.dtype, on: torch.device) -> Tensor:
-            x = torch.randn(1, 1, side, side, side, generator=torch.Generator().manual_seed(0)).to(on)
+            x = torch.randn(1, side, side, side, generator=torch.Generator().manual_seed(0)).to(on)
             with torch.autocast(on.type, dtype, enabled=dtype != torch.float32):
                 v: Tensor = network.to(on)(x, torch.tensor([0.5], device=on))
             return v.float()
@@ -169,7 +169,7 @@ def operators(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
         return likelihood.condition(torch.zeros_like(x, device=on), 0.5).mean
 
     def projected(on: torch.device) -> Tensor:
-        rotations = so3_grid(60)[:8].float().to(on)
+        rotations = so3_grid(1)[:8].float().to(on)
         return FourierProjector(rotations, torch.zeros(len(rotations), 2, device=on), (side, side, side))(x.to(on))
 
     def directions(on: torch.device) -> Tensor:

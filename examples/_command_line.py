@@ -47,8 +47,8 @@ from cryofm_sampling import (
 
 UNCERTAINTY = "uncertainty.mrc"
 RESULT = (  # names that any script may leave
-    r"(restored|restored_half[12]|uncertainty|(sample|model)_\d+)\.mrc|(fsc|power|likelihood|scores)\.csv"
-    r"|(fsc|slices|samples|power|pairs)\.png|poses\.star|run\.json|report\.html|open\.cxc|linear\.mrc"
+    r"(restored|restored_half[12]|restored_fsc_weighted|uncertainty|(sample|model)_\d+)\.mrc"
+    r"|(fsc|power|likelihood|scores)\.csv|(fsc|slices|samples|power|pairs)\.png|poses\.star|run\.json|report\.html|open\.cxc|linear\.mrc"
 )
 OTHER_FILES = 10 * 2**20  # bytes, of pictures, tables, records and the report
 STARTED = time.perf_counter()

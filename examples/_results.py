@@ -24,6 +24,7 @@ from cryofm_io import (
     write_map,
     write_report,
 )
+from cryofm_ops import fourier_filter, radial, radial_mean, rfft
 from cryofm_sampling import RestoredHalfMaps, RestoredMap
 
 FILES = ["restored.mrc", "fsc.csv", "fsc.png", "slices.png", "report.html", "open.cxc", "run.json"]
@@ -33,11 +34,12 @@ MASKED = "masked, sharpened mean"
 HALVES, SELF = "half maps", "restored halves: self-consistency, not resolution"
 AGREEMENT = "restored against the input"
 HALF_NAMES = ("restored_half1.mrc", "restored_half2.mrc")
+WEIGHTED = "restored_fsc_weighted.mrc"
 LINEAR_NOTE = "The halves' mean, by the best linear filter; no prior but the power spectrum."
 SPREAD_NOTE = "Standard deviation of maps that the data allow; where large, the prior's word."
 
 
-def result_names(samples: int, *, halves: bool = False, linear: bool = False) -> list[str]:
+def result_names(samples: int, *, halves: bool = False, linear: bool = False, weighted: bool = False) -> list[str]:
     """All files that are left; the linear map where there were half maps."""
     return [
         *FILES,
@@ -45,6 +47,7 @@ def result_names(samples: int, *, halves: bool = False, linear: bool = False) ->
         *sample_names(samples),
         *([UNCERTAINTY] if samples > 1 else []),
         *(HALF_NAMES if halves else []),
+        *([WEIGHTED] if weighted else []),
     ]
 
 
@@ -59,7 +62,20 @@ def write_half_map_results(
         for name, half in zip(HALF_NAMES, result.halves, strict=True):
             data = grid.written(half, given.median + result.offset)
             write_map(folder / name, attrs.evolve(grid.like, data=data, labels=(VIEWING_NOTE,)))
+    if settings.get("fsc_weighted"):
+        data = grid.written(fsc_weighted(result), given.median + result.offset)
+        write_map(folder / WEIGHTED, attrs.evolve(grid.like, data=data, labels=(VIEWING_NOTE,)))
     write_results(folder, result, given, grid, provenance)
+
+
+def fsc_weighted(result: RestoredHalfMaps) -> Tensor:
+    """The restored map, every shell times √FSC of the restored halves: what they do not agree about is attenuated."""
+    one, two = (rfft(half.double()) for half in result.halves)
+    z, y, x = result.map.shape
+    shared, *own = (radial_mean((a * b.conj()).real, (z, y, x)) for a, b in ((one, two), (one, one), (two, two)))
+    weight = (shared / (own[0] * own[1]).sqrt().clamp(min=1e-300)).clamp(0, 1).sqrt()
+    weight[0] = 1  # of the mean, where halves tell nothing of noise
+    return fourier_filter(result.map, radial(weight, (z, y, x)).to(result.map))
 
 
 def write_results(

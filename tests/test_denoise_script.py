@@ -1,5 +1,6 @@
 """examples/denoise.py as its user runs it: what it leaves, what it refuses, and that it gains."""
 
+import itertools
 import json
 import os
 import re
@@ -512,3 +513,23 @@ def test_halves_and_the_envelope_are_left_where_they_are_asked_for(run, half_map
     sharp, blurred = (read_map(tmp_path / name / "restored.mrc") for name in ("sharp", "blurred"))
     expected = Envelope(80.0, sharp.voxel_size)(torch.from_numpy(sharp.data))
     np.testing.assert_allclose(blurred.data, expected, atol=1e-3 * np.abs(sharp.data).max())
+
+
+def test_the_weighted_map_loses_what_the_halves_do_not_share(run, half_maps, tmp_path):
+    line = (*half_maps, "--scale", 0.33, "--b-factor", 0, "--halves", "--fsc-weighted", "--steps", 3)
+    assert run(*line, "--out", tmp_path / "out") == 0
+    names = ("restored", "restored_half1", "restored_half2", "restored_fsc_weighted")
+    plain, one, two, weighted = (read_map(tmp_path / "out" / f"{name}.mrc") for name in names)
+    curve = fsc(one.data, two.data, plain.voxel_size)  # another program's shells
+    amplitudes = []
+    for map in (plain, weighted):
+        F, k = np.fft.fftn(map.data), np.linalg.norm(np.meshgrid(*map_frequencies(map), indexing="ij"), axis=0)
+        edges = (curve.frequency[:-1] + curve.frequency[1:]) / 2
+        amplitudes.append([np.sqrt((abs(F[(k >= a) & (k < b)]) ** 2).sum()) for a, b in itertools.pairwise(edges)])
+    ratio = np.array(amplitudes[1]) / amplitudes[0]
+    assert np.abs(ratio - np.sqrt(curve.correlation[1:-1].clip(0)))[2:].max() < 0.15
+    assert ratio.min() < 0.9
+
+
+def map_frequencies(map):
+    return [np.fft.fftfreq(n, map.voxel_size) for n in map.shape]

@@ -83,7 +83,7 @@ def test_strong_noise_is_not_taken_for_an_empty_direction():
 
 
 def test_means_in_cones_are_those_of_their_coefficients():
-    """Coefficient by coefficient, on a box of unequal sides; of a smooth power, so that a cone's edge matters little."""
+    """Coefficient by coefficient, on a box of unequal sides; of a smooth power: a cone's edge matters little."""
     shape, generator = (20, 24, 27), torch.Generator().manual_seed(0)
     power = directional(lambda u: 1 + 2 * u[..., 0].square() + u[..., 1] * u[..., 2], shape)
     one, other = (rfft(torch.randn(shape, generator=generator, dtype=torch.float64)).sgn() for _ in range(2))

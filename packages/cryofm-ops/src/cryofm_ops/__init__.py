@@ -66,6 +66,7 @@ from cryofm_ops.poses.losses import psi_bg, psi_cor, psi_sg
 from cryofm_ops.poses.sampling import PoseSamples, sample_poses
 from cryofm_ops.poses.search import PoseEstimate, search_poses
 from cryofm_ops.protocols import (
+    Averaging,
     Blind,
     Conjugate,
     FourierDiagonal,
@@ -97,6 +98,7 @@ __all__ = [
     "CTF",
     "AlphaEstimate",
     "AnisotropicNoise",
+    "Averaging",
     "Blind",
     "BlindGaussian",
     "BlindProjections",

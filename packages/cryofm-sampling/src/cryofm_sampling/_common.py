@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import (
+    Averaging,
     Conjugate,
     CryoFMError,
     Deviations,
@@ -126,6 +127,13 @@ class Unrounded:
         with rounding:
             return self._kept(self.data.condition_from(start, mean, variance), rounding)
 
+    def mean_from(self, start: Tensor, mean: Tensor, variance: Tensor | float, /) -> Normal:
+        if not isinstance(self.data, Averaging):
+            return self.condition_from(start, mean, variance)
+        rounding = torch.autocast(mean.device.type, enabled=False)
+        with rounding:
+            return self._kept(self.data.mean_from(start, mean, variance), rounding)
+
     def _kept(self, posterior: Normal, rounding: torch.autocast) -> Normal:
         note = getattr(posterior, "note", "")
         if note and note not in self.notes:
@@ -172,21 +180,30 @@ def notes(data: Sequence[Conjugate]) -> dict[str, object]:
     return {"note": "; ".join(found)} if found else {}
 
 
-def given(data: Sequence[Conjugate], starts: Tensor, means: Tensor, variances: Sequence[Tensor | float]) -> Tensor:
+def given(
+    data: Sequence[Conjugate],
+    starts: Tensor,
+    means: Tensor,
+    variances: Sequence[Tensor | float],
+    *,
+    averaged: bool = False,
+) -> Tensor:
     """The mean of N(mean, variance) given the data, for every volume `(n, z, y, x)`, from where each is likely to be.
 
-    Volumes that share their data are conditioned together, where the data know how to.
+    Of data that search it is the mode, and the mean where it is to be `averaged`. Volumes that share their data are
+    conditioned together, where the data know how to.
     """
+    find = mean_from if averaged else condition_from
     first = data[0]
     if len(data) > 1 and isinstance(first, Unrounded) and all(y is first for y in data):
         numbers = not isinstance(variances[0], Tensor)
         if first.batched:
             each = [means.new_tensor(v).reshape(1, 1, 1) if numbers else v for v in variances]
-            return first.condition_from(starts, means, torch.stack(each)).mean.to(means)  # type: ignore[arg-type]
+            return find(first, starts, means, torch.stack(each)).mean.to(means)  # type: ignore[arg-type]
         if numbers and len(set(variances)) == 1:
-            return first.condition_from(starts, means, variances[0]).mean.to(means)
+            return find(first, starts, means, variances[0]).mean.to(means)
     volumes = zip(data, starts, means, variances, strict=True)
-    return torch.stack([condition_from(y, start, mean, v).mean.to(means) for y, start, mean, v in volumes])
+    return torch.stack([find(y, start, mean, v).mean.to(means) for y, start, mean, v in volumes])
 
 
 def condition_from(data: Conjugate, start: Tensor, mean: Tensor, variance: Tensor | float) -> Normal:
@@ -194,6 +211,18 @@ def condition_from(data: Conjugate, start: Tensor, mean: Tensor, variance: Tenso
     if isinstance(data, Unrounded):
         return data.condition_from(start, mean, variance)
     return data.condition(mean, variance)
+
+
+def mean_from(data: Conjugate, start: Tensor, mean: Tensor, variance: Tensor | float) -> Normal:
+    """As `condition_from`, with the mean of data whose mode is no mean."""
+    if isinstance(data, Unrounded):
+        return data.mean_from(start, mean, variance)
+    return data.condition(mean, variance)
+
+
+def averages(data: Conjugate) -> bool:
+    """Whether the data have a mean that is not their mode."""
+    return isinstance(data, Unrounded) and isinstance(data.data, Averaging)
 
 
 def first_posteriors(data: Sequence[Conjugate], power: Tensor, box: Box, like: Tensor) -> list[Normal]:

@@ -113,7 +113,7 @@ def estimate_directional_noise(
 
 
 def cone_means(half1: Tensor, half2: Tensor, axes: Tensor, angle: float) -> tuple[Tensor, ...]:
-    """Coefficients, noise and signal power in cones `(axes, shells)`; the halves are brought to one power in each shell.
+    """Coefficients, noise and signal power in cones `(axes, shells)`; every shell of both halves brought to one power.
 
     Sums are made once, in small cells of direction; a cone is the cells whose centre is in it.
     """
@@ -124,21 +124,22 @@ def cone_means(half1: Tensor, half2: Tensor, axes: Tensor, angle: float) -> tupl
     y1, y2 = rfft(half1.double()), rfft(half2.double())
     weight = friedel_weights(shape, device=half1.device).double()
     cells = y1.real.new_zeros(4, rows * columns * (n + 1))
-    for planes in torch.arange(z, device=half1.device).split(max(1, _COEFFICIENTS // (y * len(weight)))):
+    for planes in torch.split(torch.arange(z, device=half1.device), max(1, _COEFFICIENTS // (y * len(weight)))):
         one, two = y1[planes], y2[planes]
         cross = cross_power(one, two)
         place, shell = _places(shape, planes, (rows, columns), n)
         place = (place * (n + 1) + shell).flatten()
-        for total, q in zip(cells, (torch.ones_like(cross), cross_power(one, one), cross_power(two, two), cross), strict=True):
+        sums = torch.ones_like(cross), cross_power(one, one), cross_power(two, two), cross
+        for total, q in zip(cells, sums, strict=True):
             total.index_add_(0, place, (q * weight).flatten())
     cells = cells.reshape(4, rows * columns, n + 1)[..., :n]
 
     every = cells.sum(1)
     a = (every[2] / every[1]).sqrt()  # the square of what brings the halves to one power
     a = torch.where(a.isfinite() & (a > 0), a, 1)
-    sums = torch.stack([cells[0], (a * cells[1] + cells[2] / a) / 2 - cells[3], cells[3]], 1).flatten(1)
+    table = torch.stack([cells[0], (a * cells[1] + cells[2] / a) / 2 - cells[3], cells[3]], 1).flatten(1)
     centres = _centres(rows, columns).to(axes)
-    cones = [((some @ centres.T).abs() >= math.cos(angle)).to(sums) @ sums for some in axes.split(_AXES)]
+    cones = [((some @ centres.T).abs() >= math.cos(angle)).to(table) @ table for some in torch.split(axes, _AXES)]
     count, noise, signal = torch.cat(cones).reshape(len(axes), 3, n).unbind(1)
     some = count.clamp(min=1)
     return count, noise.clamp(min=0) / some, signal / some
