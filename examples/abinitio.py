@@ -37,6 +37,7 @@ from _command_line import (
     add_flags,
     calibrated_prior,
     chosen_prior,
+    cost,
     exit_code,
     in_tiles,
     positive,
@@ -66,6 +67,7 @@ from cryofm_io import (
     read_images,
     write_map,
     write_poses,
+    write_report,
 )
 from cryofm_model import CalibratedPrior, Prior
 from cryofm_model.data.particles import FILLED, LOW_PASS, working_voxel_size
@@ -86,7 +88,7 @@ from cryofm_sampling import (
     models_of_particles,
 )
 
-FILES = ["poses.star", "pairs.png", "scores.csv", "run.json"]
+FILES = ["poses.star", "pairs.png", "scores.csv", "report.html", "open.cxc", "run.json"]
 FEWEST_AVERAGES, MOST_AVERAGES, FEWEST_PARTICLES, MOST_PARTICLES = 6, 100, 100, 1000
 AGREE_DEG = 15.0  # between models that tell the same story
 NOTE = "The hand of a model is not in its images: its mirror image fits as well."
@@ -245,7 +247,8 @@ def write_models(
         "correlations_of_the_best": [round(c, 4) for c in correlations],
         "note": NOTE,
     }
-    write_run(folder / "run.json", provenance(args) | record)
+    write_run(folder / "run.json", provenance(args) | record | {"took": cost()})
+    write_report(folder, pairs=(prepared.images.data, projections))
     score = next(iter(models.scores))
     print(f"best model: {score} {rows[0][score]}, correlation with the images {np.mean(correlations):.3f}; {NOTE}")
     if len(differences) > 1 and args.poses == "searched":

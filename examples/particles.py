@@ -120,7 +120,9 @@ class Particles:
         level = images[:, outside].mean(-1) if outside.any() else images.new_zeros(len(images))
         return images - level[:, None, None]
 
-    def batches(self, some: NDArray[np.int64], diameter_px: float, shape: tuple[int, int, int], progress: Any) -> Iterator[Any]:
+    def batches(
+        self, some: NDArray[np.int64], diameter_px: float, shape: tuple[int, int, int], progress: Any
+    ) -> Iterator[Any]:
         """Projectors with the images that they make."""
         for part in np.array_split(some, -(-len(some) // BATCH)):
             rotations = torch.from_numpy(self.poses.rotations[part]).float()
