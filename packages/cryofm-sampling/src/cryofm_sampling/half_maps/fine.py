@@ -13,7 +13,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops import Envelope, estimate_noise_power, frequencies, irfft, radial, rfft, shell_sizes
+from cryofm_ops import Envelope, estimate_noise_power, fourier_filter, frequencies, irfft, radial, rfft, shell_sizes
 from cryofm_sampling._common import Box, split_shape, white_noise
 from cryofm_sampling.half_maps.protein import PROTEINS_FROM, ProteinPlot
 
