@@ -79,7 +79,7 @@ def restore(args: argparse.Namespace) -> int:
         assert process.stderr is not None
         for line in process.stderr:
             sys.stderr.write(line)
-            said += re.findall(r"^(?:warning|error): (.*)", line)
+            said += re.findall(r"^(?:\S+: )?(?:warning|error): (.*)", line)
     last = said[-1] if said else ""
     state = STATES.get(process.returncode)
     if state is None or (state == "refused" and any(word in last for word in MACHINE)):

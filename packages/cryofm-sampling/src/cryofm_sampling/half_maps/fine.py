@@ -66,9 +66,9 @@ class FineFilter:
         step = float(levels[1].log() - levels[0].log())
         out, spectrum = torch.zeros_like(data), rfft(data)
         for level in levels:
-            near = (1 - (x - level.log()).abs() / step).clamp(min=0)
+            near = (x - level.log()).abs_().div_(-step).add_(1).clamp_(min=0)
             if near.any():
-                out += near * self._filtered(spectrum, shape, float(level))
+                out += near.mul_(self._filtered(spectrum, shape, float(level)))
         return out * (v / levels[0]).clamp(max=1)
 
     def _filtered(self, spectrum: Tensor, shape: Box, v: float) -> Tensor:
