@@ -83,12 +83,12 @@ class FineFilter:
         out, open_, spectrum = torch.zeros_like(data), torch.zeros_like(data), rfft(data)
         white = None if generator is None else rfft(white_noise(shape, generator, data))
         for level in levels:
-            near = (1 - (x - level.log()).abs() / step).clamp(min=0)
+            near = (x - level.log()).abs_().div_(-step).add_(1).clamp_(min=0)
             if not near.any():
                 continue
             out += near * self._filtered(spectrum, shape, self._gain(float(level)))
             if white is not None:
-                open_ += near * self._filtered(white, shape, self._error(float(level)).sqrt())
+                open_ += near.mul_(self._filtered(white, shape, self._error(float(level)).sqrt()))
         faint = (v / levels[0]).clamp(max=1)
         return out * faint + open_ * faint.sqrt()
 
