@@ -129,7 +129,10 @@ class Particles:
             shifts = torch.from_numpy(self.poses.shifts[part] / self.voxel_size).float()
             fields = None if self.ctf is None else {name: values[part] for name, values in self.ctf.items()}
             ctf = None if fields is None else CTF(**fields, voxel_size_angstrom=self.voxel_size)
-            yield FourierProjector(rotations, shifts, shape, ctf), self.images(part, diameter_px)
+            yield (
+                FourierProjector(rotations, shifts, (self.side, self.side, self.side), ctf),
+                self.images(part, diameter_px),
+            )
             progress.update(len(part))
 
 
@@ -182,7 +185,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     noise = SpectralNoise(background)
     with bar(total=len(chosen), unit=" images") as shown:
         halves = [
-            ToeplitzGaussian.from_images(particles.batches(half, diameter, shape, shown), noise, shape=shape)
+            ToeplitzGaussian.from_images(particles.batches(half, diameter, shown), noise, shape=shape)
             for half in (chosen[::2], chosen[1::2])
         ]
     whole = halves[0] + halves[1]
