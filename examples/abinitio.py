@@ -44,6 +44,7 @@ from _command_line import (
     add_flags,
     calibrated_prior,
     chosen_prior,
+    cost,
     exit_code,
     in_tiles,
     positive,
@@ -73,6 +74,7 @@ from cryofm_io import (
     read_images,
     write_map,
     write_poses,
+    write_report,
 )
 from cryofm_model import CalibratedPrior, Prior
 from cryofm_model.data.particles import FILLED, LOW_PASS, working_voxel_size
@@ -94,7 +96,7 @@ from cryofm_sampling import (
     models_of_particles,
 )
 
-FILES = ["poses.star", "pairs.png", "scores.csv", "run.json"]
+FILES = ["poses.star", "pairs.png", "scores.csv", "report.html", "open.cxc", "run.json"]
 FEWEST_AVERAGES, MOST_AVERAGES, FEWEST_PARTICLES, MOST_PARTICLES = 6, 100, 100, 1000
 AGREE_DEG = 15.0  # between models that tell the same story
 AGREEING = 2  # independent chains that must have found the poses of the best
@@ -272,7 +274,7 @@ def write_models(
         }
         for i, name in enumerate(model_names(len(volumes)))
     ]
-    with atomic_write(folder / "scores.csv") as temporary, temporary.open("w", newline="") as file:
+    with atomic_write(folder / "scores.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
@@ -296,7 +298,8 @@ def write_models(
         agree = sum(difference < AGREE_DEG for difference in differences[1:])
         verdict_of = "which speaks for them" if agree else "they are in doubt, and so is the model"
         print(f"{agree} of {len(differences) - 1} other models have the same poses within {AGREE_DEG:g}°: {verdict_of}")
-    write_run(folder / "run.json", provenance(args) | record)
+    write_run(folder / "run.json", provenance(args) | record | {"took": cost()})
+    write_report(folder, pairs=(prepared.images.data, projections))
 
 
 def say_what_was_done(scales: list[float], left_out: list[int], doubtful: list[int], names: dict[int, str]) -> None:

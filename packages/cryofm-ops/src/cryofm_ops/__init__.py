@@ -34,6 +34,7 @@ from cryofm_ops.likelihoods.student_t import StudentTLikelihood
 from cryofm_ops.likelihoods.toeplitz_gaussian import ToeplitzGaussian
 from cryofm_ops.noise.anisotropic import AnisotropicNoise, cone_alpha, wedge_alpha
 from cryofm_ops.noise.block import BlockNoise
+from cryofm_ops.noise.coverage import CoverageNoise, coverage_from_poses
 from cryofm_ops.noise.from_cones import AlphaEstimate, estimate_alpha
 from cryofm_ops.noise.from_directions import DirectionalEstimate, estimate_directional_noise
 from cryofm_ops.noise.from_half_maps import NoiseEstimate, estimate_noise_power
@@ -67,6 +68,7 @@ from cryofm_ops.poses.losses import psi_bg, psi_cor, psi_sg
 from cryofm_ops.poses.sampling import PoseSamples, sample_poses
 from cryofm_ops.poses.search import PoseEstimate, search_poses
 from cryofm_ops.protocols import (
+    Averaging,
     Blind,
     Conjugate,
     FourierDiagonal,
@@ -99,6 +101,7 @@ __all__ = [
     "AlphaEstimate",
     "AnisotropicNoise",
     "AverageRings",
+    "Averaging",
     "Blind",
     "BlindGaussian",
     "BlindProjections",
@@ -106,6 +109,7 @@ __all__ = [
     "CommonLines",
     "Conjugate",
     "ConvergenceError",
+    "CoverageNoise",
     "CryoFMError",
     "Deviations",
     "DirectionTable",
@@ -172,6 +176,7 @@ __all__ = [
     "background_power",
     "compose",
     "cone_alpha",
+    "coverage_from_poses",
     "directional",
     "estimate_alpha",
     "estimate_directional_noise",

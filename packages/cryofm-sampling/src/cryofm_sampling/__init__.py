@@ -40,6 +40,7 @@ from cryofm_sampling.models import (
     models_of_particles,
 )
 from cryofm_sampling.priors.calibrate import CalibratedVelocity, calibrate
+from cryofm_sampling.priors.conditioned import Conditioned
 from cryofm_sampling.priors.log_likelihood import LogLikelihood, log_likelihood
 from cryofm_sampling.priors.plug_and_play_loss import PlugAndPlayLoss
 from cryofm_sampling.priors.rescaled import Rescaled
@@ -47,6 +48,7 @@ from cryofm_sampling.priors.tiled import Tiled
 from cryofm_sampling.protocols import (
     Calibrated,
     Callback,
+    ConditionalVelocityField,
     Draw,
     RunCallback,
     Sampler,
@@ -84,6 +86,8 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Common",
+    "ConditionalVelocityField",
+    "Conditioned",
     "CryoFMError",
     "Draw",
     "EnvelopeFit",
