@@ -84,7 +84,10 @@ def run(args: argparse.Namespace, folder: Path) -> None:
                 "network_evaluations": int(found.nfe),
             }
         )
-    with atomic_write(folder / "likelihood.csv") as temporary, temporary.open("w", newline="") as file:
+    with (
+        atomic_write(folder / "likelihood.csv") as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,  # as names of files are
+    ):
         table = csv.DictWriter(file, rows[0], lineterminator="\n")
         table.writeheader()
         table.writerows(rows)

@@ -5,13 +5,14 @@ import importlib.util
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from cryofm_io import DensityMap, fsc, write_map
-from cryofm_model import Prior, load_prior, save_prior
+from cryofm_model import ConditionalPrior, Prior, UNet, UNetConfig, load_prior, save_prior
 from cryofm_ops import ObservationError
 from cryofm_sampling import Guided
 
@@ -294,6 +295,33 @@ def test_algorithm_3_has_its_rows(maps, small_prior, monkeypatch):
     assert {row["fsc05"] for row in rows} == {round(2 * problem.voxel_size, 2)}  # of the truth with itself
 
 
+def test_a_conditional_prior_has_all_its_kinds(run, small_prior, maps, tmp_path, monkeypatch):
+    conditional, path = load("conditional"), tmp_path / "conditional.safetensors"
+    monkeypatch.setattr(conditional, "BOX", (32, 32, 32))
+    torch.manual_seed(0)
+    network = UNet(UNetConfig(widths=(8, 16), depths=(1, 1), up_depths=(1,), conditioning=8, conditions=2)).eval()
+    given = load_prior(small_prior)
+    statistics = {name: getattr(given, name) for name in ("signal_power", "denoising_error", "denoising_spectrum")}
+    prior = ConditionalPrior(network, given.normalization, 1.5, 32).with_statistics(SimpleNamespace(**statistics))
+    save_prior(prior, path)
+    line = (maps / "one.mrc", "--conditional", path, "--rows", "spectral 4.3A", "--out", tmp_path / "t.csv")
+    run(conditional, *line)
+    lines = lines_of(tmp_path / "t.csv")
+    assert [row["kind"] for row in lines] == 2 * list(conditional.KINDS)
+    assert [int(row["evaluations"]) for row in lines[:8]] == [0, 0, 8, 8, 1, 8, 16, 8]
+    assert lines[8]["map"] == "mean of 1"
+    assert [row["auc"] for row in lines[8:]] == [row["auc"] for row in lines[:8]]
+
+    # The linear filter is told nothing of the truth, and is better than what it filters.
+    truth = torch.from_numpy(protocol.crop(conditional.clean(maps / "one.mrc", 1.5), 32))
+    data = protocol.degraded("spectral 3.2A", truth, torch.Generator().manual_seed(0))
+    errors = [(x - truth).square().sum() for x in (data.mean, conditional.filtered(data))]
+    assert errors[1] < errors[0]
+    monkeypatch.setattr(conditional, "restore", None)  # nothing is done again
+    run(conditional, *line)
+    assert lines_of(tmp_path / "t.csv") == lines
+
+
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("[a-z]*.py"))  # those of Python's peers where these are there
 
 
@@ -308,6 +336,12 @@ def test_every_script_explains_itself(name, monkeypatch, capsys):
         module.main()
     assert stop.value.code == 0
     assert "--out" in capsys.readouterr().out
+
+
+def test_the_readme_shows_what_was_measured():
+    results = BENCHMARKS / "results"
+    shown = tables.first_page(lines_of(results / "paper.csv"), lines_of(results / "paper_measured.csv"))
+    assert shown in (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_law_of_cost_is_found():

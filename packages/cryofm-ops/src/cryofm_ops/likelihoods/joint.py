@@ -25,7 +25,7 @@ from cryofm_ops.likelihoods.linear_gaussian import LinearGaussian
 from cryofm_ops.likelihoods.proximal import Proximal
 from cryofm_ops.noise.block import BlockNoise
 from cryofm_ops.normal import Normal
-from cryofm_ops.protocols import Conjugate, FourierDiagonal, Likelihood, LinearOperator
+from cryofm_ops.protocols import Averaging, Conjugate, FourierDiagonal, Likelihood, LinearOperator
 
 __all__ = ["Joint", "joint"]
 
@@ -75,6 +75,13 @@ class Joint(Summable):
         nearer = getattr(rest, "condition_from", None)
         posterior: Normal = rest.condition(*found) if nearer is None else nearer(start, *found)
         return posterior
+
+    def mean_from(self, start: Tensor, mean: Tensor, variance: Tensor | float, /) -> Normal:
+        """As `condition_from`, with the mean where that finds the mode."""
+        rest = self._rest()
+        if not isinstance(rest, Averaging):
+            return self.condition_from(start, mean, variance)
+        return rest.mean_from(start, *self._with_spectral(mean, variance))
 
     def _all(self) -> tuple[Any, ...]:
         return self.others if self.spectral is None else (self.spectral, *self.others)

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from cryofm_ops.errors import GeometryError
 from cryofm_ops.fourier.directions import directions, hemisphere
 from cryofm_ops.fourier.grid import Shape, cross_power, frequencies, friedel_weights, hermitian, rfft
 from cryofm_ops.noise.from_half_maps import NoiseEstimate, estimate_noise_power
@@ -81,11 +82,12 @@ def estimate_directional_noise(
     Args:
         half1: `(z, y, x)`, raw: neither masked nor filtered.
         half2: the same grid.
-        half_angle_deg: of the cones.
+        half_angle_deg: of the cones, 2 to 45.
         allow_masked: see `estimate_noise_power`.
         radial: what that says of them, where it is known.
 
-    Raises `GridMismatchError`, `ObservationError` and `HalfMapError`, and warns, as `estimate_noise_power`.
+    Raises `GeometryError` for such an angle; `GridMismatchError`, `ObservationError` and `HalfMapError`, and warns, as
+    `estimate_noise_power`.
 
     >>> halves = torch.randn(2, 24, 24, 24, generator=torch.Generator().manual_seed(0))
     >>> estimate = estimate_directional_noise(*halves)
@@ -93,6 +95,8 @@ def estimate_directional_noise(
     >>> bool((noise.log().abs() < 0.3).double().mean() > 0.9), measured.shape
     (True, torch.Size([24, 24, 13]))
     """
+    if not 2 <= half_angle_deg <= 45:
+        raise GeometryError(f"half_angle_deg must be between 2 and 45, got {half_angle_deg}")
     if radial is None:
         radial = estimate_noise_power(half1, half2, allow_masked=allow_masked)
     angle = math.radians(half_angle_deg)
