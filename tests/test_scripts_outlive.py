@@ -272,3 +272,11 @@ def test_a_map_whose_header_alone_is_read(tmp_path):
         (tmp_path / name).write_bytes(content[: 1024 if name.endswith("mrc") else len(content) // 2])
         assert map_size(tmp_path / name) == attrs.evolve(map_size(tmp_path / name), shape=(20, 30, 40), voxel_size=1.5)
         assert map_size(tmp_path / name, voxel_size=2.0).voxel_size == 2.0
+
+
+def test_a_file_that_has_the_name_of_a_bundled_prior_was_not_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("cryofm-tiny").write_bytes(b"something else")
+    args = denoise.parse(["--out", "out"])
+    assert script.chosen_prior(args).network is not None
+    assert script.provenance(args)["inputs_sha256"] == {}
