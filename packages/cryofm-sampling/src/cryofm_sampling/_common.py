@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from operator import index
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import attrs
 import torch
@@ -313,16 +313,18 @@ def region_of(velocity: VelocityField, x: Tensor) -> Region | None:
     return None if region is None or region.shape != x.shape[-3:] else region
 
 
-def velocity_at(velocity: VelocityField, x: Tensor, t: float) -> Tensor:
-    """v(x, t), evaluated where density can be; elsewhere that of the solvent. t > 0."""
+def velocity_at(velocity: VelocityField, x: Tensor, t: float, *, any_value: bool = False) -> Tensor:
+    """v(x, t), evaluated where density can be; elsewhere that of the solvent. t > 0. See `evaluated`."""
     region = region_of(velocity, x)
     if region is None:
-        return evaluated(velocity, x, t)
-    return (x - region.within(lambda part: part - t * evaluated(velocity, part, t), x)) / t
+        return evaluated(velocity, x, t, any_value=any_value)
+    x_0 = region.within(lambda part: part - t * evaluated(velocity, part, t, any_value=any_value), x)
+    return (x - x_0) / t
 
 
-def evaluated(velocity: VelocityField, x: Tensor, t: float) -> Tensor:
-    """v(x, t), or an error that says whose fault it is that it is of another kind, or not finite."""
+def evaluated(velocity: VelocityField, x: Tensor, t: float, *, any_value: bool = False) -> Tensor:
+    """v(x, t), or an error that says whose fault it is that it is of another kind, or, unless any value will do, not
+    finite."""
     try:
         v = velocity(x, time_like(t, x))
     except RuntimeError as error:
@@ -337,11 +339,25 @@ def evaluated(velocity: VelocityField, x: Tensor, t: float) -> Tensor:
         raise CapabilityError(
             f"the prior {type(velocity).__name__} must give a real velocity of shape {tuple(x.shape)}, it gave {found}"
         )
-    if not v.isfinite().all():
+    if not any_value and not v.isfinite().all():
         if x.isfinite().all():
             raise CapabilityError(f"{type(velocity).__name__} gives a velocity that is not finite at t = {t:.3g}")
         raise OperatorError("the likelihood made a volume that is not finite; does its condition take any mean?")
     return v
+
+
+@runtime_checkable
+class Oriented(Protocol):
+    """A velocity field that is not the same in all directions, for it knows something about x in its place."""
+
+    def turned(self, turn: Callable[[Tensor], Tensor], /) -> VelocityField:
+        """What it is of x turned, `(n, z, y, x)`."""
+        ...
+
+
+def spent(velocity: VelocityField, calls: int) -> int:
+    """Network evaluations in as many calls of a velocity field, which may say how many one call takes."""
+    return calls * int(getattr(velocity, "evaluations", 1))
 
 
 def check_likelihood(value: Tensor, gradient: Tensor) -> None:

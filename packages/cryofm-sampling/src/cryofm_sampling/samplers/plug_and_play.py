@@ -49,6 +49,7 @@ from cryofm_sampling._common import (
     first_posteriors,
     given,
     notes,
+    spent,
     split_shape,
     streams,
     time_of,
@@ -239,7 +240,7 @@ class PlugAndPlay:
         shown = torch.stack([one - fourier_filter(dual, e) for one, dual, e in zip(mean, u, es, strict=True)])
         x = given(data, mean, shown, es, averaged=True)
         settings = {"sampler": "PlugAndPlay", **attrs.asdict(self), "time": [ts[-1] for ts in times], **notes(data)}
-        return Draw(x.reshape(shape), self.iterations, settings)
+        return Draw(x.reshape(shape), spent(velocity, self.iterations), settings)
 
     def _times(self, automatic: float) -> list[float]:
         """Of every pass; of the last `automatic`, where `time` is None."""
