@@ -19,8 +19,6 @@ from _command_line import above_zero, exit_code, named_folder
 
 import cryofm_io as io
 
-FILES = ["fsc.csv", "fsc.png", "fsc.xml"]
-
 
 def against_model(args: argparse.Namespace, map: io.DensityMap, folder: Path) -> dict[str, io.FscCurve]:
     """Map against model; 0.5 is where the two agree."""
@@ -32,8 +30,9 @@ def against_model(args: argparse.Namespace, map: io.DensityMap, folder: Path) ->
     return {"map against model": curve}
 
 
-def of_halves(args: argparse.Namespace, one: io.DensityMap, two: io.DensityMap, folder: Path) -> dict[str, io.FscCurve]:
+def of_halves(args: argparse.Namespace, halves: list[io.DensityMap], folder: Path) -> dict[str, io.FscCurve]:
     """All that two halves tell."""
+    one, two = halves
     io.check_same_grid(one, two, "the half maps")
     size, mean = one.voxel_size, (one.data + two.data) / 2
     found = io.automatic_mask(mean - np.median(mean), size)
@@ -68,10 +67,14 @@ def main() -> None:
     args = parser.parse_args()
     if len(args.maps) != (2 if args.model is None else 1):
         parser.error("give two half maps, or one map and --model")
-    names = FILES + ([] if args.model else ["fsc.star"]) + (["local_resolution.mrc"] if args.local else [])
+    names = (
+        ["fsc.csv", "fsc.png", "fsc.xml"]
+        + ([] if args.model else ["fsc.star"])
+        + (["local_resolution.mrc"] if args.local else [])
+    )
     maps = [io.read_map(path, voxel_size=args.voxel_size) for path in args.maps]
     with io.output_folder(args.out, names, overwrite=args.overwrite, read=args.maps) as folder:
-        curves = of_halves(args, *maps, folder) if args.model is None else against_model(args, *maps, folder)
+        curves = of_halves(args, maps, folder) if args.model is None else against_model(args, maps[0], folder)
         io.write_fsc_csv(folder / "fsc.csv", curves)
         io.plot_fsc(curves, folder / "fsc.png", title="between halves" if args.model is None else "map against model")
 

@@ -3,9 +3,9 @@
     python examples/inspect_map.py map.mrc
     python examples/inspect_map.py half1.mrc half2.mrc
 
-Size, place, sign, solvent, mask, filter and sharpening; of two files also whether noise can be
-estimated from them as halves. Then what denoise.py would do with them and what that takes. The exit status is 1 where something has to be
-put right first.
+Size, place, sign, solvent, mask, filter and sharpening; of two files also whether they are halves that can tell their
+noise. Then what denoise.py would do with them and what that takes. The exit status is 1 where something has to be put
+right first.
 """
 
 import argparse
@@ -48,7 +48,8 @@ def plan(density: DensityMap, prior: str) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Look at every file."""
-    trouble, maps = [], []
+    trouble: list[str] = []
+    maps: list[DensityMap] = []
     for path in args.files:
         print(f"{path}")
         seen = inspect_map(path, voxel_size=args.voxel_size)

@@ -1,10 +1,12 @@
 """One page of a run: what it says is what is in the files, its places are the map's, and it needs nothing else."""
 
+import base64
 import hashlib
 import html.parser
 import json
 import re
 import sys
+import zlib
 from pathlib import Path
 
 import attrs
@@ -13,13 +15,17 @@ import pytest
 
 from cryofm_io import (
     DensityMap,
+    ImageStack,
     InputFileError,
     MissingExtraError,
     OutputExistsError,
+    Poses,
     changes,
     low_pass,
+    read_images,
     read_map,
     write_map,
+    write_poses,
     write_report,
 )
 
@@ -250,3 +256,47 @@ def test_commands_without_linear_or_spread():
     text = chimerax_commands(content, ["restored.mrc"])
     assert text.splitlines()[-1] == "view #1"
     assert "color sample" not in text
+
+
+@pytest.fixture
+def models(tmp_path, halves):
+    """The folder of a script that makes models, with poses all about the z axis but one."""
+    angles = np.array([[0, 90, 0], [90, 90, 0], [0, 0, 0], [0, 150, 0]])
+    rng = np.random.default_rng(0)
+    images = ImageStack(rng.normal(size=(4, 12, 12)), 3.0)
+    write_map(tmp_path / "images.mrcs", DensityMap(images.data, 3.0))
+    poses = Poses.from_angles(angles, shifts=np.zeros((4, 2)))
+    write_poses(tmp_path / "poses.star", read_images(tmp_path / "images.mrcs"), poses)
+    for i in (1, 2):
+        write_map(tmp_path / f"model_0{i}.mrc", halves[i - 1])
+    (tmp_path / "scores.csv").write_text("model,misfit,poses_from_the_best_deg\nmodel_01,1.5,0.0\nmodel_02,1.7,8.0\n")
+    (tmp_path / "run.json").write_text(json.dumps({"program": "abinitio.py", "correlations_of_the_best": [0.5, 0.7]}))
+    return tmp_path, images.data
+
+
+def test_models_have_a_page(models):
+    folder, images = models
+    content = read_report(write_report(folder, pairs=(images, -images)))
+    assert content["trusted"] is True
+    assert [volume["name"] for volume in content["volumes"]] == ["model_01", "model_02"]
+    assert [len(content["sphere"][side]) for side in ("above", "below")] == [3, 1]
+    # Views from the side lie on the rim, the one from above in the middle, and 30° off the lower pole is sin 15° · √2.
+    radii = sorted(float(np.hypot(*point)) for point in content["sphere"]["above"])
+    assert radii == pytest.approx([0, 1, 1], abs=0.01)
+    assert np.hypot(*content["sphere"]["below"][0]) == pytest.approx(np.sqrt(2) * np.sin(np.radians(15)), abs=0.01)
+    shown = np.frombuffer(zlib.decompress(base64.b64decode(content["pairs"]["data"])), np.uint8).reshape(4, 2, 12, 12)
+    assert np.corrcoef(shown[2, 0].ravel(), images[2].ravel())[0, 1] > 0.999
+    assert np.corrcoef(shown[2, 1].ravel(), images[2].ravel())[0, 1] < -0.999
+    assert Page((folder / "report.html").read_text()).open == []
+
+
+def test_models_that_disagree_are_in_doubt_and_images_are_kept(models, capsys):
+    folder, images = models
+    before = read_report(write_report(folder, pairs=(images, images)))
+    (folder / "scores.csv").write_text("model,misfit,poses_from_the_best_deg\nmodel_01,1.5,0.0\nmodel_02,1.7,80.0\n")
+    assert main([str(folder)]) == 0
+    after = read_report(folder / "report.html")
+    assert after["trusted"] is False
+    assert after["pairs"] == before["pairs"]
+    assert main([str(folder), str(folder), "--compare"]) == 2
+    assert "not compared" in capsys.readouterr().err

@@ -7,9 +7,7 @@ from typing import Any
 
 from cryofm_io.errors import CryoFMError
 from cryofm_io.report.compare import compared
-from cryofm_io.report.content import content_of
-from cryofm_io.report.page import read_report, write_page, write_report
-from cryofm_io.report.run import Run
+from cryofm_io.report.page import folder_content, read_report, write_page, write_report
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _content(run: Path) -> dict[str, Any]:
     page = run if run.is_file() else run / "report.html"
-    return read_report(page) if page.is_file() else content_of(Run.of(run))
+    return read_report(page) if page.is_file() else folder_content(run)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-__all__ = ["chimerax_commands"]
+__all__ = ["chimerax_commands", "model_commands"]
 
 _PLACES = 10
 
@@ -44,4 +44,19 @@ def chimerax_commands(content: dict[str, Any], files: list[str]) -> str:
         color = "#2ca02c" if place["z"] > 0 else "#c2399e"
         lines += [f"marker #{marker} position {position} radius 1.2 color {color}"]
     lines += [f"view #{marker if places else restored}"]
+    return "\n".join(lines) + "\n"
+
+
+def model_commands(content: dict[str, Any], files: list[str]) -> str:
+    """A file that opens models side by side, at one contour."""
+    lines = [
+        "# Open with ChimeraX. Written by the commands' documentation; it was not run when it was made.",
+        "# It has to lie beside the maps that it opens: ChimeraX takes file names from where this file is.",
+        *(f"open {name}" for name in files),
+        "set bgColor white",
+        "lighting soft",
+        *(f"volume #{i + 1} style surface step 1 level {content['level']:.6g}" for i in range(len(files))),
+        "tile",
+        "view",
+    ]
     return "\n".join(lines) + "\n"

@@ -2,13 +2,20 @@
 
 from typing import Any
 
+from cryofm_io.errors import InputFileError
 from cryofm_io.report.figures import of_resolution
 
 __all__ = ["compared"]
 
 
 def compared(first: dict[str, Any], second: dict[str, Any], names: list[str]) -> dict[str, Any]:
-    """The content of a page that sets two side by side, the numbers of both, their curves and their maps."""
+    """The content of a page that sets two side by side, the numbers of both, their curves and their maps.
+
+    Raises:
+        InputFileError: One of them is of models made of images.
+    """
+    if first["scores"] or second["scores"]:
+        raise InputFileError("models made of images are not compared; give two runs that restored a map")
     both = list(zip(names, (first, second), strict=True))
     told = [{number["label"]: number for number in [*one["numbers"], *one["more_numbers"]]} for one in (first, second)]
     rows = [
@@ -34,6 +41,9 @@ def compared(first: dict[str, Any], second: dict[str, Any], names: list[str]) ->
         "more_numbers": [],
         "comparison": {"names": names, "rows": rows},
         "warnings": warnings,
+        "scores": [],
+        "sphere": None,
+        "pairs": None,
         "figures": _figures(both),
         "places": None,
         "volumes": keep,

@@ -20,7 +20,7 @@ from cryofm_io.report.figures import figure, fsc_figure, histogram, of_resolutio
 from cryofm_io.report.run import Run
 from cryofm_io.report.volumes import Window, packed
 
-__all__ = ["FORMAT", "content_of"]
+__all__ = ["FORMAT", "content_of", "contrast", "level", "listed_provenance"]
 
 FORMAT = 1  # of what a page holds; another one cannot be shown again
 
@@ -84,13 +84,16 @@ def content_of(run: Run) -> dict[str, Any]:
         "numbers": numbers[:3],
         "more_numbers": numbers[3:],
         "comparison": None,
+        "scores": [],
+        "sphere": None,
+        "pairs": None,
         "warnings": warnings,
         "figures": figures,
         "places": None if z is None else [attrs.asdict(place) for place in places],
         "threshold": _THRESHOLD,
         "resolution_of_changes": _reach(data),
         **volumes,
-        "provenance": _provenance(run),
+        "provenance": listed_provenance(run.record),
         "note": VIEWING_NOTE,
     }
     return dict(json.loads(json.dumps(content), parse_constant=lambda _: None))  # NaN is no JSON
@@ -313,7 +316,7 @@ def _noise(data: _Data) -> dict[str, Any] | None:
 
 
 def _densities(data: _Data) -> dict[str, Any]:
-    low, high = _contrast(data.run.restored.data, widest=True)
+    low, high = contrast(data.run.restored.data, widest=True)
     maps = {RESTORED: data.run.restored.data}
     if data.run.linear is not None:
         maps = {LINEAR: data.run.linear.data} | maps
@@ -351,7 +354,7 @@ def _volumes(data: _Data, z: Floats | None) -> dict[str, Any]:
     if run.linear is not None:
         maps[LINEAR] = run.linear.data
     maps[RESTORED] = run.restored.data
-    low, high = _contrast(run.restored.data, widest=True)
+    low, high = contrast(run.restored.data, widest=True)
     packing: dict[str, tuple[Floats, float, float]] = {name: (x, low, high) for name, x in maps.items()}
     if run.uncertainty is not None:
         packing[SPREAD] = (run.uncertainty.data, 0.0, float(np.percentile(run.uncertainty.data, 99.95)))
@@ -372,18 +375,18 @@ def _volumes(data: _Data, z: Floats | None) -> dict[str, Any]:
             "coarser": window.voxel_size > 1.001 * run.restored.voxel_size,
             "cut": any(part.stop - part.start < n for part, n in zip(window.box, run.restored.shape, strict=True)),
         },
-        "contrast": list(_contrast(run.restored.data)),
-        "level": _level(shown[RESTORED][0], inside),
+        "contrast": list(contrast(run.restored.data)),
+        "level": level(shown[RESTORED][0], inside),
     }
 
 
-def _contrast(data: Floats, *, widest: bool = False) -> tuple[float, float]:
+def contrast(data: Floats, *, widest: bool = False) -> tuple[float, float]:
     """From the darkest to the brightest that a picture shows; ``widest`` for surfaces, whose levels lie higher."""
     low, high = np.percentile(data, [0.02, 99.995] if widest else [0.5, 99.8])
     return float(low), float(max(high, low + 1e-12))
 
 
-def _level(data: Floats, inside: NDArray[np.bool_] | None) -> float:
+def level(data: Floats, inside: NDArray[np.bool_] | None) -> float:
     """Where a surface encloses about a fifth of what a soft mask does."""
     return float(np.percentile(data if inside is None or not inside.any() else data[inside], 80))
 
@@ -428,8 +431,8 @@ def _seen(values: list[Floats]) -> tuple[float, float]:
 # Where it comes from
 
 
-def _provenance(run: Run) -> dict[str, Any]:
-    record = run.record
+def listed_provenance(record: dict[str, Any]) -> dict[str, Any]:
+    """Command, time, memory, versions, sums and settings of a ``run.json``."""
     took = record.get("took", {})
     rows = [["command", record["command"]]] if "command" in record else []
     if "seconds" in took:

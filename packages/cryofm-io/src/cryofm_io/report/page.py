@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from cryofm_io.atomic import atomic_write
 from cryofm_io.errors import InputFileError, MissingExtraError
-from cryofm_io.report.chimerax import chimerax_commands
+from cryofm_io.report.chimerax import chimerax_commands, model_commands
 from cryofm_io.report.content import FORMAT, content_of
+from cryofm_io.report.models import Pairs, models_content
 from cryofm_io.report.run import Run
 
 if TYPE_CHECKING:
     from jinja2 import Environment
 
-__all__ = ["read_report", "render", "write_page", "write_report"]
+__all__ = ["folder_content", "read_report", "render", "write_page", "write_report"]
 
 _CONTENT = re.compile(r'<script type="application/json" id="content">(.*?)</script>', re.DOTALL)
 
@@ -23,14 +24,15 @@ _CONTENT = re.compile(r'<script type="application/json" id="content">(.*?)</scri
 def write_report(folder: str | os.PathLike[str], *, overwrite: bool = False, **known: Any) -> Path:
     """Leave ``report.html`` in a run's folder, and beside it ``open.cxc`` for ChimeraX.
 
-    The page needs no other file and no network.  A run is a folder with ``run.json`` and ``restored.mrc``; whatever
-    else of `Run` lies there, or where ``run.json`` says that the inputs lie, is taken in.  Where inputs are gone, the
-    content of the page that is there already is shown again.
+    The page needs no other file and no network.  A run is a folder with ``run.json`` and ``restored.mrc``, or
+    ``model_01.mrc``; whatever else of `Run` lies there, or where ``run.json`` says that the inputs lie, is taken in.
+    Where inputs are gone, the content of the page that is there already is shown again.
 
     Args:
         folder: Of the run.
         overwrite: Whether files that exist may be replaced.
-        known: Fields of `cryofm_io.report.run.Run` that need not be read, or lie nowhere, such as ``halves``.
+        known: Fields of `cryofm_io.report.run.Run` that need not be read, or lie nowhere, such as ``halves``; of models
+            ``pairs``, the images and the best model's projections ``(K, y, x)``.
 
     Returns:
         The page.
@@ -42,14 +44,24 @@ def write_report(folder: str | os.PathLike[str], *, overwrite: bool = False, **k
     """
     folder, page = Path(folder), Path(folder) / "report.html"
     environment()  # first what may be missing
-    run = Run.of(folder, **known)
-    gone = run.halves is None and run.observed is None and page.is_file()
-    content = read_report(page) if gone else content_of(run)
+    content = folder_content(folder, **known)
     write_page(page, content, overwrite=overwrite)
     with atomic_write(folder / "open.cxc", overwrite) as temporary:
         files = [name for name in ("linear.mrc", "restored.mrc", "uncertainty.mrc") if (folder / name).is_file()]
-        temporary.write_text(chimerax_commands(content, files), encoding="utf-8")
+        models = [f"{volume['name']}.mrc" for volume in content["volumes"]]
+        commands = chimerax_commands(content, files) if files else model_commands(content, models)
+        temporary.write_text(commands, encoding="utf-8")
     return page
+
+
+def folder_content(folder: Path, *, pairs: Pairs | None = None, **known: Any) -> dict[str, Any]:
+    """What a page of a folder says; of models, or of a restored map."""
+    page = folder / "report.html"
+    if (folder / "run.json").is_file() and (folder / "model_01.mrc").is_file():
+        return models_content(folder, pairs, read_report(page) if page.is_file() else None)
+    run = Run.of(folder, **known)
+    gone = run.halves is None and run.observed is None and page.is_file()
+    return read_report(page) if gone else content_of(run)
 
 
 def write_page(path: Path, content: dict[str, Any], *, overwrite: bool = False) -> None:

@@ -94,6 +94,27 @@
   });
   slices();
 
+  // Images beside projections
+
+  if (content.pairs) {
+    const { shape: [h, w], numbers, data } = content.pairs, values = await bytes(data);
+    numbers.forEach((number, i) => {
+      const figure = document.createElement("figure"), canvas = document.createElement("canvas");
+      canvas.width = 2 * w + 2; canvas.height = h;
+      const pen = canvas.getContext("2d");
+      for (let side = 0; side < 2; side++) {
+        const image = new ImageData(w, h);
+        for (let j = 0; j < w * h; j++) {
+          const from = (h - 1 - Math.floor(j / w)) * w + j % w, g = values[(2 * i + side) * w * h + from];
+          image.data.set([g, g, g, 255], 4 * j);
+        }
+        pen.putImageData(image, side * (w + 2), 0);
+      }
+      figure.append(canvas, Object.assign(document.createElement("figcaption"), { textContent: `image ${number}` }));
+      byId("pairs").append(figure);
+    });
+  }
+
   // Figures
 
   document.querySelectorAll(".chart").forEach((chart) => {
