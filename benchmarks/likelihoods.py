@@ -151,7 +151,9 @@ def of_voxels(side: int, seed: int) -> Iterator[Problem]:
 def quadrature(log_prob: Callable[[Tensor, Tensor], Tensor], y: Tensor) -> Tensor:
     """The mean of N(0, 1) × p(y | x) in every voxel."""
     x, means = torch.linspace(-8, 8, 8001, dtype=torch.float64), []
-    for some in y.flatten().double().split(256):
+    flat = y.flatten().double()
+    for k in range(0, len(flat), 256):
+        some = flat[k : k + 256]
         density = (log_prob(x[None], some[:, None]) - x.square() / 2).softmax(1)  # spacing cancels
         means.append((density * x).sum(1))
     return torch.cat(means).reshape(y.shape).to(y)
@@ -189,7 +191,8 @@ def denoise(prior: Any, s: Tensor, sigma: float) -> Tensor:
     mean, std = (0.0, 1.0) if normalization is None else (normalization.mean, normalization.std)
     t = sigma / std / (1 + sigma / std)
     x = (1 - t) * (s - mean) / std
-    return (x - t * prior(x, torch.tensor(t, dtype=x.dtype))) * std + mean
+    found: Tensor = (x - t * prior(x, torch.tensor(t, dtype=x.dtype))) * std + mean
+    return found
 
 
 def deepinv(problem: Problem, seed: int) -> tuple[Tensor, int, str]:

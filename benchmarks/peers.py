@@ -1,9 +1,8 @@
 """Other ways to clean the same half maps, in one run: ``python benchmarks/peers.py [MAPS...] --out CSV``.
 
-A clean map (the example without any) is cropped to its molecule and put in two halves with noise of one of the paper's
-levels. Everybody sees these halves, on the prior's grid. What an author of a method would tune is tuned on the TRUTH,
-over the values that stand in the code: the peers are shown at their best. ``settings`` says which, and ``cpu_s`` is of
-one run with it, tuning aside.
+A clean map (the example without any) is put in two halves with noise of one of the paper's levels. Everybody sees these
+halves, on the prior's grid. What an author of a method would tune is tuned on the TRUTH, over the values that stand in
+the code: the peers are shown at their best. ``settings`` says which, and ``cpu_s`` is of one run with it, tuning aside.
 
 mean of the halves    as it is.
 FSC weighting         every shell times its FSC against a perfect map, √(2 F / (1 + F)) (Rosenthal and Henderson 2003),
@@ -59,9 +58,7 @@ from cryofm_ops import (
 from cryofm_sampling import Tiled, restore_half_maps
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "data" / "EMD-3488.mrc.gz"
-DENSE = 0.13  # of a clean map's full density
 RESOLVED = 0.143  # FSC of the halves
-MARGIN = 6  # voxels around what is dense
 Restored = Callable[[], Tensor]
 
 
@@ -84,13 +81,7 @@ class Problem:
     @classmethod
     def of(cls, path: Path, prior: CalibratedPrior, level: str) -> "Problem":
         """Of a map and a level of noise."""
-        density = clean(path, prior.voxel_size)
-        found = np.argwhere(density > DENSE)
-        box = tuple(
-            slice(max(0, a - MARGIN), min(n, b + MARGIN + 1))
-            for a, b, n in zip(found.min(0), found.max(0), density.shape, strict=True)
-        )
-        truth = torch.from_numpy(np.ascontiguousarray(density[box]))
+        truth = torch.from_numpy(clean(path, prior.voxel_size))
         noise, generator = SpectralNoise(noise_power(truth, level)), torch.Generator().manual_seed(0)
         one, two = (noise.sample(truth, generator=generator) for _ in range(2))
         W = 2 / SpectralNoise.from_half_maps(one, two).power(sides(truth))

@@ -48,8 +48,9 @@ from cryofm_sampling import (
 
 UNCERTAINTY = "uncertainty.mrc"
 RESULT = (  # names that any script may leave
-    r"(restored|restored_half[12]|restored_fsc_weighted|uncertainty|(sample|model)_\d+)\.mrc"
-    r"|(fsc|power|likelihood|scores)\.csv|(fsc|slices|samples|power|pairs)\.png|poses\.star|run\.json|report\.html|open\.cxc|linear\.mrc"
+    r"(restored(_half[12]|_fsc_weighted)?|reconstruction(_half[12])?|uncertainty|linear|(sample|model)_\d+)\.mrc"
+    r"|(fsc|power|likelihood|scores)\.csv|(fsc|slices|samples|power|pairs)\.png|poses\.star|run\.json|report\.html"
+    r"|open\.cxc"
 )
 OTHER_FILES = 10 * 2**20  # bytes, of pictures, tables, records and the report
 STARTED = time.perf_counter()
@@ -433,7 +434,7 @@ def check_disk(out: Path, results: int, largest: int, state: int = 0) -> str:
     Raises:
         CryoFMError: It does not suffice.
     """
-    place = next(path for path in (out.resolve(), *out.resolve().parents) if path.is_dir())
+    place = folder_of(out)
     needed, free = results + state + OTHER_FILES, shutil.disk_usage(place).free
     said = f"{needed / 2**20:.0f} of {free / 2**20:.0f} MiB on disk"
     if needed > free:
@@ -448,6 +449,11 @@ def check_disk(out: Path, results: int, largest: int, state: int = 0) -> str:
                 "(ulimit -f)"
             )
     return said
+
+
+def folder_of(out: Path) -> Path:
+    """That folder, or what is there of the way to it."""
+    return next(path for path in (out.resolve(), *out.resolve().parents) if path.is_dir())
 
 
 def by(shape: tuple[int, ...]) -> str:
@@ -519,4 +525,4 @@ def write_run(path: Path, content: dict[str, Any]) -> None:
     """``run.json``: what is needed to get the same result again."""
     plain = json.loads(json.dumps(content), parse_constant=lambda _: None)  # of NaN and infinity, which are no JSON
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(plain, indent=2) + "\n")
+        temporary.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")

@@ -24,8 +24,8 @@ import attrs
 import numpy as np
 import torch
 from _command_line import choose_device, exit_code, positive, prior_file, seed
+from _streams import bar
 from torch import Tensor
-from tqdm import tqdm
 
 from cryofm_io import CryoFMError, OutputExistsError, refuse_to_lose
 from cryofm_model import ConditionalPrior, Prior, load_prior, save_prior
@@ -96,10 +96,10 @@ def evaluations(prior: Prior, crops: int, shown: Tensor | None) -> Iterator[Velo
     """The prior, with a bar of what it has done; a conditional one is shown what goes with each crop in its turn."""
     times = inspect.signature(calibrate).parameters["times"].default
     calls = count()
-    with tqdm(total=crops * len(times), unit=" evaluations", file=sys.stdout, leave=False) as bar:
+    with bar(total=crops * len(times), unit=" evaluations", desc="calibrating") as done:
 
         def velocity(x: Tensor, t: Tensor, /) -> Tensor:
-            bar.update()
+            done.update()
             if shown is None or not isinstance(prior, ConditionalPrior):
                 return prior(x, t)
             return prior.given(x, t, shown[next(calls) // len(times)], None)

@@ -101,7 +101,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredMap:
         else:
             draw = held_to(model, mean, conditioned, units, sampler, args, progress)
     settings = {**draw.settings, "tag": prior.tag if args.tag is None else args.tag, "weight": conditioned.weight}
-    result = RestoredMap.of(attrs.evolve(draw, settings=settings), mean, ScaleFit(units, (), 0), grid=grid)
+    result = RestoredMap.of(attrs.evolve(draw, settings=settings), shown, ScaleFit(units, (), 0), grid=grid)
     doubts = (*(() if model is None else model.doubts), *unlike(result, given, grid))
     result = attrs.evolve(result, doubts_of_data=doubts)
     result.warn_of_doubts()

@@ -87,7 +87,7 @@ def test_leaves_models_poses_and_scores(run, images, tmp_path, capsys):
     assert misfits == sorted(misfits)
     assert misfits[0] < 0.4
     record = json.loads((out / "run.json").read_text())
-    assert record["network_evaluations"] == 2 * (3 + 3) + 2 * (3 + 3)  # all tries, then those kept
+    assert record["network_evaluations"] == (2 + 2 + 5) * (3 + 3)  # all tries, those kept, each image left out
     assert min(record["correlations_of_the_best"]) > 0.7
     assert "mirror" in record["note"]
     printed = capsys.readouterr()

@@ -90,6 +90,7 @@ def test_states_and_the_report_of_all(denoise, tmp_path):
         "bad": "2 error: halves | are equal",
         "doubted": "3 warning: the slope is 3\nwarning: the results are written, and are not to be trusted",
         "let-down": "2 error: out of memory (9 GiB)",
+        "mistyped": "2 usage: denoise.py [-h]\ndenoise.py: error: unrecognized arguments: --step",
         "killed": "137 ",
     }
     for name, text in cases.items():
@@ -102,7 +103,7 @@ def test_states_and_the_report_of_all(denoise, tmp_path):
         return args.job(args)
 
     statuses = {name: call("restore", "--name", name, "--", "--steps", "2") for name in cases}
-    assert statuses == {"good": 0, "bad": 0, "doubted": 0, "let-down": 2, "killed": 137}
+    assert statuses == {"good": 0, "bad": 0, "doubted": 0, "let-down": 2, "mistyped": 2, "killed": 137}
     given = json.loads((out / "entries" / "good" / "run.json").read_text())["given"]
     assert given[:2] == [str(tmp_path / "good"), str(tmp_path / "x")]
     assert given[-4:] == ["--b-factor", "7", "--steps", "2"]
@@ -115,11 +116,12 @@ def test_states_and_the_report_of_all(denoise, tmp_path):
         "bad": "refused",
         "doubted": "in doubt",
         "let-down": "not done",
+        "mistyped": "not done",
         "killed": "not done",
     }
     assert rows["good"]["restored to (Å)"] == rows["doubted"]["restored to (Å)"] == "3.25"
     assert rows["bad"]["scale"] == ""
     assert (rows["bad"]["note"], rows["doubted"]["note"]) == ("halves | are equal", "the slope is 3")
     text = (out / "report.md").read_text()
-    assert "5 entries: 2 not done, 1 restored, 1 refused, 1 in doubt." in text
+    assert "6 entries: 3 not done, 1 restored, 1 refused, 1 in doubt." in text
     assert r"halves \| are equal" in text

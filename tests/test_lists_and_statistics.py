@@ -121,9 +121,8 @@ def test_held_out_entries_are_in_their_own_list(run, headers, tmp_path, capsys):
     lists = [[row["id"] for row in rows(tmp_path / "lists" / name)] for name in ("train.csv", "held_out.csv")]
     assert sorted(lists[0] + lists[1]) == ["EMD-1001", "EMD-1002"]
     assert len(lists[1]) == 1
-    with pytest.raises(SystemExit):
-        run(curate_emdb, headers, "--out", tmp_path / "lists")
-    assert "exists; give another --out, or --overwrite" in capsys.readouterr().err
+    assert run(curate_emdb, headers, "--out", tmp_path / "lists") == 2
+    assert "already; give --overwrite to replace" in capsys.readouterr().err
     assert run(curate_emdb, tmp_path / "lists", "--out", tmp_path / "none") == 2
 
 

@@ -5,8 +5,8 @@ differs from entry to entry, such as `b_factor` or `voxel_size`; an empty cell g
 table.
 
 ``restore`` leaves STATES/NAME.json: "restored", "in doubt", or "refused" where ``denoise.py`` would not take the maps.
-That is a result, and the archive goes on. Where the machine is at fault (memory, disk, a kill) there is no such file
-and the status is not 0, so that the workflow tries again; ``denoise.py`` then goes on where it was.
+That is a result, and the archive goes on. Where flags or the machine are at fault (memory, disk, a kill) there is no
+such file and the status is not 0, so that the workflow tries again; ``denoise.py`` then goes on where it was.
 
 Standard library alone: it runs where Snakemake runs, and where it does not.
 """
@@ -16,6 +16,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections import Counter
@@ -25,14 +26,7 @@ DENOISE = Path(__file__).parents[1] / "denoise.py"
 COLUMNS = ("name", "half1", "half2")
 PATHS = ("half1", "half2", "mask")
 STATES = {0: "restored", 3: "in doubt", 2: "refused"}  # by the status of denoise.py
-MACHINE = (
-    "out of memory",
-    "GiB",
-    "MiB",
-    "disk",
-    "No space left",
-    "Permission denied",
-)  # of errors that are not the map's
+ELSEWHERE = ("denoise.py", "out of memory", "GiB", "disk", "No space left", "Permission denied")  # of flags, machine
 SHOWN = {  # of run.json
     "FSC_AUC of the halves": ("half_map_fsc_auc",),
     "restored to (Å)": ("restored_to_angstrom",),
@@ -79,12 +73,13 @@ def restore(args: argparse.Namespace) -> int:
         assert process.stderr is not None
         for line in process.stderr:
             sys.stderr.write(line)
-            said += re.findall(r"^(?:warning|error): (.*)", line)
+            said += re.findall(r"^(?:warning|error|usage): (.*)", line)
     last = said[-1] if said else ""
     state = STATES.get(process.returncode)
-    if state is None or (state == "refused" and any(word in last for word in MACHINE)):
+    refused_the_maps = not any(word in last for word in ELSEWHERE)
+    if state is None or (state == "refused" and not refused_the_maps):
         return process.returncode or 1
-    checkpoint.rmdir()
+    shutil.rmtree(checkpoint)
     note = "; ".join(said[:-1]) if state == "in doubt" else last if state == "refused" else ""
     write(args.out / "states" / f"{args.name}.json", json.dumps({"state": state, "note": note}))
     return 0

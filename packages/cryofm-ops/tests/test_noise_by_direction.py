@@ -7,6 +7,7 @@ import torch
 
 from cryofm_ops import (
     AnisotropicNoise,
+    GeometryError,
     SpectralNoise,
     directional,
     estimate_directional_noise,
@@ -101,3 +102,9 @@ def test_means_in_cones_are_those_of_their_coefficients():
     torch.testing.assert_close(count[:, -1], few, rtol=0.1, atol=8)
     torch.testing.assert_close(noise[:, -1], cones @ (y1 - y2).abs() ** 2 / 2 / few, rtol=0.15, atol=0)
     torch.testing.assert_close(signal[:, -1], cones @ (y1 * y2.conj()).real / few, rtol=0.15, atol=0)
+
+
+@pytest.mark.parametrize("angle", [0.0, -10.0, 90.0, math.nan, math.inf])
+def test_cones_of_no_angle_are_refused(angle):
+    with pytest.raises(GeometryError, match="half_angle_deg must be between"):
+        estimate_directional_noise(*torch.randn(2, 12, 12, 12), half_angle_deg=angle)

@@ -34,8 +34,8 @@ from cryofm_io.local_fsc import local_resolution
 from cryofm_io.masked_fsc import MaskedFsc, masked_fsc
 from cryofm_io.masks import automatic_mask, check_mask, read_mask, soft_mask, spherical_mask
 from cryofm_io.model_map import density_of_model
-from cryofm_io.mrc_read import MapSize, map_size, read_map
-from cryofm_io.mrc_write import VIEWING_NOTE, write_map
+from cryofm_io.mrc_read import MapOnDisk, MapSize, map_on_disk, map_size, read_map
+from cryofm_io.mrc_write import VIEWING_NOTE, write_map, write_sections
 from cryofm_io.output_folder import output_folder, refuse_to_lose
 from cryofm_io.particle_prepare import prepare_particles
 from cryofm_io.particle_size import particle_diameter
@@ -62,6 +62,7 @@ __all__ = [
     "InUseError",
     "InputFileError",
     "Inspection",
+    "MapOnDisk",
     "MapSize",
     "MapWarning",
     "MaskError",
@@ -86,6 +87,7 @@ __all__ = [
     "inspect_map",
     "local_resolution",
     "low_pass",
+    "map_on_disk",
     "map_size",
     "masked_fsc",
     "normalise_clean",
@@ -113,4 +115,5 @@ __all__ = [
     "write_map",
     "write_poses",
     "write_report",
+    "write_sections",
 ]

@@ -34,6 +34,7 @@ from cryofm_sampling.half_maps import (
 from cryofm_sampling.misfit import misfit
 from cryofm_sampling.models import (
     RankedModels,
+    Trust,
     models_by_algorithm_3,
     models_of_class_averages,
     models_of_particles,
@@ -121,6 +122,7 @@ __all__ = [
     "SpectrallyCalibrated",
     "Summary",
     "Tiled",
+    "Trust",
     "VelocityField",
     "WedgeAlike",
     "calibrate",

@@ -42,6 +42,7 @@ from cryofm_sampling._common import Box, split_shape
 from cryofm_sampling.errors import MisfitWarning
 from cryofm_sampling.half_maps._fsc import correlation
 from cryofm_sampling.half_maps.model import FourierModel
+from cryofm_sampling.half_maps.protein import ProteinPlot, weighted_line
 from cryofm_sampling.priors.rescaled import Rescaled
 from cryofm_sampling.protocols import Calibrated, VelocityField
 from cryofm_sampling.restore import restore
@@ -66,10 +67,6 @@ _CLIMB = 6  # moves at most with each step
 _COARSEST = 12.0  # Å, of the Wilson plot
 _AGREE = 0.15  # least FSC of the Wilson plot
 _BEYOND = 1.05  # times the prior's band, to which halves have to agree for B to be told by the fine shells
-_PROTEIN_FROM, _PROTEIN_STEP = 0.16, 0.03  # 1/Å
-# Mean log power of 28 maps of training structures, 1.0 Å voxels, atoms of 20 Å² and more (5th percentile); with it B
-# of such a map is 0 with an sd of 3 Å², or of 4 to 2.8 Å.
-_PROTEIN = (1.81, 2.0, 2.05, 1.64, 1.1, 0.53, 0.0, -0.45, -0.79, -1.1)
 _DIMMED_AT = 3.6  # Å, beyond which a half that is too good to tell the envelope is dimmed for the trials
 _DIMMED_FSC = 0.143
 _TOP = 0.99999
@@ -219,7 +216,7 @@ def _wilson(model: FourierModel, prior: VelocityField, normalization: Normalizat
     if int((weight > 0).sum()) < 3:  # hardly anything beyond the coarsest: all that there is
         weight = sizes * (fsc - _AGREE).clamp(min=0) * (nu > 0) + 1e-9
     ratio = (model.signal_power.double().cpu().clamp(min=1e-30) / power.clamp(min=1e-30)).log()
-    x, y, slope = _line(nu**2, ratio, weight)
+    x, y, slope = weighted_line(nu**2, ratio, weight)
     return _Wilson(-2 * slope, y / 2, math.sqrt(x))
 
 
@@ -234,32 +231,11 @@ def fine_b_factor(half1: Tensor, half2: Tensor, *, voxel_size: float, band: floa
 
     Returns: None where the halves do not agree beyond the band.
     """
-    noise = estimate_noise_power(half1, half2, allow_masked=True)
-    fsc, n = noise.fsc.double().cpu().nan_to_num(0), len(noise.fsc)
-    nu = torch.linspace(0, 0.5 / voxel_size, n, dtype=torch.float64)
-    ends = ((fsc < _AGREE) & (nu > _PROTEIN_FROM)).nonzero()
-    end = int(ends[0]) if len(ends) else n
-    if nu[end - 1] < _BEYOND * band:
-        return None
-    place = (nu - _PROTEIN_FROM) / _PROTEIN_STEP
-    used = (place >= 0) & (place <= len(_PROTEIN) - 1) & (torch.arange(n) < end)
-    low = place[used].floor().clamp(max=len(_PROTEIN) - 2).long()
-    table = torch.tensor(_PROTEIN, dtype=torch.float64)
-    power = torch.lerp(table[low], table[low + 1], place[used] - low)
     _, shape = split_shape(half1.shape)
-    ratio = noise.signal_power.double().cpu()[used].clamp(min=1e-30).log() - power
-    _, _, slope = _line(nu[used] ** 2, ratio, (shell_sizes(shape, n) * fsc)[used])
-    return min(max(-2 * slope, _RANGE[0]), _RANGE[1])
-
-
-def _line(x: Tensor, y: Tensor, weight: Tensor) -> tuple[float, float, float]:
-    """Means of x and y, and the slope of y on x, weighted."""
-
-    def mean(q: Tensor) -> float:
-        return float((weight * q).sum() / weight.sum())
-
-    x0, y0 = mean(x), mean(y)
-    return x0, y0, mean((x - x0) * (y - y0)) / max(mean((x - x0) ** 2), 1e-12)
+    plot = ProteinPlot.of(estimate_noise_power(half1, half2, allow_masked=True), shape, voxel_size)
+    if plot is None or plot.end < _BEYOND * band:
+        return None
+    return min(max(plot.b_factor, _RANGE[0]), _RANGE[1])
 
 
 def _score(predicted: Tensor, seen: Tensor, fsc: Tensor) -> float:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import Envelope, estimate_noise_power, fourier_filter, frequencies, irfft, radial, rfft, shell_sizes
-from cryofm_sampling._common import Box, split_shape
+from cryofm_sampling._common import Box, split_shape, white_noise
+from cryofm_sampling.half_maps.protein import PROTEINS_FROM, ProteinPlot
 
 __all__ = ["FineFilter"]
 
@@ -28,14 +29,18 @@ class FineFilter:
     """The best linear filter of the mean of two halves on their own grid, an envelope removed.
 
     Attributes:
-        signal: radial table of the power S.
+        signal: radial table of the power S that is kept.
+        common: likewise, of what the halves agree about that is no signal.
         noise: likewise, N of the mean of both halves.
+        expected: likewise, of the signal that proteins have there, whether the halves show it or not.
         sharpening: 1 / ĥ, likewise.
         width: sd in voxels, over which v is a mean.
     """
 
     signal: Tensor
+    common: Tensor
     noise: Tensor
+    expected: Tensor
     sharpening: Tensor
     width: float
 
@@ -46,12 +51,23 @@ class FineFilter:
         found = estimate_noise_power(half1, half2, allow_masked=True)
         n = len(found.fsc)
         total = (found.signal_power + found.noise_power).double()
-        signal = total * _sure(found.fsc.double().nan_to_num(0), shell_sizes(shape, n, device=half1.device))
-        sharpening = 1 / Envelope(b_factor, voxel_size).table(n).to(half1.device)
-        return cls(signal, (total - signal) / 2, sharpening, width / voxel_size)
+        agreed = total * _sure(found.fsc.double().nan_to_num(0), shell_sizes(shape, n, device=half1.device))
+        envelope = Envelope(b_factor, voxel_size).table(n).to(half1.device)
+        plot = ProteinPlot.of(found, shape, voxel_size)
+        signal = expected = agreed
+        if plot is not None:
+            nu = torch.linspace(0, 0.5 / voxel_size, n, dtype=torch.float64, device=half1.device)
+            signal = torch.minimum(agreed, plot.highest(nu))
+            fine = plot.sharp(nu, b_factor) * envelope.square()
+            expected = torch.where(nu < PROTEINS_FROM, signal, fine)
+        return cls(signal, agreed - signal, (total - agreed) / 2, expected, 1 / envelope, width / voxel_size)
 
-    def __call__(self, data: Tensor, restored: Tensor | None = None) -> Tensor:
+    def __call__(
+        self, data: Tensor, restored: Tensor | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
         """The data `(z, y, x)` filtered, with regard to where what was restored of them has density, if that is given.
+
+        With a generator, a sample: what the filter leaves open is drawn.
 
         >>> halves = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
         >>> fine = FineFilter.of(*halves, voxel_size=1.0, b_factor=0.0, width=1.5)
@@ -60,20 +76,36 @@ class FineFilter:
         """
         _, shape = split_shape(data.shape)
         if restored is None:
-            return self._filtered(rfft(data), shape, 1.0).to(data)
+            return self._filtered(rfft(data), shape, self._gain(1.0)).to(data)
         v, levels = self._where(restored), _LEVELS.to(data)
         x = v.clamp(levels[0], levels[-1]).log()
         step = float(levels[1].log() - levels[0].log())
-        out, spectrum = torch.zeros_like(data), rfft(data)
+        out, open_, spectrum = torch.zeros_like(data), torch.zeros_like(data), rfft(data)
+        white = None if generator is None else rfft(white_noise(shape, generator, data))
         for level in levels:
-            near = (1 - (x - level.log()).abs() / step).clamp(min=0)
-            if near.any():
-                out += near * self._filtered(spectrum, shape, float(level))
-        return out * (v / levels[0]).clamp(max=1)
+            near = (x - level.log()).abs_().div_(-step).add_(1).clamp_(min=0)
+            if not near.any():
+                continue
+            out += near * self._filtered(spectrum, shape, self._gain(float(level)))
+            if white is not None:
+                open_ += near.mul_(self._filtered(white, shape, self._error(float(level)).sqrt()))
+        faint = (v / levels[0]).clamp(max=1)
+        return out * faint + open_ * faint.sqrt()
 
-    def _filtered(self, spectrum: Tensor, shape: Box, v: float) -> Tensor:
-        gain = v * self.signal / (v * self.signal + self.noise).clamp(min=1e-30) * self.sharpening
-        return irfft(radial(gain.to(spectrum.real), shape) * spectrum, shape)
+    @staticmethod
+    def _filtered(spectrum: Tensor, shape: Box, table: Tensor) -> Tensor:
+        return irfft(radial(table.to(spectrum.real), shape) * spectrum, shape)
+
+    def _gain(self, v: float) -> Tensor:
+        """Radial table, 1 / ĥ in it."""
+        total = v * (self.signal + self.common) + self.noise
+        return v * self.signal / total.clamp(min=1e-30) * self.sharpening
+
+    def _error(self, v: float) -> Tensor:
+        """The filter's mean squared error, likewise: of the signal that it takes away, and of what it leaves."""
+        gain = self._gain(v) / self.sharpening
+        lost = (1 - gain).square() * v * self.expected
+        return (lost + gain.square() * (v * self.common + self.noise)) * self.sharpening.square()
 
     def _where(self, restored: Tensor) -> Tensor:
         """V: 1 in the mean."""

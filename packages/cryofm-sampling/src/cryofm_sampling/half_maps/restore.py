@@ -170,10 +170,13 @@ def restore_half_maps(
     fine = FineFilter.of(half1, half2, voxel_size=own_size, b_factor=b, width=grid.voxel_size) if end < 1 else None
     limit = min(1 / grid.band, 1.0)
 
-    def whole(x: Tensor, data: Tensor) -> Tensor:
-        """On the halves' own grid, joined with what the linear filter makes of the data beyond."""
+    def whole(x: Tensor, data: Tensor, seed: int | None = None) -> Tensor:
+        """On the halves' own grid, joined with what the linear filter makes of the data beyond; of a sample, draws."""
         x = amplitude * grid.inverse(x)
-        return x if fine is None else joined(x, fine(data, x), end, limit)
+        if fine is None:
+            return x
+        own = None if seed is None else torch.Generator(generator.device).manual_seed(seed + 1)
+        return joined(x, fine(data, x, own), end, limit)
 
     filtered = grid.inverse(linear - (linear.mean() - amplitude * restored[0].x.mean()))
 
@@ -183,7 +186,7 @@ def restore_half_maps(
         both,
         fit,
         samples=drawn,
-        way=lambda x: whole(x, both),
+        way=lambda x, k: whole(x, both, seeds[k]),
         missing=model.missing,
         linear=filtered if fine is None else joined(filtered, fine(both), end, limit),
         halves=(first, second),

@@ -123,7 +123,7 @@ class RestoredMap:
         offset: float | None = None,
         missing: FourierOperator | None = None,
         grid: Grid | None = None,
-        way: Callable[[Tensor], Tensor] | None = None,
+        way: Callable[[Tensor, int], Tensor] | None = None,
         doubts_of_data: tuple[str, ...] = (),
         **others: object,
     ) -> Self:
@@ -137,7 +137,7 @@ class RestoredMap:
             offset: the value of the solvent in the data. None: what makes the mean of both the same.
             missing: the part of Fourier space that was not measured.
             grid: by which all volumes go back from the prior's grid. None: they are where they belong.
-            way: of a sample to where it belongs, another than that of the grid.
+            way: of a sample, and which one it is, to where it belongs, another than that of the grid.
             doubts_of_data: what speaks against what was told of the data.
             others: what a subclass has besides.
 
@@ -150,14 +150,14 @@ class RestoredMap:
         """
         if grid is not None:
             observed = grid.inverse(observed)
-            draw, way = attrs.evolve(draw, x=grid.inverse(draw.x)), way or grid.inverse
+            draw, way = attrs.evolve(draw, x=grid.inverse(draw.x)), way or (lambda x, _: grid.inverse(x))
         if offset is None:
             offset = float(observed.mean() - draw.x.mean())  # of restored density it is 0
         return cls(
             map=draw.x,
             observed=observed - offset,
             offset=offset,
-            each_sample=lambda: (sample.x if way is None else way(sample.x) for sample in samples),
+            each_sample=lambda: (sample.x if way is None else way(sample.x, k) for k, sample in enumerate(samples)),
             scale=scale,
             settings=draw.settings,
             sampling=_settings_of(samples),

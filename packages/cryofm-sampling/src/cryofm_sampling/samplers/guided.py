@@ -155,7 +155,7 @@ class Guided:
     guidance: Literal["paper", "gaussian"] = attrs.field(
         default="gaussian", validator=within(attrs.validators.in_(("paper", "gaussian")))
     )
-    max_push: float = attrs.field(default=5.0, validator=within(attrs.validators.gt(0)))
+    max_push: float = attrs.field(default=5.0, validator=within(attrs.validators.gt(0), attrs.validators.lt(math.inf)))
     rescaled: bool = attrs.field(default=True, validator=within(attrs.validators.instance_of(bool)))
 
     def __attrs_post_init__(self) -> None:

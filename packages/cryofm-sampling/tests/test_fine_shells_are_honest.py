@@ -1,0 +1,91 @@
+"""Beyond the prior's band: what is signal, what the filter leaves open, and that samples carry it."""
+
+import attrs
+import pytest
+import torch
+
+from cryofm_ops import NoiseEstimate, SpectralNoise, fourier_filter, radial, radial_mean, rfft, shell_sizes
+from cryofm_sampling.half_maps.fine import FineFilter
+from cryofm_sampling.half_maps.protein import ProteinPlot, log_power
+
+SHAPE, N = (40, 40, 40), 21
+NU = torch.linspace(0, 0.5, N, dtype=torch.float64)  # voxels of 1 Å
+
+
+def shown(b_factor, common=0.0, noise=1e-9):
+    """What halves show whose signal is a protein's in an envelope, with something else in common, white."""
+    signal = (log_power(NU) - b_factor / 2 * NU**2).exp() + common
+    fsc = signal / (signal + noise)
+    return NoiseEstimate(torch.full((N,), noise), signal, fsc, torch.full((N,), noise), ())
+
+
+def drawn(power, seed):
+    """A volume of that radial power."""
+    generator = torch.Generator().manual_seed(seed)
+    return SpectralNoise(power).sample(torch.zeros(SHAPE, dtype=torch.float64), generator=generator)
+
+
+@pytest.mark.parametrize("b_factor", [0.0, 60.0, 150.0])
+def test_the_protein_plot_is_the_line(b_factor):
+    plot = ProteinPlot.of(shown(b_factor), SHAPE, 1.0)
+    assert plot.b_factor == pytest.approx(b_factor, abs=1e-6)
+    assert plot.end == 0.5
+    fine = NU >= 0.16
+    torch.testing.assert_close(plot.sharp(NU, b_factor)[fine], log_power(NU)[fine].exp())
+
+
+def test_what_halves_share_beyond_the_line_is_no_signal():
+    """As a reconstruction program's interpolation leaves it: with it in the fit B would be 60 Å² too low."""
+    b_factor, common = 150.0, 1e-6
+    plot = ProteinPlot.of(shown(b_factor, common), SHAPE, 1.0)
+    signal = (log_power(NU) - b_factor / 2 * NU**2).exp()
+    assert plot.b_factor == pytest.approx(b_factor, abs=5)
+    assert common < 0.3 * signal[(NU <= plot.end)][-1]
+    assert (plot.highest(NU) / signal)[NU >= 0.16].max() < 2
+
+
+def test_coarse_halves_tell_no_line():
+    noise = shown(100.0)
+    assert ProteinPlot.of(attrs.evolve(noise, fsc=torch.where(NU < 0.2, 1.0, 0.0).double()), SHAPE, 1.0) is None
+
+
+def test_a_shared_artefact_is_not_sharpened():
+    """No fine shell of the filtered mean has more power than a protein has, whatever the envelope removed."""
+    b_factor, common = 150.0, 1e-5
+    signal = (log_power(NU) - b_factor / 2 * NU**2).exp()
+    both = drawn(signal, 0) + drawn(torch.full_like(signal, common), 1)
+    halves = [both + drawn(torch.full_like(signal, 1e-6), 2 + k) for k in range(2)]
+    fine = FineFilter.of(*halves, voxel_size=1.0, b_factor=b_factor, width=1.5)
+    power = radial_mean(rfft(fine((halves[0] + halves[1]) / 2)).abs().square(), SHAPE)
+    assert (power / log_power(NU).exp())[1:].max() < 2
+    naive = attrs.evolve(fine, signal=fine.signal + fine.common, common=torch.zeros_like(fine.common))
+    power = radial_mean(rfft(naive((halves[0] + halves[1]) / 2)).abs().square(), SHAPE)
+    assert (power / log_power(NU).exp())[-1] > 100  # what the test is about
+
+
+def test_samples_spread_as_the_filter_errs():
+    """Signal and noise of known power, everywhere alike: the spread of samples is the error of the filter."""
+    signal, noise = torch.linspace(3, 0.5, N).double(), torch.full((N,), 0.5).double()
+    sharpening = torch.linspace(1, 4, N).double()
+    fine = FineFilter(0.5 * signal, 0.2 * signal, noise, 0.5 * signal, sharpening, 1.5)
+    everywhere = torch.ones(SHAPE, dtype=torch.float64)
+    truth = drawn(0.5 * signal, 0)
+    data = truth + drawn(0.2 * signal, 1) + drawn(noise, 2)
+    out = fine(data, everywhere)
+    error = out - fourier_filter(truth, radial(sharpening, SHAPE))
+    spread = fine(data, everywhere, torch.Generator().manual_seed(3)) - out
+    of_error, of_spread = (radial_mean(rfft(x).abs().square(), SHAPE) for x in (error, spread))
+    apart = (of_error / of_spread).log().abs() / (4 / shell_sizes(SHAPE, N)).sqrt()
+    assert apart[1:].max() < 4  # standard errors
+    again = fine(data, everywhere, torch.Generator().manual_seed(3)) - out
+    assert torch.equal(spread, again)
+
+
+def test_samples_spread_where_density_is():
+    fine = FineFilter(*(torch.full((N,), value).double() for value in (1.0, 0.0, 1.0, 1.0, 1.0)), 1.5)
+    restored = torch.zeros(SHAPE, dtype=torch.float64)
+    restored[10:20, 10:20, 10:20] = 1
+    data = torch.zeros(SHAPE, dtype=torch.float64)
+    spread = fine(data, restored, torch.Generator().manual_seed(0))
+    assert spread[12:18, 12:18, 12:18].std() > 0.7
+    assert spread[30:].abs().max() < 0.01
