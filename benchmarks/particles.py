@@ -4,7 +4,8 @@ The map stands in a box, and is seen by random poses, shifts and CTFs with white
 `FourierProjector` at padding 2. Measured are
 
 - `one pass, N`: `ToeplitzGaussian.from_images` on N images of random numbers, CPU seconds and the peak of memory;
-- `one pass` and `conjugate gradients` on the same few images: squared error of `restore`, relative to the truth's;
+- `one pass` and `conjugate gradients` on the same few images, of a sphere in the map: squared error of `restore`,
+  relative to the truth's;
 - `particles.py` on all of them as its user runs it, from a STAR file, and `relion_reconstruct --ctf` on the same file
   where there is one: the error after the best factor, FSC_AUC and FSC_0.5 against the truth, nothing masked.
 """
@@ -42,7 +43,7 @@ from cryofm_sampling import restore
 SCRIPT = Path(__file__).parents[1] / "examples" / "particles.py"
 SNR = 0.1
 BATCH = 100
-FEW = 60  # what conjugate gradients are asked for
+FEW = 100  # what conjugate gradients are asked for
 
 
 class Seen:
@@ -93,6 +94,13 @@ def random_images(number: int, side: int) -> Iterator[tuple[FourierProjector, Te
         yield FourierProjector(rotations, shifts, (side,) * 3, ctf), torch.randn(BATCH, side, side, generator=g)
 
 
+def round_particle(x: Tensor) -> Tensor:
+    """What of a crop lies within a soft sphere, as a particle lies within its images."""
+    axes = [torch.arange(n) - n // 2 for n in x.shape]
+    radius = torch.stack(torch.meshgrid(*axes, indexing="ij")).square().sum(0).sqrt()
+    return x * torch.sigmoid(0.42 * x.shape[-1] - radius)
+
+
 def peak_mib() -> float:
     """Of the process so far."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
@@ -125,7 +133,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
     prior = calibrated_prior(args.prior)
     density = clean(args.map, prior.voxel_size)
-    small = torch.from_numpy(crop(density, args.small))
+    small = round_particle(torch.from_numpy(crop(density, args.small)))
     seen = Seen(small, FEW, prior.voxel_size, 0)
     (project, images) = next(seen.batches())
     noise = WhiteNoise(seen.std)
@@ -172,7 +180,7 @@ def main() -> None:
     parser.add_argument("map", type=Path, help="a clean map")
     parser.add_argument("--prior", default="cryofm-tiny")
     parser.add_argument("--side", type=int, default=64, help="of the images")
-    parser.add_argument("--small", type=int, default=32, help="of those that conjugate gradients are asked for")
+    parser.add_argument("--small", type=int, default=24, help="of those that conjugate gradients are asked for")
     parser.add_argument("--number", type=int, default=2000, help="of particles")
     parser.add_argument("--passes", type=int, nargs="*", default=[1000, 5000], help="numbers of images to time")
     parser.add_argument("--out", type=Path, required=True, help="CSV")

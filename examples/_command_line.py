@@ -47,8 +47,9 @@ from cryofm_sampling import (
 
 UNCERTAINTY = "uncertainty.mrc"
 RESULT = (  # names that any script may leave
-    r"(restored|restored_half[12]|restored_fsc_weighted|uncertainty|(sample|model)_\d+)\.mrc"
-    r"|(fsc|power|likelihood|scores)\.csv|(fsc|slices|samples|power|pairs)\.png|poses\.star|run\.json|report\.html|open\.cxc|linear\.mrc"
+    r"(restored(_half[12]|_fsc_weighted)?|reconstruction(_half[12])?|uncertainty|linear|(sample|model)_\d+)\.mrc"
+    r"|(fsc|power|likelihood|scores)\.csv|(fsc|slices|samples|power|pairs)\.png|poses\.star|run\.json|report\.html"
+    r"|open\.cxc"
 )
 OTHER_FILES = 10 * 2**20  # bytes, of pictures, tables, records and the report
 STARTED = time.perf_counter()

@@ -21,7 +21,7 @@ refined.
 What no projection tells: the hand (a model and its mirror image fit alike), the orientation, and the origin, which is
 near the centre of mass.
 
-Whether the images determine the model is said only where three other chains found the same poses and where images that
+Whether the images determine the model is said only where two other chains found the same poses and where images that
 were left out, each once, are predicted by the model of the others to four voxels. Averages that a program filtered and
 masked are taken as such: how far the power of each falls tells its noise and its blur. One that is inverted or of
 another scale is put right; one that the others do not predict is named and left out.
@@ -99,7 +99,7 @@ from cryofm_sampling import (
 FILES = ["poses.star", "pairs.png", "scores.csv", "report.html", "open.cxc", "run.json"]
 FEWEST_AVERAGES, MOST_AVERAGES, FEWEST_PARTICLES, MOST_PARTICLES = 6, 100, 100, 1000
 AGREE_DEG = 15.0  # between models that tell the same story
-AGREEING = 3  # independent chains that must, with the best, of eight
+AGREEING = 2  # independent chains that must have found the poses of the best
 FINEST_TRUSTED = 4.0  # voxels: images that were left out must be predicted to this resolution
 SMALLEST = 0.1  # of a class's fair share of the particles, below which it is taken as empty
 NOTE = "The hand of a model is not in its images: its mirror image fits as well."

@@ -8,7 +8,7 @@ Their pixels have the size of the prior's voxels, within 0.5 % (1.5 Å of the bu
 --rescale_angpix 1.5` makes such).
 
 Noise is taken for white to the background's spectrum, poses for right and amplitudes for what the CTFs say: no B factor
-is sought. half1.mrc and half2.mrc are of every second particle, so that `denoise.py` can seek one.
+is sought. The half maps are of every second particle each, and unfiltered, so that `denoise.py` can seek one.
 """
 
 import argparse
@@ -54,7 +54,15 @@ from cryofm_ops import (
 )
 from cryofm_sampling import PlugAndPlay, Rescaled, check_memory, fit_scale, restore
 
-FILES = ["restored.mrc", "reconstruction.mrc", "half1.mrc", "half2.mrc", "fsc.csv", "slices.png", "run.json"]
+FILES = [
+    "restored.mrc",
+    "reconstruction.mrc",
+    "reconstruction_half1.mrc",
+    "reconstruction_half2.mrc",
+    "fsc.csv",
+    "slices.png",
+    "run.json",
+]
 BATCH, NOISE_FROM = 100, 1000  # images
 NO_PRIOR = 1e4  # times the power of an average coefficient: next to none
 LEVEL = 4  # shells of the background
@@ -209,7 +217,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
             callback=lambda *_: shown.update(),
         )
 
-    maps = {"restored": draw.x.cpu(), "reconstruction": both, "half1": one, "half2": two}
+    maps = {"restored": draw.x.cpu(), "reconstruction": both, "reconstruction_half1": one, "reconstruction_half2": two}
     for name, x in maps.items():
         write_map(folder / f"{name}.mrc", DensityMap(x.numpy(), size))
     curves = {

@@ -174,7 +174,8 @@ def contents(out: Path) -> dict[str, str]:
 
 def hidden(folder: Path) -> list[str]:
     """What is half-written, locked or kept for the next start."""
-    return sorted(str(path.relative_to(folder)) for path in folder.rglob(".*"))
+    found = (path for path in folder.rglob(".*") if ".hypothesis" not in path.parts)  # which that library leaves
+    return sorted(str(path.relative_to(folder)) for path in found)
 
 
 def whole(script: Script) -> str:

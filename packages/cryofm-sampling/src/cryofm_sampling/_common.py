@@ -166,7 +166,8 @@ def as_the_data(likelihood: Likelihood | Conjugate, box: Box, like: Tensor) -> T
     if told is None and isinstance(likelihood, Likelihood):
         try:
             with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
-                told = likelihood.log_prob(like.new_zeros(box, dtype=torch.float32)).dtype
+                value = likelihood.log_prob(like.new_zeros(box, dtype=torch.float32))
+                told = getattr(value, "dtype", None)  # of another kind: said where it is asked for its gradient
         except CryoFMError:  # of data without noise, which have none
             return like
         except RuntimeError:  # of data that take their own precision alone
@@ -286,6 +287,8 @@ def streams(generator: torch.Generator, batch: tuple[int, ...]) -> list[torch.Ge
 
     The seeds are drawn one after another: two batches of 2 from one generator are one batch of 4.
     """
+    if not isinstance(generator, torch.Generator):
+        raise SettingError(f"generator must be a torch.Generator, got {generator!r}")
     seeds = [
         int(torch.randint(2**62, (), generator=generator, device=generator.device)) for _ in range(math.prod(batch))
     ]
@@ -381,6 +384,9 @@ def log_prob_and_gradient(likelihood: Likelihood, x: Tensor) -> tuple[Tensor, Te
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         x = x.detach().requires_grad_()
         value = likelihood.log_prob(x)
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise OperatorError(f"the log_prob of {type(likelihood).__name__} must be a real tensor, it is {found}")
         if value.shape != x.shape[:-3]:
             raise GridMismatchError(
                 f"the log_prob of volumes of shape {tuple(x.shape)} must be {tuple(x.shape[:-3])}, one value each; "

@@ -11,7 +11,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from cryofm_ops.errors import CryoFMError, GridMismatchError
+from cryofm_ops.errors import CryoFMError, GridMismatchError, OperatorError
 
 __all__ = [
     "fourier_filter",
@@ -192,6 +192,8 @@ def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
     >>> bool(torch.equal(a[0], b))
     True
     """
+    if not isinstance(generator, torch.Generator):
+        raise OperatorError(f"generator must be a torch.Generator, got {generator!r}")
     draws = [
         torch.randn(like.shape[-3:], generator=generator, dtype=like.dtype, device=generator.device)
         for _ in range(math.prod(like.shape[:-3]))

@@ -145,6 +145,13 @@ _PARTS: dict[type, type[_ModelUnits]] = {
 }
 
 
+def in_units_of(likelihood: object) -> Normalization | None:
+    """The normalisation that a likelihood in model units was made with; None of one in data units."""
+    ours = isinstance(likelihood, FourierGaussian | _ModelUnits)
+    found: Normalization | None = getattr(likelihood, "normalization", None) if ours else None
+    return found
+
+
 @overload
 def in_model_units(
     likelihood: _FullLikelihood, normalization: Normalization, *, shape: Shape | None = None
@@ -200,9 +207,7 @@ def in_model_units(
             f"{type(likelihood).__name__} has no log_prob, condition, refine, or spectral_precision with "
             "spectral_data: it is no likelihood"
         )
-    already = (
-        getattr(likelihood, "normalization", None) if isinstance(likelihood, FourierGaussian | _ModelUnits) else None
-    )
+    already = in_units_of(likelihood)
     if already is not None:
         raise OperatorError(
             f"the likelihood is in model units already ({already}): it would be converted twice. Give "

@@ -67,8 +67,8 @@ class Proximal(Summable):
         max_iterations: steps after which it is left at that; the `note` of the result says so.
 
     The exact mean and covariance where the likelihood is Gaussian and its operator linear. Otherwise the mode of a
-    skewed or many-peaked distribution is not its mean, which `mean_from` finds (it is `Averaging`). The `note` of the result says if the starts ended at several
-    modes.
+    skewed or many-peaked distribution is not its mean, which `mean_from` finds (it is `Averaging`). The `note` of the
+    result says if the starts ended at several modes.
 
     >>> class Saturated:  # y = tanh x + noise of variance 0.01
     ...     def log_prob(self, x):
@@ -194,6 +194,9 @@ class Proximal(Summable):
             x = x.detach().clone().requires_grad_()
             value = self.likelihood.log_prob(x)
             name = type(self.likelihood).__name__
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+                raise OperatorError(f"the log_prob of {name} must be a real tensor, it is {found}")
             if value.shape != x.shape[:-3]:
                 raise GridMismatchError(
                     f"the log_prob of volumes of shape {tuple(x.shape)} must be {tuple(x.shape[:-3])}, one value each; "

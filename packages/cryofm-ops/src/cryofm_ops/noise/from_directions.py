@@ -23,8 +23,8 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from cryofm_ops.errors import GeometryError
-from cryofm_ops.fourier.directions import directions, hemisphere
-from cryofm_ops.fourier.grid import Shape, cross_power, frequencies, friedel_weights, hermitian, rfft
+from cryofm_ops.fourier.directions import hemisphere
+from cryofm_ops.fourier.grid import Shape, cross_power, friedel_weights, half_shape, hermitian, rfft
 from cryofm_ops.noise.from_half_maps import NoiseEstimate, estimate_noise_power
 
 __all__ = ["DirectionalEstimate", "estimate_directional_noise"]
@@ -128,11 +128,14 @@ def cone_means(half1: Tensor, half2: Tensor, axes: Tensor, angle: float) -> tupl
     y1, y2 = rfft(half1.double()), rfft(half2.double())
     weight = friedel_weights(shape, device=half1.device).double()
     cells = y1.real.new_zeros(4, rows * columns * (n + 1))
-    for planes in torch.split(torch.arange(z, device=half1.device), max(1, _COEFFICIENTS // (y * len(weight)))):
+    for planes in _slabs(shape, half1.device):
         one, two = y1[planes], y2[planes]
         cross = cross_power(one, two)
-        place, shell = _places(shape, planes, (rows, columns), n)
-        place = (place * (n + 1) + shell).flatten()
+        length, polar, azimuth = _polar(shape, planes)
+        shell = (length * (2 * (n - 1))).round().long().clamp(max=n)  # n for the corners
+        row = (polar * (2 / math.pi * rows)).long().clamp(max=rows - 1)
+        column = ((azimuth / (2 * math.pi) + 0.5) * columns).long().clamp(max=columns - 1)
+        place = ((row * columns + column) * (n + 1) + shell).flatten()
         sums = torch.ones_like(cross), cross_power(one, one), cross_power(two, two), cross
         for total, q in zip(cells, sums, strict=True):
             total.index_add_(0, place, (q * weight).flatten())
@@ -149,18 +152,21 @@ def cone_means(half1: Tensor, half2: Tensor, axes: Tensor, angle: float) -> tupl
     return count, noise.clamp(min=0) / some, signal / some
 
 
-def _places(shape: Shape, planes: Tensor, grid: tuple[int, int], n: int) -> tuple[Tensor, Tensor]:
-    """Cell, by polar angle and azimuth, and shell (n for the corners) of the coefficients of some planes."""
-    (z, y, x), (rows, columns) = shape, grid
+def _slabs(shape: Shape, device: torch.device) -> tuple[Tensor, ...]:
+    """Planes of the half grid, as many at a time as spare memory."""
+    z, y, width = half_shape(shape)
+    return torch.split(torch.arange(z, device=device), max(1, _COEFFICIENTS // (y * width)))
+
+
+def _polar(shape: Shape, planes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Length, polar angle and azimuth of the frequencies of some planes; a direction and its opposite are one."""
+    z, y, x = shape
     kz = torch.fft.fftfreq(z, device=planes.device, dtype=torch.float64)[planes, None, None]
     ky = torch.fft.fftfreq(y, device=planes.device, dtype=torch.float64)[:, None]
     kx = torch.fft.rfftfreq(x, device=planes.device, dtype=torch.float64)
     across = kx**2 + ky**2
-    shell = ((kz**2 + across).sqrt() * (2 * (n - 1))).round().long().clamp(max=n)
-    up = torch.where(kz < 0, -1.0, 1.0).to(kz)  # a direction and its opposite are one
-    row = (torch.atan2(across.sqrt(), kz.abs()) * (2 / math.pi * rows)).long().clamp(max=rows - 1)
-    column = ((torch.atan2(up * ky, up * kx) / (2 * math.pi) + 0.5) * columns).long().clamp(max=columns - 1)
-    return row * columns + column, shell
+    up = torch.where(kz < 0, -1.0, 1.0).to(kz)
+    return (kz**2 + across).sqrt(), torch.atan2(across.sqrt(), kz.abs()), torch.atan2(up * ky, up * kx)
 
 
 def _centres(rows: int, columns: int) -> Tensor:
@@ -241,11 +247,10 @@ def _interpolated(tables: Tensor, axes: Tensor, width_deg: float, shape: Shape) 
     weights = torch.softmax(0.5 / math.radians(width_deg) ** 2 * (lattice @ axes.T) ** 2, -1)
     mixed = torch.einsum("pan, knm -> kpam", weights, tables)
 
-    d = directions(shape, device=tables.device).to(tables)
-    d = d * torch.where(d[..., 2:] < 0, -1.0, 1.0)
-    at = [
-        frequencies(shape, device=tables.device).to(tables).clamp(max=0.5) * 4 - 1,
-        torch.atan2(d[..., 1], d[..., 0]) / math.pi,
-        torch.acos(d[..., 2].clamp(max=1)) * 4 / math.pi - 1,
-    ]
-    return grid_sample(mixed[None], torch.stack(at, -1)[None], align_corners=True, padding_mode="border")[0]
+    found = tables.new_empty(len(tables), *half_shape(shape))
+    for planes in _slabs(shape, tables.device):
+        length, polar, azimuth = _polar(shape, planes)
+        at = torch.stack([length.clamp(max=0.5) * 4 - 1, azimuth / math.pi, polar * 4 / math.pi - 1], -1).to(tables)
+        part = grid_sample(mixed[None], at[None], align_corners=True, padding_mode="border")
+        found[:, planes] = part[0]
+    return found

@@ -216,10 +216,10 @@ class PlugAndPlay:
     ) -> Draw:
         """The posterior mean for every element of the batch of `shape`; in model units."""
         batch, box = split_shape(shape)
+        noises = streams(generator, batch)
         data, like = conjugates(likelihood, batch, box, torch.empty((), device=generator.device), "PlugAndPlay")
         error = DenoisingError.of(calibrated(velocity, "PlugAndPlay"), box, like)
         power = error.power
-        noises = streams(generator, batch)
         x, Ws = start(data, power, box, like, noises)
         times = [self._times(time_of(automatic_tau(W, power, box) + gap_tau(W, power, box))) for W in Ws]
         averaged = min(_AVERAGED, self.iterations)
