@@ -15,7 +15,7 @@ nox.options.reuse_existing_virtualenvs = True
 
 PACKAGES = ("cryofm-io", "cryofm-ops", "cryofm-sampling", "cryofm-model")
 EXTRAS = {
-    "cryofm-io": "[atomic,plot]",
+    "cryofm-io": "[atomic,plot,report]",
     "cryofm-ops": "[testing]",
     "cryofm-sampling": "[likelihood]",
     "cryofm-model": "[train]",
@@ -78,12 +78,12 @@ def lowest(session: nox.Session, what: str) -> None:
     """The tests at the oldest versions that are declared; training asks for a later torch than the rest."""
     extras = {
         "packages": {
-            "cryofm-io": "[atomic,plot,test]",
+            "cryofm-io": "[atomic,plot,report,test]",
             "cryofm-ops": "[testing]",
             "cryofm-sampling": "[likelihood,test]",
             "cryofm-model": "[test]",
         },
-        "scripts": EXTRAS | {"cryofm-io": "[atomic,plot,test]"},
+        "scripts": EXTRAS | {"cryofm-io": "[atomic,plot,report,test]"},
     }[what]
     versions = Path(session.create_tmp(), "lowest.txt").resolve()
     versions.write_text("\n".join(lowest_versions(extras)) + "\n", encoding="utf-8")

@@ -135,3 +135,33 @@ def report(lines: Sequence[Line], tables: Sequence[int], chosen: set[str], box: 
         text = grid_of(table, lines, box) if table in GRIDS else table_of(table, lines, chosen, box)
         parts.append("\n".join(text) + "\n")
     return "\n".join(parts)
+
+
+NAMES = {  # of the rows, for who does not know the paper
+    "spectral 3.2A": "noise level 3.2 Å",
+    **{f"spectral {level}A": f"{level} Å" for level in ("4.3", "6.1", "8.5", "15")},
+    "anisotropic ±45°": "noise strong beyond ±45° of tilt",
+    "anisotropic ±30°": "beyond ±30°",
+    "anisotropic ±15°": "beyond ±15°",
+    WEDGE_ROW: "missing wedge, ±60°",
+}
+
+
+def first_page(simulated: Sequence[Line], measured: Sequence[Line]) -> str:
+    """What the README of the repository shows: means of FSC_AUC, failures included, of maps of either kind."""
+
+    def mean(lines: Sequence[Line], row: str, method: str) -> str:
+        found = next(group for (m, a, _), group in groups(lines, row).items() if m == method and a in ("", "estimated"))
+        return f"{summary(found, 64).auc_of_all[0]:.3f}".removeprefix("0")
+
+    paper = {line["row"]: line["auc"] for t in (1, 2, 3, 5) for line in published(t) if line["method"] == "CryoFM"}
+    rows = [
+        "| | degraded | linear | **restored** | measured maps: linear | **restored** | the paper |",
+        "|---" * 7 + "|",
+    ]
+    for row, name in NAMES.items():
+        cells = [mean(simulated, row, method) for method in ("degraded", "Wiener", "default")]
+        cells += [mean(measured, row, method) for method in ("Wiener", "default")]
+        cells[2], cells[4] = f"**{cells[2]}**", f"**{cells[4]}**"
+        rows.append(f"| {name} | {' | '.join(cells)} | {paper[row].removeprefix('0')} |")
+    return "\n".join(rows) + "\n"

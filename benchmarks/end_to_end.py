@@ -99,7 +99,8 @@ def child(script: str, arguments: list[str]) -> None:
         "exit": code,
         **found,
     }
-    Path(os.environ[MEASURED]).write_text(json.dumps(measured), encoding="utf-8")
+    rank = os.environ.get("RANK", "")  # under torchrun
+    Path(os.environ[MEASURED] + rank).write_text(json.dumps(measured), encoding="utf-8")
 
 
 def flop_of_a_voxel(side: int = 32) -> float:

@@ -9,9 +9,11 @@ import math
 import os
 import platform
 import re
+import shlex
 import shutil
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
@@ -45,10 +47,12 @@ from cryofm_sampling import (
 
 UNCERTAINTY = "uncertainty.mrc"
 RESULT = (  # names that any script may leave
-    r"(restored|restored_half[12]|uncertainty|(sample|model)_\d+)\.mrc|(fsc|power|likelihood|scores)\.csv"
-    r"|(fsc|slices|samples|power|pairs)\.png|poses\.star|run\.json"
+    r"(restored(_half[12]|_fsc_weighted)?|reconstruction(_half[12])?|uncertainty|linear|(sample|model)_\d+)\.mrc"
+    r"|(fsc|power|likelihood|scores)\.csv|(fsc|slices|samples|power|pairs)\.png|poses\.star|run\.json|report\.html"
+    r"|open\.cxc"
 )
-OTHER_FILES = 2**21  # bytes, of pictures, tables and records
+OTHER_FILES = 10 * 2**20  # bytes, of pictures, tables, records and the report
+STARTED = time.perf_counter()
 ERRORS = (cryofm_io.CryoFMError, cryofm_ops.CryoFMError, cryofm_model.CryoFMError)
 
 
@@ -384,7 +388,7 @@ def check_disk(out: Path, results: int, largest: int, state: int = 0) -> str:
     Raises:
         CryoFMError: It does not suffice.
     """
-    place = next(path for path in (out.resolve(), *out.resolve().parents) if path.is_dir())
+    place = folder_of(out)
     needed, free = results + state + OTHER_FILES, shutil.disk_usage(place).free
     said = f"{needed / 2**20:.0f} of {free / 2**20:.0f} MiB on disk"
     if needed > free:
@@ -399,6 +403,11 @@ def check_disk(out: Path, results: int, largest: int, state: int = 0) -> str:
                 "(ulimit -f)"
             )
     return said
+
+
+def folder_of(out: Path) -> Path:
+    """That folder, or what is there of the way to it."""
+    return next(path for path in (out.resolve(), *out.resolve().parents) if path.is_dir())
 
 
 def by(shape: tuple[int, ...]) -> str:
@@ -438,10 +447,22 @@ def environment(sums: dict[str, str]) -> dict[str, Any]:
     packages = ("cryofm-io", "cryofm-ops", "cryofm-sampling", "cryofm-model", "torch", "numpy")
     return {
         "program": Path(sys.argv[0]).name,
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "inputs_sha256": sums,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in packages}},
         "threads": torch.get_num_threads(),  # on which the order of sums depends, and so the last bits
     }
+
+
+def cost() -> dict[str, Any]:
+    """What the run took until now, in seconds and GiB."""
+    took: dict[str, Any] = {"seconds": time.perf_counter() - STARTED, "cpu_seconds": time.process_time()}
+    if sys.platform != "win32":
+        import resource  # which Windows has not
+
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        took["peak_memory_gib"] = most / (2**30 if sys.platform == "darwin" else 2**20)
+    return took
 
 
 def seal(folder: Path) -> None:
@@ -458,4 +479,4 @@ def write_run(path: Path, content: dict[str, Any]) -> None:
     """``run.json``: what is needed to get the same result again."""
     plain = json.loads(json.dumps(content), parse_constant=lambda _: None)  # of NaN and infinity, which are no JSON
     with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(plain, indent=2) + "\n")
+        temporary.write_text(json.dumps(plain, indent=2) + "\n", encoding="utf-8")

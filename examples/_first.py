@@ -5,7 +5,17 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-NEEDED = ("cryofm_io", "cryofm_model", "cryofm_ops", "cryofm_sampling", "torch", "tqdm", "matplotlib", "scipy")
+NEEDED = (
+    "cryofm_io",
+    "cryofm_model",
+    "cryofm_ops",
+    "cryofm_sampling",
+    "torch",
+    "tqdm",
+    "matplotlib",
+    "jinja2",
+    "scipy",
+)
 
 if Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve().parent == Path(__file__).resolve().parent:
     # Nothing is at stake yet; `exit_code` takes over.  Who ignores Ctrl-C, as nohup does, still does.
@@ -13,8 +23,9 @@ if Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve().pare
         signal.signal(signal.SIGINT, signal.SIG_DFL)
     if missing := [name.replace("_", "-") for name in NEEDED if find_spec(name) is None]:
         print(
-            f"error: not installed: {', '.join(missing)}; python -m pip install './packages/cryofm-io[atomic,plot]' "
-            "./packages/cryofm-ops ./packages/cryofm-sampling './packages/cryofm-model[train]' in the checkout",
+            f"error: not installed: {', '.join(missing)}; python -m pip install "
+            "'./packages/cryofm-io[atomic,plot,report]' ./packages/cryofm-ops ./packages/cryofm-sampling "
+            "'./packages/cryofm-model[train]' in the checkout",
             file=sys.stderr,
         )
         sys.exit(2)

@@ -1,5 +1,6 @@
 """One job for each of many files, in several processes; one that fails is named, and the others go on."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -66,7 +67,9 @@ def failures(
 @contextmanager
 def pool(processes: int) -> Iterator[ProcessPoolExecutor]:
     """Processes that end with this one, and drop what is not begun when something fails."""
-    executor = ProcessPoolExecutor(processes, initializer=_end_with, initargs=(os.getpid(),))
+    # Of the other ways only spawning, which imports everything anew, makes this process the parent of its workers.
+    how = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    executor = ProcessPoolExecutor(processes, how, initializer=_end_with, initargs=(os.getpid(),))
     try:
         yield executor
     finally:

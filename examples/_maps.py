@@ -125,7 +125,7 @@ def demo_half_maps(
     """The truth, and two halves with noise of one of the paper's levels (section 5.1), times α of the direction."""
     truth = demo_map()
     x = torch.from_numpy(truth.data)
-    with DEMO_CURVES.open(newline="") as file:
+    with DEMO_CURVES.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     signal = radial_mean(rfft(x).abs() ** 2, truth.shape)
     frequency = np.linspace(0, 0.5 / truth.voxel_size, len(signal))

@@ -8,32 +8,46 @@ from typing import Any
 import attrs
 import numpy as np
 import torch
-from _command_line import UNCERTAINTY, sample_names, write_run
+from _command_line import UNCERTAINTY, cost, sample_names, write_run
 from _maps import Measured, PriorGrid, Volume
 from scipy.ndimage import center_of_mass
 from torch import Tensor
 
-from cryofm_io import VIEWING_NOTE, FscCurve, fsc, plot_fsc, plot_slices, soft_mask, write_fsc_csv, write_map
-from cryofm_ops import LowPass
+from cryofm_io import (
+    VIEWING_NOTE,
+    FscCurve,
+    automatic_mask,
+    fsc,
+    plot_fsc,
+    plot_slices,
+    write_fsc_csv,
+    write_map,
+    write_report,
+)
+from cryofm_ops import fourier_filter, radial, radial_mean, rfft
 from cryofm_sampling import RestoredHalfMaps, RestoredMap
 
-FILES = ["restored.mrc", "fsc.csv", "fsc.png", "slices.png", "run.json"]
+FILES = ["restored.mrc", "fsc.csv", "fsc.png", "slices.png", "report.html", "open.cxc", "run.json"]
+LINEAR = "linear.mrc"
 INPUT, WIENER, RESTORED = "input (mean of the halves)", "best linear filter (Wiener)", "restored"
 MASKED = "masked, sharpened mean"
 HALVES, SELF = "half maps", "restored halves: self-consistency, not resolution"
-AGREEMENT = "restored against the input, missing directions included"
+AGREEMENT = "restored against the input"
 HALF_NAMES = ("restored_half1.mrc", "restored_half2.mrc")
-MASK_RESOLUTION, MASK_LEVEL, MASK_WIDER, MASK_EDGE = 10.0, 0.2, 3.0, 6.0  # Å, of the top, Å, Å
+WEIGHTED = "restored_fsc_weighted.mrc"
+LINEAR_NOTE = "The halves' mean, by the best linear filter; no prior but the power spectrum."
 SPREAD_NOTE = "Standard deviation of maps that the data allow; where large, the prior's word."
 
 
-def result_names(samples: int, *, halves: bool = False) -> list[str]:
-    """All files that are left."""
+def result_names(samples: int, *, halves: bool = False, linear: bool = False, weighted: bool = False) -> list[str]:
+    """All files that are left; the linear map where there were half maps."""
     return [
         *FILES,
+        *([LINEAR] if linear else []),
         *sample_names(samples),
         *([UNCERTAINTY] if samples > 1 else []),
         *(HALF_NAMES if halves else []),
+        *([WEIGHTED] if weighted else []),
     ]
 
 
@@ -48,7 +62,20 @@ def write_half_map_results(
         for name, half in zip(HALF_NAMES, result.halves, strict=True):
             data = grid.written(half, given.median + result.offset)
             write_map(folder / name, attrs.evolve(grid.like, data=data, labels=(VIEWING_NOTE,)))
+    if settings.get("fsc_weighted"):
+        data = grid.written(fsc_weighted(result), given.median + result.offset)
+        write_map(folder / WEIGHTED, attrs.evolve(grid.like, data=data, labels=(VIEWING_NOTE,)))
     write_results(folder, result, given, grid, provenance)
+
+
+def fsc_weighted(result: RestoredHalfMaps) -> Tensor:
+    """The restored map, every shell times √FSC of the restored halves: what they do not agree about is attenuated."""
+    one, two = (rfft(half.double()) for half in result.halves)
+    z, y, x = result.map.shape
+    shared, *own = (radial_mean((a * b.conj()).real, (z, y, x)) for a, b in ((one, two), (one, one), (two, two)))
+    weight = (shared / (own[0] * own[1]).sqrt().clamp(min=1e-300)).clamp(0, 1).sqrt()
+    weight[0] = 1  # of the mean, where halves tell nothing of noise
+    return fourier_filter(result.map, radial(weight, (z, y, x)).to(result.map))
 
 
 def write_results(
@@ -61,6 +88,8 @@ def write_results(
         name: grid.written(x, 0.0 if name == MASKED else solvent) for name, x in candidates_of(result, grid).items()
     }
     write_map(folder / "restored.mrc", attrs.evolve(grid.like, data=candidates[RESTORED], labels=(VIEWING_NOTE,)))
+    if halves:
+        write_map(folder / LINEAR, attrs.evolve(grid.like, data=candidates[WIENER], labels=(LINEAR_NOTE,)))
     names = sample_names(provenance["settings"]["samples"])
     uncertainty = write_samples(folder, grid, names, (grid.written(x, solvent) for x in result.each_sample()))
 
@@ -103,7 +132,12 @@ def write_results(
         }
     if result.sampling:
         record["drawing"] = dict(result.sampling)
-    write_run(folder / "run.json", record)
+    write_run(folder / "run.json", record | {"took": cost()})
+    if halves:
+        measured: dict[str, Any] = {"halves": given.maps}
+    else:
+        measured = {"observed": attrs.evolve(grid.like, data=candidates["input"])}
+    write_report(folder, mask=grid.mask, **measured)
     report(result, curves, scores, grid, given, where)
 
 
@@ -126,19 +160,11 @@ def candidates_of(result: RestoredMap, grid: PriorGrid) -> dict[str, Tensor]:
     if not isinstance(result, RestoredHalfMaps):
         return {"input": result.observed, RESTORED: result.map}
     maps = {INPUT: result.observed, WIENER: result.linear}
-    if grid.mask is None and (mask := automatic_mask(result.linear, grid.like.voxel_size)) is not None:
-        maps[MASKED] = result.linear * mask
+    if grid.mask is None:
+        mask = automatic_mask(result.linear.cpu().numpy(), grid.like.voxel_size)
+        if mask is not None:
+            maps[MASKED] = result.linear * torch.from_numpy(mask).to(result.linear)
     return maps | {RESTORED: result.map}
-
-
-def automatic_mask(linear: Tensor, voxel_size: float) -> Tensor | None:
-    """A soft mask about what stands out of a map at low resolution, as a microscopist would make one."""
-    smooth = LowPass(MASK_RESOLUTION, voxel_size)(linear)
-    top = float(np.percentile(smooth.cpu(), 99.9))
-    if not top > 0:
-        return None
-    mask = soft_mask(smooth.cpu().numpy(), MASK_LEVEL * top, MASK_WIDER, MASK_EDGE, voxel_size)
-    return torch.from_numpy(mask).to(linear)
 
 
 def curves_of(
@@ -149,7 +175,8 @@ def curves_of(
         one, two = map(grid.written, result.halves)
         return {HALVES: grid.compare(given.maps[0].data, given.maps[1].data), SELF: grid.compare(one, two)}
     # With the truth at hand nobody needs to know how much of the map is new.
-    return {} if given.truth else {AGREEMENT: grid.compare(candidates["input"], candidates[RESTORED])}
+    agreement = AGREEMENT + ("" if result.missing is None else ", missing directions included")
+    return {} if given.truth else {agreement: grid.compare(candidates["input"], candidates[RESTORED])}
 
 
 def pictures_of(candidates: dict[str, Volume], uncertainty: Volume | None) -> dict[str, Volume]:

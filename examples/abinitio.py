@@ -1,12 +1,14 @@
 """Ab initio: from a few class averages to a ranked set of 3-D models.
 
     python examples/abinitio.py classes.mrcs --voxel-size 1.3 --mask-diameter 140 --out DIR
+    python examples/abinitio.py Class2D/job012/run_it025_model.star --classes 12 --mask-diameter 140 --out DIR
 
-The images (2 to 100, a stack or a STAR file) are centred, masked, low-passed and resampled so that the particle fills
-the prior's box. Poses come from their common lines, in --tries chains. The prior fills in what the images leave open
-and refines the poses: briefly in all chains, then at all --steps in the --keep that fit best. Leaves model_01.mrc (the
-best fit), model_02.mrc, …, poses.star (of the best, in RELION's columns), pairs.png (each image beside the projection
-of the best model), scores.csv and run.json.
+The images (2 to 100, a stack or a STAR file; of RELION's *_model.star the classes that are not empty) are centred,
+masked, low-passed and resampled so that the particle fills the prior's box. Poses come from their common lines, in
+--tries chains. The prior fills in what the images leave open and refines the poses: briefly in all chains, then at all
+--steps in the --keep that fit best. Leaves model_01.mrc (the best fit), model_02.mrc, …, poses.star (of the best, in
+RELION's columns), pairs.png (each image beside the projection of the best model; one that fits none is in a red frame),
+scores.csv and run.json.
 
 --algorithm paper does the same by Algorithm 3 of CryoFM instead (appendix E.2): --tries chains of the flow, guided by
 the projections' loss, with poses searched in every estimate or given. It takes priors without statistics, such as the
@@ -17,7 +19,12 @@ their poses begin anywhere: in each chain they are drawn in the model while it f
 refined.
 
 What no projection tells: the hand (a model and its mirror image fit alike), the orientation, and the origin, which is
-near the centre of mass. Models that disagree about the poses mean that the images do not determine them.
+near the centre of mass.
+
+Whether the images determine the model is said only where two other chains found the same poses and where images that
+were left out, each once, are predicted by the model of the others to four voxels. Averages that a program filtered and
+masked are taken as such: how far the power of each falls tells its noise and its blur. One that is inverted or of
+another scale is put right; one that the others do not predict is named and left out.
 """
 
 import argparse
@@ -37,6 +44,7 @@ from _command_line import (
     add_flags,
     calibrated_prior,
     chosen_prior,
+    cost,
     exit_code,
     in_tiles,
     positive,
@@ -66,6 +74,7 @@ from cryofm_io import (
     read_images,
     write_map,
     write_poses,
+    write_report,
 )
 from cryofm_model import CalibratedPrior, Prior
 from cryofm_model.data.particles import FILLED, LOW_PASS, working_voxel_size
@@ -81,20 +90,24 @@ from cryofm_ops import (
 from cryofm_sampling import (
     RankedModels,
     SettingError,
+    Trust,
     models_by_algorithm_3,
     models_of_class_averages,
     models_of_particles,
 )
 
-FILES = ["poses.star", "pairs.png", "scores.csv", "run.json"]
+FILES = ["poses.star", "pairs.png", "scores.csv", "report.html", "open.cxc", "run.json"]
 FEWEST_AVERAGES, MOST_AVERAGES, FEWEST_PARTICLES, MOST_PARTICLES = 6, 100, 100, 1000
 AGREE_DEG = 15.0  # between models that tell the same story
+AGREEING = 2  # independent chains that must have found the poses of the best
+FINEST_TRUSTED = 4.0  # voxels: images that were left out must be predicted to this resolution
+SMALLEST = 0.1  # of a class's fair share of the particles, below which it is taken as empty
 NOTE = "The hand of a model is not in its images: its mirror image fits as well."
 
 
 def run(args: argparse.Namespace, folder: Path) -> None:
     """The whole job."""
-    images = read_images(args.images, voxel_size=args.voxel_size, strict=args.strict)
+    images = chosen(args, read_images(args.images, voxel_size=args.voxel_size, strict=args.strict))
     paper, kind = args.algorithm == "paper", "particles" if args.ctf else "images"
     check_number(args.images, images, particles=args.ctf)
     otherwise = None if args.ctf else "choose --algorithm paper, which needs none"
@@ -121,6 +134,26 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         else:
             models = by_common_lines_or_drawing(args, images, prepared, prior, shown)
     write_models(args, folder, images, prepared, models)
+
+
+def chosen(args: argparse.Namespace, images: ImageStack) -> ImageStack:
+    """The class averages to use: those of the most particles, where a STAR file tells how many each has."""
+    shares = images.shares
+    if shares is None:
+        if args.classes is not None:
+            raise CryoFMError(
+                f"{args.images}: --classes needs to know how many particles each class has (rlnClassDistribution); "
+                "give RELION's *_model.star in place of the stack"
+            )
+        return images
+    enough = shares >= SMALLEST / len(shares)
+    if not enough.all() and not args.strict:
+        print(f"{np.sum(~enough)} of {len(images)} classes have hardly any particles, and are left out")
+    else:
+        enough[:] = True
+    best = [i for i in np.argsort(-shares, kind="stable") if enough[i]][: args.classes]
+    print(f"{len(best)} classes with {shares[best].sum():.0%} of the particles, the largest first")
+    return images.chosen(best)
 
 
 def check_number(path: Path, images: ImageStack, *, particles: bool) -> None:
@@ -212,18 +245,25 @@ def write_models(
     for name, volume in zip(model_names(len(volumes)), volumes, strict=True):
         origin = (-size * (box // 2),) * 3
         write_map(folder / name, DensityMap(volume, size, origin, labels=(VIEWING_NOTE, NOTE)))
+    used = np.arange(len(images)) if models.used is None else models.used.cpu().numpy()
+    left_out = sorted(set(range(len(images))) - set(used.tolist()))
+    shown = prepared.images.chosen([*used, *left_out])
+    prepared = attrs.evolve(prepared, images=prepared.images.chosen(used), shifts=prepared.shifts[used])
     shifts = size * models.shifts_px.cpu().double().numpy()
     found = Poses(orthonormal(models.rotations[0]), shifts[0])
     # The results are written in a folder within the one where they will be read.
-    write_poses(folder / "poses.star", images, prepared.original_poses(found), read_in=folder.parent)
+    write_poses(folder / "poses.star", images.chosen(used), prepared.original_poses(found), read_in=folder.parent)
 
     ctf = ctf_of(prepared.images) if args.ctf else None
     project = FourierProjector(models.rotations[0].cpu(), models.shifts_px[0].cpu(), (box, box, box), ctf)
     projections = project(torch.from_numpy(volumes[0])).numpy()
-    plot_pairs(prepared.images.data, projections, folder / "pairs.png")
     correlations = [
         float(np.corrcoef(a.ravel(), b.ravel())[0, 1]) for a, b in zip(prepared.images.data, projections, strict=True)
     ]
+    doubtful = [] if models.trust is None else [used.tolist()[i] for i in models.trust.outliers]
+    marked = [k for k, i in enumerate([*used.tolist(), *left_out]) if i in [*left_out, *doubtful]]
+    blank = np.zeros((len(left_out), box, box), np.float32)
+    plot_pairs(shown.data, np.concatenate((projections, blank)), folder / "pairs.png", marked=marked)
     group = torch.from_numpy(point_group(args.sym))
     differences = [float(pose_difference_deg(models.rotations[0], R, group)) for R in models.rotations]
     rows = [
@@ -234,24 +274,63 @@ def write_models(
         }
         for i, name in enumerate(model_names(len(volumes)))
     ]
-    with atomic_write(folder / "scores.csv") as temporary, temporary.open("w", newline="") as file:
+    with atomic_write(folder / "scores.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-    record = {
+    record: dict[str, Any] = {
         "voxel_size_angstrom": size,
         "network_evaluations": models.nfe,
         "models": rows,
         "correlations_of_the_best": [round(c, 4) for c in correlations],
         "note": NOTE,
     }
-    write_run(folder / "run.json", provenance(args) | record)
     score = next(iter(models.scores))
     print(f"best model: {score} {rows[0][score]}, correlation with the images {np.mean(correlations):.3f}; {NOTE}")
-    if len(differences) > 1 and args.poses == "searched":
+    if models.trust is not None and models.image_scales is not None:
+        name_of = dict(enumerate(images.names or [f"image {i + 1}" for i in range(len(images))]))
+        say_what_was_done(models.image_scales.tolist(), left_out, doubtful, name_of)
+        record |= verdict(models.trust, box * size, size)
+        record["left_out"] = [name_of[i] for i in left_out]
+        record["image_scales"] = [round(scale, 3) for scale in models.image_scales.tolist()]
+        record["predicted_when_left_out"] = [round(p, 3) for p in models.trust.predicted.tolist()]
+    elif len(differences) > 1 and args.poses == "searched":
         agree = sum(difference < AGREE_DEG for difference in differences[1:])
-        verdict = "the images determine them" if agree else "they are in doubt, and so is the model"
-        print(f"{agree} of {len(differences) - 1} other models have the same poses within {AGREE_DEG:g}°: {verdict}")
+        verdict_of = "which speaks for them" if agree else "they are in doubt, and so is the model"
+        print(f"{agree} of {len(differences) - 1} other models have the same poses within {AGREE_DEG:g}°: {verdict_of}")
+    write_run(folder / "run.json", provenance(args) | record | {"took": cost()})
+    write_report(folder, pairs=(prepared.images.data, projections))
+
+
+def say_what_was_done(scales: list[float], left_out: list[int], doubtful: list[int], names: dict[int, str]) -> None:
+    """A line for every image that was put right or left out."""
+    for i, scale in enumerate(scales):
+        if scale != 1:
+            what = "inverted" if scale == -1 else f"{abs(scale):.2g} times as intense{' and inverted' * (scale < 0)}"
+            print(f"{names[i]} is {what} beside the others; it was put right")
+    for i in left_out:
+        print(f"{names[i]} fits none of the others; it was left out")
+    for i in doubtful:
+        print(f"{names[i]} is hardly predicted by the others; look at it in pairs.png")
+
+
+def verdict(trust: Trust, side: float, voxel_size: float) -> dict[str, Any]:
+    """Whether the images determine their poses and the model, said and returned."""
+    chains = len(trust.differences_deg)
+    agree = int((trust.differences_deg < AGREE_DEG).sum())
+    finest = side / trust.frequency if trust.frequency else math.inf
+    enough = agree >= min(AGREEING, chains) and chains > 0
+    determined = enough and finest <= FINEST_TRUSTED * voxel_size and not trust.outliers
+    print(
+        f"{agree} of {chains} other chains came to the same poses within {AGREE_DEG:g}°; images that are left out are "
+        f"predicted to {finest:.1f} Å: " + ("the images determine the model" if determined else "the model is in doubt")
+    )
+    return {
+        "chains_that_agree": agree,
+        "chains": chains,
+        "predicted_to_angstrom": None if math.isinf(finest) else round(finest, 2),
+        "determined": determined,
+    }
 
 
 def model_names(count: int) -> list[str]:
@@ -376,6 +455,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--offset-range", type=float, default=5.0, help="Å that images may be off centre, once prepared (default 5)")
     add("--ctf", action="store_true", help="the images are noisy particles; a STAR file tells their CTFs")
     add("--invert", action="store_true", help="the particle is dark in the images")
+    add("--classes", type=positive, help="use as many classes, those of the most particles (RELION's *_model.star)")
     add("--strict", action="store_true", help="refuse empty or damaged images, which otherwise are left out")
     add_algorithm_flags(parser)
     levels = "levels of noise, one network evaluation each and model"

@@ -137,7 +137,7 @@ def demo(seed: int) -> Measured:
 
 def names(args: argparse.Namespace) -> list[str]:
     """Of the results."""
-    return result_names(args.samples, halves=args.halves)
+    return result_names(args.samples, halves=args.halves, linear=True)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -7,7 +7,8 @@ with them; every script takes it as --prior.
 Give maps of the kind that the prior was trained on, a few dozen, best not the very ones: the tables are as strong as
 their density is (of the bundled prior, by a quarter and more from one folder of maps to another), and results hang
 little on that. Crops are cut where there is density; for a prior of whole particles, such as CryoFM-L, give ``--place
-centre --side 128``.
+centre --side 128``. A prior that may be shown a map, such as cryofm2-emhancer, is shown every crop with noise, filter
+and blur, without guidance.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import inspect
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
 import _first  # noqa: F401
@@ -22,12 +24,13 @@ import attrs
 import numpy as np
 import torch
 from _command_line import choose_device, exit_code, positive, prior_file, seed
+from _streams import bar
 from torch import Tensor
-from tqdm import tqdm
 
 from cryofm_io import CryoFMError, OutputExistsError, refuse_to_lose
-from cryofm_model import Prior, load_prior, save_prior
+from cryofm_model import ConditionalPrior, Prior, load_prior, save_prior
 from cryofm_model.data import MapSet
+from cryofm_model.data.pairs import degraded
 from cryofm_model.data.simulated import is_atomic_model
 from cryofm_sampling import VelocityField, calibrate
 
@@ -46,7 +49,8 @@ def run(args: argparse.Namespace) -> None:
     if args.out.exists() and not args.overwrite:  # before hours of work
         raise OutputExistsError(f"{args.out} exists; give another --out, or --overwrite")
     crops = examples(args, prior, side)
-    with evaluations(prior, args.number) as velocity:
+    shown = seen(crops, prior, args.seed) if isinstance(prior, ConditionalPrior) else None
+    with evaluations(prior, args.number, shown) as velocity:
         generator = torch.Generator().manual_seed(args.seed)
         measured = calibrate(velocity, crops.to(args.device), generator=generator)
     about = {**prior.about, "statistics": f"{args.number} crops of {side}³, seed {args.seed}"}
@@ -80,15 +84,25 @@ def examples(args: argparse.Namespace, prior: Prior, side: int) -> Tensor:
     return maps.crops(args.number, side, rng)
 
 
+def seen(crops: Tensor, prior: Prior, seed: int) -> Tensor:
+    """What an experiment might have made of each crop, in model units."""
+    mean, std, rng = prior.normalization.mean, prior.normalization.std, np.random.default_rng(seed)
+    made = [torch.from_numpy(degraded((crop * std + mean).numpy(), rng)) for crop in crops]
+    return (torch.stack(made) - mean) / std
+
+
 @contextmanager
-def evaluations(prior: Prior, crops: int) -> Iterator[VelocityField]:
-    """The prior, with a bar of what it has done."""
+def evaluations(prior: Prior, crops: int, shown: Tensor | None) -> Iterator[VelocityField]:
+    """The prior, with a bar of what it has done; a conditional one is shown what goes with each crop in its turn."""
     times = inspect.signature(calibrate).parameters["times"].default
-    with tqdm(total=crops * len(times), unit=" evaluations", file=sys.stdout, leave=False) as bar:
+    calls = count()
+    with bar(total=crops * len(times), unit=" evaluations", desc="calibrating") as done:
 
         def velocity(x: Tensor, t: Tensor, /) -> Tensor:
-            bar.update()
-            return prior(x, t)
+            done.update()
+            if shown is None or not isinstance(prior, ConditionalPrior):
+                return prior(x, t)
+            return prior.given(x, t, shown[next(calls) // len(times)], None)
 
         yield velocity
 

@@ -18,10 +18,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import _first  # noqa: F401
-from _command_line import exit_code, natural, seed
-from tqdm import tqdm
+from _command_line import exit_code, named_folder, natural, seed
+from _streams import bar
 
-from cryofm_io import CryoFMError, InputFileError, atomic_write
+from cryofm_io import CryoFMError, InputFileError, output_folder
 from cryofm_model.data.curation import Curation, curated
 
 COLUMNS = ("id", "resolution", "method", "side", "half_maps", "helical")
@@ -84,7 +84,7 @@ def entries_of(paths: Sequence[Path]) -> tuple[list[Entry], dict[str, str]]:
     """Of all headers, each entry once; and why files are none."""
     entries: dict[str, Entry] = {}
     wrong = {}
-    for path in tqdm(list(headers(paths)), unit="header", file=sys.stdout, leave=False):
+    for path in bar(list(headers(paths)), unit=" headers", desc="reading"):
         try:
             entry = entry_of(path)
         except InputFileError as error:
@@ -100,21 +100,20 @@ def held_out(ids: Sequence[str], number: int, seed: int) -> set[str]:
 
 
 def write(path: Path, columns: Sequence[str], rows: Sequence[Entry]) -> None:
-    """A CSV file, in place of what is there."""
-    with atomic_write(path, overwrite=True) as temporary, temporary.open("w", newline="") as file:
+    """A CSV file."""
+    with path.open("w", newline="", encoding="utf-8") as file:
         table = csv.DictWriter(file, columns, lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
 
 
-def run(args: argparse.Namespace) -> Curation:
-    """The whole job."""
+def run(args: argparse.Namespace, folder: Path) -> Curation:
+    """The whole job, to lists in ``folder``."""
     entries, wrong = entries_of(args.headers)
     if not entries:
         reason = f" ({next(iter(wrong.values()))})" if wrong else ""
         raise CryoFMError(f"no headers of released entries in {', '.join(map(str, args.headers))}{reason}")
-    args.out.mkdir(parents=True, exist_ok=True)
-    train, kept_back, refused = (args.out / name for name in FILES)
+    train, kept_back, refused = (folder / name for name in FILES)
     write(train, COLUMNS, entries)
     decision = curated(train)  # whose word counts when it is trained on, too
     out = held_out(decision.accepted, args.hold_out, args.seed)
@@ -132,16 +131,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("headers", type=Path, nargs="+", help="header files (XML), or folders that hold some")
-    add("--out", type=Path, required=True, help="folder for the lists")
+    add("--out", type=named_folder, required=True, help="folder for the lists")
     add(
         "--hold-out", type=natural, default=32, help="accepted entries that are kept back (default 32, as in the paper)"
     )
     add("--seed", type=seed, default=0, help="of what is kept back (default 0)")
     add("--overwrite", action="store_true", help="replace lists that exist")
     args = parser.parse_args()
-    if not args.overwrite and (there := [name for name in FILES if (args.out / name).exists()]):
-        parser.error(f"{args.out / there[0]} exists; give another --out, or --overwrite")
-    run(args)
+    with output_folder(args.out, FILES, overwrite=args.overwrite, read=args.headers) as folder:
+        run(args, folder)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
+import _first  # noqa: F401
 import numpy as np
 import torch
 from _command_line import (

@@ -41,7 +41,7 @@ from _maps import (
     read_half_maps,
     read_one_map,
 )
-from _results import result_names, write_half_map_results, write_results
+from _results import WEIGHTED, result_names, write_half_map_results, write_results
 
 from cryofm_sampling import (
     Guided,
@@ -116,7 +116,8 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
 
 def names(args: argparse.Namespace) -> list[str]:
     """Of the results."""
-    return result_names(args.samples, halves=args.halves)
+    linear = args.resolution is None
+    return result_names(args.samples, halves=args.halves, linear=linear, weighted=args.fsc_weighted and linear)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -125,6 +126,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add_half_map_flags(parser)
     local = "noise may differ from place to place, as where a molecule is flexible; slower"
     parser.add_argument("--local-noise", action="store_true", help=local)
+    weighted = f"write {WEIGHTED} as well: every shell times √FSC of the restored halves"
+    parser.add_argument("--fsc-weighted", action="store_true", help=weighted)
     one = "of a single map without halves, Å; the result is weaker, and cannot be checked"
     parser.add_argument("--resolution", type=above_zero, help=one)
     return parse_half_maps(parser, arguments)

@@ -15,16 +15,18 @@ processes share the blocks, and need to see the same files.
 
 import argparse
 import contextlib
+import hashlib
 import json
+import math
+import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import _first  # noqa: F401
 import attrs
-import mrcfile
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -34,7 +36,9 @@ from _command_line import (
     add_flags,
     by,
     calibrated_prior,
+    check_disk,
     exit_code,
+    folder_of,
     in_tiles,
     named_files,
     named_folder,
@@ -58,10 +62,15 @@ from cryofm_io import (
     DensityMap,
     GridTransform,
     InputFileError,
+    MapOnDisk,
+    atomic_write,
     check_contrast,
     check_half_maps,
+    check_same_grid,
     held_folder,
+    map_on_disk,
     output_folder,
+    write_sections,
 )
 from cryofm_model import CalibratedPrior
 from cryofm_ops import MissingWedge
@@ -90,30 +99,20 @@ SPARSE = 4  # every so many voxels along each axis the median sees
 class Mapped(NamedTuple):
     """A map that stays on disk."""
 
-    data: NDArray[Any]
-    voxel_size: float
-    header: Any
+    path: Path
+    file: MapOnDisk
     median: float
 
 
 def mapped(path: Path, voxel_size: float | None) -> Mapped:
     """An uncompressed MRC file; of its values a few are looked at."""
-    try:
-        file = mrcfile.mmap(path, mode="r")
-    except (ValueError, OSError) as error:
-        raise InputFileError(f"{path}: not an uncompressed MRC file ({error})") from None
-    data: Any = file.data
-    header: Any = file.header
-    axes = tuple(int(header[name]) for name in ("mapc", "mapr", "maps"))
-    if data.ndim != 3 or axes != (1, 2, 3) or data.dtype.kind == "c":
-        raise InputFileError(f"{path}: expected a volume stored as (z, y, x), found {data.shape} in order {axes}")
-    size = float(file.voxel_size.x) if voxel_size is None else voxel_size
-    if not 0 < size < np.inf:
-        raise InputFileError(f"{path}: the header tells no voxel size; give --voxel-size")
-    few = np.asarray(data[::SPARSE, ::SPARSE, ::SPARSE], np.float32)
+    if path.suffix.lower() in (".gz", ".bz2"):
+        raise InputFileError(f"{path}: compressed, and so read as a whole; decompress it first")
+    found = map_on_disk(path, voxel_size=voxel_size)
+    few = np.asarray(found.data[::SPARSE, ::SPARSE, ::SPARSE], np.float32)
     if not np.isfinite(few).all() or few.min() == few.max():
         raise InputFileError(f"{path}: values that are not finite, or all the same")
-    return Mapped(data, size, header, float(np.median(few)))
+    return Mapped(path, found, float(np.median(few)))
 
 
 @attrs.frozen(eq=False)
@@ -131,12 +130,12 @@ class Job:
     def of(cls, args: argparse.Namespace) -> "Job":
         """From the command line."""
         maps = [mapped(path, args.voxel_size) for path in (args.half1, args.half2) if path is not None]
-        if len({(*one.data.shape, round(one.voxel_size, 4)) for one in maps}) > 1:
-            raise InputFileError(f"the halves differ in shape or voxel size: {[one.data.shape for one in maps]}")
-        prior, size = calibrated_prior(args), maps[0].voxel_size
+        for other in maps[1:]:
+            check_same_grid(maps[0].file, other.file, what="the half maps")
+        prior, size = calibrated_prior(args), maps[0].file.voxel_size
         if size > COARSE:
             raise CryoFMError(f"{args.prior} knows voxels of up to {COARSE:g} Å, these have {size:.3g} Å")
-        blocks = Blocks(maps[0].data.shape, int(args.block * max(prior.voxel_size / size, 1)))
+        blocks = Blocks(maps[0].file.shape, int(args.block * max(prior.voxel_size / size, 1)))
         like = DensityMap(np.zeros(blocks.block, np.float32), size)
         transform = GridTransform.of(like, prior.voxel_size)
         grid = PriorGrid(like, None, transform, prior.signal_power.device)
@@ -146,7 +145,13 @@ class Job:
 
     def read(self, number: int) -> list[Tensor]:
         """A block of each map, less the map's median."""
-        parts = self.blocks.read([one.data for one in self.maps], number)
+        return self.less_median(self.blocks.read([one.file.data for one in self.maps], number))
+
+    def less_median(self, parts: Sequence[Tensor]) -> list[Tensor]:
+        """Parts of each map less the map's median; `InputFileError` where a value is none."""
+        for part, one in zip(parts, self.maps, strict=True):
+            if not part.isfinite().all():
+                raise InputFileError(f"{one.path}: values that are not finite; repair the map or choose another")
         return [(part - one.median).to(self.grid.device) for part, one in zip(parts, self.maps, strict=True)]
 
     def densest(self) -> int:
@@ -232,25 +237,17 @@ class Job:
     def solved(self, restore: Callable[..., Tensor], state: Path) -> NDArray[np.float32]:
         """All blocks, kept in a file until the map is written."""
 
-        def shared(name: str, kind: type, shape: tuple[int, ...]) -> NDArray[Any]:
-            path = state / name
-            if is_first() and not path.exists():
-                np.lib.format.open_memmap(path, "w+", kind, shape)  # sparse, and so no larger than what is in it
-            wait()
-            return np.lib.format.open_memmap(path, "r+")
-
         n = len(self.blocks)
-        kept = shared("blocks.npy", np.float32, (n, *self.blocks.block))
-        done = shared("done.npy", np.bool_, (n,))
+        kept = shared(state / "blocks", np.float32, (n, *self.blocks.block))
+        done = Whole(kept, shared(state / "sums", np.uint8, (n, 32)))
 
         def less_median(*parts: Tensor) -> Tensor:
-            given = zip(parts, self.maps, strict=True)
-            return restore(*((part - one.median).to(self.grid.device) for part, one in given))
+            return restore(*self.less_median(parts))
 
         with bar(desc="restoring", unit=" blocks", total=int(n)) as shown:
             self.blocks.solve(
                 less_median,
-                [one.data for one in self.maps],
+                [one.file.data for one in self.maps],
                 kept,
                 done,
                 group=everyone(),
@@ -259,25 +256,45 @@ class Job:
         return kept
 
     def write(self, path: Path, kept: NDArray[np.float32], offset: float) -> None:
-        """The blended map in its solvent, in the place of the first one, and the statistics of its header."""
-        like, median = self.maps[0].header, sum(one.median for one in self.maps) / len(self.maps)
-        with mrcfile.new_mmap(path, self.blocks.shape, mrc_mode=2, overwrite=True) as file:
-            header: Any = file.header
-            for name in ("cella", "cellb", "origin", "nxstart", "nystart", "nzstart", "mx", "my", "mz", "ispg"):
-                header[name] = like[name]
-            written: Any = file.data
-            file.voxel_size = self.grid.like.voxel_size
-            file.add_label(VIEWING_NOTE)
-            low, high, total, squares = np.inf, -np.inf, 0.0, 0.0
-            for z, slab in self.blocks.blended(kept):
-                slab += np.float32(median + offset)
-                written[z] = slab
-                low, high = min(low, float(slab.min())), max(high, float(slab.max()))
-                total += float(slab.sum(dtype=np.float64))
-                squares += float(np.square(slab, dtype=np.float64).sum())
-            mean = total / written.size
-            header["dmin"], header["dmax"], header["dmean"] = low, high, mean
-            header["rms"] = max(squares / written.size - mean**2, 0.0) ** 0.5
+        """The blended map in its solvent, in the place of the first one."""
+        solvent = np.float32(sum(one.median for one in self.maps) / len(self.maps) + offset)
+        slabs = (slab + solvent for _, slab in self.blocks.blended(kept))
+        write_sections(path, slabs, self.maps[0].file, labels=[VIEWING_NOTE])
+
+
+@attrs.frozen(eq=False)
+class Whole:
+    """Which blocks are there as they were written, by their SHA-256 sums: one that was damaged is restored again."""
+
+    kept: NDArray[Any]
+    sums: NDArray[Any]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One for each block."""
+        return self.kept.shape[:1]
+
+    def __getitem__(self, number: Any) -> bool:
+        """Whether it is."""
+        return bytes(self.sums[number]) == hashlib.sha256(self.kept[number]).digest()
+
+    def __setitem__(self, number: Any, value: object) -> None:
+        """It is."""
+        self.sums[number] = np.frombuffer(hashlib.sha256(self.kept[number]).digest(), np.uint8)
+
+
+def shared(path: Path, kind: type, shape: tuple[int, ...]) -> NDArray[Any]:
+    """An array in a file that all processes see, at first of zeros; room for all of it is taken now."""
+    size = math.prod(shape) * np.dtype(kind).itemsize
+    if is_first() and not path.exists():
+        with atomic_write(path) as temporary, temporary.open("wb") as file:
+            if hasattr(os, "posix_fallocate"):  # a write to a map of a file for which there is none would be the end
+                os.posix_fallocate(file.fileno(), 0, size)
+            file.truncate(size)
+    wait()
+    if path.stat().st_size != size:
+        raise CheckpointError(f"{path} is of another size than its blocks; remove {path.parent} to start anew")
+    return np.memmap(path, kind, "r+", shape=shape)
 
 
 def wait() -> None:
@@ -297,11 +314,34 @@ def agreed(value: Any) -> Any:
 def refuse_another(path: Path, record: dict[str, Any]) -> None:
     """A state of another run, whose blocks are not this one's."""
     if path.exists():
-        before = json.loads(path.read_text(encoding="utf-8"))
+        before = kept_record(path)
         if other := sorted(name for name in record if before.get(name) != record[name]):
             raise CheckpointError(f"{path.parent} belongs to another run ({', '.join(other)}); remove it to start anew")
     else:
-        write_run(path, record)
+        keep_record(path, record)
+
+
+def keep_record(path: Path, record: dict[str, Any]) -> None:
+    """Write it with its sum."""
+    plain = json.loads(json.dumps(record))
+    write_run(path, {"record": plain, "sha256": record_sum(plain)})
+
+
+def kept_record(path: Path) -> dict[str, Any]:
+    """What `keep_record` wrote; `CheckpointError` if it was damaged since."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        record = content["record"]
+        if content["sha256"] == record_sum(record):
+            return dict(record)
+    except (ValueError, TypeError, KeyError, RecursionError):
+        pass
+    raise CheckpointError(f"{path} was damaged after it was written; remove {path.parent} to start anew")
+
+
+def record_sum(record: object) -> str:
+    """Of what it says."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True).encode()).hexdigest()
 
 
 def identity(args: argparse.Namespace) -> dict[str, Any]:
@@ -317,13 +357,13 @@ def run(args: argparse.Namespace, folder: Path, state: Path) -> None:
         refuse_another(state / "identity.json", identity(args))
     wait()
     job = Job.of(args)
-    check_memory(job.grid.transform.target, tile=job.tiled.tile, device=job.grid.device)
+    check_room(job, state)
     path = state / "found.json"
-    found = agreed(json.loads(path.read_text(encoding="utf-8")) if path.exists() else None)
+    found = agreed(kept_record(path) if path.exists() else None)
     if found is None:
         found = agreed(job.found())
         if is_first():
-            write_run(path, found)
+            keep_record(path, found)
     kept = job.solved(job.alike(found), state)
     if is_first():
         job.write(folder / "restored.mrc", kept, found["offset"])
@@ -331,6 +371,18 @@ def run(args: argparse.Namespace, folder: Path, state: Path) -> None:
         print(f"scale {found.get('scale') or found['common']['scale']:.3g}, found on block {found['block']}")
         for doubt in found.get("checked", {}).get("doubts", []):
             warnings.warn(f"{doubt}: do not trust this map", stacklevel=1)
+
+
+def check_room(job: Job, state: Path) -> None:
+    """Refuse a job for which there is too little memory or disk; say what it needs."""
+    block = job.blocks.block
+    need = check_memory(job.grid.transform.target, tile=job.tiled.tile, device=job.grid.device, own=block)
+    result, kept = 4 * math.prod(job.blocks.shape), 4 * math.prod(block) * len(job.blocks)
+    if (state / "blocks").exists():  # their room is taken already
+        kept = 0
+    check_disk(state, 0, kept, kept)
+    together = kept if state.stat().st_dev == folder_of(job.args.out).stat().st_dev else 0
+    print(f"needs about {need} of memory, {check_disk(job.args.out, result, result, together)}")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -375,7 +427,7 @@ def main() -> None:
             if is_first():
                 seal(folder)
         if is_first():
-            for name in ("blocks.npy", "done.npy", "found.json", "identity.json"):
+            for name in ("blocks", "sums", "found.json", "identity.json"):
                 (args.state / name).unlink()
             with contextlib.suppress(OSError):
                 args.state.rmdir()

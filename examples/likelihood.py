@@ -24,6 +24,7 @@ import torch
 from _command_line import (
     add_flags,
     by,
+    check_disk,
     chosen_prior,
     exit_code,
     in_tiles,
@@ -48,12 +49,15 @@ DEMO_RESOLUTIONS, DEMO_NOISES = (4.0, 8.0), (0.01, 0.05)  # Å; of the brightest
 def run(args: argparse.Namespace, folder: Path) -> None:
     """The whole job."""
     prior = chosen_prior(args)
-    device = device_of(prior)
+    device, needs = device_of(prior), []
     for path in args.maps or [DEMO_MAP]:
-        target = GridTransform.of(map_size(path, voxel_size=args.voxel_size), prior.voxel_size).target
+        size = map_size(path, voxel_size=args.voxel_size)
+        target = GridTransform.of(size, prior.voxel_size).target
         check_available(target)  # whole maps are resampled, on the CPU
         z, y, x = (min(args.side, n) for n in target)
-        check_memory((z, y, x), tile=in_tiles(prior, (z, y, x), args.precision).tile, device=device, gradients=True)
+        tile = in_tiles(prior, (z, y, x), args.precision).tile
+        needs.append(check_memory((z, y, x), tile=tile, device=device, gradients=True, own=size.shape))
+    print(f"needs about {max(needs, key=lambda need: need.needed)} of memory, {check_disk(args.out, 0, 0)}")
     maps = read_maps(args.maps, args.voxel_size, args.normalise) if args.maps else demo_maps(args.seed)
     grids = {name: GridTransform.of(density, prior.voxel_size) for name, density in maps.items()}
     cubes = {name: central(grids[name].forward(density.data), args.side) for name, density in maps.items()}
@@ -84,7 +88,10 @@ def run(args: argparse.Namespace, folder: Path) -> None:
                 "network_evaluations": int(found.nfe),
             }
         )
-    with atomic_write(folder / "likelihood.csv") as temporary, temporary.open("w", newline="") as file:
+    with (
+        atomic_write(folder / "likelihood.csv") as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,  # as names of files are
+    ):
         table = csv.DictWriter(file, rows[0], lineterminator="\n")
         table.writeheader()
         table.writerows(rows)

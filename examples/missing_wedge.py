@@ -110,7 +110,7 @@ def measured(args: argparse.Namespace, tilts: MissingWedge) -> Measured:
 
 def names(args: argparse.Namespace) -> list[str]:
     """Of the results."""
-    return result_names(args.samples, halves=args.halves)
+    return result_names(args.samples, halves=args.halves, linear=args.half2 is not None)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -92,7 +92,7 @@ def write_powers(folder: Path, prior: Prior, samples: list[Tensor]) -> dict[str,
     powers["mean of the samples"] = np.mean(own, axis=0)
     powers |= {f"sample {i}": power for i, power in enumerate(own, 1)}
     frequency = relative / (2 * prior.voxel_size)
-    with atomic_write(folder / "power.csv") as temporary, temporary.open("w", newline="") as file:
+    with atomic_write(folder / "power.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(["frequency_per_angstrom", *powers])
         rows.writerows([f"{v:.6g}" for v in row] for row in zip(frequency, *powers.values(), strict=True))

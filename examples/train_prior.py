@@ -207,13 +207,16 @@ def describe(
     data = {kind: [path.name for path in paths] for kind, paths in files.items()}
     path = args.out / "run.json"
     if path.exists():
-        before = json.loads(path.read_text())
-        differs = [differences(before["settings"], settings)]
-        differs += [
-            f"{len(before['data'][kind])} {kind} there, {len(names)} here, or others"
-            for kind, names in data.items()
-            if before["data"][kind] != names
-        ]
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+            differs = [differences(before["settings"], settings)]
+            differs += [
+                f"{len(before['data'][kind])} {kind} there, {len(names)} here, or others"
+                for kind, names in data.items()
+                if before["data"][kind] != names
+            ]
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+            raise CryoFMError(f"{path} is damaged, or no record of a training; use another folder") from None
         if any(differs):
             raise CryoFMError(f"{path} is of another run ({'; '.join(filter(None, differs))}); use another folder")
         return

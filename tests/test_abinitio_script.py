@@ -66,7 +66,16 @@ def run(monkeypatch, tmp_path):
 def test_leaves_models_poses_and_scores(run, images, tmp_path, capsys):
     assert run(images, "--invert", "--keep", 2) == 0
     out = tmp_path / "out"
-    names = {"model_01.mrc", "model_02.mrc", "poses.star", "pairs.png", "scores.csv", "run.json"}
+    names = {
+        "model_01.mrc",
+        "model_02.mrc",
+        "poses.star",
+        "pairs.png",
+        "scores.csv",
+        "report.html",
+        "open.cxc",
+        "run.json",
+    }
     assert {path.name for path in out.iterdir()} == names
     model = read_map(out / "model_01.mrc")
     assert (model.shape, model.voxel_size) == ((32, 32, 32), pytest.approx(5.0, rel=5e-3))
@@ -78,7 +87,7 @@ def test_leaves_models_poses_and_scores(run, images, tmp_path, capsys):
     assert misfits == sorted(misfits)
     assert misfits[0] < 0.4
     record = json.loads((out / "run.json").read_text())
-    assert record["network_evaluations"] == 2 * (3 + 3) + 2 * (3 + 3)  # all tries, then those kept
+    assert record["network_evaluations"] == (2 + 2 + 5) * (3 + 3)  # all tries, those kept, each image left out
     assert min(record["correlations_of_the_best"]) > 0.7
     assert "mirror" in record["note"]
     printed = capsys.readouterr()
@@ -112,7 +121,16 @@ def test_the_mean_over_a_point_group_has_its_symmetry(name, n):
 def test_algorithm_3_searches_its_poses(run, images, tmp_path, capsys):
     assert run(images, "--invert", "--keep", 2, "--algorithm", "paper", "--loss", "sg", "--background", 0.7) == 0
     out = tmp_path / "out"
-    names = {"model_01.mrc", "model_02.mrc", "poses.star", "pairs.png", "scores.csv", "run.json"}
+    names = {
+        "model_01.mrc",
+        "model_02.mrc",
+        "poses.star",
+        "pairs.png",
+        "scores.csv",
+        "report.html",
+        "open.cxc",
+        "run.json",
+    }
     assert {path.name for path in out.iterdir()} == names
     assert np.isfinite(read_map(out / "model_01.mrc").data).all()
     losses = [float(row["loss"]) for row in csv.DictReader((out / "scores.csv").open(newline=""))]
@@ -190,7 +208,6 @@ def test_flags_that_would_do_nothing(run, images, arguments, message, capsys):
     [
         (lambda y: y[:, :-2], [], "expected square images"),
         (lambda y: y[:1], [], "at least 2"),
-        (lambda y: np.where(y == y.max(), np.nan, y), [], "not finite"),
         (lambda y: y, ["--mask-diameter", 400], "does not fit"),
         (lambda y: y, ["--offset-range", 1000], "ends outside of the images"),  # its search would take all memory
         (lambda y: y, ["--device", "nowhere"], "no device 'nowhere'"),
@@ -207,9 +224,11 @@ def test_bad_input(run, images, change, arguments, message, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_inverted_contrast_is_noticed(run, images, capsys):
-    run(images)
-    assert "inverted contrast" in capsys.readouterr().err
+def test_inverted_contrast_is_noticed_and_a_broken_image_left_out(run, images, capsys):
+    run(np.where(images == images.max(), np.nan, images))
+    said = capsys.readouterr().err
+    assert "inverted contrast" in said
+    assert "1 of 5 images are not finite everywhere" in said
 
 
 @pytest.mark.parametrize("name", ["C0", "X", "D", "C4v"])
@@ -256,6 +275,8 @@ def test_poses_of_particles_are_those_of_the_originals(run_particles, tmp_path, 
         "poses.star",
         "pairs.png",
         "scores.csv",
+        "report.html",
+        "open.cxc",
         "run.json",
     }
     assert (out / "scores.csv").read_text().startswith("model,misfit,poses_from_the_best_deg\n")

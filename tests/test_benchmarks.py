@@ -5,13 +5,14 @@ import importlib.util
 import math
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from cryofm_io import DensityMap, fsc, write_map
-from cryofm_model import Prior, load_prior, save_prior
+from cryofm_model import ConditionalPrior, Prior, UNet, UNetConfig, load_prior, save_prior
 from cryofm_ops import ObservationError
 from cryofm_sampling import Guided
 
@@ -294,6 +295,33 @@ def test_algorithm_3_has_its_rows(maps, small_prior, monkeypatch):
     assert {row["fsc05"] for row in rows} == {round(2 * problem.voxel_size, 2)}  # of the truth with itself
 
 
+def test_a_conditional_prior_has_all_its_kinds(run, small_prior, maps, tmp_path, monkeypatch):
+    conditional, path = load("conditional"), tmp_path / "conditional.safetensors"
+    monkeypatch.setattr(conditional, "BOX", (32, 32, 32))
+    torch.manual_seed(0)
+    network = UNet(UNetConfig(widths=(8, 16), depths=(1, 1), up_depths=(1,), conditioning=8, conditions=2)).eval()
+    given = load_prior(small_prior)
+    statistics = {name: getattr(given, name) for name in ("signal_power", "denoising_error", "denoising_spectrum")}
+    prior = ConditionalPrior(network, given.normalization, 1.5, 32).with_statistics(SimpleNamespace(**statistics))
+    save_prior(prior, path)
+    line = (maps / "one.mrc", "--conditional", path, "--rows", "spectral 4.3A", "--out", tmp_path / "t.csv")
+    run(conditional, *line)
+    lines = lines_of(tmp_path / "t.csv")
+    assert [row["kind"] for row in lines] == 2 * list(conditional.KINDS)
+    assert [int(row["evaluations"]) for row in lines[:8]] == [0, 0, 8, 8, 1, 8, 16, 8]
+    assert lines[8]["map"] == "mean of 1"
+    assert [row["auc"] for row in lines[8:]] == [row["auc"] for row in lines[:8]]
+
+    # The linear filter is told nothing of the truth, and is better than what it filters.
+    truth = torch.from_numpy(protocol.crop(conditional.clean(maps / "one.mrc", 1.5), 32))
+    data = protocol.degraded("spectral 3.2A", truth, torch.Generator().manual_seed(0))
+    errors = [(x - truth).square().sum() for x in (data.mean, conditional.filtered(data))]
+    assert errors[1] < errors[0]
+    monkeypatch.setattr(conditional, "restore", None)  # nothing is done again
+    run(conditional, *line)
+    assert lines_of(tmp_path / "t.csv") == lines
+
+
 SCRIPTS = sorted(path.stem for path in BENCHMARKS.glob("[a-z]*.py"))  # those of Python's peers where these are there
 
 
@@ -308,3 +336,55 @@ def test_every_script_explains_itself(name, monkeypatch, capsys):
         module.main()
     assert stop.value.code == 0
     assert "--out" in capsys.readouterr().out
+
+
+def test_the_readme_shows_what_was_measured():
+    results = BENCHMARKS / "results"
+    shown = tables.first_page(lines_of(results / "paper.csv"), lines_of(results / "paper_measured.csv"))
+    assert shown in (BENCHMARKS.parent / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_law_of_cost_is_found():
+    scaling = load("scaling")
+    law = scaling.Law(3.0, 7.0, 2.5)
+    sizes = [(side, voxels) for side in (64, 96, 128) for voxels in (1e6, 9e6)]
+    rows = [{"side": s, "voxels": v, "cpu_s": law(s**3 / 1e6, v / 1e6), "peak_gib": 1 + s**3 / 1e7} for s, v in sizes]
+    found = scaling.Law.of(rows, "cpu_s", network=True)
+    assert (found.a, found.b, found.c) == pytest.approx((3.0, 7.0, 2.5))
+    memory = scaling.Law.of(rows, "peak_gib", network=False)
+    assert (memory.a, memory.b, memory.c) == pytest.approx((1.0, 0.1, 0.0))
+
+
+def test_peers_that_are_not_there_are_left_out(run, maps, tmp_path, monkeypatch, capsys):
+    peers = load("peers")
+    monkeypatch.setattr(peers.importlib.util, "find_spec", lambda package: None)
+    monkeypatch.setattr(peers, "ours", lambda problem, **told: problem.truth)
+    run(peers, maps / "one.mrc", "--out", tmp_path / "peers.csv")
+    said = capsys.readouterr().out
+    assert all(f"left out: {package} is not installed" in said for package in ("skimage", "deepinv", "azula"))
+    lines = {line["method"]: line for line in lines_of(tmp_path / "peers.csv")}
+    assert set(lines) == {"mean of the halves", "FSC weighting", "masked mean", "ours", "ours, told"}
+    assert float(lines["ours"]["auc"]) == 1
+    assert float(lines["ours, told"]["error"]) == 0
+    # The data of the paper's level: a filter per shell leaves their FSC, but for the shells that it empties.
+    assert 0.4 < float(lines["mean of the halves"]["auc"]) < 0.7
+    assert float(lines["FSC weighting"]["error"]) < 0.8 < float(lines["mean of the halves"]["error"])
+
+
+def test_a_denoiser_of_the_flow_is_that_of_its_noise(small_prior):
+    """x̂ of a flow at t, for whom s = x + τ z: of a Gaussian prior P / (P + τ²) s."""
+    peers = load("peers")
+    truth = torch.zeros(16, 16, 16)
+
+    class Gaussian:
+        """Velocity of N(0, P): x_t/(t) − x̂/t, with x̂ = (1 − t) P / ((1 − t)² P + t²) x_t."""
+
+        box, multiple, local, normalization = 16, 8, False, load_prior(small_prior).normalization
+
+        def __call__(self, x, t):
+            return (x - (1 - t) * 3.0 / ((1 - t) ** 2 * 3.0 + t**2) * x) / t
+
+    problem = peers.Problem(truth, (truth, truth), Gaussian(), None)
+    s = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(0))
+    for tau in (0.1, 1.0, 5.0):
+        torch.testing.assert_close(problem.denoised(s, tau), 3 / (3 + tau**2) * s, rtol=1e-4, atol=1e-5)

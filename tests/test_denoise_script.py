@@ -1,5 +1,6 @@
 """examples/denoise.py as its user runs it: what it leaves, what it refuses, and that it gains."""
 
+import itertools
 import json
 import os
 import re
@@ -26,7 +27,7 @@ given = pytest.importorskip("_maps")
 results = pytest.importorskip("_results")
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
-RESULTS = {"restored.mrc", "fsc.csv", "fsc.png", "slices.png", "run.json"}
+RESULTS = {"restored.mrc", "linear.mrc", "fsc.csv", "fsc.png", "slices.png", "report.html", "open.cxc", "run.json"}
 
 
 def test_results_lie_on_the_input_grid(run, small_prior, half_maps, tmp_path, capsys):
@@ -419,7 +420,7 @@ def test_too_little_memory_is_said_before_the_start(run, half_maps, tmp_path, ca
     monkeypatch.setattr("cryofm_sampling.runs.memory._available_memory", lambda _: 10 * 2**20)
     monkeypatch.setattr(restoration, "restore", None)
     assert run(*half_maps, "--out", tmp_path / "out") == 2
-    assert re.search(r"needs about .* GiB on cpu, 0.0 GiB are free", capsys.readouterr().err)
+    assert re.search(r"needs about .* GiB on cpu, and there are 0.01", capsys.readouterr().err)
 
 
 def test_a_device_that_is_not_there_is_an_error_not_a_change(run, half_maps, tmp_path, capsys):
@@ -512,3 +513,23 @@ def test_halves_and_the_envelope_are_left_where_they_are_asked_for(run, half_map
     sharp, blurred = (read_map(tmp_path / name / "restored.mrc") for name in ("sharp", "blurred"))
     expected = Envelope(80.0, sharp.voxel_size)(torch.from_numpy(sharp.data))
     np.testing.assert_allclose(blurred.data, expected, atol=1e-3 * np.abs(sharp.data).max())
+
+
+def test_the_weighted_map_loses_what_the_halves_do_not_share(run, half_maps, tmp_path):
+    line = (*half_maps, "--scale", 0.33, "--b-factor", 0, "--halves", "--fsc-weighted", "--steps", 3)
+    assert run(*line, "--out", tmp_path / "out") == 0
+    names = ("restored", "restored_half1", "restored_half2", "restored_fsc_weighted")
+    plain, one, two, weighted = (read_map(tmp_path / "out" / f"{name}.mrc") for name in names)
+    curve = fsc(one.data, two.data, plain.voxel_size)  # another program's shells
+    amplitudes = []
+    for map in (plain, weighted):
+        F, k = np.fft.fftn(map.data), np.linalg.norm(np.meshgrid(*map_frequencies(map), indexing="ij"), axis=0)
+        edges = (curve.frequency[:-1] + curve.frequency[1:]) / 2
+        amplitudes.append([np.sqrt((abs(F[(k >= a) & (k < b)]) ** 2).sum()) for a, b in itertools.pairwise(edges)])
+    ratio = np.array(amplitudes[1]) / amplitudes[0]
+    assert np.abs(ratio - np.sqrt(curve.correlation[1:-1].clip(0)))[2:].max() < 0.15
+    assert ratio.min() < 0.9
+
+
+def map_frequencies(map):
+    return [np.fft.fftfreq(n, map.voxel_size) for n in map.shape]

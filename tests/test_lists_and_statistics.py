@@ -7,9 +7,19 @@ import pytest
 import torch
 
 from cryofm_io import DensityMap, write_map
-from cryofm_model import Prior, load_prior, save_prior
+from cryofm_model import (
+    CalibratedConditionalPrior,
+    ConditionalPrior,
+    Normalization,
+    Prior,
+    UNet3D,
+    UNet3DConfig,
+    load_prior,
+    save_prior,
+)
 from cryofm_model.data import MapSet
 from cryofm_model.data.curation import curated
+from cryofm_model.data.pairs import degraded
 from cryofm_sampling import calibrate
 
 script = pytest.importorskip("_command_line")
@@ -111,9 +121,8 @@ def test_held_out_entries_are_in_their_own_list(run, headers, tmp_path, capsys):
     lists = [[row["id"] for row in rows(tmp_path / "lists" / name)] for name in ("train.csv", "held_out.csv")]
     assert sorted(lists[0] + lists[1]) == ["EMD-1001", "EMD-1002"]
     assert len(lists[1]) == 1
-    with pytest.raises(SystemExit):
-        run(curate_emdb, headers, "--out", tmp_path / "lists")
-    assert "exists; give another --out, or --overwrite" in capsys.readouterr().err
+    assert run(curate_emdb, headers, "--out", tmp_path / "lists") == 2
+    assert "already; give --overwrite to replace" in capsys.readouterr().err
     assert run(curate_emdb, tmp_path / "lists", "--out", tmp_path / "none") == 2
 
 
@@ -151,3 +160,30 @@ def test_statistics_are_those_of_calibrate(run, bare, tmp_path, capsys):
     assert "exists; give another --out, or --overwrite" in capsys.readouterr().err
     assert run(calibrate_prior, bare, "--maps", maps, "--out", bare, "--overwrite") == 2
     assert run(calibrate_prior, bare, "--maps", tmp_path / "nowhere", "--out", tmp_path / "x.safetensors") == 2
+
+
+def test_a_conditional_prior_is_measured_with_crops_shown(run, tmp_path):
+    torch.manual_seed(0)
+    config = UNet3DConfig(widths=(8, 16), depths=(1, 1), attention=(1,), conditions=2, tags=2, conditioning=8, groups=4)
+    prior = ConditionalPrior(UNet3D(config).eval(), Normalization(clip=False), 1.5, 16, tag=1, weight=2.0)
+    save_prior(prior, tmp_path / "bare.safetensors")
+    rng = np.random.default_rng(0)
+    grid = np.stack(np.meshgrid(*3 * [np.arange(24)], indexing="ij"), -1)
+    x = sum(np.exp(-((grid - c) ** 2).sum(-1) / 6) for c in rng.uniform(6, 18, (20, 3)))
+    write_map(tmp_path / "a.mrc", DensityMap(x, 1.5))
+    line = (tmp_path / "bare.safetensors", "--maps", tmp_path / "a.mrc", "--number", 2)
+    assert run(calibrate_prior, *line, "--out", tmp_path / "known.safetensors") == 0
+    known = load_prior(tmp_path / "known.safetensors")
+    assert isinstance(known, CalibratedConditionalPrior)
+    assert (known.tag, known.weight) == (1, 2.0)
+    crops = MapSet.from_files([tmp_path / "a.mrc"], prior.normalization, 1.5).crops(2, 16, np.random.default_rng(0))
+    calls, rng, shown = [], np.random.default_rng(0), []
+    for crop in crops:
+        shown.append((torch.from_numpy(degraded((0.04 + 0.09 * crop).numpy(), rng)) - 0.04) / 0.09)
+
+    def velocity(x, t):
+        calls.append(t)
+        return prior.given(x, t, shown[(len(calls) - 1) // 15], 1)
+
+    expected = calibrate(velocity, crops, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(known.denoising_error, expected.denoising_error)

@@ -15,7 +15,7 @@ from cryofm_sampling.half_maps import _runs as restoration
 script = pytest.importorskip("_command_line")
 results = pytest.importorskip("_results")
 
-RESULTS = {"restored.mrc", "fsc.csv", "fsc.png", "slices.png", "run.json"}
+RESULTS = {"restored.mrc", "linear.mrc", "fsc.csv", "fsc.png", "slices.png", "report.html", "open.cxc", "run.json"}
 
 
 def test_results_are_not_overwritten_unasked(run, half_maps, tmp_path, capsys):

@@ -272,3 +272,24 @@ def test_a_map_whose_header_alone_is_read(tmp_path):
         (tmp_path / name).write_bytes(content[: 1024 if name.endswith("mrc") else len(content) // 2])
         assert map_size(tmp_path / name) == attrs.evolve(map_size(tmp_path / name), shape=(20, 30, 40), voxel_size=1.5)
         assert map_size(tmp_path / name, voxel_size=2.0).voxel_size == 2.0
+
+
+def test_a_file_that_has_the_name_of_a_bundled_prior_was_not_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("cryofm-tiny").write_bytes(b"something else")
+    args = denoise.parse(["--out", "out"])
+    assert script.chosen_prior(args).network is not None
+    assert script.provenance(args)["inputs_sha256"] == {}
+
+
+def test_many_jobs_are_done_whatever_way_python_starts_processes(tmp_path):
+    program = (
+        "import multiprocessing as m, sys\nfrom _many import failures\ndef job(x):\n    import time; time.sleep(0.7)\n"
+        "    return ''\nif __name__ == '__main__':\n    m.set_start_method(sys.argv[1])\n"
+        "    print(failures(job, [1, 2], 2, strict=False, unit=' jobs'))"
+    )
+    (tmp_path / "program.py").write_text(program)
+    environment = os.environ | {"PYTHONPATH": str(EXAMPLES)}
+    command = [sys.executable, tmp_path / "program.py", "forkserver" if sys.platform == "linux" else "spawn"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.strip() == "[]", done.stderr

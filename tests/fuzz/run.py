@@ -294,18 +294,22 @@ SHARE = {
 
 @contextmanager
 def at_most(seconds: float) -> Iterator[None]:
-    """Raise `Hung` in what takes longer."""
+    """Raise `Hung` in what takes longer on a processor of its own, or many times as long beside other work."""
 
     def hung(*_: object) -> None:
         raise Hung
 
-    before = signal.signal(signal.SIGALRM, hung)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    timers = {signal.ITIMER_PROF: signal.SIGPROF, signal.ITIMER_REAL: signal.SIGALRM}
+    before = {number: signal.signal(number, hung) for number in timers.values()}
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_REAL, 20 * seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for timer in timers:
+            signal.setitimer(timer, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def peak_memory() -> int:

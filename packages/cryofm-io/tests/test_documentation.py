@@ -13,7 +13,7 @@ import cryofm_io
 
 MODULES = [f"cryofm_io.{info.name}" for info in pkgutil.iter_modules(cryofm_io.__path__)]
 README = Path(__file__).parents[1] / "README.md"
-EXTRAS = {"cryofm_io.plots": "matplotlib", "cryofm_io.simulate": "gemmi"}
+EXTRAS = {"cryofm_io.plots": "matplotlib", "cryofm_io.simulate": "gemmi", "cryofm_io.model_map": "gemmi"}
 
 
 @pytest.mark.parametrize("name", MODULES)
@@ -27,9 +27,9 @@ def test_docstrings(name, tmp_path, monkeypatch):
 
 def test_every_public_function_has_an_example():
     functions = [f for name in cryofm_io.__all__ if inspect.isfunction(f := getattr(cryofm_io, name))]
-    # a simulated map needs a file with an atomic model
-    without = [f.__name__ for f in functions if ">>>" not in (f.__doc__ or "")]
-    assert without in ([], ["simulate_density"])
+    # a simulated map needs a file with an atomic model, a report the folder of a run
+    without = {f.__name__ for f in functions if ">>>" not in (f.__doc__ or "")}
+    assert without <= {"simulate_density", "write_report"}
 
 
 def test_readme(tmp_path, monkeypatch):

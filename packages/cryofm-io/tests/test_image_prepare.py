@@ -156,3 +156,24 @@ def test_impossible_lengths(change, message):
 def test_nothing_within_the_mask():
     with pytest.raises(CryoFMError, match="constant within the mask"):
         prepare_images(ImageStack(np.zeros((2, 16, 16)), 1.5), mask_diameter=20, voxel_size=1.5, box=16)
+
+
+def test_halos_do_not_pull_the_centre_away():
+    """Of images less a part of their own blur, masked, as averages of filtered particles look."""
+    from scipy.ndimage import gaussian_filter
+
+    rng = np.random.default_rng(3)
+    points = np.einsum("kij,aj->kai", Rotation.random(6, rng=rng).as_matrix(), ATOMS)[..., :2]
+    off = rng.uniform(-9, 9, size=(6, 1, 2))
+    images = np.stack([render(p, 96, 1.5) for p in points + off])
+    centres = np.einsum("a,kai->ki", WEIGHTS, points + off) / WEIGHTS.sum()
+    where = np.hypot(*np.ogrid[-48:48, -48:48]) < 37
+    haloed = (images - 0.9 * gaussian_filter(images, (0, 12, 12))) * where
+    settings = {"mask_diameter": 110.0, "voxel_size": 5.0, "box": 32}
+    found = prepare_images(ImageStack(haloed, 1.5), **settings).shifts
+    axis = 1.5 * np.arange(-48, 48)
+    mass = haloed.sum((1, 2))
+    plain = -np.stack([(haloed.sum(1) * axis).sum(1), (haloed.sum(2) * axis).sum(1)], -1) / mass[:, None]
+    error, before = (np.sqrt(np.mean((s + centres) ** 2)) for s in (found, plain))
+    assert before > 2
+    assert error < 0.5 * before

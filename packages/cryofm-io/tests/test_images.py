@@ -227,9 +227,31 @@ def test_class_averages(store, star, tmp_path, monkeypatch):
         assert np.array_equal(stack.data, IMAGES[[0, 3]])
         assert stack.voxel_size == 1.75
         assert stack.poses is None
+        assert stack.shares.tolist() == [0.5, 0.5]
     monkeypatch.chdir(tmp_path)
     stack = read_images(star(project, "elsewhere.star").relative_to(tmp_path))
     assert stack.names[1] == "000004@Class2D/job012/run_classes.mrcs"  # as RELION knows it
+
+
+def test_shares_of_classes_that_are_left(store, star):
+    """An empty class goes with its share; RELION may have nan there."""
+    images = IMAGES.copy()
+    images[2] = 0
+    store(images)
+    rows = [f"00000{i}@stack.mrcs" for i in (1, 3, 5, 2)]
+    text = (
+        model(*rows)
+        .replace("stack.mrcs 0.5", "stack.mrcs 0.25")
+        .replace("000005@stack.mrcs 0.25", "000005@stack.mrcs nan")
+    )
+    with pytest.warns(MapWarning, match=r"1 of 4 images are constant \(empty classes\?\)"):
+        stack = read_images(star(text))
+    assert stack.shares.tolist() == [0.25, 0, 0.25]
+    best = stack.chosen(np.argsort(-stack.shares, kind="stable")[:2])
+    assert best.shares.tolist() == [0.25, 0.25]
+    assert np.array_equal(best.data, images[[0, 1]])
+    assert [name[:6] for name in best.names] == ["000001", "000002"]
+    assert len(stack.chosen(stack.shares > 0)) == 2
 
 
 def test_single_images_without_a_number(store, star):

@@ -77,6 +77,20 @@ def test_volumes_of_different_shapes(tmp_path):
         plot_slices(VOLUMES | {"c": np.zeros((4, 4, 4))}, tmp_path / "slices.png", 1.5)
 
 
+def test_pairs_that_do_not_fit(tmp_path, drawn):
+    """Marked ones are in a red frame; one without a projection is said to be left out."""
+    images = np.random.default_rng(0).normal(size=(4, 12, 12))
+    projections = images.copy()
+    projections[3] = 0
+    plot_pairs(images, projections, tmp_path / "pairs.png", marked=[1, 3])
+    (axes,) = drawn[0].axes
+    assert [text.get_text() for text in axes.texts] == ["1: 1.00", "2: 1.00", "3: 1.00", "4: left out"]
+    assert [text.get_color() == "red" for text in axes.texts] == [False, True, False, True]
+    frames = [tuple(np.round((line.get_xdata()[0], line.get_ydata()[0]), 6)) for line in axes.lines]
+    corners = [tuple(np.round(axes.images[2 * k].get_extent(), 6)[[0, 2]]) for k in (1, 3)]
+    assert frames == corners
+
+
 @pytest.mark.parametrize("count", [1, 7, 103])
 def test_pairs(tmp_path, drawn, count):
     rng = np.random.default_rng(0)

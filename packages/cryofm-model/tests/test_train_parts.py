@@ -17,7 +17,7 @@ from cryofm_model.train import TrainConfig
 from cryofm_model.train._png import write_png
 from cryofm_model.train.batches import batches, draw_times
 from cryofm_model.train.config import Step
-from cryofm_model.train.report import denoising_fsc, validation_loss
+from cryofm_model.train.report import _bar, denoising_fsc, validation_loss
 
 pytest.importorskip("tqdm")
 cryofm_io = pytest.importorskip("cryofm_io")
@@ -121,3 +121,16 @@ def test_pictures_are_png(tmp_path):
     rows = np.frombuffer(zlib.decompress(chunks[b"IDAT"]), np.uint8).reshape(2, 9)
     assert (rows[:, 0] == 0).all()
     assert rows[:, 1:].ravel().tolist() == [17 * i for i in range(16)]
+
+
+def test_a_log_file_gets_a_line_a_minute(monkeypatch, capsys):
+    now = [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+    monkeypatch.setattr("tqdm.std.time", lambda: now[0])
+    with _bar(total=100, mininterval=10) as bar:
+        for _ in range(30):
+            now[0] += 10
+            bar.update()
+    said = capsys.readouterr().err
+    assert len([line for line in said.splitlines() if line]) == 5
+    assert "\r" not in said

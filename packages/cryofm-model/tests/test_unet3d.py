@@ -310,3 +310,33 @@ def test_tensors_that_do_not_fit_are_named(tmp_path):
     save_file(state, tmp_path / "model.safetensors")
     with pytest.raises(WeightsError, match="pass voxel_size"):
         load_prior(tmp_path)
+
+
+@pytest.mark.parametrize("weight", [0.0, 2.0], ids=["plain", "guided"])
+def test_trajectories_are_the_published_ones(weight):
+    """Euler and midpoint steps from t = 1 to 0 with a volume shown, by the formulas alone, in float64."""
+    sampling = pytest.importorskip("cryofm_sampling")
+    network = randomised(SMALL)
+    for key in ("conv_out.weight", "conv_out.bias"):
+        network.state_dict()[key].mul_(0.2)  # so that the flow does not explode, and differences with it
+    prior = ConditionalPrior(network, Normalization(clip=False), 1.5, 8, tag=2, weight=weight)
+    y = torch.randn(8, 8, 8, generator=torch.Generator().manual_seed(1))
+    state, shown = network.state_dict(), torch.stack([y, torch.ones_like(y)])[None]
+
+    def v(x: Tensor, t: float) -> Tensor:
+        given, nothing = (
+            evaluated(state, SMALL, x, torch.tensor([t], dtype=torch.float64), more, 2)
+            for more in (shown.double(), torch.zeros_like(shown).double())
+        )
+        return (1 + weight) * given - weight * nothing
+
+    still = sampling.Flow(1)(lambda x, t: 0 * x, shape=(1, 8, 8, 8), generator=torch.Generator().manual_seed(5)).x
+    for integrator in ("euler", "midpoint"):
+        flow, x = sampling.Flow(4, integrator, "even"), still.double()
+        for i in range(4):
+            t = 1 - i / 4
+            x = x - v(x - v(x, t) / 8, t - 1 / 8) / 4 if integrator == "midpoint" else x - v(x, t) / 4
+        field = sampling.Conditioned(prior, y)
+        found = flow(field, shape=(1, 8, 8, 8), generator=torch.Generator().manual_seed(5))
+        assert (found.x - x).norm() < 1e-5 * x.norm()
+        assert found.nfe == (1 + (weight > 0)) * (4 if integrator == "euler" else 8)

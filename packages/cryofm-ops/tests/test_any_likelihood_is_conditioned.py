@@ -91,10 +91,10 @@ def test_what_bends_upwards_makes_no_volume_less_certain():
     assert posterior.deviations([torch.Generator().manual_seed(k) for k in range(8)]).square().mean() < 1.3
 
 
-@pytest.mark.parametrize("case", ["saturated", "exponential", "outliers", "multiplied"])
-def test_voxel_by_voxel_the_mode_is_that_of_a_grid(case):
+def of_voxels(case):
+    """Data y of N(0, 1), log p(y | x) voxel by voxel, and by how much a search may miss the highest mode."""
     truth, noise = draw(6, 6, 6), draw(6, 6, 6, seed=1)
-    y, log_p, lost = {
+    return {
         "saturated": (truth.tanh() + 0.1 * noise, lambda x, y: -50 * (x.tanh() - y) ** 2, 0.1),
         "exponential": (truth.exp() + 0.3 * noise, lambda x, y: -((x.exp() - y) ** 2) / 0.18, 3.0),
         "outliers": (
@@ -108,6 +108,11 @@ def test_voxel_by_voxel_the_mode_is_that_of_a_grid(case):
             15.0,
         ),
     }[case]
+
+
+@pytest.mark.parametrize("case", ["saturated", "exponential", "outliers", "multiplied"])
+def test_voxel_by_voxel_the_mode_is_that_of_a_grid(case):
+    y, log_p, lost = of_voxels(case)
     grid = torch.linspace(-6, 6, 6001, dtype=F64)
     best = (log_p(grid, y[..., None]) - grid**2 / 2).amax(-1).sum()
     data = Proximal(LogProb(lambda x: log_p(x, y).sum(VOLUME)), max_iterations=300)
@@ -117,9 +122,43 @@ def test_voxel_by_voxel_the_mode_is_that_of_a_grid(case):
     assert best - at_first > 10 * lost
 
 
+@pytest.mark.parametrize(
+    ("case", "left"),  # of the mode's distance from the mean
+    [("saturated", 0.3), ("exponential", 0.1), ("outliers", 0.9), ("multiplied", 1.05)],
+)
+def test_voxel_by_voxel_the_mean_is_nearer_that_of_a_grid(case, left):
+    y, log_p, _ = of_voxels(case)
+    grid = torch.linspace(-6, 6, 6001, dtype=F64)
+    mean = ((log_p(grid, y[..., None]) - grid**2 / 2).softmax(-1) * grid).sum(-1)
+    data = Proximal(LogProb(lambda x: log_p(x, y).sum(VOLUME)))
+    mode = data.condition_from(y.clamp(-2, 2), torch.zeros_like(y), 1.0).mean
+    found = data.mean_from(mode, torch.zeros_like(y), 1.0).mean
+    assert (found - mean).square().mean() < left * (mode - mean).square().mean()
+
+
+def test_where_log_p_is_quadratic_the_mean_is_the_mode(oracle, generator):
+    m = torch.randn(oracle.size // 2, oracle.size, generator=generator, dtype=F64)
+    data = Proximal(
+        LogProb(lambda x: -2 * (x.flatten(-3) @ m.T - 1).square().sum(-1)), tolerance=1e-6, max_iterations=500
+    )
+    V, zero = radial(torch.tensor([4.0, 0.1], dtype=F64), oracle.shape), torch.zeros(2, *oracle.shape, dtype=F64)
+    mode = data.condition_from(zero, zero, V).mean
+    torch.testing.assert_close(data.mean_from(mode, zero, V).mean, mode, atol=1e-5, rtol=0)
+
+
+def test_every_volume_of_a_batch_has_its_own_mean():
+    y = draw(2, *BOX)
+    data = [LogProb(lambda x, one=one: -((x.exp() - one.exp()) ** 2).sum(VOLUME) * 5) for one in y]
+    both = LogProb(lambda x: -((x.exp() - y.exp()) ** 2).sum(VOLUME) * 5)
+    found = Proximal(both, tolerance=1e-8).mean_from(y, 0 * y, 1.0).mean
+    for k, one in enumerate(data):
+        alone = Proximal(one, tolerance=1e-8).mean_from(y[k], 0 * y[k], 1.0).mean
+        torch.testing.assert_close(found[k], alone, atol=1e-6, rtol=0)
+
+
 def test_modes_that_differ_are_told_and_the_most_probable_is_kept():
     y = 1 + 0.3 * draw(*BOX)
-    log_p = LogProb(lambda x: -50 * (x.square() - y.square()).square().sum(VOLUME) + 0.5 * x.sum(VOLUME))
+    log_p = LogProb(lambda x: -50 * (x.square() - y.square()).square().sum(VOLUME) + 0.5 * x.pow(3).sum(VOLUME))
     posterior = Proximal(log_p, max_iterations=300).condition(torch.zeros(BOX, dtype=F64), 4.0)
     assert "the data have several modes: of 6 starts" in posterior.note
     one = Proximal(log_p, max_iterations=300).condition_from(-y, torch.zeros(BOX, dtype=F64), 4.0).mean

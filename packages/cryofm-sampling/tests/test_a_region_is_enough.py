@@ -145,6 +145,13 @@ def test_noise_alone_is_nowhere():
     assert not where_halves_agree(*halves, noise.signal_power, noise.noise_power).any()
 
 
+def test_a_box_smaller_than_the_averages_is_no_error():
+    x = torch.randn(7, 8, 3, generator=torch.Generator().manual_seed(0))
+    halves = [x + 0.1 * torch.randn(7, 8, 3, generator=torch.Generator().manual_seed(i)) for i in (1, 2)]
+    power = torch.ones(5)
+    assert where_halves_agree(*halves, power, 0.01 * power).shape == x.shape
+
+
 def test_half_maps_are_restored_where_they_agree(tiled):
     """What could be a ligand, far from the main body, is not lost."""
     spikes, field = tiled

@@ -24,9 +24,11 @@ def error(kit, integrator, steps):
 
 @pytest.mark.parametrize("integrator", _INTEGRATORS)
 def test_order_of_convergence(kit, integrator):
-    order = {"euler": 1, "heun": 2}[integrator]
+    order = {"euler": 1, "heun": 2, "midpoint": 2}[integrator]
     coarse, fine = (error(kit, integrator, steps) for steps in (80, 160))
-    assert math.log2(coarse / fine) == pytest.approx(order, abs=0.1)
+    assert (
+        math.log2(coarse / fine) > order - 0.1
+    )  # the midpoint rule is of order 3 at these times, where the last steps are short
     assert fine < (0.1, 0.002)[order - 1]
 
 
@@ -44,7 +46,24 @@ def test_all_of_the_flow_is_integrated(integrator, steps):
     still = Flow(steps, integrator)(lambda x, t: 0 * x, shape=BOX, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(draw.x, still.x - 3)
     assert asked[0] == 1
-    assert len(asked) == draw.nfe == (steps if integrator == "euler" else 2 * steps - 1)
+    assert len(asked) == draw.nfe == {"euler": steps, "heun": 2 * steps - 1, "midpoint": 2 * steps}[integrator]
+
+
+@pytest.mark.parametrize("integrator", ["euler", "midpoint"])
+def test_even_steps_are_even(integrator):
+    """Of v = x every step multiplies by the same; the times are the published ones."""
+    flow = Flow(2, integrator, "even")
+    asked = []
+
+    def velocity(x, t):
+        asked.append(float(t))
+        return x
+
+    x = flow(velocity, shape=BOX, generator=torch.Generator().manual_seed(0)).x
+    x_1 = flow(lambda x, t: 0 * x, shape=BOX, generator=torch.Generator().manual_seed(0)).x
+    step = 1 - 1 / 2 if integrator == "euler" else 1 - 1 / 2 * (1 - 1 / 4)
+    torch.testing.assert_close(x, step**2 * x_1)
+    assert asked == ([1.0, 0.5] if integrator == "euler" else [1.0, 0.75, 0.5, 0.25])
 
 
 @pytest.mark.parametrize("integrator", _INTEGRATORS)
@@ -68,7 +87,7 @@ def test_a_volume_does_not_depend_on_its_batch():
     pairs = [Flow(3)(prior, shape=(1, 2, *BOX), generator=generator).x[0] for _ in range(2)]
     torch.testing.assert_close(four.x, torch.cat(pairs), rtol=0, atol=1e-12)
     assert seen == [(i, 3, (4, *BOX)) for i in (1, 2, 3)]
-    assert four.settings == {"sampler": "Flow", "steps": 3, "integrator": "heun"}
+    assert four.settings == {"sampler": "Flow", "steps": 3, "integrator": "heun", "spacing": "cosine"}
 
 
 def test_a_callback_may_change_what_it_is_shown():

@@ -18,6 +18,7 @@ from cryofm_ops import (
 from cryofm_sampling import (
     CapabilityError,
     Checkpoint,
+    Guided,
     PlugAndPlay,
     Rescaled,
     SettingError,
@@ -304,3 +305,23 @@ def test_one_map_of_a_stated_resolution(prior):
     assert error(result.map, truth) < 0.75 * error(both, truth)
     with pytest.raises(SettingError, match="cannot be that of"):
         restore_map(prior, both, resolution=2.0, voxel_size=1.5, generator=seeded(0))
+
+
+@pytest.mark.filterwarnings("ignore::cryofm_sampling.MisfitWarning")
+def test_a_prior_without_statistics_restores_boxes_larger_than_where_scales_are_sought():
+    """By the paper's algorithm, at the scale of the brightest voxels."""
+    exact = GaussianPrior(POWER, (66, 8, 8))
+    prior = SimpleNamespace(mean=0.0, std=1.0)
+
+    class Uncalibrated:
+        normalization = prior
+
+        def __call__(self, x, t, /):
+            return exact(x, t)
+
+    generator = torch.Generator().manual_seed(0)
+    x = fourier_filter(torch.randn(66, 8, 8, generator=generator), radial(POWER, (66, 8, 8)).sqrt())
+    halves = [x + 0.1 * torch.randn(66, 8, 8, generator=generator) for _ in range(2)]
+    result = restore_half_maps(Uncalibrated(), *halves, generator=generator, sampler=Guided(2, "paper"))
+    assert result.scale.trials == ()
+    assert result.map.isfinite().all()

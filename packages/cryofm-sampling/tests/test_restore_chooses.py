@@ -6,7 +6,15 @@ import attrs
 import pytest
 import torch
 
-from cryofm_ops import Identity, MissingWedge, RemoveMean, WhiteNoise, gaussian_likelihood
+from cryofm_ops import (
+    Identity,
+    MissingWedge,
+    OperatorError,
+    RemoveMean,
+    WhiteNoise,
+    gaussian_likelihood,
+    in_model_units,
+)
 from cryofm_sampling import (
     AbInitio,
     CapabilityError,
@@ -69,6 +77,31 @@ def test_plug_and_play_for_the_mean(y, likelihood):
     assert draw.settings["algorithm"] == "PlugAndPlay"
     assert "FourierDiagonal" in draw.settings["because"]
     assert draw.nfe == 8
+
+
+@pytest.mark.parametrize("of", [lambda y: LogProb(y), lambda y: gaussian_likelihood(Identity(), WhiteNoise(0.09), y)])
+def test_what_is_in_model_units_already_is_refused(y, of):
+    class Units:
+        mean, std = 0.04, 0.09
+
+    with pytest.raises(OperatorError, match="in model units already"):
+        run(Prior(1.0), in_model_units(of(y), Units()))
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [(lambda x: float(x.sum()), "it is float"), (lambda x: x.detach().numpy().sum(), "it is float32")],
+)
+def test_a_log_prob_that_is_no_tensor_is_named(y, value, words):
+    likelihood = LogProb(y)
+    likelihood.log_prob = value
+    with pytest.raises(OperatorError, match=f"log_prob of LogProb must be a real tensor, {words}"):
+        run(Prior(1.0), likelihood)
+
+
+def test_a_sampler_needs_a_generator(likelihood):
+    with pytest.raises(SettingError, match=r"generator must be a torch\.Generator, got None"):
+        PlugAndPlay()(Prior(1.0), likelihood, shape=BOX, generator=None)
 
 
 def test_many_passes_where_something_was_not_measured(y):

@@ -113,6 +113,7 @@ def test_a_conditioning_that_is_not_finite_is_named(sampler):
         (lambda: Guided(steps=0), "Guided: 'steps' must be >= 1: 0"),
         (lambda: Guided(guidance="mode"), "Guided: 'guidance' must be in .* \\(got 'mode'\\)"),
         (lambda: Guided(max_push=math.nan), "'max_push'"),
+        (lambda: Guided(max_push=math.inf), "'max_push'"),
         (lambda: BlindGuided(max_push=0.0), "'max_push'"),
         (lambda: PlugAndPlay(time=1.5), "PlugAndPlay: 'time' must be < 1: 1.5"),
         (lambda: PlugAndPlay(time=0.0), "'time' must be > 0"),

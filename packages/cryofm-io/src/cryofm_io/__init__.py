@@ -4,6 +4,8 @@ Arrays are ``(z, y, x)``; positions are (x, y, z); lengths are in Å and frequen
 """
 
 from cryofm_io.atomic import atomic_write
+from cryofm_io.changes import Change, changes
+from cryofm_io.conical_fsc import ConicalFsc, conical_fsc
 from cryofm_io.density_map import DensityMap, check_same_grid
 from cryofm_io.errors import (
     CryoFMError,
@@ -17,21 +19,28 @@ from cryofm_io.errors import (
     MissingExtraError,
     OutputExistsError,
 )
+from cryofm_io.filters import filtered_by_shell, low_pass
 from cryofm_io.fsc import FscCurve, fsc, write_fsc_csv
+from cryofm_io.fsc_files import write_fsc_star, write_fsc_xml
 from cryofm_io.grid import GridTransform, to_grid
 from cryofm_io.halves import check_contrast, check_half_maps
 from cryofm_io.image_prepare import PreparedImages, prepare_images
 from cryofm_io.image_read import read_images
 from cryofm_io.image_stack import ImageCtf, ImageStack, Poses
 from cryofm_io.in_use import held_folder, partial_path, sweep_partials
+from cryofm_io.inspection import Inspection, inspect_map
 from cryofm_io.intensity import Affine, normalise_clean
-from cryofm_io.masks import check_mask, read_mask, soft_mask, spherical_mask
-from cryofm_io.mrc_read import MapSize, map_size, read_map
-from cryofm_io.mrc_write import VIEWING_NOTE, write_map
+from cryofm_io.local_fsc import local_resolution
+from cryofm_io.masked_fsc import MaskedFsc, masked_fsc
+from cryofm_io.masks import automatic_mask, check_mask, read_mask, soft_mask, spherical_mask
+from cryofm_io.model_map import density_of_model
+from cryofm_io.mrc_read import MapOnDisk, MapSize, map_on_disk, map_size, read_map
+from cryofm_io.mrc_write import VIEWING_NOTE, write_map, write_sections
 from cryofm_io.output_folder import output_folder, refuse_to_lose
 from cryofm_io.particle_prepare import prepare_particles
 from cryofm_io.particle_size import particle_diameter
 from cryofm_io.plots import plot_fsc, plot_pairs, plot_slices
+from cryofm_io.report import write_report
 from cryofm_io.resample import fourier_resample
 from cryofm_io.simulate import simulate_density
 from cryofm_io.star import read_poses, write_poses
@@ -39,6 +48,8 @@ from cryofm_io.star import read_poses, write_poses
 __all__ = [
     "VIEWING_NOTE",
     "Affine",
+    "Change",
+    "ConicalFsc",
     "CryoFMError",
     "DensityMap",
     "FscCurve",
@@ -50,22 +61,35 @@ __all__ = [
     "ImageStack",
     "InUseError",
     "InputFileError",
+    "Inspection",
+    "MapOnDisk",
     "MapSize",
     "MapWarning",
     "MaskError",
+    "MaskedFsc",
     "MissingExtraError",
     "OutputExistsError",
     "Poses",
     "PreparedImages",
     "atomic_write",
+    "automatic_mask",
+    "changes",
     "check_contrast",
     "check_half_maps",
     "check_mask",
     "check_same_grid",
+    "conical_fsc",
+    "density_of_model",
+    "filtered_by_shell",
     "fourier_resample",
     "fsc",
     "held_folder",
+    "inspect_map",
+    "local_resolution",
+    "low_pass",
+    "map_on_disk",
     "map_size",
+    "masked_fsc",
     "normalise_clean",
     "output_folder",
     "partial_path",
@@ -86,6 +110,10 @@ __all__ = [
     "sweep_partials",
     "to_grid",
     "write_fsc_csv",
+    "write_fsc_star",
+    "write_fsc_xml",
     "write_map",
     "write_poses",
+    "write_report",
+    "write_sections",
 ]

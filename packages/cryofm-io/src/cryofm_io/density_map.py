@@ -1,7 +1,7 @@
 """A density map and where it lies in space."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import attrs
 import numpy as np
@@ -76,12 +76,39 @@ class DensityMap:
     @property
     def position(self) -> tuple[float, float, float]:
         """Position (x, y, z) of voxel (0, 0, 0) in Å: the origin, or nstart where the origin is zero."""
-        if any(self.origin):
-            return self.origin
-        return _three_floats([n * self.voxel_size for n in self.nstart])
+        return position_of(self)
 
 
-def check_same_grid(first: DensityMap, second: DensityMap, what: str = "the two maps") -> None:
+class Placed(Protocol):
+    """What lies on a grid."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Number of voxels (z, y, x)."""
+        ...
+
+    @property
+    def voxel_size(self) -> float:
+        """Å."""
+        ...
+
+    @property
+    def origin(self) -> tuple[float, float, float]:
+        """As that of `DensityMap`."""
+        ...
+
+    @property
+    def nstart(self) -> tuple[int, int, int]:
+        """Likewise."""
+        ...
+
+
+def position_of(map: Placed) -> tuple[float, float, float]:
+    """See `DensityMap.position`."""
+    return map.origin if any(map.origin) else _three_floats([n * map.voxel_size for n in map.nstart])
+
+
+def check_same_grid(first: Placed, second: Placed, what: str = "the two maps") -> None:
     """Refuse two maps that do not lie on one grid.
 
     Voxel sizes may differ by 0.1 % and positions by a hundredth of a voxel, which is what rounding in
@@ -96,7 +123,7 @@ def check_same_grid(first: DensityMap, second: DensityMap, what: str = "the two 
         cryofm_io.errors.GridMismatchError: the two maps differ in voxel size: 1.0 Å and 1.1 Å; ...
     """
     a, b = first.voxel_size, second.voxel_size
-    here = _close(first.position, second.position, 0.01 * a)
+    here = _close(position_of(first), position_of(second), 0.01 * a)
     rows = [
         ("shape (z, y, x)", first.shape == second.shape, first.shape, second.shape),
         ("voxel size", abs(a - b) <= 1e-3 * a, f"{a} Å", f"{b} Å"),

@@ -121,8 +121,8 @@ def _check_noise(one: NDArray[Any], two: NDArray[Any], curve: FscCurve) -> None:
     found = places(one, two)
     least = min(found.evenness / _MIN_EVENNESS, found.rim / _MIN_RIM, found.alone / _MIN_ALONE)
     values = [(half, value) for half in (one, two) for value in (0, half[0, 0, 0])]
-    if least < 1 or max(_filled(_middle(half), value) for half, value in values) > _MAX_CONSTANT:
-        constant = max(_filled(half, value) for half, value in values)
+    if least < 1 or max(share_filled(_middle(half), value) for half, value in values) > _MAX_CONSTANT:
+        constant = max(share_filled(half, value) for half, value in values)
         what = f"are constant in {constant:.0%}" if constant > _MAX_CONSTANT else "have next to no noise in some parts"
         raise HalfMapError(f"the half maps {what} of the box: masked, noise would be underestimated; {_WAY}")
     if found.shared > _MAX_SHARED:
@@ -171,7 +171,7 @@ def _middle(data: NDArray[Any]) -> NDArray[Any]:
     return data[tuple(slice(n // 4, n - n // 4) for n in data.shape)]
 
 
-def _filled(data: NDArray[Any], value: float) -> float:
+def share_filled(data: NDArray[Any], value: float) -> float:
     """Share of the cubes of 2³ voxels that have one value."""
     same = data == value
     for axis in range(3):

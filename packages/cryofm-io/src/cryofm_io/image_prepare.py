@@ -17,6 +17,8 @@ from cryofm_io.resample import fourier_resample
 __all__ = ["PreparedImages", "prepare_images"]
 
 _SOFT_EDGE = 0.1  # of the mask's diameter
+_DENSE, _HIGHEST = 0.1, 99  # part of this percentile that density exceeds where it counts for a robust centre
+_APART = 0.01  # of the mask's diameter: clean images have the two centres within .008
 _EDGE = 0.1  # of the low pass: the amplitude falls over the last tenth below 1/resolution
 
 
@@ -56,7 +58,8 @@ def prepare_images(
 
     A circular mask follows the centre of mass of each image until it stays. What is outside of it is background, whose
     mean becomes 0; the image is moved so that its centre of mass is pixel n // 2, by a Fourier shift, and masked. Views
-    of one object then share its centre of mass as their origin. One factor for all images makes their root mean
+    of one object then share its centre of mass as their origin. Where that of what is clearly dense lies elsewhere, it
+    is taken instead: noise and negative halos pull the other away. One factor for all images makes their root mean
     square within the mask's diameter 1; their relative scales are kept.
 
     Args:
@@ -129,7 +132,20 @@ def _disc(n: int, centre: NDArray[np.float64], radius: float) -> NDArray[np.floa
 
 
 def _centre(image: NDArray[Any], radius: float) -> tuple[NDArray[np.float64], float, float]:
-    """The shift (x, y) that brings the centre of mass to pixel n // 2, the background, and the mass within the mask."""
+    """The shift (x, y) that brings the centre of mass to pixel n // 2, the background, and the mass within the mask.
+
+    Of a clean image that of all density is exact. Noise and the negative halos of filtered averages pull it away; that
+    of what is clearly dense (of either sign) stays, and counts where the two are apart.
+    """
+    exact, robust = (_centre_of_mass(image, radius, level) for level in (0.0, _DENSE))
+    apart = float(np.hypot(*(exact[0] - robust[0])))
+    if apart <= _APART * 2 * radius:
+        return exact
+    return robust[0], robust[1], exact[2]
+
+
+def _centre_of_mass(image: NDArray[Any], radius: float, level: float) -> tuple[NDArray[np.float64], float, float]:
+    """Likewise, of what exceeds a level, in parts of the highest density; 0: of all."""
     n = len(image)
     axis = np.arange(n) - n // 2
     centre, background, mass = np.zeros(2), 0.0, 0.0
@@ -139,10 +155,14 @@ def _centre(image: NDArray[Any], radius: float) -> tuple[NDArray[np.float64], fl
         background = float(image[outside].mean()) if outside.any() else 0.0
         weights = mask * (image - background)
         mass = float(weights.sum())
-        if mass == 0:
+        if level:
+            upright = math.copysign(1, mass) * weights
+            weights = np.maximum(upright - level * np.percentile(upright, _HIGHEST), 0)
+        total = float(weights.sum())
+        if total == 0:
             break
         previous = centre
-        centre = np.clip(np.array([weights.sum(0) @ axis, weights.sum(1) @ axis]) / mass, -n / 4, n / 4)
+        centre = np.clip(np.array([weights.sum(0) @ axis, weights.sum(1) @ axis]) / total, -n / 4, n / 4)
         if np.abs(centre - previous).max() < 1e-3:
             break
     return -centre, background, mass

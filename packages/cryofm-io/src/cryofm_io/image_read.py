@@ -33,7 +33,7 @@ def read_images(path: str | os.PathLike[str], *, voxel_size: float | None = None
         strict: Refuse images that are empty or damaged, which otherwise are named and left out.
 
     Returns:
-        The good images as float32 ``(K, y, x)``, with the CTFs and poses that a STAR file states.
+        The good images as float32 ``(K, y, x)``, with the CTFs, poses and classes' shares that a STAR file states.
 
     Raises:
         InputFileError: A file is missing, truncated, of another kind, or a volume; no voxel size is known; or an image
@@ -48,7 +48,7 @@ def read_images(path: str | os.PathLike[str], *, voxel_size: float | None = None
         >>> from cryofm_io import DensityMap, write_map
         >>> write_map("classes.mrcs", DensityMap(np.arange(5 * 8 * 8).reshape(5, 8, 8), voxel_size=1.2))
         >>> read_images("classes.mrcs")
-        ImageStack(data=float32 (5, 8, 8), voxel_size=1.2, names=5 of them, ctf=None, poses=None)
+        ImageStack(data=float32 (5, 8, 8), voxel_size=1.2, names=5 of them, ctf=None, poses=None, shares=None)
     """
     path = Path(path)
     if ".star" in [suffix.lower() for suffix in path.suffixes[-2:]]:
@@ -96,7 +96,7 @@ def _read_star(path: Path, voxel_size: float | None, strict: bool) -> ImageStack
         if image.shape != first:
             raise GridMismatchError(f"{path}: {names[0]} is {first} and {name} {image.shape}; bring them to one size")
     size = _star_voxel_size(table, headers, voxel_size)
-    return _stack(path, np.stack(images), size, names, table.ctf(), table.poses(size), strict=strict)
+    return _stack(path, np.stack(images), size, names, table.ctf(), table.poses(size), table.shares(), strict=strict)
 
 
 def _star_voxel_size(table: ImageTable, headers: list[Stated], wished: float | None) -> float:
@@ -163,6 +163,7 @@ def _stack(
     names: list[str],
     ctf: ImageCtf | None = None,
     poses: Poses | None = None,
+    shares: NDArray[np.float64] | None = None,
     *,
     strict: bool,
 ) -> ImageStack:
@@ -182,7 +183,8 @@ def _stack(
         data, names = data[good], [name for name, keep in zip(names, good, strict=True) if keep]
         ctf = ctf and ImageCtf(**{field: values[good] for field, values in attrs.asdict(ctf).items()})
         poses = poses and Poses(poses.rotations[good], poses.shifts[good])
+        shares = None if shares is None else shares[good]
     try:
-        return ImageStack(data, voxel_size, names, ctf, poses)
+        return ImageStack(data, voxel_size, names, ctf, poses, shares)
     except GeometryError as error:
         raise GeometryError(f"{path}: {error}") from None

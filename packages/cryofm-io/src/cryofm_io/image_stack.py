@@ -29,8 +29,8 @@ def _strings(values: Iterable[str]) -> tuple[str, ...]:
     return tuple(values)
 
 
-def _summary(values: NDArray[Any]) -> str:
-    return f"{values.dtype} {values.shape}"
+def _summary(values: NDArray[Any] | None) -> str:
+    return "None" if values is None else f"{values.dtype} {values.shape}"
 
 
 @attrs.frozen(eq=False)
@@ -143,14 +143,15 @@ class ImageStack:
         names: Where each image is stored, as RELION writes it (``000001@stack.mrcs``); empty if nowhere.
         ctf: Contrast transfer functions, if known.
         poses: Poses, if known.
+        shares: Of class averages, the part of all particles that each is made of, ``(K,)``, if known.
 
     Raises:
         GeometryError: The images are not square or fewer than two or hold NaN, the voxel size is not positive, or there
-            are not as many names, CTFs or poses as images.
+            are not as many names, CTFs, poses or shares as images.
 
     Example:
         >>> ImageStack(np.zeros((3, 8, 8)), 1.5)
-        ImageStack(data=float32 (3, 8, 8), voxel_size=1.5, names=0 of them, ctf=None, poses=None)
+        ImageStack(data=float32 (3, 8, 8), voxel_size=1.5, names=0 of them, ctf=None, poses=None, shares=None)
     """
 
     data: NDArray[np.float32] = attrs.field(converter=_as_float32, repr=_summary)
@@ -158,6 +159,9 @@ class ImageStack:
     names: tuple[str, ...] = attrs.field(default=(), converter=_strings, repr=lambda names: f"{len(names)} of them")
     ctf: ImageCtf | None = None
     poses: Poses | None = None
+    shares: NDArray[np.float64] | None = attrs.field(
+        default=None, converter=attrs.converters.optional(_as_float64), repr=_summary
+    )
 
     def __attrs_post_init__(self) -> None:
         shape = self.data.shape
@@ -167,9 +171,26 @@ class ImageStack:
             raise GeometryError(f"{len(self)} image(s): a reconstruction needs at least 2")
         positive("voxel size", self.voxel_size, "Å")
         all_finite("an image stack's values", self.data)
-        for what, parts in (("names", self.names or None), ("CTFs", self.ctf), ("poses", self.poses)):
+        parts_of = {"names": self.names or None, "CTFs": self.ctf, "poses": self.poses, "shares": self.shares}
+        for what, parts in parts_of.items():
             if parts is not None and len(parts) != len(self):
                 raise GeometryError(f"{len(self)} images and {len(parts)} {what}; there must be as many")
 
     def __len__(self) -> int:
         return len(self.data)
+
+    def chosen(self, which: Any) -> Self:
+        """Some of the images, with what is known of them.
+
+        Args:
+            which: Their numbers, or for each image whether it is one of them.
+        """
+        at = np.arange(len(self))[which]
+        return attrs.evolve(
+            self,
+            data=self.data[at],
+            names=[self.names[i] for i in at] if self.names else (),
+            ctf=self.ctf and ImageCtf(**{field: values[at] for field, values in attrs.asdict(self.ctf).items()}),
+            poses=self.poses and Poses(self.poses.rotations[at], self.poses.shifts[at]),
+            shares=None if self.shares is None else self.shares[at],
+        )

@@ -33,6 +33,7 @@ ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 
 _PIXELS = ("rlnImagePixelSize", "rlnPixelSize")
 _NAMES = ("rlnImageName", "rlnReferenceImage")
+_SHARE = "rlnClassDistribution"
 _2D_STACKS = "rlnTomoSubTomosAre2DStacks"
 _WANTED = (
     *DEFOCUS.values(),
@@ -42,7 +43,7 @@ _WANTED = (
     *_NAMES,
     *("rlnOpticsGroup", "rlnImageDimensionality", "rlnDetectorPixelSize", "rlnMagnification"),
     *("rlnCtfDataAreCtfPremultiplied", "rlnOriginX", "rlnOriginY", "rlnOriginXAngst", "rlnOriginYAngst"),
-    *(_2D_STACKS, "rlnTomoVisibleFrames"),
+    *(_2D_STACKS, "rlnTomoVisibleFrames", _SHARE),
 )
 # What a value can be; beyond it the unit is another or the file is damaged.
 _RANGES = {
@@ -148,6 +149,11 @@ class ImageTable:
                 origin = np.zeros(len(self.names)) if origin_px is None else voxel_size * origin_px
             shifts.append(origin)
         return Poses.from_angles(np.stack(angles, -1), np.stack(shifts, -1))
+
+    def shares(self) -> NDArray[np.float64] | None:
+        """Of class averages, the part of the particles that each is made of, if the table tells it."""
+        shares = self._column(self.block, _SHARE)
+        return None if shares is None else np.where(np.isfinite(shares), shares, 0.0)  # as RELION has empty classes
 
     def _column(self, block: Block, tag: str) -> NDArray[np.float64] | None:
         values = block.column(tag)

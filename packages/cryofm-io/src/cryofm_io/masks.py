@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from cryofm_io.checks import all_finite, finite, not_negative, positive
 from cryofm_io.density_map import DensityMap, check_same_grid
 from cryofm_io.errors import GridMismatchError, MaskError
+from cryofm_io.filters import low_pass
 from cryofm_io.mrc_read import read_values
 
-__all__ = ["check_mask", "read_mask", "soft_mask", "spherical_mask"]
+__all__ = ["automatic_mask", "check_mask", "read_mask", "soft_mask", "spherical_mask"]
+
+_TOP = 99.9  # percentile that stands for the highest density
 
 
 def spherical_mask(
@@ -69,13 +72,51 @@ def soft_mask(
         raise MaskError(f"no voxel reaches the threshold {threshold:g} (largest {data.max():g}); choose a lower one")
     spacing = positive("voxel size", voxel_size, "Å")
     # Distances take ten times the memory of a map, and farther away there is no mask.
-    far = math.ceil((dilate + soft_edge) / spacing) + 1 if dilate + soft_edge < spacing * max(data.shape) else 0
+    reach = dilate + soft_edge
+    far = math.ceil(reach / spacing) + 1 if 0 <= reach < spacing * max(data.shape) else 0
     found = scipy.ndimage.find_objects((~outside).astype(np.uint8))[0]
     box = tuple(slice(max(0, part.start - far), part.stop + far) if far else slice(None) for part in found)
     distance = np.asarray(scipy.ndimage.distance_transform_edt(outside[box], sampling=spacing), dtype=np.float32)
     mask = np.zeros(data.shape, np.float32)
     mask[box] = raised_cosine(distance, dilate, soft_edge, voxel_size)
     return mask
+
+
+def automatic_mask(
+    data: NDArray[Any],
+    voxel_size: float,
+    *,
+    resolution: float = 10.0,
+    level: float = 0.2,
+    dilate: float = 3.0,
+    soft_edge: float = 6.0,
+) -> NDArray[np.float32] | None:
+    """A soft mask about what stands out of a map at low resolution, as a microscopist would make one.
+
+    Args:
+        data: Density ``(z, y, x)``, its solvent at 0 and protein positive; the mean of two halves.
+        voxel_size: Å.
+        resolution: Å, of the low pass.
+        level: The threshold, of the highest density after the low pass (its percentile 99.9).
+        dilate: Å by which the mask is wider than the thresholded region.
+        soft_edge: Å; width over which it then falls to 0.
+
+    Returns:
+        The mask, or None where nothing is above 0.
+
+    Raises:
+        GeometryError: As `soft_mask`.
+
+    Example:
+        >>> data = np.zeros((24, 24, 24))
+        >>> data[8:16, 8:16, 8:16] = 1
+        >>> mask = automatic_mask(data, 1.5)
+        >>> float(mask[12, 12, 12]), float(mask[0, 0, 0])
+        (1.0, 0.0)
+    """
+    smooth = low_pass(data, resolution, voxel_size)
+    top = float(np.percentile(smooth, _TOP))
+    return soft_mask(smooth, level * top, dilate, soft_edge, voxel_size) if top > 0 else None
 
 
 def read_mask(

@@ -10,13 +10,14 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from cryofm_io.checks import positive
 from cryofm_io.density_map import DensityMap
 from cryofm_io.errors import InputFileError, MapWarning
 from cryofm_io.mrc_header import Header
 from cryofm_io.mrc_store import load, peek
 from cryofm_io.voxel_size import settle_voxel_size, stated_voxel_size
 
-__all__ = ["MapSize", "map_size", "read_map"]
+__all__ = ["MapOnDisk", "MapSize", "map_on_disk", "map_size", "read_map"]
 
 _log = logging.getLogger(__name__)
 
@@ -61,10 +62,16 @@ class MapSize:
     Args:
         shape: (z, y, x).
         voxel_size: Å.
+
+    Raises:
+        GeometryError: The voxel size is not positive.
     """
 
     shape: tuple[int, int, int]
     voxel_size: float
+
+    def __attrs_post_init__(self) -> None:
+        positive("voxel size", self.voxel_size, "Å")
 
 
 def map_size(path: str | os.PathLike[str], *, voxel_size: float | None = None) -> MapSize:
@@ -80,8 +87,8 @@ def map_size(path: str | os.PathLike[str], *, voxel_size: float | None = None) -
 
     Example:
         >>> from cryofm_io import write_map
-        >>> write_map("map.mrc", DensityMap(np.eye(12).reshape(9, 4, 4), voxel_size=1.2))
-        >>> map_size("map.mrc")
+        >>> write_map("large.mrc", DensityMap(np.eye(12).reshape(9, 4, 4), voxel_size=1.2))
+        >>> map_size("large.mrc")
         MapSize(shape=(9, 4, 4), voxel_size=1.2)
     """
     path = Path(path)
@@ -94,8 +101,53 @@ def map_size(path: str | os.PathLike[str], *, voxel_size: float | None = None) -
     return MapSize((z, y, x), size)
 
 
-def read_values(path: str | os.PathLike[str], *, voxel_size: float | None = None) -> DensityMap:
-    """Read a map that may be constant, as a mask may be; otherwise like `read_map`."""
+@attrs.frozen(eq=False)
+class MapOnDisk:
+    """A map whose values are read as they are needed.
+
+    Args:
+        data: ``(z, y, x)``, as stored: a view of the file, for slices; not looked at yet, and perhaps not finite.
+        voxel_size: Å.
+        origin: As that of `DensityMap`.
+        nstart: Likewise.
+        space_group: Likewise.
+        labels: Likewise.
+    """
+
+    data: NDArray[Any] = attrs.field(repr=lambda d: f"{d.dtype.name} {d.shape}")
+    voxel_size: float
+    origin: tuple[float, float, float]
+    nstart: tuple[int, int, int]
+    space_group: int
+    labels: tuple[str, ...]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Number of voxels (z, y, x)."""
+        z, y, x = self.data.shape
+        return z, y, x
+
+
+def map_on_disk(path: str | os.PathLike[str], *, voxel_size: float | None = None) -> MapOnDisk:
+    """Open a map that may be larger than memory; what `read_map` refuses by the header is refused here too.
+
+    Args:
+        path: See `read_map`; a compressed file is unpacked into memory.
+        voxel_size: Å; wins over whatever the header says about size.
+
+    Raises:
+        InputFileError: As `read_map`, but for values that are not finite or all equal, which are not looked at.
+        GeometryError: As `read_map`.
+
+    Warns:
+        MapWarning: As `read_map`.
+
+    Example:
+        >>> from cryofm_io import write_map
+        >>> write_map("on_disk.mrc", DensityMap(np.eye(12).reshape(9, 4, 4), voxel_size=1.2))
+        >>> map_on_disk("on_disk.mrc").data[2:4, 1, 0]
+        memmap([0., 1.], dtype=float32)
+    """
     path = Path(path)
     header, stored = load(path)
     is_stack = says_stack(path, header) and not _is_volume_all_the_same(path, header)
@@ -110,10 +162,19 @@ def read_values(path: str | os.PathLike[str], *, voxel_size: float | None = None
     # Columns are the last stored axis, sections the first.  NSTART follows the stored axes; ORIGIN, the cell
     # and its sampling are along x, y, z already.
     data = stored.transpose([2 - axes.index(axis) for axis in (3, 2, 1)])
-    nstart = [header.stored_start[axes.index(axis)] for axis in (1, 2, 3)]
+    x, y, z = (header.stored_start[axes.index(axis)] for axis in (1, 2, 3))
     size = settle_voxel_size(path, stated_voxel_size(header), voxel_size)
+    origin = header.origin
+    if not np.isfinite(origin).all():
+        warnings.warn(f"{path}: ORIGIN {origin} is not finite, taken as 0", MapWarning, stacklevel=3)
+        origin = (0.0, 0.0, 0.0)
+    return MapOnDisk(data, size, origin, (x, y, z), header.space_group, header.labels)
 
-    data = as_float32(data)
+
+def read_values(path: str | os.PathLike[str], *, voxel_size: float | None = None) -> DensityMap:
+    """Read a map that may be constant, as a mask may be; otherwise like `read_map`."""
+    found = map_on_disk(path, voxel_size=voxel_size)
+    data = as_float32(found.data)
     finite = np.isfinite(data)
     if not finite.all():
         first = np.unravel_index(int(finite.argmin()), data.shape)
@@ -122,11 +183,7 @@ def read_values(path: str | os.PathLike[str], *, voxel_size: float | None = None
             f"{path}: {data.size - int(finite.sum())} values are not finite, the first is {data[first]} at "
             f"(z, y, x) = {index}; repair the map or choose another"
         )
-    origin = header.origin
-    if not np.isfinite(origin).all():
-        warnings.warn(f"{path}: ORIGIN {origin} is not finite, taken as 0", MapWarning, stacklevel=3)
-        origin = (0.0, 0.0, 0.0)
-    return DensityMap(data, size, origin, nstart, header.space_group, header.labels)
+    return DensityMap(data, found.voxel_size, found.origin, found.nstart, found.space_group, found.labels)
 
 
 def as_float32(stored: NDArray[Any]) -> NDArray[np.float32]:

@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from cryofm_io.checks import all_finite, positive
+
 __all__ = ["particle_diameter"]
 
 _LEVEL = 0.1  # of the highest density: where a particle ends
@@ -26,6 +28,9 @@ def particle_diameter(data: NDArray[Any], voxel_size: float) -> float:
     Returns:
         The diameter; 0 where nothing is dense.
 
+    Raises:
+        GeometryError: The voxel size is not positive, or a value is NaN or infinite.
+
     Example:
         >>> grid = np.indices((32, 32, 32)) - 16
         >>> round(particle_diameter((np.square(grid).sum(0) <= 8**2).astype(float), 2.0))
@@ -33,6 +38,8 @@ def particle_diameter(data: NDArray[Any], voxel_size: float) -> float:
     """
     from scipy.ndimage import gaussian_filter, label
 
+    positive("voxel size", voxel_size, "Å")
+    all_finite("a map's values", data)
     axes = np.meshgrid(*(np.arange(n) - n // 2 for n in data.shape), indexing="ij")
     outside = data[np.square(axes).sum(0) > (min(data.shape) / 2 - 1) ** 2]
     solvent = float(np.median(outside))

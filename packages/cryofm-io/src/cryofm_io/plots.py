@@ -136,6 +136,7 @@ def plot_pairs(
     projections: NDArray[Any],
     path: str | os.PathLike[str],
     *,
+    marked: Sequence[int] = (),
     overwrite: bool = False,
 ) -> None:
     """Draw each image beside the projection of a model at its pose, with their correlation.
@@ -146,6 +147,7 @@ def plot_pairs(
         images: ``(K, y, x)``; the first 100 are drawn.
         projections: ``(K, y, x)``, in the same order.
         path: The picture; its ending gives the format (.png, .pdf, .svg).
+        marked: Numbers of images that do not fit, from 0: in a red frame. One whose projection is constant has none.
         overwrite: Whether an existing file may be replaced.
 
     Raises:
@@ -162,7 +164,10 @@ def plot_pairs(
     count, (_, y, x) = min(len(images), _MOST_PAIRS), images.shape
     columns = max(min(count, 2), round(math.sqrt(count / 2 * y / x)))
     rows = math.ceil(count / columns)
-    correlations = [float(np.corrcoef(a.ravel(), b.ravel())[0, 1]) for a, b in zip(images, projections, strict=True)]
+    correlations = [
+        float(np.corrcoef(a.ravel(), b.ravel())[0, 1]) if np.ptp(b) else math.nan
+        for a, b in zip(images, projections, strict=True)
+    ]
     # One set of axes, in units of an image's width: a hundred of them would take ten seconds.
     width, height = 2.15, y / x + 0.25
     figure = _figure(max(width * columns, 3.5), height * rows + 0.3)
@@ -173,12 +178,16 @@ def plot_pairs(
             low, high = np.percentile(shown, [0.5, 99.8])
             extent = (start, start + 1, bottom, bottom + y / x)
             axes.imshow(shown, "gray", vmin=low, vmax=high, extent=extent, origin="lower", interpolation="nearest")
-        label = f"{k + 1}: {correlations[k]:.2f}"
-        axes.text(left + 1.015, bottom + y / x + 0.04, label, ha="center", va="bottom", size=8)
+        label = f"{k + 1}: left out" if math.isnan(correlations[k]) else f"{k + 1}: {correlations[k]:.2f}"
+        colour = "red" if k in marked else "black"
+        axes.text(left + 1.015, bottom + y / x + 0.04, label, ha="center", va="bottom", size=8, color=colour)
+        if k in marked:
+            across, up = (left, left + 2.03), (bottom, bottom + y / x)
+            axes.plot([*across, *across[::-1], left], [up[0], up[0], up[1], up[1], up[0]], "r", lw=1.5)
     axes.set(xlim=(0, width * columns - 0.12), ylim=(-height * (rows - 1), height), aspect="equal")
     axes.set_axis_off()
     drawn = "" if count == len(images) else f", {count} of {len(images)} drawn"
-    title = f"image | projection: correlation (mean {np.mean(correlations):.2f}{drawn})"
+    title = f"image | projection: correlation (mean {np.nanmean(correlations):.2f}{drawn})"
     figure.suptitle(title, size=8)
     _save(figure, path, overwrite)
 

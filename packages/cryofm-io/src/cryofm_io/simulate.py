@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from cryofm_io.atomic_model import read_model
 from cryofm_io.checks import finite, not_negative, positive
-from cryofm_io.errors import InputFileError, MissingExtraError
+from cryofm_io.errors import GeometryError, InputFileError, MissingExtraError
 
 __all__ = ["simulate_density"]
 
@@ -81,6 +81,8 @@ def simulate_density(
     blur = max(0.0, _MIN_B - float(b.min()))  # undone in Fourier space, so that sharp atoms need no finer grid
 
     low, high = position.min(0) - margin, position.max(0) + margin
+    if voxel_size > min(high - low):
+        raise GeometryError(f"voxel size {voxel_size:g} Å: the atoms and their margin are {min(high - low):.0f} Å wide")
     voxels = float(np.prod((high - low) / _FINE))
     if voxels > _MOST_VOXELS:
         raise InputFileError(

@@ -34,6 +34,7 @@ from cryofm_ops.likelihoods.student_t import StudentTLikelihood
 from cryofm_ops.likelihoods.toeplitz_gaussian import ToeplitzGaussian
 from cryofm_ops.noise.anisotropic import AnisotropicNoise, cone_alpha, wedge_alpha
 from cryofm_ops.noise.block import BlockNoise
+from cryofm_ops.noise.coverage import CoverageNoise, coverage_from_poses
 from cryofm_ops.noise.from_cones import AlphaEstimate, estimate_alpha
 from cryofm_ops.noise.from_directions import DirectionalEstimate, estimate_directional_noise
 from cryofm_ops.noise.from_half_maps import NoiseEstimate, estimate_noise_power
@@ -58,6 +59,7 @@ from cryofm_ops.operators.projector import Projector
 from cryofm_ops.operators.scale import Scale
 from cryofm_ops.operators.slices import FourierSlices
 from cryofm_ops.operators.wedge import DoubleTilt, MissingWedge
+from cryofm_ops.poses.averages import AverageRings, average_rings, image_scales
 from cryofm_ops.poses.blind import BlindGaussian, BlindProjections, PoseLikelihood
 from cryofm_ops.poses.common_lines import CommonLines, polar_transform
 from cryofm_ops.poses.evidence import pose_log_evidence, refine_by_evidence
@@ -66,6 +68,7 @@ from cryofm_ops.poses.losses import psi_bg, psi_cor, psi_sg
 from cryofm_ops.poses.sampling import PoseSamples, sample_poses
 from cryofm_ops.poses.search import PoseEstimate, search_poses
 from cryofm_ops.protocols import (
+    Averaging,
     Blind,
     Conjugate,
     FourierDiagonal,
@@ -97,6 +100,8 @@ __all__ = [
     "CTF",
     "AlphaEstimate",
     "AnisotropicNoise",
+    "AverageRings",
+    "Averaging",
     "Blind",
     "BlindGaussian",
     "BlindProjections",
@@ -104,6 +109,7 @@ __all__ = [
     "CommonLines",
     "Conjugate",
     "ConvergenceError",
+    "CoverageNoise",
     "CryoFMError",
     "Deviations",
     "DirectionTable",
@@ -166,9 +172,11 @@ __all__ = [
     "adjoint_of",
     "alpha_from_poses",
     "angular_distance_deg",
+    "average_rings",
     "background_power",
     "compose",
     "cone_alpha",
+    "coverage_from_poses",
     "directional",
     "estimate_alpha",
     "estimate_directional_noise",
@@ -181,6 +189,7 @@ __all__ = [
     "gaussian_likelihood",
     "half_shape",
     "hemisphere",
+    "image_scales",
     "in_model_units",
     "irfft",
     "joint",

@@ -1,19 +1,24 @@
-"""Checks that several likelihoods share."""
+"""Checks that several classes share."""
 
 import math
 from typing import Any
 
 from torch import Tensor
 
-from cryofm_ops.errors import GridMismatchError, NoiseError, ObservationError
+from cryofm_ops.errors import CryoFMError, GridMismatchError, NoiseError, ObservationError
 from cryofm_ops.fourier.grid import half_shape
+
+
+def check_tensor(value: Any, what: str, error: type[CryoFMError]) -> None:
+    """A tensor, where a numpy array is what people have."""
+    if not isinstance(value, Tensor):
+        how = "; torch.from_numpy makes one of it" if hasattr(value, "__array__") else ""
+        raise error(f"{what} must be a tensor, got {type(value).__name__}{how}")
 
 
 def check_observation(_: Any, __: Any, y: Any) -> None:
     """An observation is a real, finite tensor (an attrs validator)."""
-    if not isinstance(y, Tensor):
-        how = "; torch.from_numpy makes one of it" if hasattr(y, "__array__") else ""
-        raise ObservationError(f"the observation must be a tensor, got {type(y).__name__}{how}")
+    check_tensor(y, "the observation", ObservationError)
     if not y.is_floating_point():
         raise ObservationError(f"the observation must be real floating point, got {y.dtype}")
     if y.dtype.itemsize < 4:

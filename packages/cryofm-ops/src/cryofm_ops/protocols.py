@@ -13,6 +13,7 @@ from torch import Tensor
 from cryofm_ops.normal import Normal
 
 __all__ = [
+    "Averaging",
     "Blind",
     "Conjugate",
     "FourierDiagonal",
@@ -122,6 +123,15 @@ class Iterative(Protocol):
 
     def condition_from(self, start: Tensor, mean: Tensor, variance: Tensor | float, /) -> Normal:
         """As `condition`, from a volume near the mean of the result, shaped as `mean`."""
+        ...
+
+
+@runtime_checkable
+class Averaging(Protocol):
+    """A `Conjugate` that finds the mode, and can find the mean, at a price."""
+
+    def mean_from(self, start: Tensor, mean: Tensor, variance: Tensor | float, /) -> Normal:
+        """N(mean, variance) given the data, from a volume near the mode, shaped as `mean`."""
         ...
 
 

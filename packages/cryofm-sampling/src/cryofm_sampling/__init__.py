@@ -34,11 +34,13 @@ from cryofm_sampling.half_maps import (
 from cryofm_sampling.misfit import misfit
 from cryofm_sampling.models import (
     RankedModels,
+    Trust,
     models_by_algorithm_3,
     models_of_class_averages,
     models_of_particles,
 )
 from cryofm_sampling.priors.calibrate import CalibratedVelocity, calibrate
+from cryofm_sampling.priors.conditioned import Conditioned
 from cryofm_sampling.priors.log_likelihood import LogLikelihood, log_likelihood
 from cryofm_sampling.priors.plug_and_play_loss import PlugAndPlayLoss
 from cryofm_sampling.priors.rescaled import Rescaled
@@ -46,6 +48,7 @@ from cryofm_sampling.priors.tiled import Tiled
 from cryofm_sampling.protocols import (
     Calibrated,
     Callback,
+    ConditionalVelocityField,
     Draw,
     RunCallback,
     Sampler,
@@ -83,6 +86,8 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "Common",
+    "ConditionalVelocityField",
+    "Conditioned",
     "CryoFMError",
     "Draw",
     "EnvelopeFit",
@@ -117,6 +122,7 @@ __all__ = [
     "SpectrallyCalibrated",
     "Summary",
     "Tiled",
+    "Trust",
     "VelocityField",
     "WedgeAlike",
     "calibrate",

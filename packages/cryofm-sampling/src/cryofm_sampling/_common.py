@@ -5,13 +5,14 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from numbers import Integral
 from operator import index
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import attrs
 import torch
 from torch import Tensor
 
 from cryofm_ops import (
+    Averaging,
     Conjugate,
     CryoFMError,
     Deviations,
@@ -126,6 +127,13 @@ class Unrounded:
         with rounding:
             return self._kept(self.data.condition_from(start, mean, variance), rounding)
 
+    def mean_from(self, start: Tensor, mean: Tensor, variance: Tensor | float, /) -> Normal:
+        if not isinstance(self.data, Averaging):
+            return self.condition_from(start, mean, variance)
+        rounding = torch.autocast(mean.device.type, enabled=False)
+        with rounding:
+            return self._kept(self.data.mean_from(start, mean, variance), rounding)
+
     def _kept(self, posterior: Normal, rounding: torch.autocast) -> Normal:
         note = getattr(posterior, "note", "")
         if note and note not in self.notes:
@@ -158,7 +166,8 @@ def as_the_data(likelihood: Likelihood | Conjugate, box: Box, like: Tensor) -> T
     if told is None and isinstance(likelihood, Likelihood):
         try:
             with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
-                told = likelihood.log_prob(like.new_zeros(box, dtype=torch.float32)).dtype
+                value = likelihood.log_prob(like.new_zeros(box, dtype=torch.float32))
+                told = getattr(value, "dtype", None)  # of another kind: said where it is asked for its gradient
         except CryoFMError:  # of data without noise, which have none
             return like
         except RuntimeError:  # of data that take their own precision alone
@@ -172,21 +181,30 @@ def notes(data: Sequence[Conjugate]) -> dict[str, object]:
     return {"note": "; ".join(found)} if found else {}
 
 
-def given(data: Sequence[Conjugate], starts: Tensor, means: Tensor, variances: Sequence[Tensor | float]) -> Tensor:
+def given(
+    data: Sequence[Conjugate],
+    starts: Tensor,
+    means: Tensor,
+    variances: Sequence[Tensor | float],
+    *,
+    averaged: bool = False,
+) -> Tensor:
     """The mean of N(mean, variance) given the data, for every volume `(n, z, y, x)`, from where each is likely to be.
 
-    Volumes that share their data are conditioned together, where the data know how to.
+    Of data that search it is the mode, and the mean where it is to be `averaged`. Volumes that share their data are
+    conditioned together, where the data know how to.
     """
+    find = mean_from if averaged else condition_from
     first = data[0]
     if len(data) > 1 and isinstance(first, Unrounded) and all(y is first for y in data):
         numbers = not isinstance(variances[0], Tensor)
         if first.batched:
             each = [means.new_tensor(v).reshape(1, 1, 1) if numbers else v for v in variances]
-            return first.condition_from(starts, means, torch.stack(each)).mean.to(means)  # type: ignore[arg-type]
+            return find(first, starts, means, torch.stack(each)).mean.to(means)  # type: ignore[arg-type]
         if numbers and len(set(variances)) == 1:
-            return first.condition_from(starts, means, variances[0]).mean.to(means)
+            return find(first, starts, means, variances[0]).mean.to(means)
     volumes = zip(data, starts, means, variances, strict=True)
-    return torch.stack([condition_from(y, start, mean, v).mean.to(means) for y, start, mean, v in volumes])
+    return torch.stack([find(y, start, mean, v).mean.to(means) for y, start, mean, v in volumes])
 
 
 def condition_from(data: Conjugate, start: Tensor, mean: Tensor, variance: Tensor | float) -> Normal:
@@ -194,6 +212,18 @@ def condition_from(data: Conjugate, start: Tensor, mean: Tensor, variance: Tenso
     if isinstance(data, Unrounded):
         return data.condition_from(start, mean, variance)
     return data.condition(mean, variance)
+
+
+def mean_from(data: Conjugate, start: Tensor, mean: Tensor, variance: Tensor | float) -> Normal:
+    """As `condition_from`, with the mean of data whose mode is no mean."""
+    if isinstance(data, Unrounded):
+        return data.mean_from(start, mean, variance)
+    return data.condition(mean, variance)
+
+
+def averages(data: Conjugate) -> bool:
+    """Whether the data have a mean that is not their mode."""
+    return isinstance(data, Unrounded) and isinstance(data.data, Averaging)
 
 
 def first_posteriors(data: Sequence[Conjugate], power: Tensor, box: Box, like: Tensor) -> list[Normal]:
@@ -257,6 +287,8 @@ def streams(generator: torch.Generator, batch: tuple[int, ...]) -> list[torch.Ge
 
     The seeds are drawn one after another: two batches of 2 from one generator are one batch of 4.
     """
+    if not isinstance(generator, torch.Generator):
+        raise SettingError(f"generator must be a torch.Generator, got {generator!r}")
     seeds = [
         int(torch.randint(2**62, (), generator=generator, device=generator.device)) for _ in range(math.prod(batch))
     ]
@@ -281,16 +313,18 @@ def region_of(velocity: VelocityField, x: Tensor) -> Region | None:
     return None if region is None or region.shape != x.shape[-3:] else region
 
 
-def velocity_at(velocity: VelocityField, x: Tensor, t: float) -> Tensor:
-    """v(x, t), evaluated where density can be; elsewhere that of the solvent. t > 0."""
+def velocity_at(velocity: VelocityField, x: Tensor, t: float, *, any_value: bool = False) -> Tensor:
+    """v(x, t), evaluated where density can be; elsewhere that of the solvent. t > 0. See `evaluated`."""
     region = region_of(velocity, x)
     if region is None:
-        return evaluated(velocity, x, t)
-    return (x - region.within(lambda part: part - t * evaluated(velocity, part, t), x)) / t
+        return evaluated(velocity, x, t, any_value=any_value)
+    x_0 = region.within(lambda part: part - t * evaluated(velocity, part, t, any_value=any_value), x)
+    return (x - x_0) / t
 
 
-def evaluated(velocity: VelocityField, x: Tensor, t: float) -> Tensor:
-    """v(x, t), or an error that says whose fault it is that it is of another kind, or not finite."""
+def evaluated(velocity: VelocityField, x: Tensor, t: float, *, any_value: bool = False) -> Tensor:
+    """v(x, t), or an error that says whose fault it is that it is of another kind, or, unless any value will do, not
+    finite."""
     try:
         v = velocity(x, time_like(t, x))
     except RuntimeError as error:
@@ -305,11 +339,25 @@ def evaluated(velocity: VelocityField, x: Tensor, t: float) -> Tensor:
         raise CapabilityError(
             f"the prior {type(velocity).__name__} must give a real velocity of shape {tuple(x.shape)}, it gave {found}"
         )
-    if not v.isfinite().all():
+    if not any_value and not v.isfinite().all():
         if x.isfinite().all():
             raise CapabilityError(f"{type(velocity).__name__} gives a velocity that is not finite at t = {t:.3g}")
         raise OperatorError("the likelihood made a volume that is not finite; does its condition take any mean?")
     return v
+
+
+@runtime_checkable
+class Oriented(Protocol):
+    """A velocity field that is not the same in all directions, for it knows something about x in its place."""
+
+    def turned(self, turn: Callable[[Tensor], Tensor], /) -> VelocityField:
+        """What it is of x turned, `(n, z, y, x)`."""
+        ...
+
+
+def spent(velocity: VelocityField, calls: int) -> int:
+    """Network evaluations in as many calls of a velocity field, which may say how many one call takes."""
+    return calls * int(getattr(velocity, "evaluations", 1))
 
 
 def check_likelihood(value: Tensor, gradient: Tensor) -> None:
@@ -336,6 +384,9 @@ def log_prob_and_gradient(likelihood: Likelihood, x: Tensor) -> tuple[Tensor, Te
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         x = x.detach().requires_grad_()
         value = likelihood.log_prob(x)
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+            raise OperatorError(f"the log_prob of {type(likelihood).__name__} must be a real tensor, it is {found}")
         if value.shape != x.shape[:-3]:
             raise GridMismatchError(
                 f"the log_prob of volumes of shape {tuple(x.shape)} must be {tuple(x.shape[:-3])}, one value each; "

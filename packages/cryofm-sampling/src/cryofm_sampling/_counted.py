@@ -22,6 +22,8 @@ def counted(likelihood: Any, tally: Tally) -> Any:
 
     What is diagonal in Fourier space has nothing to count, and a `Conjugate` of another kind shows nothing.
     """
+    if getattr(likelihood, "normalization", None) is not None:  # in model units, which `in_model_units` refuses
+        return likelihood
     if isinstance(likelihood, Gaussian):
         adjoint = {"adjoint": _adjoint} if isinstance(likelihood.operator, LinearOperator) else {}
         return attrs.evolve(likelihood, operator=_named(likelihood.operator, tally, {"__call__": _call, **adjoint}))

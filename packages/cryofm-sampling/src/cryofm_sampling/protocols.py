@@ -13,7 +13,16 @@ from torch import Tensor
 
 from cryofm_ops import Likelihood
 
-__all__ = ["Calibrated", "Callback", "Draw", "RunCallback", "Sampler", "SpectrallyCalibrated", "VelocityField"]
+__all__ = [
+    "Calibrated",
+    "Callback",
+    "ConditionalVelocityField",
+    "Draw",
+    "RunCallback",
+    "Sampler",
+    "SpectrallyCalibrated",
+    "VelocityField",
+]
 
 
 @runtime_checkable
@@ -22,6 +31,22 @@ class VelocityField(Protocol):
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
         """dx/dt at x `(*batch, z, y, x)` and t in [0, 1], a scalar or `(batch,)`; shaped as x."""
+        ...
+
+
+@runtime_checkable
+class ConditionalVelocityField(Protocol):
+    """A flow prior that may be shown a volume: E[x_1 − x_0 | x_t, y]. `Conditioned` makes a `VelocityField` of it."""
+
+    def given(self, x: Tensor, t: Tensor, volume: Tensor | None, tag: int | None, /) -> Tensor:
+        """dx/dt at x `(*batch, z, y, x)` and t in [0, 1], a scalar or `(batch,)`; shaped as x.
+
+        Args:
+            x: model units.
+            t: 1 is noise.
+            volume: what is shown, of a shape that expands to x's, in model units; None shows nothing.
+            tag: which kind of volume, of those that it was trained with; None: its own choice.
+        """
         ...
 
 

@@ -59,10 +59,11 @@ def restore(
             that it has to be said for a sampler of your own that draws samples; otherwise it is the mean. The mean is
             found by `PlugAndPlay` where the prior is `Calibrated`: in closed form for a `FourierDiagonal` likelihood
             (with more passes where it says that something was not measured at all, and the rest without noise), by what
-            a `Conjugate` one has for it, such as conjugate gradients, and by the most probable volume of every pass
-            (`Proximal`) where there is only a `log_prob`. Samples are then those of `PosteriorFlow`. Without a
-            `Calibrated` prior both are by `Guided`, the mean being the average of `samples` runs; where the likelihood
-            is `Blind` they are by `BlindGuided`, and the mean is that of the runs which fits best.
+            a `Conjugate` one has for it, such as conjugate gradients, and where there is only a `log_prob` by the most
+            probable volume of every pass, and the mean at the end (`Proximal`). Samples are then those of
+            `PosteriorFlow`. Without a `Calibrated` prior both are by `Guided`, the mean being the average of `samples`
+            runs; where the likelihood is `Blind` they are by `BlindGuided`, and the mean is that of the runs which fits
+            best.
             **Where the posterior has several peaks** `PlugAndPlay` finds one of them, as does the best run of
             `BlindGuided`, and the average of samples is their mean, which may look like none of them.
         samples: number of runs of a sampler that draws samples; the first k do not depend on how many follow.

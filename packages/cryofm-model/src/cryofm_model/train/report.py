@@ -1,11 +1,12 @@
 """What a run says of itself: rows of ``log.csv``, pictures of samples, a progress bar with throughput and time left."""
 
 import csv
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -21,6 +22,22 @@ __all__ = ["VALIDATION_TIMES", "Report", "denoising_fsc", "sample", "validation_
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 _PROBE_TIME = 0.7
 _SAMPLES, _SAMPLE_STEPS = 3, 16
+_A_MINUTE = 60.0
+
+
+def _bar(**options: Any) -> Any:
+    """A bar for who looks on; in a log file a line a minute."""
+    from tqdm import tqdm
+
+    class Lines(tqdm):  # type: ignore[misc,type-arg,unused-ignore]
+        said = time.monotonic()
+
+        def display(self, msg: str | None = None, pos: int | None = None) -> None:
+            if msg is None and time.monotonic() - self.said >= _A_MINUTE:
+                self.said = time.monotonic()
+                print(str(self).strip(), file=sys.stderr)
+
+    return (tqdm if sys.stderr.isatty() else Lines)(**options)
 
 
 @torch.no_grad()
@@ -120,8 +137,6 @@ class Report:
         seen: int,
         shown: Tensor | None = None,
     ) -> None:
-        from tqdm import tqdm
-
         self._folder, self._validation, self._config, self._shown = folder, validation, config, shown
         self._writes = rank_and_world()[0] == 0
         self._losses: list[float] = []
@@ -135,7 +150,7 @@ class Report:
             whole = [row for row in rows[1:] if len(row) == len(columns) and row[0].isdecimal()]  # one may be cut off
             with log.open("w", newline="", encoding="utf-8") as file:
                 csv.writer(file).writerows([columns, *(row for row in whole if int(row[0]) <= number)])
-        self._bar = tqdm(
+        self._bar = _bar(
             total=config.crops,
             initial=seen // UNIT,
             unit="crop",

@@ -6,11 +6,12 @@ corners of the box). So it belongs to no box, and serves every box of the same v
 """
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from cryofm_ops.errors import CryoFMError, GridMismatchError
+from cryofm_ops.errors import CryoFMError, GridMismatchError, OperatorError
 
 __all__ = [
     "fourier_filter",
@@ -70,12 +71,21 @@ def frequencies(
     >>> frequencies((4, 4, 4))[0, 0]
     tensor([0.0000, 0.2500, 0.5000], dtype=torch.float64)
     """
-    z, y, x = shape
-    kz = torch.fft.fftfreq(z, device=device, dtype=dtype)[:, None, None]
-    ky = torch.fft.fftfreq(y, device=device, dtype=dtype)[:, None]
-    kx = torch.fft.rfftfreq(x, device=device, dtype=dtype)
-    squared: Tensor = kz**2 + ky**2 + kx**2
+    return _unfolded(_octant(shape, device, dtype), shape)
+
+
+def _octant(shape: Shape, device: torch.device | str | None, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Length of the frequency vector where none of its components is negative."""
+    kz, ky, kx = (torch.fft.rfftfreq(n, device=device, dtype=dtype) for n in shape)
+    squared: Tensor = kz[:, None, None] ** 2 + ky[:, None] ** 2 + kx**2
     return squared.sqrt()
+
+
+def _unfolded(octant: Tensor, shape: Shape) -> Tensor:
+    """A function of the length on the half grid, from a quarter of it."""
+    z, y = (torch.arange(n, device=octant.device) for n in shape[:2])
+    z, y = torch.minimum(z, shape[0] - z), torch.minimum(y, shape[1] - y)
+    return octant[z[:, None], y]
 
 
 def friedel_weights(shape: Shape, *, device: torch.device | str | None = None) -> Tensor:
@@ -108,11 +118,11 @@ def radial(table: Tensor, shape: Shape) -> Tensor:
     if table.ndim != 1 or len(table) < 2:
         raise CryoFMError(f"a radial table is 1-D with at least 2 entries, got shape {tuple(table.shape)}")
     last = len(table) - 1
-    position = (frequencies(shape, device=table.device) * (2 * last)).clamp(max=last)
+    position = (_octant(shape, table.device) * (2 * last)).clamp(max=last)
     lower = position.floor().clamp(max=last - 1)
     fraction = (position - lower).to(table.dtype)
     below = lower.long()
-    return torch.lerp(table[below], table[below + 1], fraction)
+    return _unfolded(torch.lerp(table[below], table[below + 1], fraction), shape)
 
 
 def radial_mean(spectrum: Tensor, shape: Shape, n: int | None = None) -> Tensor:
@@ -135,14 +145,30 @@ def radial_mean(spectrum: Tensor, shape: Shape, n: int | None = None) -> Tensor:
     return sums[..., :n] / shell_sizes(shape, n, device=spectrum.device).to(spectrum.dtype)
 
 
+def cross_power(a: Tensor, b: Tensor) -> Tensor:
+    """Re a b*, without what complex products take besides.
+
+    >>> cross_power(torch.tensor(3 + 4j), torch.tensor(3 + 4j))
+    tensor(25.)
+    """
+    return torch.addcmul(a.real * b.real, a.imag, b.imag)
+
+
 def shell_sizes(shape: Shape, n: int | None = None, *, device: torch.device | str | None = None) -> Tensor:
     """How many coefficients of the full transform each shell of `radial_mean` holds, `(n,)`, float64.
 
     >>> shell_sizes((4, 4, 4))
     tensor([ 1., 18., 35.], dtype=torch.float64)
     """
-    n, shell, weight = shells(shape, n, device)
-    return weight.new_zeros(n + 1).index_add(0, shell, weight)[:n]
+    z, y, x = shape
+    sizes = torch.tensor(_shell_sizes((z, y, x), n), dtype=torch.float64)
+    return sizes if device is None else sizes.to(device)
+
+
+@lru_cache(maxsize=64)  # of a few numbers each
+def _shell_sizes(shape: Shape, n: int | None) -> tuple[float, ...]:
+    n, shell, weight = shells(shape, n, None)
+    return tuple(weight.new_zeros(n + 1).index_add(0, shell, weight)[:n].tolist())
 
 
 def shells(shape: Shape, n: int | None, device: torch.device | str | None) -> tuple[int, Tensor, Tensor]:
@@ -151,7 +177,7 @@ def shells(shape: Shape, n: int | None, device: torch.device | str | None) -> tu
     n = full if n is None else n
     if not 2 <= n <= full:
         raise CryoFMError(f"a box of {shape} has between 2 and {full} shells, asked for {n}")
-    shell = (frequencies(shape, device=device) * (2 * (n - 1))).round().long().clamp(max=n)
+    shell = _unfolded((_octant(shape, device) * (2 * (n - 1))).round().long().clamp(max=n), shape)
     weight = friedel_weights(shape, device=device).double().expand(shell.shape)
     return n, shell.flatten(), weight.flatten()
 
@@ -166,6 +192,8 @@ def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
     >>> bool(torch.equal(a[0], b))
     True
     """
+    if not isinstance(generator, torch.Generator):
+        raise OperatorError(f"generator must be a torch.Generator, got {generator!r}")
     draws = [
         torch.randn(like.shape[-3:], generator=generator, dtype=like.dtype, device=generator.device)
         for _ in range(math.prod(like.shape[:-3]))

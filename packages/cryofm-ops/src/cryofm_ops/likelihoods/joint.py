@@ -22,10 +22,11 @@ from cryofm_ops.fourier.grid import Shape, half_shape
 from cryofm_ops.likelihoods._summable import Summable
 from cryofm_ops.likelihoods.fourier_gaussian import FourierGaussian
 from cryofm_ops.likelihoods.linear_gaussian import LinearGaussian
+from cryofm_ops.likelihoods.model_units import in_units_of
 from cryofm_ops.likelihoods.proximal import Proximal
 from cryofm_ops.noise.block import BlockNoise
 from cryofm_ops.normal import Normal
-from cryofm_ops.protocols import Conjugate, FourierDiagonal, Likelihood, LinearOperator
+from cryofm_ops.protocols import Averaging, Conjugate, FourierDiagonal, Likelihood, LinearOperator
 
 __all__ = ["Joint", "joint"]
 
@@ -75,6 +76,13 @@ class Joint(Summable):
         nearer = getattr(rest, "condition_from", None)
         posterior: Normal = rest.condition(*found) if nearer is None else nearer(start, *found)
         return posterior
+
+    def mean_from(self, start: Tensor, mean: Tensor, variance: Tensor | float, /) -> Normal:
+        """As `condition_from`, with the mean where that finds the mode."""
+        rest = self._rest()
+        if not isinstance(rest, Averaging):
+            return self.condition_from(start, mean, variance)
+        return rest.mean_from(start, *self._with_spectral(mean, variance))
 
     def _all(self) -> tuple[Any, ...]:
         return self.others if self.spectral is None else (self.spectral, *self.others)
@@ -127,8 +135,8 @@ def joint(likelihoods: Iterable[Any], *, shape: Shape | None = None) -> FourierG
 
     Returns: a `FourierGaussian` or a `LinearGaussian` where all are such, otherwise a `Joint`.
 
-    Raises `OperatorError` for an empty list, and for one that is `Blind` or has nothing to add; `GridMismatchError` for
-    boxes that differ.
+    Raises `OperatorError` for an empty list, and for one that is `Blind`, in model units or has nothing to add;
+    `GridMismatchError` for boxes that differ.
 
     >>> from cryofm_ops import Identity, MissingWedge, WhiteNoise, gaussian_likelihood
     >>> y = torch.ones(4, 4, 4)
@@ -140,6 +148,9 @@ def joint(likelihoods: Iterable[Any], *, shape: Shape | None = None) -> FourierG
     parts = [part for likelihood in likelihoods for part in _parts(likelihood)]
     if not parts:
         raise OperatorError("likelihoods is empty: there are no data to join")
+    converted = next((part for part in parts if in_units_of(part) is not None), None)
+    if converted is not None:
+        raise OperatorError("a likelihood in model units cannot be added: add those in data units, and convert the sum")
     diagonal = [part for part in parts if isinstance(part, FourierDiagonal)]
     others = [part for part in parts if not isinstance(part, FourierDiagonal)]
     spectral = _merged(diagonal, shape) if diagonal else None

@@ -11,7 +11,7 @@ from cryofm_ops.errors import GridMismatchError, OperatorError
 from cryofm_ops.fourier.grid import Shape, irfft, rfft
 from cryofm_ops.likelihoods.fourier_gaussian import FourierGaussian
 from cryofm_ops.normal import Deviations, Normal
-from cryofm_ops.protocols import Blind, Conjugate, FourierDiagonal, Iterative, Likelihood, Normalization
+from cryofm_ops.protocols import Averaging, Blind, Conjugate, FourierDiagonal, Iterative, Likelihood, Normalization
 
 __all__ = ["in_model_units"]
 
@@ -81,6 +81,16 @@ class _Iterative(_ModelUnits):
         return self._in_model_units(found)
 
 
+class _Averaging(_ModelUnits):
+    __slots__ = ()
+
+    def mean_from(self, start: Tensor, mean: Tensor, variance: Tensor | float, /) -> Normal:
+        """The mean of N(mean, variance) given the data, from `start`, all in model units."""
+        s = self.normalization.std
+        found = self.likelihood.mean_from(self._in_data_units(start), self._in_data_units(mean), s**2 * variance)
+        return self._in_model_units(found)
+
+
 class _FourierDiagonal(_ModelUnits):
     __slots__ = ()
 
@@ -129,9 +139,17 @@ _PARTS: dict[type, type[_ModelUnits]] = {
     Likelihood: _Likelihood,
     Conjugate: _Conjugate,
     Iterative: _Iterative,
+    Averaging: _Averaging,
     FourierDiagonal: _FourierDiagonal,
     Blind: _Blind,
 }
+
+
+def in_units_of(likelihood: object) -> Normalization | None:
+    """The normalisation that a likelihood in model units was made with; None of one in data units."""
+    ours = isinstance(likelihood, FourierGaussian | _ModelUnits)
+    found: Normalization | None = getattr(likelihood, "normalization", None) if ours else None
+    return found
 
 
 @overload
@@ -189,9 +207,7 @@ def in_model_units(
             f"{type(likelihood).__name__} has no log_prob, condition, refine, or spectral_precision with "
             "spectral_data: it is no likelihood"
         )
-    already = (
-        getattr(likelihood, "normalization", None) if isinstance(likelihood, FourierGaussian | _ModelUnits) else None
-    )
+    already = in_units_of(likelihood)
     if already is not None:
         raise OperatorError(
             f"the likelihood is in model units already ({already}): it would be converted twice. Give "

@@ -53,6 +53,11 @@ class PoissonLikelihood:
     background: Tensor | float = 0.0
     least: float = attrs.field(default=0.5, converter=float, validator=_check_least)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the counts."""
+        return self.counts.dtype
+
     def log_prob(self, x: Tensor, /) -> Tensor:
         """Σ y log λ − λ less its largest value for each y, `(*batch,)`, for x `(*batch, z, y, x)`."""
         made = self.operator(x)

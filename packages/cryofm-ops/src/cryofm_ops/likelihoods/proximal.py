@@ -12,6 +12,8 @@ A posterior with several peaks has several modes. Where no start is given, the m
 data alone, which is the mode for a hundred times the variance, and where these two disagree, from draws of the prior
 too. The most probable is kept.
 
+The mean of such a posterior is not its mode; `mean_from` has that of the normal that is nearest to it.
+
 A draw is one of the normal that has the curvature of φ at the mode (Laplace's approximation; what the data bend
 upwards counts as flat). Curvature is felt over a tenth of a standard deviation, so that `log_prob` needs no second
 derivative.
@@ -39,12 +41,14 @@ from cryofm_ops.fourier.grid import (
 from cryofm_ops.likelihoods._lanczos import inverse_root
 from cryofm_ops.likelihoods._quasi_newton import dot, minimise
 from cryofm_ops.likelihoods._summable import Summable
+from cryofm_ops.likelihoods._variational import nearest_normal
 from cryofm_ops.normal import Deviations, Generators, Normal, drawn
 from cryofm_ops.protocols import Likelihood
 
 __all__ = ["Proximal"]
 
 _DATA_ALONE = 100.0  # times the variance
+_BESIDE = 1e-5  # standard deviations of the prior by which the first start misses the mean
 _BEND = 0.1  # standard deviations over which curvature is felt
 _STEP = 2.0  # standard deviations of the prior that a voxel may move in one step
 _DRAWS = 2  # of the prior, to begin from where there are several modes
@@ -63,8 +67,8 @@ class Proximal(Summable):
         max_iterations: steps after which it is left at that; the `note` of the result says so.
 
     The exact mean and covariance where the likelihood is Gaussian and its operator linear. Otherwise the mode of a
-    skewed or many-peaked distribution is not its mean. The `note` of the result says if the starts ended at several
-    modes.
+    skewed or many-peaked distribution is not its mean, which `mean_from` finds (it is `Averaging`). The `note` of the
+    result says if the starts ended at several modes.
 
     >>> class Saturated:  # y = tanh x + noise of variance 0.01
     ...     def log_prob(self, x):
@@ -105,7 +109,7 @@ class Proximal(Summable):
             alone = self._search(start, mean, _DATA_ALONE * V)
             return [self._search(x, mean, V) for x in (start, alone.x)]
 
-        found = ends(drawn(_BEND))  # not the mean itself: at 0, a magnitude has no slope
+        found = ends(drawn(_BESIDE))  # not the mean itself: at 0, a magnitude has no slope
         best, one = _best(found)
         if not one.all():
             found += [end for _ in range(_DRAWS) for end in ends(drawn(1.0))]
@@ -116,6 +120,25 @@ class Proximal(Summable):
         """As `condition`, sought from `start` alone."""
         check_variance(variance, mean)
         return self._search(start, mean, torch.as_tensor(variance, dtype=mean.dtype, device=mean.device)).normal(self)
+
+    def mean_from(self, start: Tensor, mean: Tensor, variance: Tensor | float, /) -> Normal:
+        """As `condition_from`, with the mean of N(mean, variance) × p(y | x) for its mode.
+
+        Where log p is quadratic they are one. Elsewhere it is the mean of the normal, with an uncertainty for every
+        voxel, that is nearest; of a density that no normal describes it stays at the mode.
+        """
+        check_variance(variance, mean)
+        found = self._search(start, mean, torch.as_tensor(variance, dtype=mean.dtype, device=mean.device))
+        # In coordinates that mix no voxels where the prior is white: with one curvature for all shells.
+        box, V = _box(mean), found.V
+        bend = _mean_over_grid(self._curvature(found.x, _BEND * _mean_over_grid(V, box).sqrt()), box)
+        r = 1 / (1 + V * bend)
+        spread = (V * r).sqrt()
+        w = fourier_filter(found.x - mean, torch.where(spread > 0, 1 / spread, 0))
+        search = attrs.evolve(found, r=r, spread=spread, w=w)
+        least, generator = _mean_over_grid(r, box), torch.Generator().manual_seed(0)
+        w = nearest_normal(lambda w: self._value_and_gradient(search, w), w, least, generator)
+        return attrs.evolve(search, w=w).normal(self)
 
     def deviance_from(self, x: Tensor, variance: Tensor | float, /) -> tuple[Tensor, Tensor]:
         """Twice what log p(y | x) lacks of its value at what the data alone ask for, near x, `(*batch,)`.
@@ -171,6 +194,9 @@ class Proximal(Summable):
             x = x.detach().clone().requires_grad_()
             value = self.likelihood.log_prob(x)
             name = type(self.likelihood).__name__
+            if not isinstance(value, Tensor) or not value.is_floating_point():
+                found = value.dtype if isinstance(value, Tensor) else type(value).__name__
+                raise OperatorError(f"the log_prob of {name} must be a real tensor, it is {found}")
             if value.shape != x.shape[:-3]:
                 raise GridMismatchError(
                     f"the log_prob of volumes of shape {tuple(x.shape)} must be {tuple(x.shape[:-3])}, one value each; "

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
-from cryofm_ops.fourier.directions import directions, hemisphere
-from cryofm_ops.fourier.grid import Shape, frequencies, hermitian, rfft, shells
-from cryofm_ops.noise.from_half_maps import estimate_noise_power
+from cryofm_ops.errors import GeometryError
+from cryofm_ops.fourier.directions import hemisphere
+from cryofm_ops.fourier.grid import Shape, cross_power, friedel_weights, half_shape, hermitian, rfft
+from cryofm_ops.noise.from_half_maps import NoiseEstimate, estimate_noise_power
 
 __all__ = ["DirectionalEstimate", "estimate_directional_noise"]
 
@@ -35,6 +36,9 @@ _DIRECTED = 0.15  # spread of log α from which on direction matters
 _SPACING = 0.6  # of neighbouring cones, in half-angles
 _BAND = 2.0  # shells, standard deviation, over which coefficients are shared
 _FEW = 8  # coefficients that say nothing of their own
+_CELL = 0.2  # side of a cell of directions, in half-angles of the cones
+_COEFFICIENTS = 1 << 20  # that are sorted into cells at a time
+_AXES = 64  # cones that are summed at a time
 
 
 @attrs.frozen(eq=False)
@@ -66,17 +70,24 @@ class DirectionalEstimate:
 
 
 def estimate_directional_noise(
-    half1: Tensor, half2: Tensor, *, half_angle_deg: float = 10.0, allow_masked: bool = False
+    half1: Tensor,
+    half2: Tensor,
+    *,
+    half_angle_deg: float = 10.0,
+    allow_masked: bool = False,
+    radial: NoiseEstimate | None = None,
 ) -> DirectionalEstimate:
     """Noise of two half maps by direction and frequency, and where nothing was measured.
 
     Args:
         half1: `(z, y, x)`, raw: neither masked nor filtered.
         half2: the same grid.
-        half_angle_deg: of the cones.
+        half_angle_deg: of the cones, 2 to 45.
         allow_masked: see `estimate_noise_power`.
+        radial: what that says of them, where it is known.
 
-    Raises `GridMismatchError`, `ObservationError` and `HalfMapError`, and warns, as `estimate_noise_power`.
+    Raises `GeometryError` for such an angle; `GridMismatchError`, `ObservationError` and `HalfMapError`, and warns, as
+    `estimate_noise_power`.
 
     >>> halves = torch.randn(2, 24, 24, 24, generator=torch.Generator().manual_seed(0))
     >>> estimate = estimate_directional_noise(*halves)
@@ -84,45 +95,86 @@ def estimate_directional_noise(
     >>> bool((noise.log().abs() < 0.3).double().mean() > 0.9), measured.shape
     (True, torch.Size([24, 24, 13]))
     """
-    radial_estimate = estimate_noise_power(half1, half2, allow_masked=allow_masked)
-    z, y, x = half1.shape
+    if not 2 <= half_angle_deg <= 45:
+        raise GeometryError(f"half_angle_deg must be between 2 and 45, got {half_angle_deg}")
+    if radial is None:
+        radial = estimate_noise_power(half1, half2, allow_masked=allow_masked)
     angle = math.radians(half_angle_deg)
     axes = hemisphere(round(2 * math.pi / (_SPACING * angle) ** 2), device=half1.device)
-    count, noise, signal = _cone_means(half1, half2, (z, y, x), axes, angle)
+    count, noise, signal = cone_means(half1, half2, axes, angle)
     count[:, 0] = 0
     share = count / count.sum(0).clamp(min=1)
 
-    shell_noise = radial_estimate.noise_power.double().clamp(min=1e-30)
+    shell_noise = radial.noise_power.double().clamp(min=1e-30)
     ratio, spread = _shrunk(noise / shell_noise, count, share)
     table = ratio * shell_noise
     measured, last = torch.ones_like(table), 0
     if spread > _DIRECTED:  # otherwise every direction was measured, and few coefficients of coarse shells mislead
-        measured, last = _measured(signal, table, count, share, radial_estimate.fsc.double())
+        measured, last = _measured(signal, table, count, share, radial.fsc.double())
     not_measured = (share * (1 - measured))[:, 1 : last + 1].sum(0)
     empty = float(not_measured.mean()) if last else 0.0
     return DirectionalEstimate(axes, table, measured, _SPACING * half_angle_deg / 2, spread, empty)
 
 
-def _cone_means(half1: Tensor, half2: Tensor, shape: Shape, axes: Tensor, angle: float) -> tuple[Tensor, ...]:
-    """Coefficients, noise and signal power in cones and shells; the halves are brought to one power in each shell."""
-    n, shell, weight = shells(shape, None, half1.device)
-    y1, y2 = rfft(half1.double()).flatten(), rfft(half2.double()).flatten()
+def cone_means(half1: Tensor, half2: Tensor, axes: Tensor, angle: float) -> tuple[Tensor, ...]:
+    """Coefficients, noise and signal power in cones `(axes, shells)`; every shell of both halves brought to one power.
 
-    def total(q: Tensor) -> Tensor:
-        return q.new_zeros(n + 1).index_add(0, shell, q * weight)
+    Sums are made once, in small cells of direction; a cone is the cells whose centre is in it.
+    """
+    z, y, x = half1.shape
+    shape, n = (z, y, x), max(half1.shape) // 2 + 1
+    step = angle * _CELL
+    rows, columns = math.ceil(math.pi / 2 / step), math.ceil(2 * math.pi / step)
+    y1, y2 = rfft(half1.double()), rfft(half2.double())
+    weight = friedel_weights(shape, device=half1.device).double()
+    cells = y1.real.new_zeros(4, rows * columns * (n + 1))
+    for planes in _slabs(shape, half1.device):
+        one, two = y1[planes], y2[planes]
+        cross = cross_power(one, two)
+        length, polar, azimuth = _polar(shape, planes)
+        shell = (length * (2 * (n - 1))).round().long().clamp(max=n)  # n for the corners
+        row = (polar * (2 / math.pi * rows)).long().clamp(max=rows - 1)
+        column = ((azimuth / (2 * math.pi) + 0.5) * columns).long().clamp(max=columns - 1)
+        place = ((row * columns + column) * (n + 1) + shell).flatten()
+        sums = torch.ones_like(cross), cross_power(one, one), cross_power(two, two), cross
+        for total, q in zip(cells, sums, strict=True):
+            total.index_add_(0, place, (q * weight).flatten())
+    cells = cells.reshape(4, rows * columns, n + 1)[..., :n]
 
-    a = ((total(y2.abs().square()) / total(y1.abs().square())) ** 0.25)[shell]
+    every = cells.sum(1)
+    a = (every[2] / every[1]).sqrt()  # the square of what brings the halves to one power
     a = torch.where(a.isfinite() & (a > 0), a, 1)
-    y1, y2 = a * y1, y2 / a
-    q = torch.stack([torch.ones_like(a), (y1 - y2).abs().square() / 2, (y1 * y2.conj()).real]) * weight
-    d, cosine = directions(shape, device=half1.device).flatten(0, 2), math.cos(angle)
-    sums = []
-    for axis in axes:
-        cone = ((d @ axis).abs() >= cosine).nonzero().squeeze(1)
-        sums.append(q.new_zeros(3, n + 1).index_add(1, shell[cone], q[:, cone])[:, :n])
-    count, noise, signal = torch.stack(sums, 1)
+    table = torch.stack([cells[0], (a * cells[1] + cells[2] / a) / 2 - cells[3], cells[3]], 1).flatten(1)
+    centres = _centres(rows, columns).to(axes)
+    cones = [((some @ centres.T).abs() >= math.cos(angle)).to(table) @ table for some in torch.split(axes, _AXES)]
+    count, noise, signal = torch.cat(cones).reshape(len(axes), 3, n).unbind(1)
     some = count.clamp(min=1)
-    return count, noise / some, signal / some
+    return count, noise.clamp(min=0) / some, signal / some
+
+
+def _slabs(shape: Shape, device: torch.device) -> tuple[Tensor, ...]:
+    """Planes of the half grid, as many at a time as spare memory."""
+    z, y, width = half_shape(shape)
+    return torch.split(torch.arange(z, device=device), max(1, _COEFFICIENTS // (y * width)))
+
+
+def _polar(shape: Shape, planes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Length, polar angle and azimuth of the frequencies of some planes; a direction and its opposite are one."""
+    z, y, x = shape
+    kz = torch.fft.fftfreq(z, device=planes.device, dtype=torch.float64)[planes, None, None]
+    ky = torch.fft.fftfreq(y, device=planes.device, dtype=torch.float64)[:, None]
+    kx = torch.fft.rfftfreq(x, device=planes.device, dtype=torch.float64)
+    across = kx**2 + ky**2
+    up = torch.where(kz < 0, -1.0, 1.0).to(kz)
+    return (kz**2 + across).sqrt(), torch.atan2(across.sqrt(), kz.abs()), torch.atan2(up * ky, up * kx)
+
+
+def _centres(rows: int, columns: int) -> Tensor:
+    """Of the cells, as unit vectors (x, y, z)."""
+    polar = (torch.arange(rows, dtype=torch.float64) + 0.5) * (math.pi / 2 / rows)
+    azimuth = ((torch.arange(columns, dtype=torch.float64) + 0.5) / columns - 0.5) * (2 * math.pi)
+    polar, azimuth = torch.meshgrid(polar, azimuth, indexing="ij")
+    return torch.stack([polar.sin() * azimuth.cos(), polar.sin() * azimuth.sin(), polar.cos()], -1).flatten(0, 1)
 
 
 def _shrunk(ratio: Tensor, count: Tensor, share: Tensor) -> tuple[Tensor, float]:
@@ -195,11 +247,10 @@ def _interpolated(tables: Tensor, axes: Tensor, width_deg: float, shape: Shape) 
     weights = torch.softmax(0.5 / math.radians(width_deg) ** 2 * (lattice @ axes.T) ** 2, -1)
     mixed = torch.einsum("pan, knm -> kpam", weights, tables)
 
-    d = directions(shape, device=tables.device).to(tables)
-    d = d * torch.where(d[..., 2:] < 0, -1.0, 1.0)
-    at = [
-        frequencies(shape, device=tables.device).to(tables).clamp(max=0.5) * 4 - 1,
-        torch.atan2(d[..., 1], d[..., 0]) / math.pi,
-        torch.acos(d[..., 2].clamp(max=1)) * 4 / math.pi - 1,
-    ]
-    return grid_sample(mixed[None], torch.stack(at, -1)[None], align_corners=True, padding_mode="border")[0]
+    found = tables.new_empty(len(tables), *half_shape(shape))
+    for planes in _slabs(shape, tables.device):
+        length, polar, azimuth = _polar(shape, planes)
+        at = torch.stack([length.clamp(max=0.5) * 4 - 1, azimuth / math.pi, polar * 4 / math.pi - 1], -1).to(tables)
+        part = grid_sample(mixed[None], at[None], align_corners=True, padding_mode="border")
+        found[:, planes] = part[0]
+    return found

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cryofm_ops._checks import check_observation
 from cryofm_ops.errors import GridMismatchError, HalfMapError
-from cryofm_ops.fourier.grid import radial_mean, rfft, shell_sizes
+from cryofm_ops.fourier.grid import cross_power, radial_mean, rfft, shell_sizes
 
 __all__ = ["NoiseEstimate", "estimate_noise_power"]
 
@@ -74,8 +74,7 @@ def estimate_noise_power(half1: Tensor, half2: Tensor, *, allow_masked: bool = F
     z, y, x = half1.shape
     shape = (z, y, x)
     y1, y2 = rfft(half1.double()), rfft(half2.double())
-    power1, power2 = radial_mean(y1.abs() ** 2, shape), radial_mean(y2.abs() ** 2, shape)
-    cross = radial_mean((y1 * y2.conj()).real, shape)
+    power1, power2, cross = (radial_mean(cross_power(a, b), shape) for a, b in ((y1, y1), (y2, y2), (y1, y2)))
     total = (power1 + power2) / 2  # T
     floor = 1e-12 * total.max()  # a shell that a filter emptied: F = 0/0 becomes 0
     fsc = torch.where(total > floor, cross / (power1 * power2).sqrt().clamp(min=floor), 0)
@@ -88,7 +87,7 @@ def estimate_noise_power(half1: Tensor, half2: Tensor, *, allow_masked: bool = F
     noise, signal = ((1 - clamped) * total).clamp(min=floor), clamped * total
     noise[0] = noise[1]  # shell 0 is one coefficient, whose F is ±1, and any offset between the halves
     signal[0] = (total[0] - noise[0]).clamp(min=0)
-    difference = radial_mean((y1 - y2).abs() ** 2, shape) / 2
+    difference = ((power1 + power2) / 2 - cross).clamp(min=0)
     sizes = shell_sizes(shape, device=total.device)
     _compare_routes(noise, difference, clamped, (power2 / power1).log(), sizes)
     return NoiseEstimate(

@@ -4,6 +4,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from cryofm_ops._checks import check_tensor
 from cryofm_ops.errors import GridMismatchError, NoiseError
 from cryofm_ops.fourier.grid import standard_normal
 
@@ -11,6 +12,7 @@ __all__ = ["VoxelNoise"]
 
 
 def _check_std(_: object, __: object, std: Tensor) -> None:
+    check_tensor(std, "the std of a voxelwise noise", NoiseError)
     if std.ndim < 3 or not std.is_floating_point() or not (std.isfinite() & (std > 0)).all():
         raise NoiseError(
             f"the std of a voxelwise noise is a volume (z, y, x) of positive finite numbers, got {std.dtype} of shape "

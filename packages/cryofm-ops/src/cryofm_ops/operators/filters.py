@@ -8,6 +8,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from cryofm_ops._checks import check_tensor
 from cryofm_ops.errors import GridMismatchError, OperatorError
 from cryofm_ops.fourier.grid import Shape, frequencies, half_shape, hermitian, radial
 from cryofm_ops.operators.fourier import FourierOperator
@@ -38,6 +39,7 @@ def _check_table(_: object, __: object, table: Tensor) -> None:
 
 
 def _as_numbers(mask: Tensor) -> Tensor:
+    check_tensor(mask, "a mask", OperatorError)
     return mask if mask.is_floating_point() or mask.is_complex() else mask.double()
 
 

@@ -4,6 +4,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from cryofm_ops._checks import check_tensor
 from cryofm_ops.errors import GridMismatchError, OperatorError
 from cryofm_ops.operators._algebra import Algebra
 
@@ -13,6 +14,7 @@ _ROUNDING = 1e-6  # of the largest weight, under which a voxel was not seen
 
 
 def _as_numbers(mask: Tensor) -> Tensor:
+    check_tensor(mask, "a mask", OperatorError)
     return mask if mask.is_floating_point() else mask.float()
 
 

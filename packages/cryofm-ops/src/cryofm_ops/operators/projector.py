@@ -14,7 +14,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops.errors import GeometryError, GridMismatchError
+from cryofm_ops._checks import check_tensor
+from cryofm_ops.errors import GeometryError, GridMismatchError, OperatorError
 from cryofm_ops.fourier.grid import Shape, fourier_filter
 from cryofm_ops.fourier.interpolation import gather, scatter
 from cryofm_ops.operators._algebra import Algebra
@@ -77,6 +78,8 @@ class Projector(Algebra):
     def __attrs_post_init__(self) -> None:
         if len(self.shape) != 3 or min(self.shape) < 1:
             raise GeometryError(f"shape must be the box (z, y, x) of the volume, got {self.shape}")
+        check_tensor(self.rotations, "rotations", GeometryError)
+        check_tensor(self.shifts_px, "shifts_px", GeometryError)
         check_rotations(self.rotations)
         k = self.rotations.shape[-3] if self.rotations.ndim > 2 else 0
         if not k or self.shifts_px.shape[-2:] != (k, 2):
@@ -94,6 +97,9 @@ class Projector(Algebra):
 
     def __call__(self, x: Tensor, /) -> Tensor:
         """Images `(*batch, K, y, x)` of volumes `(*batch, z, y, x)`."""
+        check_tensor(x, "a volume", OperatorError)
+        if x.dtype.itemsize < 4 or not x.is_floating_point():
+            raise OperatorError(f"a volume must be float32 or float64, got {x.dtype}")
         if x.shape[-3:] != self.shape:
             raise GridMismatchError(f"the projector has box {self.shape}, got a volume of shape {tuple(x.shape)}")
         rotations, shifts, batch = self._poses(x, x.shape[:-3])

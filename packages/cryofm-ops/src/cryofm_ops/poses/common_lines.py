@@ -8,6 +8,10 @@ The score is a likelihood ratio. Coefficients Y_i(a, r) along angle a at radius 
 N(r) is noise. If two lines are one and the same, (Y_i − Y_j)/√2 has the power τ = N + α (P − N) and (Y_i + Y_j)/√2 has
 2 P − τ; if they are strangers, both have P. α is what two samples of one line differ by for other reasons, such as the
 grid of angles; large to begin with in annealing, when it stands for poses that are not yet right.
+
+Images of other noise and other transfers m have P_i = m_i² S + N_i each, and lines that are one and the same have the
+covariance c = (1 − α) m_i m_j S. With D = P_i P_j − c² the logarithm of the ratio is
+log(P_i P_j / D) + |Y_i|² (1/P_i − P_j/D) + |Y_j|² (1/P_j − P_i/D) + 2 Re(Y_i Y_j*) c/D, of which the above is a case.
 """
 
 import itertools
@@ -69,10 +73,11 @@ class CommonLines:
         lines: Tensor,
         others: Tensor,
         n: int,
-        noise: Tensor,
+        noise: Tensor | tuple[Tensor, Tensor],
         alpha: float,
         offsets_px: Tensor,
         smooth_px: float,
+        transfer: tuple[Tensor, Tensor] | None = None,
     ) -> "CommonLines":
         """Of all pairs of I images and J others.
 
@@ -80,23 +85,27 @@ class CommonLines:
             lines: `(I, angles, radius)`, as `polar_transform` returns them; only the radii that are there are used.
             others: `(J, angles, radius)`; their power stands for that of all.
             n: side of the images.
-            noise: N(r), `(radius,)`, in the units of |lines|².
+            noise: N(r), `(radius,)`, in the units of |lines|²; or those of the images and the others, each
+                `(K, radius)`.
             alpha: see above; > 0.
             offsets_px: evenly spaced.
             smooth_px: the table is averaged over 6 degrees of both angles (as a likelihood, not as its logarithm), and
                 over this many pixels of offset; standard deviations.
+            transfer: m(r) of the images and of the others, `(K, radius)` each. None: 1.
         """
         angles, radius = lines.shape[1:]
+        N_i, N_j = noise if isinstance(noise, tuple) else (noise[None], noise[None])
+        m_i, m_j = transfer if transfer is not None else (torch.ones_like(N_i), torch.ones_like(N_j))
         power = others.abs().square().mean((0, 1))
-        N = torch.minimum(noise, power)
-        tau = (N + alpha * (power - N)).clamp(min=1e-6 * power.max())
-        P = torch.maximum(power, tau)
-        of_difference, of_sum = 1 / tau - 1 / P, 1 / P - 1 / (2 * P - tau)
-        constant = (P**2 / (tau * (2 * P - tau))).log().sum()
+        S = (power - N_j.mean(0)).clamp(min=0) / m_j.square().mean(0)
+        floor = 1e-6 * power.max()
+        seen = ((m_i, N_i, lines), (m_j, N_j, others))
+        P_i, P_j = ((m.square() * S + N).clamp(min=floor).expand(len(y), -1) for m, N, y in seen)
+        signal_i, signal_j = (m * ((1 - alpha) * S).sqrt() for m in (m_i.expand_as(P_i), m_j.expand_as(P_j)))
         r = torch.arange(1, radius + 1).to(power)
         ramp = torch.polar(torch.ones_like(r), -2 * math.pi / n * r * offsets_px[:, None])  # (offsets, radius)
-        moved = (lines * (of_difference + of_sum))[:, :, None] * ramp  # (I, angles, offsets, radius)
-        single_i, single_j = ((y.abs().square() * (of_sum - of_difference) / 2).sum(-1) for y in (lines, others))
+        moved = lines[:, :, None] * ramp  # (I, angles, offsets, radius)
+        single_i, single_j = (y.abs().square() for y in (lines, others))
         turn = _circulant(angles, _SMOOTH_DEG * angles / 360).to(power)
         slide = _window(offsets_px, smooth_px)
         table = power.new_empty(len(lines), len(others), angles, angles, len(offsets_px))
@@ -104,8 +113,11 @@ class CommonLines:
             if lines is others and j < i:
                 table[i, j] = table[j, i].transpose(0, 1).flip(-1)
                 continue
-            cross = _columns(others[j]) @ _columns(moved[i]).flatten(0, 1).mT  # Re of others* × lines, (b, a · offsets)
-            T = cross.reshape(angles, angles, -1) + single_j[j][:, None, None] + single_i[i][:, None] + constant
+            c = torch.minimum(signal_i[i] * signal_j[j], (P_i[i] * P_j[j]).sqrt() - floor)
+            D = P_i[i] * P_j[j] - c**2
+            cross = _columns(2 * c / D * others[j]) @ _columns(moved[i]).flatten(0, 1).mT  # (b, a · offsets)
+            T = cross.reshape(angles, angles, -1) + (single_j[j] @ (1 / P_j[j] - P_i[i] / D))[:, None, None]
+            T = T + (single_i[i] @ (1 / P_i[i] - P_j[j] / D))[:, None] + (P_i[i] * P_j[j] / D).log().sum()
             table[i, j] = _smoothed(_INDEPENDENT * T, turn, slide)
         return cls(table, offsets_px)
 

@@ -30,6 +30,7 @@ def pose_log_evidence(
     noise: Tensor,
     symmetry: Tensor | None = None,
     model_error: float = 0.02,
+    transfer: Tensor | None = None,
 ) -> Tensor:
     """Log p(images | poses) up to a constant, `(C,)`.
 
@@ -39,20 +40,23 @@ def pose_log_evidence(
         shifts_px: what centres the images, `(C, K, 2)`.
         diameter_px: of the object.
         noise: power of the images' noise at the frequencies 1, 2, … that are to be used; of the transform, not
-            normalised.
+            normalised; `(radius,)`, or of each image `(K, radius)`.
         symmetry: rotations `(G, 3, 3)` of the object's point group.
         model_error: part of the images' power, ring by ring, that the poses need not explain.
+        transfer: what each image was multiplied by, ring by ring, `(K, radius)`. None: 1.
     """
-    n, radius = images.shape[-1], len(noise)
+    n, radius = images.shape[-1], noise.shape[-1]
     k = band(radius, images.device)
     y: Tensor = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)))[..., k[:, 1], k[:, 0]]
     ring = k.to(images).norm(dim=-1).round().long().clamp(1, radius) - 1
     total = images.new_zeros(radius).index_add(0, ring, y.abs().square().mean(0)) / torch.bincount(
         ring, minlength=radius
     )
-    floor = 1e-3 * total
-    signal = torch.maximum(total - noise, floor)[ring].repeat(len(images)).double()
-    error = (noise.to(total) + model_error * total)[ring].repeat(len(images)).double()
+    noise = noise.to(total).expand(len(images), -1)
+    part = total.new_ones(len(images), radius) if transfer is None else transfer.to(total).square()
+    part = part / part.mean(0)
+    signal = (part * torch.maximum(total - noise.mean(0), 1e-3 * total))[:, ring].flatten().double()
+    error = (noise + model_error * part * total)[:, ring].flatten().double()
     group = (torch.eye(3)[None] if symmetry is None else symmetry).to(images).double()
     evidence = []
     for R, s in zip(rotations, shifts_px, strict=True):
@@ -63,10 +67,10 @@ def pose_log_evidence(
             sum(_kernel(points, sign * g, math.pi * diameter_px / n, len(group)) for g in group) for sign in (1, -1)
         )
         log = points.new_zeros(())
-        for kernel, part in ((near + far, data.real), (near - far, data.imag)):
+        for kernel, y_part in ((near + far, data.real), (near - far, data.imag)):
             covariance = amplitude * kernel / 2 + torch.diag(error / 2)
             cholesky = torch.linalg.cholesky(covariance)
-            white = torch.linalg.solve_triangular(cholesky, part[:, None], upper=False)
+            white = torch.linalg.solve_triangular(cholesky, y_part[:, None], upper=False)
             log = log - white.square().sum() / 2 - cholesky.diagonal().log().sum()
         evidence.append(log)
     return torch.stack(evidence)
@@ -83,6 +87,7 @@ def refine_by_evidence(
     spread_px: float,
     symmetry: Tensor | None = None,
     iterations: int = 8,
+    transfer: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Poses moved to where their evidence is larger, by L-BFGS (Liu & Nocedal, Math. Program. 45, 1989).
 
@@ -97,6 +102,7 @@ def refine_by_evidence(
         spread_px: standard deviation of the shifts; 0 keeps them as they are.
         symmetry: see there.
         iterations: at most.
+        transfer: see there.
     """
     found = []
     for R, s in zip(rotations.detach().double(), shifts_px.detach().double(), strict=True):
@@ -112,7 +118,13 @@ def refine_by_evidence(
             optimiser.zero_grad()
             R, s = poses()
             evidence = pose_log_evidence(
-                images.double(), R[None], s[None], diameter_px=diameter_px, noise=noise.double(), symmetry=symmetry
+                images.double(),
+                R[None],
+                s[None],
+                diameter_px=diameter_px,
+                noise=noise.double(),
+                symmetry=symmetry,
+                transfer=transfer,
             )
             value = -evidence.sum() + (s.square().sum() / (2 * spread_px**2) if spread_px else 0)
             value.backward()  # type: ignore[no-untyped-call]

@@ -68,16 +68,19 @@ class ImagesInBand:
         model_error: float = 0.02,
         symmetry: Tensor | None = None,
         ctf: FourierMultiplier | None = None,
+        transfer: Tensor | None = None,
     ) -> Self:
         """From images `(K, n, n)`.
 
         Args:
             images: real.
             radius: highest frequency, in units of 1/n.
-            noise: power of the images' noise at the frequencies 1, 2, …, radius of the transform, not normalised.
+            noise: power of the images' noise at the frequencies 1, 2, …, radius of the transform, not normalised;
+                `(radius,)`, or of each image `(K, radius)`.
             model_error: part of the images' power, ring by ring, by which projections may differ from them.
             symmetry: see the attribute.
             ctf: what the microscope did to the projections, taken as boxes (1, n, n), as in `search_poses`.
+            transfer: what else the projections were multiplied by, ring by ring, `(K, radius)`.
         """
         n = images.shape[-1]
         if images.ndim != 3 or images.shape[-2] != n or not 0 < radius < n / 2:
@@ -89,14 +92,19 @@ class ImagesInBand:
             raise ObservationError(f"images {blank} are 0 everywhere")
         k = band(radius, images.device)
         spectra: Tensor = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)))[..., k[:, 1], k[:, 0]]
-        transfer = torch.ones_like(spectra.real)
+        multiplied = torch.ones_like(spectra.real)
         if ctf is not None:
-            transfer = transfer * transfer_for(ctf, images[:, None])[..., 0, k[:, 1], k[:, 0]]
+            multiplied = multiplied * transfer_for(ctf, images[:, None])[..., 0, k[:, 1], k[:, 0]]
         ring = k.to(images).norm(dim=-1).round().long().clamp(max=radius) - 1
         power = images.new_zeros(radius).index_add(0, ring, spectra.abs().square().mean(0))
         power = power / torch.bincount(ring, minlength=radius)
-        total = noise.to(images) + model_error * power + 1e-9 * power.max()
-        return cls(spectra, k.to(images), n, total[ring].expand(len(images), -1), transfer, symmetry)
+        part = torch.ones_like(power)
+        if transfer is not None:
+            multiplied = multiplied * transfer.to(images)[:, ring]
+            part = transfer.to(images).square()
+            part = part / part.mean(0)
+        total = noise.to(images) + model_error * part * power + 1e-9 * power.max()
+        return cls(spectra, k.to(images), n, total[..., ring].expand(len(images), -1), multiplied, symmetry)
 
     def at(self, rotations: Tensor, shifts_px: Tensor) -> LinearGaussian:
         """The likelihood of C volumes at poses `(C, K, 3, 3)` and `(C, K, 2)`."""

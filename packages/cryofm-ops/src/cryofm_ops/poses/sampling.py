@@ -60,10 +60,12 @@ def sample_poses(
     noise: Tensor,
     max_shift_px: float = 0.0,
     symmetry: Tensor | None = None,
+    transfer: Tensor | None = None,
 ) -> PoseSamples:
     """Sample the poses of images of one object of which nothing else is known.
 
-    Of more than 10 images, 10 are sampled and the others placed among them.
+    Of more than 10 images, 10 are sampled and the others placed among them: those that tell most where each has a noise
+    of its own, otherwise evenly from first to last.
 
     Args:
         images: `(K, n, n)`, background 0, all of one scale, K at least 2 (three for their poses to be determined).
@@ -71,9 +73,10 @@ def sample_poses(
         generator: of all random numbers; every chain has a stream of its own.
         diameter_px: of the object.
         noise: power of the images' noise at the frequencies 1, 2, …, in units of 1/n, that the images resolve; of
-            the transform, not normalised.
+            the transform, not normalised; `(radius,)`, or of each image `(K, radius)`.
         max_shift_px: how far off centre an image may be, along each axis.
         symmetry: rotations `(G, 3, 3)` of the object's point group.
+        transfer: what each image was multiplied by, ring by ring, `(K, radius)`. None: 1.
 
     Raises:
         GeometryError: images that are not square, or fewer than 2.
@@ -81,7 +84,9 @@ def sample_poses(
     K, n = images.shape[0], images.shape[-1]
     if images.ndim != 3 or images.shape[-2] != n or K < 2:
         raise GeometryError(f"poses are sampled of at least 2 square images (K, n, n), got {tuple(images.shape)}")
-    radius, noise = len(noise), noise.to(images)
+    radius, own = noise.shape[-1], noise.ndim > 1 or transfer is not None
+    noise = noise.to(images).expand(K, -1)
+    transfer = noise.new_ones(K, radius) if transfer is None else transfer.to(images)
     lines = polar_transform(images, _ANGLES, radius)
     group = (torch.eye(3)[None] if symmetry is None else symmetry).to(images)
     reach = math.ceil(2 * math.sqrt(2) * max_shift_px / _STEP_PX)
@@ -94,6 +99,12 @@ def sample_poses(
     rotations = torch.stack([random_rotations(K, generator=stream) for stream in streams]).to(images)
     shifts = torch.zeros(chains, K, 2).to(images)
     anchors = torch.linspace(0, K - 1, min(K, _ANCHORS)).round().long().tolist()
+    if own and K > _ANCHORS:
+        power = lines.abs().square().mean(1)
+        telling = ((power - noise).clamp(min=0) / power.clamp(min=1e-9 * power.max())) @ torch.arange(
+            1.0, radius + 1
+        ).to(power)
+        anchors = sorted(telling.topk(_ANCHORS).indices.tolist())
 
     def compare(some: list[int], stage: int) -> CommonLines:
         s = stage / (_STAGES - 1)
@@ -101,7 +112,8 @@ def sample_poses(
         used = max(2, round(radius * (_RADIUS[0] + s * (_RADIUS[1] - _RADIUS[0]))))
         others = lines[anchors, :, :used]
         ours = others if some == anchors else lines[some, :, :used]
-        return CommonLines.of(ours, others, n, noise[:used], alpha, offsets, _STEP_PX * (3 - 2 * s))
+        N, m = ((part[some, :used], part[anchors, :used]) for part in (noise, transfer))
+        return CommonLines.of(ours, others, n, N, alpha, offsets, _STEP_PX * (3 - 2 * s), m)
 
     def draw(common: CommonLines, row: int, k: int, count: int, greedy: bool) -> None:
         partners = _Partners.of(k, anchors, rotations, shifts, group)
@@ -124,16 +136,17 @@ def sample_poses(
 
     # All chains on the lowest frequencies, which is cheap; the best on more.
     ours, spread = images[anchors], max_shift_px / 2
-    low = noise[: math.ceil(_LOW * radius)]
-    for used, best in ((noise[: math.ceil(_LOWEST * radius)], chains), (low, min(chains, _BEST))):
+    low = math.ceil(_LOW * radius)
+    for used, best in ((math.ceil(_LOWEST * radius), chains), (low, min(chains, _BEST))):
         R, s = refine_by_evidence(
             ours,
             rotations[:best, anchors],
             shifts[:best, anchors],
             diameter_px=diameter_px,
-            noise=used,
+            noise=noise[anchors, :used],
             spread_px=spread,
             symmetry=symmetry,
+            transfer=transfer[anchors, :used],
         )
         rotations[:best, anchors], shifts[:best, anchors] = R, s.clamp(-max_shift_px, max_shift_px)
         log_evidence = pose_log_evidence(
@@ -141,8 +154,9 @@ def sample_poses(
             rotations[:, anchors],
             shifts[:, anchors],
             diameter_px=diameter_px,
-            noise=low,
+            noise=noise[anchors, :low],
             symmetry=symmetry,
+            transfer=transfer[anchors, :low],
         )
         order = log_evidence.argsort(descending=True)
         rotations, shifts, log_evidence = rotations[order], shifts[order], log_evidence[order]

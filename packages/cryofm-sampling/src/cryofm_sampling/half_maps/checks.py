@@ -69,8 +69,9 @@ def held_out(predicted: Tensor, half1: Tensor, half2: Tensor) -> HeldOut:
     if not used.any():
         used[1:] = True
     p, s = rfft(predicted.double()), rfft(half2.double())
-    cross, power = radial_mean((p.conj() * s).real, shape), radial_mean(p.abs().square(), shape)
-    seen, sizes = radial_mean(s.abs().square(), shape), shell_sizes(shape, device=had.device)
+    pairs = (p, s), (p, p), (s, s)
+    cross, power, seen = (radial_mean(a.real * b.real + a.imag * b.imag, shape) for a, b in pairs)
+    sizes = shell_sizes(shape, device=had.device)
     tiny = torch.finfo(torch.float64).tiny
     slope = float((sizes * cross)[used].sum() / (sizes * power)[used].sum().clamp(min=tiny))
     gain = float((correlation(predicted, half2).double() - had)[used].mean())

@@ -13,8 +13,8 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops import Envelope, estimate_noise_power, fourier_filter, frequencies, radial, shell_sizes
-from cryofm_sampling._common import split_shape, white_noise
+from cryofm_ops import Envelope, estimate_noise_power, fourier_filter, frequencies, irfft, radial, rfft, shell_sizes
+from cryofm_sampling._common import Box, split_shape, white_noise
 from cryofm_sampling.half_maps.protein import PROTEINS_FROM, ProteinPlot
 
 __all__ = ["FineFilter"]
@@ -74,22 +74,27 @@ class FineFilter:
         >>> bool((fine(halves[0], torch.zeros(16, 16, 16)).abs() < 1e-3).all())
         True
         """
+        _, shape = split_shape(data.shape)
         if restored is None:
-            return fourier_filter(data, self._on(data, self._gain(1.0)))
+            return self._filtered(rfft(data), shape, self._gain(1.0)).to(data)
         v, levels = self._where(restored), _LEVELS.to(data)
         x = v.clamp(levels[0], levels[-1]).log()
         step = float(levels[1].log() - levels[0].log())
-        out, open_ = torch.zeros_like(data), torch.zeros_like(data)
-        white = None if generator is None else white_noise(split_shape(data.shape)[1], generator, data)
+        out, open_, spectrum = torch.zeros_like(data), torch.zeros_like(data), rfft(data)
+        white = None if generator is None else rfft(white_noise(shape, generator, data))
         for level in levels:
-            near = (1 - (x - level.log()).abs() / step).clamp(min=0)
+            near = (x - level.log()).abs_().div_(-step).add_(1).clamp_(min=0)
             if not near.any():
                 continue
-            out += near * fourier_filter(data, self._on(data, self._gain(float(level))))
+            out += near * self._filtered(spectrum, shape, self._gain(float(level)))
             if white is not None:
-                open_ += near * fourier_filter(white, self._on(data, self._error(float(level)).sqrt()))
+                open_ += near.mul_(self._filtered(white, shape, self._error(float(level)).sqrt()))
         faint = (v / levels[0]).clamp(max=1)
         return out * faint + open_ * faint.sqrt()
+
+    @staticmethod
+    def _filtered(spectrum: Tensor, shape: Box, table: Tensor) -> Tensor:
+        return irfft(radial(table.to(spectrum.real), shape) * spectrum, shape)
 
     def _gain(self, v: float) -> Tensor:
         """Radial table, 1 / ĥ in it."""
@@ -101,11 +106,6 @@ class FineFilter:
         gain = self._gain(v) / self.sharpening
         lost = (1 - gain).square() * v * self.expected
         return (lost + gain.square() * (v * self.common + self.noise)) * self.sharpening.square()
-
-    @staticmethod
-    def _on(data: Tensor, table: Tensor) -> Tensor:
-        _, shape = split_shape(data.shape)
-        return radial(table, shape).to(data)
 
     def _where(self, restored: Tensor) -> Tensor:
         """V: 1 in the mean."""

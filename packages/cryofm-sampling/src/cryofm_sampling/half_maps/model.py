@@ -269,7 +269,8 @@ def directional_model(
     >>> directional_model(*halves, lambda u: 1 + u[..., 2] ** 2).gain.shape
     torch.Size([16, 16, 9])
     """
-    shells = _noise(half1, half2, band, region)
+    noise = estimate_noise_power(half1, half2, allow_masked=True)
+    shells = _within(noise, half1, half2, band, region)
     if alpha_variance is not None:
         own = split_shape(half1.shape)[1]
         alpha, seen = _alpha_on(alpha_variance, own, half1.device)
@@ -282,9 +283,9 @@ def directional_model(
             return alpha * radial(table, shape), seen
 
         return _model(half1, shells, told)
-    found = estimate_directional_noise(half1, half2, half_angle_deg=half_angle_deg, allow_masked=True)
+    found = estimate_directional_noise(half1, half2, half_angle_deg=half_angle_deg, allow_masked=True, radial=noise)
     # The cones' tables keep the mean of every shell over the box, which a region or the band may change.
-    change = shells.noise_power.double() / estimate_noise_power(half1, half2, allow_masked=True).noise_power.double()
+    change = shells.noise_power.double() / noise.noise_power.double()
 
     def noise_on(shape: Box) -> tuple[Tensor, Tensor]:
         grid, measured = found.on_grid(shape)
@@ -352,8 +353,12 @@ def _model(half: Tensor, noise: NoiseEstimate, noise_on: NoiseOn) -> FourierMode
 
 
 def _noise(half1: Tensor, half2: Tensor, band: float, region: Tensor | None) -> NoiseEstimate:
-    """Of halves that were judged on their own grid; beyond their band nothing was measured, which is endless noise."""
-    noise = estimate_noise_power(half1, half2, allow_masked=True)
+    """Of halves that were judged on their own grid."""
+    return _within(estimate_noise_power(half1, half2, allow_masked=True), half1, half2, band, region)
+
+
+def _within(noise: NoiseEstimate, half1: Tensor, half2: Tensor, band: float, region: Tensor | None) -> NoiseEstimate:
+    """In a region; beyond the halves' band nothing was measured, which is endless noise."""
     power = noise.noise_power if region is None else windowed_noise_power(half1, half2, region)
     measured = torch.linspace(0, 1, len(power)).to(half1.device) <= band
     endless = 1e6 * power.max()

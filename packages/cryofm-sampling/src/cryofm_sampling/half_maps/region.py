@@ -81,7 +81,7 @@ def _averaged(x: Tensor, side: int) -> Tensor:
     """Over cubes, twice, beyond whose ends, other than a Gaussian's, nothing strong reaches."""
     for axis in (0, 1, 2) * 2:
         kernel = [1, 1, 1]
-        kernel[axis] = side
+        kernel[axis] = min(side, x.shape[axis] - 1 | 1)
         x = avg_pool3d(x[None], kernel, 1, [(k - 1) // 2 for k in kernel])[0]
     return x
 

@@ -272,7 +272,7 @@ def _scale(runs: Runs, model: FourierModel | ObservedModel, one: Tensor, two: Te
         part = attrs.evolve(model.on(shape), fsc=fsc)
         fit = _cross_validated(runs, part, one[box].contiguous(), two[box].contiguous())
         scores = [score for _, score in fit.trials]
-        if max(scores) not in (scores[0], scores[-1]):
+        if scores and max(scores) not in (scores[0], scores[-1]):
             return fit
     return _cross_validated(runs, model, one, two)
 

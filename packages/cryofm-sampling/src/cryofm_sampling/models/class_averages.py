@@ -5,14 +5,18 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cryofm_ops import ImagesInBand, sample_poses
-from cryofm_sampling.models.ranked import RankedModels, Refining
+from cryofm_ops import ImagesInBand, Normalization, average_rings, image_scales, sample_poses
+from cryofm_sampling._common import calibrated
+from cryofm_sampling.models.ranked import RankedModels, Refining, normalization_of
+from cryofm_sampling.models.trust import Trust, folds
 from cryofm_sampling.protocols import VelocityField
 
 __all__ = ["models_of_class_averages"]
 
 _SEARCHED = 13  # highest frequency of the pose search, in units of 1/box
 _SHORT = 8  # levels of noise that choose among the chains
+_ROUNDS = 3  # in which images may be left out that the others do not predict
+_FEWEST = 5  # images that must be left
 
 
 def models_of_class_averages(
@@ -43,34 +47,48 @@ def models_of_class_averages(
         chains: of the pose search.
         keep: models to make of the best of them.
         levels: of noise, one network evaluation each and model.
-        callback: is told of network evaluations; there are `evaluations(chains, keep, levels)`.
+        callback: is told of network evaluations.
 
     Raises what `sample_poses` and `AbInitio` raise.
     """
-    poses = sample_poses(
-        images,
-        chains=chains,
-        generator=generator,
-        diameter_px=diameter_px,
-        noise=noise[:_SEARCHED],
-        max_shift_px=max_shift_px,
-        symmetry=symmetry,
-    )
-    data = ImagesInBand.of(images, len(noise), noise, symmetry=symmetry)
-    refine = Refining(prior, data, max_shift_px, generator, callback)
-    screened = refine(poses.rotations, poses.shifts_px, levels=min(_SHORT, levels))
+    units = normalization_of(prior)
+    power = calibrated(prior, "models_of_class_averages").signal_power
+    expected = _expected(power, units, len(noise), images.shape[-1])
+    scales = image_scales(images)
+    images = images / scales[:, None, None]
+    short, nfe, used = min(_SHORT, levels), 0, torch.arange(len(images), device=images.device)
+    for left in reversed(range(_ROUNDS)):
+        rings = average_rings(images[used], expected, noise.to(images))
+        N, m = rings.noise, rings.transfer
+        poses = sample_poses(
+            images[used],
+            chains=chains,
+            generator=generator,
+            diameter_px=diameter_px,
+            noise=N[..., :_SEARCHED],
+            max_shift_px=max_shift_px,
+            symmetry=symmetry,
+            transfer=None if m is None else m[:, :_SEARCHED],
+        )
+        data = ImagesInBand.of(images[used], len(noise), N, symmetry=symmetry, transfer=m)
+        refine = Refining(prior, data, max_shift_px, generator, callback)
+        screened = refine(poses.rotations, poses.shifts_px, levels=short)
+        trust = Trust.of(refine, screened, short)
+        strangers = trust.outliers
+        nfe += (short + 3) * (chains + folds(len(used)))
+        if not left or not strangers or len(used) - len(strangers) < _FEWEST:
+            break
+        used = used[[i for i in range(len(used)) if i not in strangers]]
     best = min(keep, chains)
     models = refine(screened.rotations[:best], screened.shifts_px[:best], levels=levels)
     log_evidence = poses.log_evidence[screened.chain][models.chain]
     scores = {"misfit": models.misfit, "log_evidence_of_first_poses": log_evidence}
-    nfe = evaluations(chains, keep, levels)
-    return RankedModels(models.x, models.rotations, models.shifts_px, scores, nfe)
+    nfe += (levels + 3) * best
+    return RankedModels(models.x, models.rotations, models.shifts_px, scores, nfe, trust, scales, used)
 
 
-def evaluations(chains: int, keep: int, levels: int) -> int:
-    """Network evaluations of `models_of_class_averages`.
-
-    >>> evaluations(8, 3, 20)
-    157
-    """
-    return (min(_SHORT, levels) + 3) * chains + (levels + 3) * min(keep, chains)
+def _expected(signal_power: Tensor, units: Normalization, radius: int, n: int) -> Tensor:
+    """Power of projections of what the prior knows, in boxes of side n, at the frequencies 1..radius."""
+    at = torch.arange(1, radius + 1).to(signal_power) * (len(signal_power) - 1) / (n / 2)
+    power = torch.lerp(signal_power[at.floor().long()], signal_power[at.ceil().long()], at.frac())
+    return n**3 * units.std**2 * power

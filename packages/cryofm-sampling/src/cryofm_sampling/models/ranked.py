@@ -1,6 +1,7 @@
 """What every way from images to models ends with."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import attrs
 import torch
@@ -11,6 +12,9 @@ from cryofm_sampling.errors import CapabilityError
 from cryofm_sampling.priors.rescaled import Rescaled
 from cryofm_sampling.protocols import VelocityField
 from cryofm_sampling.samplers.ab_initio import AbInitio, Models
+
+if TYPE_CHECKING:
+    from cryofm_sampling.models.trust import Trust
 
 __all__ = ["RankedModels", "Refining"]
 
@@ -25,6 +29,9 @@ class RankedModels:
         shifts_px: what centres the images, `(C, K, 2)`, (x, y), in voxels.
         scores: `(C,)` each, by name; the first is what the models are ranked by, the smaller the better.
         nfe: network evaluations, of all chains together.
+        trust: of class averages, what speaks for the best model and against it.
+        image_scales: of class averages, by what each was divided, `(K,)`.
+        used: of class averages, the images that fit together and have poses here, by their numbers. None: all.
     """
 
     x: Tensor
@@ -32,6 +39,9 @@ class RankedModels:
     shifts_px: Tensor
     scores: dict[str, Tensor]
     nfe: int
+    trust: "Trust | None" = None
+    image_scales: Tensor | None = None
+    used: Tensor | None = None
 
 
 @attrs.frozen(eq=False)

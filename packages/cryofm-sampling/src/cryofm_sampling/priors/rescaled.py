@@ -1,18 +1,19 @@
 """A prior for data of another scale, or computed in another precision; whatever else it is, it stays."""
 
 from collections.abc import Callable
+from typing import cast
 
 import attrs
 import torch
 from torch import Tensor
 
 from cryofm_ops import Normalization
-from cryofm_sampling._common import copy_attributes
-from cryofm_sampling.protocols import VelocityField
+from cryofm_sampling._common import Oriented, copy_attributes
+from cryofm_sampling.protocols import ConditionalVelocityField, VelocityField
 
 __all__ = ["Autocast", "Rescaled"]
 
-_CARRIED = ("signal_power", "denoising_error", "denoising_spectrum", "group", "region")
+_CARRIED = ("signal_power", "denoising_error", "denoising_spectrum", "group", "region", "evaluations")
 
 
 @attrs.frozen(eq=False, slots=False)
@@ -38,6 +39,11 @@ class Rescaled:
 
     def __attrs_post_init__(self) -> None:
         copy_attributes(self.velocity, self, *_CARRIED)
+        if isinstance(self.velocity, Oriented):
+            object.__setattr__(self, "turned", self._turned)
+
+    def _turned(self, turn: Callable[[Tensor], Tensor], /) -> "Rescaled":
+        return attrs.evolve(self, velocity=cast(Oriented, self.velocity).turned(turn))
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
         """The velocity at x `(*batch, z, y, x)` and t, a scalar or `(batch,)`."""
@@ -63,7 +69,13 @@ class Autocast:
     dtype: torch.dtype
 
     def __attrs_post_init__(self) -> None:
-        copy_attributes(self.velocity, self, *_CARRIED, "normalization")
+        copy_attributes(self.velocity, self, *_CARRIED, "normalization", "weight")
+        if isinstance(self.velocity, ConditionalVelocityField):
+            object.__setattr__(self, "given", self._given)
+
+    def _given(self, x: Tensor, t: Tensor, volume: Tensor | None, tag: int | None, /) -> Tensor:
+        with torch.autocast(x.device.type, self.dtype):
+            return cast(ConditionalVelocityField, self.velocity).given(x, t, volume, tag)
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
         """The velocity at x `(*batch, z, y, x)` and t, a scalar or `(batch,)`."""

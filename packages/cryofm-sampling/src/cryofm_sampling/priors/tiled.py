@@ -2,8 +2,9 @@
 evaluation."""
 
 import math
+from collections.abc import Callable, Sequence
 from itertools import product
-from typing import Protocol, Self
+from typing import Protocol, Self, cast
 
 import attrs
 import torch
@@ -15,7 +16,7 @@ from cryofm_sampling._common import copy_attributes, split_shape, whole
 from cryofm_sampling.errors import SettingError
 from cryofm_sampling.priors._memory import tiles_that_fit
 from cryofm_sampling.priors.rescaled import Autocast
-from cryofm_sampling.protocols import VelocityField
+from cryofm_sampling.protocols import ConditionalVelocityField, VelocityField
 from cryofm_sampling.region import Region
 from cryofm_sampling.runs._ranks import check_same, gathered, rank_and_size, replicated
 
@@ -62,6 +63,7 @@ class Boxed(VelocityField, Protocol):
         ...
 
 
+_CARRIED = ("signal_power", "denoising_error", "denoising_spectrum", "normalization", "weight", "evaluations")
 _LARGEST = 160  # side of a tile of a local network: 1 GiB on the way there, 4 GiB with the way back
 
 
@@ -71,8 +73,8 @@ class Tiled:
 
     Tiles are blended by a window that falls towards their edges, where a network sees least, so there are no
     seams. Axes shorter than a tile are extended by reflection, which keeps the statistics of signal and noise (a
-    constant would be noiseless), and cropped back. `Calibrated` exactly if the wrapped field is, and with its
-    normalisation if it has one.
+    constant would be noiseless), and cropped back. `Calibrated` exactly if the wrapped field is, or a
+    `ConditionalVelocityField`, and with its normalisation if it has one.
 
     Gradients flow through. Where there are several tiles each is evaluated again on the way back, a third
     evaluation's work beside the two that are counted, so that one tile's graph is in memory at a time.
@@ -124,7 +126,9 @@ class Tiled:
                     f"window must be {self.tile} positive weights, none less than {_LEAST_WEIGHT} of the largest, "
                     f"got {window}"
                 )
-        copy_attributes(self.velocity, self, "signal_power", "denoising_error", "denoising_spectrum", "normalization")
+        copy_attributes(self.velocity, self, *_CARRIED)
+        if isinstance(self.velocity, ConditionalVelocityField):
+            object.__setattr__(self, "given", self._given)
 
     @classmethod
     def fitting(
@@ -166,15 +170,23 @@ class Tiled:
 
     def __call__(self, x: Tensor, t: Tensor, /) -> Tensor:
         """The velocity at x `(*batch, z, y, x)` and t, a scalar or `(batch,)`."""
+        return self._in_tiles(self.velocity, x, t)
+
+    def _given(self, x: Tensor, t: Tensor, volume: Tensor | None, tag: int | None, /) -> Tensor:
+        """Of a conditional field, whose tiles are shown their part of the volume."""
+        conditional = cast(ConditionalVelocityField, self.velocity)
+        if volume is None:
+            return self._in_tiles(lambda x, t: conditional.given(x, t, None, tag), x, t)
+        return self._in_tiles(lambda x, t, shown: conditional.given(x, t, shown, tag), x, t, volume.expand(x.shape))
+
+    def _in_tiles(self, velocity: Callable[..., Tensor], x: Tensor, t: Tensor, *others: Tensor) -> Tensor:
+        """Velocity(tiles of x, t, the same tiles of other volumes like x), blended."""
         batch, box = split_shape(x.shape)
         check_same(x, self.group)
         x = replicated(x, self.group)
         sides = [self._side(size) for size in box]
-        for axis, size, side in zip((-3, -2, -1), box, sides, strict=True):
-            if size < side:
-                x = x.index_select(axis, _mirrored(size, side).to(x.device))
+        x, *beside = (self._extended(volume, sides) for volume in (x, *others))
         padded = x.shape[-3:]
-        x = x.reshape(-1, *padded)
         t = t.expand(batch).reshape(-1) if t.ndim else t
 
         starts = [_starts(size, side, self.overlap) for size, side in zip(padded, sides, strict=True)]
@@ -203,11 +215,11 @@ class Tiled:
             each = math.ceil(len(shared) / ranks)  # the last rank repeats a tile where the shares are not even
             own = [shared[min(rank * each + i, len(shared) - 1)] for i in range(each)]
             at = t[[i for i, *_ in own]] if t.ndim else t
-            chunk = torch.stack([x[place] for place in own])
+            chunk, *parts = (torch.stack([volume[place] for place in own]) for volume in (x, *beside))
             tiles = (
-                checkpoint(self.velocity, chunk, at, use_reentrant=False, preserve_rng_state=False)
+                checkpoint(velocity, chunk, at, *parts, use_reentrant=False, preserve_rng_state=False)
                 if recompute
-                else self.velocity(chunk, at)
+                else velocity(chunk, at, *parts)
             )
             # Always in this order, so that sums round the same.
             for place, v_tile in zip(shared, gathered(tiles, self.group), strict=False):
@@ -215,6 +227,14 @@ class Tiled:
         v = (v / _outer(weights).to(v)).to(x.dtype)
         inner = (slice((p - n) // 2, (p - n) // 2 + n) for p, n in zip(padded, box, strict=True))
         return v[(slice(None), *inner)].reshape(*batch, *box)
+
+    @staticmethod
+    def _extended(x: Tensor, sides: Sequence[int]) -> Tensor:
+        """Axes shorter than a tile mirrored, batch axes as one. `(n, z, y, x)`"""
+        for axis, size, side in zip((-3, -2, -1), x.shape[-3:], sides, strict=True):
+            if size < side:
+                x = x.index_select(axis, _mirrored(size, side).to(x.device))
+        return x.reshape(-1, *x.shape[-3:])
 
     def _side(self, size: int) -> int:
         """Of a tile along an axis."""

@@ -62,7 +62,7 @@ class Run:
             with torch.autocast(noise.device.type, enabled=False):  # as when it is sampled with
                 sketches_of_data = {"likelihood": _sketches_of(self.data, noise)}
         sketches = {
-            "velocity field": [_sketch(velocity_at(self.velocity, one[None], 0.5), _NETWORKS)],
+            "velocity field": [_sketch(velocity_at(self.velocity, one[None], 0.5, any_value=True), _NETWORKS)],
             **{name: [_sketch(table)] for name, table in statistics.items()},
             **sketches_of_data,
         }

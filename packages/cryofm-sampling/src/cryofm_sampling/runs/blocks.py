@@ -158,7 +158,7 @@ class Blocks:
     def _firsts(self) -> list[list[int]]:
         """First voxels along each axis: multiples of the stride, the last one moved in to end with the axis."""
         return [
-            [min(first, size - side) for first in range(0, max(size - shared, 1), side - shared)]
+            [min(first, size - side) for first in range(0, max(size - shared, 1), max(side - shared, 1))]
             for size, side, shared in zip(self.shape, self.block, [2 * self.margin + self.fade] * 3, strict=True)
         ]
 

@@ -1,7 +1,9 @@
 """Whether the memory suffices, before anything is computed.
 
-The constants were measured (peak resident memory less that at the start, `benchmarks/memory.py`): what restoring takes
-for each voxel of the prior's grid, of a tile in which the network is evaluated, and of the maps' own grid.
+A run has three stages, of which the largest makes the peak: what is done on the maps' own grid (reading, judging,
+joining, writing), what is estimated on the prior's grid, and the network. The constants were measured (`benchmarks/
+memory.py`). How much of a box the network will see depends on the molecule, which nobody has looked at yet: of one as
+wide as the box it is all, and of a small one next to nothing; both are within a quarter of what is told.
 """
 
 import math
@@ -17,7 +19,10 @@ from cryofm_sampling.errors import SettingError
 
 __all__ = ["Memory", "check_available", "check_memory"]
 
-_GRID, _NETWORK, _GRADIENT, _OWN, _SAMPLE, _SPREAD, _RESAMPLED = 200, 250, 1000, 40, 4, 24, 16  # bytes per voxel
+# Bytes for each voxel: of the maps' own grid, of the prior's for estimates and beside the network, of a tile.
+_OWN, _GRID, _BESIDE, _NETWORK, _GRADIENT, _SAMPLE, _SPREAD, _RESAMPLED = 126, 182, 60, 250, 850, 4, 24, 16
+_SEEN = 0.65  # of the box by the network, between a small molecule and one that fills it
+_LATER = 170 * 2**20  # bytes, of libraries that load later
 _CGROUPS = Path("/sys/fs/cgroup")
 _PROC = Path("/proc")
 
@@ -69,10 +74,10 @@ def check_memory(
 
     def growth(fraction: float) -> int:
         """Of a box of that fraction of the voxels."""
-        network = min(tile**3, fraction * math.prod(shape)) * (_GRADIENT if gradients else _NETWORK)
-        restored = math.prod(shape) * (_GRID + _SAMPLE * samples)
-        written = math.prod(own or shape) * (_OWN + _SPREAD * (samples > 1))
-        return round(network + fraction * (restored + written))
+        voxels, written = fraction * math.prod(shape), fraction * math.prod(own or shape)
+        network = _SEEN * min(tile**3, voxels) * (_GRADIENT if gradients else _NETWORK)
+        stages = written * (_OWN + _SPREAD * (samples > 1)), voxels * _GRID, network + voxels * _BESIDE
+        return round(max(stages) + voxels * _SAMPLE * samples + _LATER * (device.type == "cpu"))
 
     sides = own or shape
     found = Memory(_now(device) + growth(1.0), _available_memory(device))

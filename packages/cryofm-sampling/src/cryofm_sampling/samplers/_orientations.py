@@ -1,11 +1,12 @@
 """The 24 proper rotations of the cube, which move voxels onto voxels."""
 
+from functools import partial
 from itertools import permutations, product
 
 import torch
 from torch import Tensor
 
-from cryofm_sampling._common import evaluated, region_of
+from cryofm_sampling._common import Oriented, evaluated, region_of
 from cryofm_sampling.protocols import VelocityField
 
 __all__ = ["ROTATIONS", "denoised", "rotate", "rotate_back"]
@@ -40,9 +41,12 @@ def denoised(velocity: VelocityField, u: Tensor, t: float, stream: torch.Generat
     """D(u) of level t for a volume `(z, y, x)`: x̂_0 at x_t = (1 − t) u, seen by the network in a random orientation."""
     rotation = int(torch.randint(len(ROTATIONS), (), generator=stream, device=stream.device))
 
+    # What a field is shown beside x turns with it.
+    field = velocity.turned(partial(rotate, rotation=rotation)) if isinstance(velocity, Oriented) else velocity
+
     def denoise(part: Tensor) -> Tensor:
         x_t = rotate((1 - t) * part[None], rotation)
-        return rotate_back(x_t - t * evaluated(velocity, x_t, t), rotation)[0]
+        return rotate_back(x_t - t * evaluated(field, x_t, t), rotation)[0]
 
     region = region_of(velocity, u)
     return denoise(u) if region is None else region.within(denoise, u)

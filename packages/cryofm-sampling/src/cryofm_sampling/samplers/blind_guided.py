@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import Blind, Likelihood
-from cryofm_sampling._common import missing, split_shape, streams, white_noise, whole, within
+from cryofm_sampling._common import missing, spent, split_shape, streams, white_noise, whole, within
 from cryofm_sampling.errors import CapabilityError
 from cryofm_sampling.protocols import Callback, Draw, VelocityField
 from cryofm_sampling.runs.checkpoint import Checkpoint, Run, iterate
@@ -106,4 +106,4 @@ class BlindGuided:
         step = self._alg_1()._step(velocity, _Profile(likelihood), gradient, DenoisingError.of(velocity, box, x_1))
         run = Run(self, velocity, likelihood, shape)
         x = iterate(step, x_1, self.steps, run=run, streams=noises, callback=callback, checkpoint=checkpoint)
-        return Draw(x, 2 * self.steps - 1, {"sampler": "BlindGuided", **attrs.asdict(self)})
+        return Draw(x, spent(velocity, 2 * self.steps - 1), {"sampler": "BlindGuided", **attrs.asdict(self)})

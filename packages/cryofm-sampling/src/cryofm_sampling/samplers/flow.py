@@ -4,6 +4,8 @@ dx/dt = v(x, t) from white noise at t = 1 to t = 0. The times t_i = cos²(π i /
 flow of a spectrum that falls over many orders of magnitude is fast: near t = 1 for what is much stronger than the
 noise, near 0 for what is much weaker. For powers from 1e-4 to 1e3 Heun's rule with N = 20 (39 evaluations) gets all
 amplitudes of a Gaussian prior within 8 %; with equidistant times they would be up to 81 % off.
+
+Conditional flows are published with equidistant times: 200 Euler steps, or 50 of the midpoint rule.
 """
 
 import math
@@ -15,7 +17,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_sampling._common import split_shape, streams, velocity_at, white_noise, whole, within
+from cryofm_sampling._common import spent, split_shape, streams, velocity_at, white_noise, whole, within
 from cryofm_sampling.protocols import Callback, Draw, VelocityField
 from cryofm_sampling.runs.checkpoint import Checkpoint, Run, iterate
 
@@ -39,7 +41,17 @@ def _heun(velocity: VelocityField, x: Tensor, t: float, s: float) -> Tensor:
     return x + (s - t) / 2 * (v + velocity_at(velocity, x + (s - t) * v, s))
 
 
-_INTEGRATORS: dict[str, Callable[[VelocityField, Tensor, float, float], Tensor]] = {"euler": _euler, "heun": _heun}
+def _midpoint(velocity: VelocityField, x: Tensor, t: float, s: float) -> Tensor:
+    """From t to s; order 2, two evaluations, the second half way."""
+    half = x + (s - t) / 2 * velocity_at(velocity, x, t)
+    return x + (s - t) * velocity_at(velocity, half, (t + s) / 2)
+
+
+_INTEGRATORS: dict[str, Callable[[VelocityField, Tensor, float, float], Tensor]] = {
+    "euler": _euler,
+    "heun": _heun,
+    "midpoint": _midpoint,
+}
 
 
 @attrs.frozen
@@ -48,7 +60,9 @@ class Flow:
 
     Attributes:
         steps: N.
-        integrator: `"heun"`, of order 2 and 2 N − 1 network evaluations, or `"euler"`, of order 1 and N.
+        integrator: `"heun"`, of order 2 and 2 N − 1 network evaluations, `"midpoint"`, of order 2 and 2 N, or
+            `"euler"`, of order 1 and N.
+        spacing: of the times, `"cosine"`, dense at both ends, or `"even"`.
 
     Samples have the default dtype and the generator's device. The noise of a volume does not depend on the batch
     that it is drawn in; the network's rounding may.
@@ -60,8 +74,11 @@ class Flow:
     """
 
     steps: int = attrs.field(default=20, validator=whole(1))
-    integrator: Literal["euler", "heun"] = attrs.field(
+    integrator: Literal["euler", "heun", "midpoint"] = attrs.field(
         default="heun", validator=within(attrs.validators.in_(tuple(_INTEGRATORS)))
+    )
+    spacing: Literal["cosine", "even"] = attrs.field(
+        default="cosine", validator=within(attrs.validators.in_(("cosine", "even")))
     )
 
     @torch.no_grad()
@@ -88,8 +105,14 @@ class Flow:
 
         run = Run(self, velocity, {}, shape)
         x = iterate(step, first, self.steps, run=run, streams=noises, callback=callback, checkpoint=checkpoint)
-        nfe = 2 * self.steps - 1 if self.integrator == "heun" else self.steps
-        return Draw(x, nfe, {"sampler": "Flow", **attrs.asdict(self)})
+        return Draw(x, spent(velocity, self.calls), {"sampler": "Flow", **attrs.asdict(self)})
+
+    @property
+    def calls(self) -> int:
+        """Of the velocity field, for each volume."""
+        return {"euler": self.steps, "heun": 2 * self.steps - 1, "midpoint": 2 * self.steps}[self.integrator]
 
     def _times(self) -> list[float]:
+        if self.spacing == "even":
+            return [(self.steps - i) / self.steps for i in range(self.steps + 1)]
         return [math.cos(math.pi * i / (2 * self.steps)) ** 2 for i in range(self.steps)] + [0.0]

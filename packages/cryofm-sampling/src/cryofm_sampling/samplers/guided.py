@@ -32,6 +32,7 @@ from cryofm_sampling._common import (
     log_prob_and_gradient,
     missing,
     spectral,
+    spent,
     split_shape,
     streams,
     velocity_at,
@@ -154,7 +155,7 @@ class Guided:
     guidance: Literal["paper", "gaussian"] = attrs.field(
         default="gaussian", validator=within(attrs.validators.in_(("paper", "gaussian")))
     )
-    max_push: float = attrs.field(default=5.0, validator=within(attrs.validators.gt(0)))
+    max_push: float = attrs.field(default=5.0, validator=within(attrs.validators.gt(0), attrs.validators.lt(math.inf)))
     rescaled: bool = attrs.field(default=True, validator=within(attrs.validators.instance_of(bool)))
 
     def __attrs_post_init__(self) -> None:
@@ -193,7 +194,7 @@ class Guided:
         step = self._step(velocity, data, gradient, DenoisingError.of(velocity, box, x_1))
         run = Run(self, velocity, data, shape)
         x = iterate(step, x_1, self.steps, run=run, streams=noises, callback=callback, checkpoint=checkpoint)
-        nfe = 2 * self.steps - 1  # pure noise needs no backward pass
+        nfe = spent(velocity, 2 * self.steps - 1)  # pure noise needs no backward pass
         return Draw(x, nfe, {"sampler": "Guided", **attrs.asdict(self)})
 
     def _step(self, velocity: VelocityField, likelihood: Likelihood, gradient: Gradient, error: DenoisingError) -> Step:

@@ -23,6 +23,7 @@ from cryofm_sampling._common import (
     as_the_data,
     missing,
     spectral,
+    spent,
     split_shape,
     streams,
     velocity_at,
@@ -108,4 +109,4 @@ class Inpainting:
 
         run = Run(self, velocity, likelihood, shape)
         x = iterate(step, x_1, self.steps, run=run, streams=noises, callback=callback, checkpoint=checkpoint)
-        return Draw(x, self.steps, {"sampler": "Inpainting", **attrs.asdict(self)})
+        return Draw(x, spent(velocity, self.steps), {"sampler": "Inpainting", **attrs.asdict(self)})

@@ -15,7 +15,9 @@ settles before what is fine, and gaps are filled from their edges. It begins wit
 for a network is better than the Gaussian prior's u.
 
 The result is the mean of N(x̂ − e u, e) given the data, with the denoiser's own error e(ν, t). Where x̂ and u have
-settled that is x̂; what was measured far better than the level is kept, for which x̂ would need ever more passes.
+settled that is x̂; what was measured far better than the level is kept, for which x̂ would need ever more passes. Where
+log p is not quadratic the passes find modes, and this last step finds the mean: e is then what the prior alone leaves
+open, without τ, which of a Gaussian prior is P, and x̂ − e u its mean.
 
 Reference: Venkatakrishnan, Bouman and Wohlberg, GlobalSIP 2013.
 """
@@ -40,12 +42,14 @@ from cryofm_ops import (
 )
 from cryofm_sampling._common import (
     Box,
+    averages,
     calibrated,
     conjugates,
     deviations,
     first_posteriors,
     given,
     notes,
+    spent,
     split_shape,
     streams,
     time_of,
@@ -112,6 +116,14 @@ def _precision(data: Conjugate, deviations: Tensor, power: Tensor, box: Box) -> 
     uneven = (one * other).mean() / (one.mean() * other.mean()).clamp(min=torch.finfo(V.dtype).tiny)
     V = torch.minimum(uneven.clamp(min=1) * V, power)
     return torch.maximum(1 / V - 1 / power, 1e-3 / power)  # two draws cannot tell less
+
+
+def _left_by_prior(e: Tensor, tau: float, power: Tensor) -> Tensor:
+    """What variance the prior alone leaves, 1 / (1/e − 1/τ), where with white noise of variance τ it leaves e; at most
+    P, which is that of a Gaussian prior.
+    """
+    rest = (tau - e).clamp(min=torch.finfo(e.dtype).tiny)
+    return torch.minimum(e * tau / rest, power)
 
 
 def start(
@@ -204,10 +216,10 @@ class PlugAndPlay:
     ) -> Draw:
         """The posterior mean for every element of the batch of `shape`; in model units."""
         batch, box = split_shape(shape)
+        noises = streams(generator, batch)
         data, like = conjugates(likelihood, batch, box, torch.empty((), device=generator.device), "PlugAndPlay")
         error = DenoisingError.of(calibrated(velocity, "PlugAndPlay"), box, like)
         power = error.power
-        noises = streams(generator, batch)
         x, Ws = start(data, power, box, like, noises)
         times = [self._times(time_of(automatic_tau(W, power, box) + gap_tau(W, power, box))) for W in Ws]
         averaged = min(_AVERAGED, self.iterations)
@@ -223,10 +235,12 @@ class PlugAndPlay:
             step, state, self.iterations, run=run, streams=noises, callback=callback, checkpoint=checkpoint
         )
         es = [error(ts[-1]) for ts in times]
+        if averages(data[0]):
+            es = [_left_by_prior(e, variance_at(ts[-1]), power) for e, ts in zip(es, times, strict=True)]
         shown = torch.stack([one - fourier_filter(dual, e) for one, dual, e in zip(mean, u, es, strict=True)])
-        x = given(data, mean, shown, es)
+        x = given(data, mean, shown, es, averaged=True)
         settings = {"sampler": "PlugAndPlay", **attrs.asdict(self), "time": [ts[-1] for ts in times], **notes(data)}
-        return Draw(x.reshape(shape), self.iterations, settings)
+        return Draw(x.reshape(shape), spent(velocity, self.iterations), settings)
 
     def _times(self, automatic: float) -> list[float]:
         """Of every pass; of the last `automatic`, where `time` is None."""

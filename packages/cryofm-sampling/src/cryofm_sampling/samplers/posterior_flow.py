@@ -49,6 +49,7 @@ from cryofm_sampling._common import (
     given,
     notes,
     remaining,
+    spent,
     split_shape,
     streams,
     time_of,
@@ -181,4 +182,4 @@ class PosteriorFlow:
         run = Run(self, velocity, likelihood, shape)
         x = iterate(step, state, self.nfe, run=run, streams=noises, callback=callback, checkpoint=checkpoint)[2]
         settings = {"sampler": "PosteriorFlow", **attrs.asdict(self), **notes(data)}
-        return Draw(x.reshape(shape).clone(), self.nfe, settings)
+        return Draw(x.reshape(shape).clone(), spent(velocity, self.nfe), settings)

@@ -38,6 +38,7 @@ from cryofm_sampling._common import (
     first_posteriors,
     notes,
     numbers,
+    spent,
     split_shape,
     streams,
     whole,
@@ -144,4 +145,4 @@ class Renoising:
             level, torch.stack(first), total, run=run, streams=noises, callback=callback, checkpoint=checkpoint
         )
         settings = {"sampler": "Renoising", **attrs.asdict(self), **notes(data)}
-        return Draw(xs.mean(1).reshape(shape), total * self.chains, settings)
+        return Draw(xs.mean(1).reshape(shape), spent(velocity, total * self.chains), settings)

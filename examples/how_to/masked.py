@@ -3,7 +3,7 @@
 Focused refinement leaves a map of a part, 0 elsewhere. There it says nothing, and not that there is nothing: the mask
 is part of the operator, and the prior fills in the rest.
 
-    python examples/how_to/mask.py [FOLDER]
+    python examples/how_to/masked.py [FOLDER]
 """
 
 import sys
@@ -32,8 +32,8 @@ draw = restore(prior, likelihood, shape=tuple(truth.shape), generator=generator)
 before, after = (float((v - truth).square().sum() / truth.square().sum()) for v in (observed, draw.x))
 print(f"squared error, relative: {before:.3f} of the data, {after:.3f} restored by {draw.settings['algorithm']}")
 out = Path(sys.argv[1] if len(sys.argv) > 1 else ".")
-write_map(out / "mask.mrc", DensityMap(draw.x.numpy(), prior.voxel_size), overwrite=True)
+write_map(out / "masked.mrc", DensityMap(draw.x.numpy(), prior.voxel_size), overwrite=True)
 volumes = {"data": observed.numpy(), "restored": draw.x.numpy(), "truth": truth.numpy()}
-plot_slices(volumes, out / "mask.png", prior.voxel_size, overwrite=True)
+plot_slices(volumes, out / "masked.png", prior.voxel_size, overwrite=True)
 small = Mask(mask.weights[:5, :4, :3])
 print("the mask passes", ", ".join(check_operator(small, shapes=[(5, 4, 3)])))

@@ -1,0 +1,126 @@
+"""Peak memory of runs of very different shape against what they say at the start that they will need.
+
+    python benchmarks/memory.py --out CSV
+
+A ball of blobs 36 Å wide in noise, in boxes of all kinds; each script runs in a process of its own, one thread, with
+the bundled prior. A row has what was foretold and the peak of resident memory, both with what Python and torch take,
+and their ratio. Rows are added; those that are there are not done again.
+"""
+
+import argparse
+import csv
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import attrs
+import numpy as np
+from _table import write_csv
+
+from cryofm_io import DensityMap, write_map
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+WIDTH = 36.0  # Å, of what is dense
+QUICK = ("--steps", "2", "--scale", "1", "--b-factor", "0")
+ONE = ("--steps", "2", "--scale", "1")
+
+
+@attrs.frozen
+class Run:
+    """A script and its input.
+
+    Attributes:
+        script: of the examples.
+        shape: of the maps, (z, y, x).
+        voxel_size: Å.
+        flags: all but files and ``--out``.
+        files: names of those that it takes.
+    """
+
+    script: str
+    shape: tuple[int, int, int]
+    voxel_size: float
+    flags: tuple[str, ...] = QUICK
+    files: tuple[str, ...] = ("half1.mrc", "half2.mrc")
+
+    @property
+    def name(self) -> str:
+        """Of the row."""
+        sides = " × ".join(map(str, reversed(self.shape)))
+        extra = " ".join(flag for flag in self.flags if flag not in (*QUICK, *ONE))
+        return f"{self.script} {extra}".strip() + (f", {sides} of {self.voxel_size} Å" if self.files else "")
+
+
+RUNS = (
+    Run("denoise", (128, 128, 128), 1.5),
+    Run("denoise", (200, 200, 200), 0.75),
+    Run("denoise", (300, 300, 300), 0.5),
+    Run("denoise", (80, 80, 80), 3.0),
+    Run("denoise", (40, 320, 60), 1.5),
+    Run("denoise", (144, 144, 144), 0.75, (*QUICK, "--samples", "4")),
+    Run("denoise", (64, 64, 64), 1.5, (*QUICK, "--algorithm", "paper")),
+    Run("denoise", (160, 160, 160), 1.2, (*ONE, "--resolution", "4"), ("half1.mrc",)),
+    Run("missing_wedge", (128, 128, 128), 1.5, ONE, ("half1.mrc",)),
+    Run("missing_wedge", (112, 112, 112), 1.5, (*QUICK, "--half2", "half2.mrc"), ("half1.mrc",)),
+    Run("anisotropic", (120, 120, 120), 1.2),
+    Run("sample_prior", (1, 1, 1), 1.5, ("--number", "3", "--side", "96", "--steps", "2"), ()),
+    Run("likelihood", (64, 64, 64), 1.5, ("--normalise", "--probes", "1", "--steps", "2"), ("half1.mrc",)),
+    Run("denoise", (64, 64, 64), 1.5, ()),
+)
+
+
+def make(folder: Path, run: Run) -> None:
+    """Two halves."""
+    rng = np.random.default_rng(0)
+    axes = [(np.arange(n) - n // 2) * run.voxel_size for n in run.shape]
+    density = np.zeros(run.shape, np.float32)
+    for centre in rng.normal(0, WIDTH / 5, (60, 3)).clip(-WIDTH / 2, WIDTH / 2):
+        z, y, x = (np.exp(-((axis - c) ** 2) / 6).astype(np.float32) for axis, c in zip(axes, centre, strict=True))
+        density += z[:, None, None] * y[:, None] * x
+    density /= density.max()
+    for name in ("half1.mrc", "half2.mrc"):
+        noise = rng.standard_normal(run.shape, np.float32)
+        write_map(folder / name, DensityMap(density + np.float32(0.1) * noise, run.voxel_size))
+
+
+def row(run: Run) -> dict[str, Any]:
+    """One run."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if run.files:
+            make(folder, run)
+        command = [sys.executable, str(EXAMPLES / f"{run.script}.py"), *run.files, *run.flags, "--out", "out"]
+        environment = os.environ | {"OMP_NUM_THREADS": "1"}
+        with open(folder / "said", "w+") as said:
+            process = subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=subprocess.DEVNULL)
+            _, status, used = os.wait4(process.pid, 0)
+            said.seek(0)
+            found = re.search(r"needs about ([\d.]+)", said.read())
+    if os.waitstatus_to_exitcode(status) not in (0, 3) or found is None:
+        raise SystemExit(f"{run.name}: status {os.waitstatus_to_exitcode(status)}")
+    told, peak = float(found[1]), used.ru_maxrss / 2**20
+    return {"run": run.name, "told_gib": told, "peak_gib": round(peak, 2), "told_over_peak": round(told / peak, 2)}
+
+
+def main() -> None:
+    """Parse the command line, and add rows."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="CSV; rows are added")
+    args = parser.parse_args()
+    rows: list[dict[str, Any]] = []
+    if args.out.exists():
+        with args.out.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+    for run in RUNS:
+        if run.name not in {row["run"] for row in rows}:
+            rows.append(row(run))
+            write_csv(args.out, rows)
+            print(rows[-1], flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""Fourier shell correlation of two half maps, or of a map and an atomic model.
+
+    python examples/fsc.py half1.mrc half2.mrc --out DIR
+    python examples/fsc.py map.mrc --model 1abc.cif --out DIR
+
+Of halves: unmasked, masked (--mask, or an automatic one), phase-randomised and corrected for the mask; by direction
+with cFAR; with --local the resolution from place to place. It leaves fsc.csv, fsc.star (RELION), fsc.xml (EMDB) and
+fsc.png. Give raw halves: between restored ones an FSC is self-consistency and no resolution.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import _first  # noqa: F401
+import attrs
+import numpy as np
+from _command_line import above_zero, exit_code, named_folder
+
+import cryofm_io as io
+
+
+def against_model(args: argparse.Namespace, map: io.DensityMap, folder: Path) -> dict[str, io.FscCurve]:
+    """Map against model; 0.5 is where the two agree."""
+    model = io.density_of_model(args.model, map)
+    mask = None if args.mask is None else io.read_mask(args.mask, map, voxel_size=args.voxel_size)
+    curve = io.fsc(map.data, model, map.voxel_size, mask)
+    print(f"map against model: FSC 0.5 at {curve.resolution(0.5):.2f} Å")
+    io.write_fsc_xml(folder / "fsc.xml", curve, "map against model")
+    return {"map against model": curve}
+
+
+def of_halves(args: argparse.Namespace, halves: list[io.DensityMap], folder: Path) -> dict[str, io.FscCurve]:
+    """All that two halves tell."""
+    one, two = halves
+    io.check_same_grid(one, two, "the half maps")
+    size, mean = one.voxel_size, (one.data + two.data) / 2
+    found = io.automatic_mask(mean - np.median(mean), size)
+    mask = found if args.mask is None else io.read_mask(args.mask, one, voxel_size=args.voxel_size)
+    if mask is None:
+        raise io.MaskError("nothing stands out of the maps; give a --mask")
+    curves, cones = io.masked_fsc(one.data, two.data, size, mask), io.conical_fsc(one.data, two.data, size, mask)
+    io.write_fsc_star(folder / "fsc.star", curves)
+    io.write_fsc_xml(folder / "fsc.xml", curves.corrected, "masked, corrected by random phases")
+    for name, curve in (("unmasked", curves.unmasked), ("masked, corrected", curves.corrected)):
+        print(f"{name}: FSC 0.143 at {curve.resolution(0.143):.2f} Å, 0.5 at {curve.resolution(0.5):.2f} Å")
+    print(f"cFAR {cones.cfar:.2f}" + (": views are missing" if cones.cfar < 0.5 else ""))
+    if args.local:
+        places = io.local_resolution(one.data, two.data, size, mask)
+        io.write_map(folder / "local_resolution.mrc", attrs.evolve(one, data=places, labels=("Local resolution, A.",)))
+    worst, best = (cones.curve(int(which(cones.auc))) for which in (np.argmin, np.argmax))
+    named = {"unmasked": curves.unmasked, "masked": curves.masked, "phases randomised": curves.randomised}
+    return named | {"corrected": curves.corrected, "worst direction": worst, "best direction": best}
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("maps", type=Path, nargs="+", help="two raw half maps, or one map and --model")
+    add("--model", type=Path, help="an atomic model (PDB, mmCIF), fitted into the map")
+    add("--mask", type=Path, help="soft mask on the maps' grid (of halves default an automatic one)")
+    add("--local", action="store_true", help="the resolution from place to place as well: local_resolution.mrc")
+    add("--voxel-size", type=above_zero, help="Å, where the headers are wrong")
+    add("--out", type=named_folder, required=True, help="folder for the results; made if need be")
+    add("--overwrite", action="store_true", help="replace results that exist")
+    args = parser.parse_args()
+    if len(args.maps) != (2 if args.model is None else 1):
+        parser.error("give two half maps, or one map and --model")
+    names = (
+        ["fsc.csv", "fsc.png", "fsc.xml"]
+        + ([] if args.model else ["fsc.star"])
+        + (["local_resolution.mrc"] if args.local else [])
+    )
+    maps = [io.read_map(path, voxel_size=args.voxel_size) for path in args.maps]
+    with io.output_folder(args.out, names, overwrite=args.overwrite, read=args.maps) as folder:
+        curves = of_halves(args, maps, folder) if args.model is None else against_model(args, maps[0], folder)
+        io.write_fsc_csv(folder / "fsc.csv", curves)
+        io.plot_fsc(curves, folder / "fsc.png", title="between halves" if args.model is None else "map against model")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

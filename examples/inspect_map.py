@@ -1,0 +1,79 @@
+"""Tell what a person asks of map files before anything is done with them.
+
+    python examples/inspect_map.py map.mrc
+    python examples/inspect_map.py half1.mrc half2.mrc
+
+Size, place, sign, solvent, mask, filter and sharpening; of two files also whether they are halves that can tell their
+noise. Then what denoise.py would do with them and what that takes. The exit status is 1 where something has to be put
+right first.
+"""
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+import _first  # noqa: F401
+import torch
+from _command_line import by, exit_code, in_tiles
+
+from cryofm_io import CryoFMError, DensityMap, GridTransform, MapWarning, check_half_maps, fsc, inspect_map
+from cryofm_model import load_prior
+from cryofm_sampling import check_memory
+
+
+def halves(one: DensityMap, two: DensityMap) -> list[str]:
+    """Say what two maps are to each other; what is wrong with them as halves."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", MapWarning)
+        try:
+            check_half_maps(one, two)
+        except CryoFMError as error:
+            print(f"{'halves':10} no")
+            return [str(error)]
+    curve = fsc(one.data, two.data, one.voxel_size)
+    reach = f"agree to {curve.resolution(0.143):.2f} Å (FSC 0.143, whole box)"
+    print(f"{'halves':10} yes, two raw halves; they {reach}")
+    return [str(warning.message) for warning in caught]
+
+
+def plan(density: DensityMap, prior: str) -> None:
+    """Say what denoise.py would do."""
+    network = load_prior(prior)
+    target = GridTransform.of(density, network.voxel_size).target
+    tile = in_tiles(network, target, "fp32").tile
+    memory = check_memory(target, tile=tile, device=torch.device("cpu"), own=density.shape)
+    print(f"{'denoise.py':10} a grid of {by(target)} voxels of {network.voxel_size:g} Å, {memory} of memory")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look at every file."""
+    trouble: list[str] = []
+    maps: list[DensityMap] = []
+    for path in args.files:
+        print(f"{path}")
+        seen = inspect_map(path, voxel_size=args.voxel_size)
+        for name, said in seen.found.items():
+            print(f"{name:10} {said}")
+        trouble += [f"{path}: {what}" for what in seen.trouble]
+        maps += [seen.map] if seen.map is not None else []
+    if len(args.files) == len(maps) == 2:
+        trouble += halves(*maps)
+    if maps:
+        plan(maps[0], args.prior)
+    for what in trouble:
+        print(f"trouble: {what}")
+    return 1 if trouble else 0
+
+
+def main() -> int:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="+", help="maps (MRC/CCP4, .gz too); two may be half maps")
+    parser.add_argument("--voxel-size", type=float, help="Å, where the headers are wrong")
+    parser.add_argument("--prior", default="cryofm-tiny", help="name, file or folder of a prior (default cryofm-tiny)")
+    return run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,72 @@
+"""Make a soft mask of a map, or of two half maps.
+
+    python examples/mask.py map.mrc --threshold 0.02 --out mask.mrc
+    python examples/mask.py half1.mrc half2.mrc --out mask.mrc
+
+As in RELION's MaskCreate: low pass, threshold, wider by some Å, a soft edge; but in Å. Without a threshold it
+takes the part of the highest density after the low pass that ``--level`` says, which suits most maps; look at it.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import _first  # noqa: F401
+import attrs
+import numpy as np
+from _command_line import above_zero, exit_code
+
+from cryofm_io import (
+    MaskError,
+    automatic_mask,
+    check_same_grid,
+    low_pass,
+    read_map,
+    refuse_to_lose,
+    soft_mask,
+    write_map,
+)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read, make the mask, write."""
+    refuse_to_lose(args.maps, [args.out])
+    first, *others = (read_map(path, voxel_size=args.voxel_size) for path in args.maps)
+    for path, other in zip(args.maps[1:], others, strict=True):
+        check_same_grid(first, other, f"{args.maps[0]} and {path}")
+    data = sum((other.data for other in others), first.data) / len(args.maps)
+    if args.threshold is None:
+        shape = {"resolution": args.low_pass, "level": args.level, "dilate": args.extend, "soft_edge": args.soft_edge}
+        mask = automatic_mask(data - np.median(data), first.voxel_size, **shape)
+    else:
+        smooth = low_pass(data, args.low_pass, first.voxel_size)
+        mask = soft_mask(smooth, args.threshold, args.extend, args.soft_edge, first.voxel_size)
+    if mask is None:
+        raise MaskError("nothing stands out of the map at that low pass; give a --threshold")
+    write_map(args.out, attrs.evolve(first, data=mask, labels=("Soft mask.",)), overwrite=args.overwrite)
+    print(f"{args.out}: {np.mean(mask == 1):.1%} of the box inside, {np.mean(mask > 0):.1%} with the edge")
+    if np.mean(mask > 0) > 0.6:
+        print("warning: that is most of the box; choose a higher --threshold or --level", file=sys.stderr)
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("maps", type=Path, nargs="+", help="one map, or two half maps, whose mean is taken")
+    add("--out", type=Path, required=True, help="the mask, .mrc")
+    add("--threshold", type=float, help="density after the low pass; RELION's initial threshold (default by --level)")
+    add("--level", type=above_zero, default=0.2, help="threshold, of the highest density (default 0.2)")
+    add("--low-pass", type=above_zero, default=10.0, help="Å (default 10)")
+    add("--extend", type=float, default=3.0, help="Å by which it is wider than the threshold says (default 3)")
+    add("--soft-edge", type=float, default=6.0, help="Å over which it then falls to 0 (default 6)")
+    add("--voxel-size", type=above_zero, help="Å, where the headers are wrong")
+    add("--overwrite", action="store_true", help="replace the mask if it exists")
+    args = parser.parse_args()
+    if len(args.maps) > 2:
+        parser.error("give one map or two half maps")
+    run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

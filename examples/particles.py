@@ -1,0 +1,260 @@
+"""Restore a volume from single particles at known poses: what `relion_reconstruct` does, with a prior.
+
+    python examples/particles.py particles.star --mask-diameter 180 --out DIR
+
+The STAR file is RELION's, or the poses.star of `abinitio.py`: angles, origins, CTFs, and stacks that are found from its
+folder or from one above it. Images are read batch by batch, so that any number of them takes the memory of a few boxes.
+Their pixels have the size of the prior's voxels, within 0.5 % (1.5 Å of the bundled one; `relion_preprocess
+--rescale_angpix 1.5` makes such).
+
+Noise is taken for white to the background's spectrum, poses for right and amplitudes for what the CTFs say: no B factor
+is sought. The half maps are of every second particle each, and unfiltered, so that `denoise.py` can seek one.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import _first  # noqa: F401
+import attrs
+import mrcfile
+import numpy as np
+import torch
+from _command_line import (
+    above_zero,
+    add_flags,
+    by,
+    check_disk,
+    choose_device,
+    exit_code,
+    in_tiles,
+    positive,
+    provenance,
+    run_script,
+    write_run,
+)
+from _command_line import calibrated_prior as chosen_prior
+from _streams import bar
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cryofm_io import DensityMap, InputFileError, Poses, fsc, plot_slices, write_fsc_csv, write_map
+from cryofm_io.image_table import ImageTable, read_table
+from cryofm_ops import (
+    CTF,
+    FourierProjector,
+    SpectralNoise,
+    ToeplitzGaussian,
+    background_power,
+    estimate_noise_power,
+    fourier_filter,
+    radial,
+)
+from cryofm_sampling import PlugAndPlay, Rescaled, check_memory, fit_scale, restore
+
+FILES = [
+    "restored.mrc",
+    "reconstruction.mrc",
+    "reconstruction_half1.mrc",
+    "reconstruction_half2.mrc",
+    "fsc.csv",
+    "slices.png",
+    "run.json",
+]
+BATCH, NOISE_FROM = 100, 1000  # images
+NO_PRIOR = 1e4  # times the power of an average coefficient: next to none
+LEVEL = 4  # shells of the background
+SAME_SIZE = 0.005
+
+
+@attrs.frozen(eq=False)
+class Particles:
+    """Images that are read when they are needed.
+
+    Attributes:
+        stacks: open files by name, whose pages the system reads and forgets.
+        places: of every image, its stack and section.
+        poses: of every image, shifts in Å.
+        ctf: the fields of `CTF`, `(K,)` each; none, where there is no defocus.
+        voxel_size: Å.
+        sign: −1 where protein is dark.
+    """
+
+    stacks: dict[str, NDArray[Any]]
+    places: list[tuple[str, int]]
+    poses: Poses
+    ctf: dict[str, Tensor] | None
+    voxel_size: float
+    sign: int
+
+    @classmethod
+    def of(cls, path: Path, sign: int) -> "Particles":
+        """What a STAR file lists."""
+        table = read_table(path)
+        sizes = table.pixel_sizes()
+        if sizes is None or np.ptp(sizes) > 1e-3 * sizes[0]:
+            raise InputFileError(f"{path}: one pixel size for all images is needed (rlnImagePixelSize)")
+        poses, ctf = table.poses(float(sizes[0])), table.ctf()
+        if poses is None:
+            raise InputFileError(f"{path}: the images have no angles (rlnAngleRot, rlnAngleTilt, rlnAnglePsi)")
+        fields = None if ctf is None else {name: torch.from_numpy(v) for name, v in attrs.asdict(ctf).items()}
+        places = [place(name, table) for name in table.names]
+        stacks = {name: opened(name, path) for name in dict.fromkeys(stack for stack, _ in places)}
+        for name, section in places:
+            if not 0 <= section < len(stacks[name]):
+                raise InputFileError(f"{path}: {name} has {len(stacks[name])} images, not {section + 1}")
+        if len({stack.shape[1:] for stack in stacks.values()}) > 1:
+            raise InputFileError(f"{path}: the images differ in size")
+        return cls(stacks, places, poses, fields, float(sizes[0]), sign)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def side(self) -> int:
+        """Of an image, in pixels."""
+        return int(next(iter(self.stacks.values())).shape[-1])
+
+    def images(self, some: NDArray[np.int64], diameter_px: float = np.inf) -> Tensor:
+        """Some of them `(k, y, x)`; the mean of what lies outside of a disc is 0."""
+        stack = [self.stacks[name][section] for name, section in (self.places[i] for i in some.tolist())]
+        images = self.sign * torch.from_numpy(np.stack(stack).astype(np.float32))
+        if not images.isfinite().all():
+            raise InputFileError(f"{self.places[int(some[0])][0]}: there are values that are not finite")
+        axis = torch.arange(self.side) - self.side // 2
+        outside = axis.square() + axis[:, None].square() > (diameter_px / 2) ** 2
+        level = images[:, outside].mean(-1) if outside.any() else images.new_zeros(len(images))
+        return images - level[:, None, None]
+
+    def batches(
+        self, some: NDArray[np.int64], diameter_px: float, shape: tuple[int, int, int], progress: Any
+    ) -> Iterator[Any]:
+        """Projectors with the images that they make."""
+        for part in np.array_split(some, -(-len(some) // BATCH)):
+            rotations = torch.from_numpy(self.poses.rotations[part]).float()
+            shifts = torch.from_numpy(self.poses.shifts[part] / self.voxel_size).float()
+            fields = None if self.ctf is None else {name: values[part] for name, values in self.ctf.items()}
+            ctf = None if fields is None else CTF(**fields, voxel_size_angstrom=self.voxel_size)
+            yield (
+                FourierProjector(rotations, shifts, (self.side, self.side, self.side), ctf),
+                self.images(part, diameter_px),
+            )
+            progress.update(len(part))
+
+
+def place(name: str, table: ImageTable) -> tuple[str, int]:
+    """RELION counts from 1: 000001@stack.mrcs."""
+    number, at, stack = name.partition("@")
+    if not (at and number.isdigit() and stack):
+        raise InputFileError(f"{table.path}: {name!r} is no image of a stack (000001@stack.mrcs)")
+    return stack, int(number) - 1
+
+
+def opened(name: str, star: Path) -> NDArray[Any]:
+    """A stack, mapped into memory; RELION names it from its project's folder, the STAR file's or one above it."""
+    folders = (star.parent, *star.resolve().parents)
+    found = next((folder / name for folder in folders if (folder / name).is_file()), None)
+    if found is None:
+        raise InputFileError(f"{star}: {name} is not there, seen from {star.parent} and the folders above it")
+    try:
+        data = mrcfile.mmap(found, mode="r", permissive=True).data
+    except (ValueError, OSError) as error:
+        raise InputFileError(f"{found}: {error}") from None
+    if data is None or data.ndim not in (2, 3) or data.shape[-1] != data.shape[-2]:
+        raise InputFileError(f"{found}: no stack of square images")
+    return np.asarray(data if data.ndim == 3 else data[None])
+
+
+def run(args: argparse.Namespace, folder: Path) -> None:
+    """The whole job."""
+    prior, device = chosen_prior(args), choose_device(args.device)
+    particles = Particles.of(args.particles, -1 if args.invert else 1)
+    size, shape = particles.voxel_size, (particles.side, particles.side, particles.side)
+    if abs(size / prior.voxel_size - 1) > SAME_SIZE:
+        raise InputFileError(
+            f"{args.particles}: pixels of {size:.4g} Å; the prior {args.prior} knows voxels of {prior.voxel_size:g} Å: "
+            f"relion_preprocess --rescale_angpix {prior.voxel_size:g}"
+        )
+    chosen = np.arange(len(particles))[: args.limit]
+    if len(chosen) < 2:
+        raise InputFileError(f"{args.particles}: two images at least, one for each half")
+    tiled = in_tiles(prior, shape, args.precision)
+    need = check_memory(shape, tile=tiled.tile, device=device)
+    volume = 4 * particles.side**3
+    print(f"needs about {need} of memory, {check_disk(args.out, 4 * volume, volume)}")
+    print(f"{len(chosen)} particles of {by(shape[:2])} pixels of {size:g} Å; prior {args.prior} on {device}")
+
+    diameter = args.mask_diameter / size
+    spread = chosen[:: max(1, len(chosen) // NOISE_FROM)]
+    background = background_power(particles.images(spread, diameter), diameter).float()
+    background[:LEVEL] = background[LEVEL]  # whose mean was taken off, so that it seems to have no noise there
+    noise = SpectralNoise(background)
+    with bar(total=len(chosen), unit=" images") as shown:
+        halves = [
+            ToeplitzGaussian.from_images(particles.batches(half, diameter, shown), noise, shape=shape)
+            for half in (chosen[::2], chosen[1::2])
+        ]
+    whole = halves[0] + halves[1]
+    nothing, power = torch.zeros(shape), float(whole.data.square().mean()) / float(whole.spectrum.mean()) ** 2
+    one, two, both = (data.condition(nothing, NO_PRIOR * power).mean for data in (*halves, whole))
+    agreement = estimate_noise_power(one, two)
+    visible = fourier_filter(both, radial(agreement.fsc.nan_to_num(0).clamp(0, 1).to(both), shape))
+
+    generator = torch.Generator(device).manual_seed(args.seed)
+    with bar(total=None, unit=" steps") as shown:
+        guess = 1 / float(visible.max())
+        found = fit_scale(
+            tiled, halves[0], two, agreement.fsc, generator=generator, guess=guess, callback=lambda *_: shown.update()
+        )
+        draw = restore(
+            Rescaled(tiled, found.normalization),
+            whole,
+            shape=shape,
+            generator=generator,
+            sampler=PlugAndPlay(args.steps or 8),
+            callback=lambda *_: shown.update(),
+        )
+
+    maps = {"restored": draw.x.cpu(), "reconstruction": both, "reconstruction_half1": one, "reconstruction_half2": two}
+    for name, x in maps.items():
+        write_map(folder / f"{name}.mrc", DensityMap(x.numpy(), size))
+    curves = {
+        "halves": fsc(one.numpy(), two.numpy(), size),
+        "reconstruction and restored": fsc(both.numpy(), maps["restored"].numpy(), size),
+    }
+    write_fsc_csv(folder / "fsc.csv", curves)
+    pictures = {"reconstruction": visible.numpy(), "restored": maps["restored"].numpy()}
+    plot_slices(pictures, folder / "slices.png", size)
+    resolution = curves["halves"].resolution(0.143)
+    record = {
+        "particles": len(chosen),
+        "voxel_size_angstrom": size,
+        "resolution_of_the_halves_angstrom": resolution,
+        "scale": found.normalization.scale,
+        "misfit": None if draw.misfit is None else float(draw.misfit),
+    }
+    write_run(folder / "run.json", provenance(args) | record)
+    print(f"halves agree to {resolution:.3g} Å (no mask); misfit {record['misfit']:.3g}, where about 1 is expected")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("particles", type=Path, help="STAR file of particles with angles")
+    add("--mask-diameter", type=above_zero, required=True, help="of the particle, Å; beyond 1.3 times it is background")
+    add("--invert", action="store_true", help="protein is dark in the images")
+    add("--limit", type=positive, help="so many particles only, from the first on")
+    add_flags(parser, steps=None, of="passes of denoiser and data")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    run_script(parse(), FILES, run)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

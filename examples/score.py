@@ -1,0 +1,80 @@
+"""Score maps, whichever program made them, against the truth or an atomic model.
+
+    python examples/score.py restored.mrc other.mrc --truth truth.mrc
+    python examples/score.py restored.mrc --model 1abc.cif --mask mask.mrc
+
+FSC_AUC is the mean FSC over the shells to --to, FSC_0.5 where as much is right as wrong; the error is of the map with
+the best scale, over the truth's squares. All maps lie on one grid. benchmarks/score.py adds the paper's failure rates.
+"""
+
+import argparse
+import csv
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import _first  # noqa: F401
+import attrs
+import numpy as np
+from _command_line import above_zero, exit_code
+
+from cryofm_io import DensityMap, atomic_write, check_same_grid, density_of_model, fsc, read_map, read_mask
+
+
+def score(map: DensityMap, truth: DensityMap, mask: Any, to: float | None) -> dict[str, float]:
+    """Of one map."""
+    curve = fsc(map.data, truth.data, truth.voxel_size, mask)
+    if to is not None:
+        used = curve.frequency <= 1 / to + 1e-9
+        curve = type(curve)(curve.frequency[used], curve.correlation[used], curve.n_voxels[used])
+    x, y = ((m.data if mask is None else m.data * mask).astype(np.float64) for m in (map, truth))
+    x, y = x - x.mean(), y - y.mean()
+    power = float((x * x).sum())
+    scale = float((x * y).sum()) / power if power else 0.0
+    error = float(np.square(scale * x - y).sum() / np.square(y).sum())
+    return {"fsc_auc": curve.auc, "fsc_0.5_angstrom": curve.resolution(0.5), "error_at_best_scale": error}
+
+
+def run(args: argparse.Namespace) -> None:
+    """Score, print, write."""
+    maps = [read_map(path, voxel_size=args.voxel_size) for path in args.maps]
+    first = maps[0]
+    if args.truth is not None:
+        truth = read_map(args.truth, voxel_size=args.voxel_size)
+    else:
+        truth = attrs.evolve(first, data=density_of_model(args.model, first))
+    mask = None if args.mask is None else read_mask(args.mask, first)
+    rows = []
+    print(f"{'':40} FSC_AUC  FSC_0.5 (Å)  error")
+    for path, map in zip(args.maps, maps, strict=True):
+        check_same_grid(truth, map, f"{path} and the truth")
+        row = score(map, truth, mask, args.to)
+        at = f"{row['fsc_0.5_angstrom']:.2f}" if row["fsc_0.5_angstrom"] < math.inf else "none"
+        print(f"{path!s:40} {row['fsc_auc']:7.4f}  {at:>11}  {row['error_at_best_scale']:.4f}")
+        rows.append({"map": str(path)} | row)
+    if args.out is not None:
+        with atomic_write(args.out, args.overwrite) as temporary, temporary.open("w", newline="") as file:
+            table = csv.DictWriter(file, list(rows[0]))
+            table.writeheader()
+            table.writerows(rows)
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("maps", type=Path, nargs="+", help="maps to score")
+    truth = parser.add_mutually_exclusive_group(required=True)
+    truth.add_argument("--truth", type=Path, help="a map")
+    truth.add_argument("--model", type=Path, help="an atomic model (PDB, mmCIF), fitted into the maps")
+    add("--mask", type=Path, help="soft mask, on the maps' grid")
+    add("--to", type=above_zero, help="Å, the finest that counts (default Nyquist)")
+    add("--out", type=Path, help=".csv file for the numbers")
+    add("--voxel-size", type=above_zero, help="Å, where the headers are wrong")
+    add("--overwrite", action="store_true", help="replace --out if it exists")
+    run(parser.parse_args())
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,62 @@
+"""Filters that depend on the length of the frequency."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import scipy  # its parts load when they are needed
+from numpy.typing import NDArray
+
+from cryofm_io.checks import positive
+from cryofm_io.errors import GeometryError
+
+__all__ = ["filtered_by_shell", "low_pass"]
+
+_EDGE = 0.2  # full width of the edge over 1/resolution
+
+
+def low_pass(data: NDArray[Any], resolution: float, voxel_size: float) -> NDArray[np.float32]:
+    """Remove what is finer than a resolution, with a raised-cosine edge about it.
+
+    Args:
+        data: Density ``(z, y, x)``.
+        resolution: Å; the amplitude is 1/2 there.  Finer than Nyquist is no error.
+        voxel_size: Å.
+
+    Raises:
+        GeometryError: The data are not three-dimensional, or a length is not positive.
+
+    Example:
+        >>> noise = np.random.default_rng(0).normal(size=(16, 16, 16))
+        >>> bool(low_pass(noise, 12.0, 1.5).std() < 0.3 * noise.std())
+        True
+    """
+    if data.ndim != 3:
+        raise GeometryError(f"expected a 3-D map (z, y, x), got shape {data.shape}")
+    cutoff = positive("voxel size", voxel_size, "Å") / positive("resolution", resolution, "Å")
+    return _filtered(data, lambda radius: 0.5 - 0.5 * np.sin(np.pi * ((radius / cutoff - 1) / _EDGE).clip(-0.5, 0.5)))
+
+
+def filtered_by_shell(data: NDArray[Any], gain: NDArray[Any]) -> NDArray[np.float32]:
+    """Multiply each shell of the spectrum with its own factor, linear between shells.
+
+    Args:
+        data: ``(z, y, x)``.
+        gain: Of shells 1, 2, …, as `cryofm_io.fsc` has them; frequency 0 takes the first, the corners the last.
+
+    Example:
+        >>> noise = np.random.default_rng(0).normal(size=(9, 10, 12))
+        >>> bool(np.allclose(filtered_by_shell(noise, np.full(6, 2.0)), 2 * noise, atol=1e-5))
+        True
+    """
+    shells, longest = np.arange(1, len(gain) + 1), max(data.shape)
+    return _filtered(data, lambda radius: np.interp(longest * radius, shells, gain))
+
+
+def _filtered(data: NDArray[Any], transfer: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[np.float32]:
+    spectrum = scipy.fft.rfftn(np.asarray(data, np.float32))
+    z, y, x = np.fft.fftfreq(data.shape[0]), np.fft.fftfreq(data.shape[1]), np.fft.rfftfreq(data.shape[2])
+    lateral = y[:, None] ** 2 + x**2
+    for plane, kz in zip(spectrum, z, strict=True):  # by planes, to spare memory
+        plane *= transfer(np.sqrt(kz**2 + lateral)).astype(np.float32)
+    return np.asarray(scipy.fft.irfftn(spectrum, s=data.shape, overwrite_x=True), dtype=np.float32)

@@ -1,0 +1,10 @@
+"""One self-contained page of what a run gave (extra ``[report]``), and commands for ChimeraX beside it.
+
+``run`` gathers what there is, ``content`` makes numbers and figures of it, ``volumes`` packs maps as bytes, ``page``
+writes the HTML by the templates beside it, ``chimerax`` the commands. A page holds its content as JSON: it can be made
+again, or set beside another (``compare``), without the maps.
+"""
+
+from cryofm_io.report.page import read_report, write_report
+
+__all__ = ["read_report", "write_report"]

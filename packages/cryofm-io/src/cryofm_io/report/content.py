@@ -1,0 +1,457 @@
+"""What a report says: verdict, numbers, figures, places, maps, and where all of it comes from."""
+
+import json
+import math
+from typing import Any
+
+import attrs
+import numpy as np
+from numpy.typing import NDArray
+
+from cryofm_io.changes import changes
+from cryofm_io.conical_fsc import conical_fsc
+from cryofm_io.density_map import DensityMap
+from cryofm_io.filters import filtered_by_shell
+from cryofm_io.fsc import FscCurve, fsc, shell_sums, transform
+from cryofm_io.masked_fsc import masked_fsc
+from cryofm_io.masks import automatic_mask
+from cryofm_io.mrc_write import VIEWING_NOTE
+from cryofm_io.report.figures import figure, fsc_figure, histogram, of_resolution
+from cryofm_io.report.run import Run
+from cryofm_io.report.volumes import Window, packed
+
+__all__ = ["FORMAT", "content_of", "contrast", "level", "listed_provenance"]
+
+FORMAT = 1  # of what a page holds; another one cannot be shown again
+
+INPUT, LINEAR, RESTORED, SPREAD = "input", "linear", "restored", "uncertainty"
+_AGREE = 0.05  # least FSC of shells that count in what one half says of the other
+_ALIKE = 0.8  # cFAR, from where on all directions are
+_THRESHOLD = 5.0  # standard deviations
+_WRONG = "missing views or a preferred orientation; the map is smeared along the bad directions"
+
+Floats = NDArray[np.floating]
+
+
+@attrs.frozen(eq=False)
+class _Data:
+    """A run, and what is computed of it once."""
+
+    run: Run
+    mean: DensityMap | None  # of what was measured
+    mask: Floats | None
+    drawn: bool  # whether the mask was made here
+    filtered_noise: Floats | None  # a draw of the noise in the linear map
+    unmasked: FscCurve | None
+
+    @classmethod
+    def of(cls, run: Run) -> "_Data":
+        mean = run.observed
+        if run.halves is not None:
+            one, two = _halves(run)
+            mean = attrs.evolve(run.halves[0], data=(one + two) / 2)
+        base = run.restored if run.linear is None else run.linear
+        mask = run.mask
+        if mask is None:
+            mask = automatic_mask(base.data - np.median(base.data), base.voxel_size)
+        noise = unmasked = None
+        if run.halves is not None and mean is not None:
+            one, two = _halves(run)
+            unmasked = fsc(one, two, base.voxel_size)
+            if run.linear is not None:
+                noise = filtered_by_shell((one - two) / 2, _gain(mean.data, run.linear.data))
+        return cls(run, mean, mask, run.mask is None, noise, unmasked)
+
+
+def _halves(run: Run) -> tuple[Floats, Floats]:
+    """As measured, less their medians."""
+    one, two = (half.data - np.median(half.data) for half in run.halves or ())
+    return one, two
+
+
+def content_of(run: Run) -> dict[str, Any]:
+    """Everything, as what JSON holds."""
+    data = _Data.of(run)
+    z, places = _what_changed(data)
+    numbers, directional = _numbers(data), _directional(data)
+    figures = [made for made in (*_curves(data), directional, _wilson(data), _noise(data), _densities(data)) if made]
+    warnings = [*run.record.get("doubts", []), *_warnings(data, directional)]
+    volumes = _volumes(data, z)
+    content = {
+        "format": FORMAT,
+        "title": f"{run.name.removesuffix('.py')}: {_what(run)}",
+        **_verdict(data, numbers),
+        "numbers": numbers[:3],
+        "more_numbers": numbers[3:],
+        "comparison": None,
+        "scores": [],
+        "sphere": None,
+        "pairs": None,
+        "warnings": warnings,
+        "figures": figures,
+        "places": None if z is None else [attrs.asdict(place) for place in places],
+        "threshold": _THRESHOLD,
+        "resolution_of_changes": _reach(data),
+        **volumes,
+        "provenance": listed_provenance(run.record),
+        "note": VIEWING_NOTE,
+    }
+    return dict(json.loads(json.dumps(content), parse_constant=lambda _: None))  # NaN is no JSON
+
+
+def _what(run: Run) -> str:
+    settings = run.record.get("settings", {})
+    names = [
+        str(settings[key]).replace("\\", "/").rsplit("/", 1)[-1] for key in ("half1", "half2") if settings.get(key)
+    ]
+    return " and ".join(names) or "the example"
+
+
+# Numbers and verdict
+
+
+def _numbers(data: _Data) -> list[dict[str, Any]]:
+    """The most important first."""
+    record, numbers = data.run.record, []
+
+    def add(label: str, value: str, note: str, good: bool | None = None) -> None:
+        numbers.append({"label": label, "value": value, "note": note, "good": good})
+
+    slope = record.get("slope_of_the_other_half")
+    if data.unmasked is not None:
+        at, crosses = data.unmasked.resolution(0.143), data.unmasked.crosses(0.143)
+        value = f"{at:.2f} Å" if at < math.inf else "none"
+        add("resolution of your data", value if crosses or at == math.inf else f"≤ {value}",
+            "FSC between the half maps, 0.143, whole box. The restored map has no resolution of its own.")  # fmt: skip
+    if slope is not None:
+        add("slope of the other half", f"{slope:.2f}", "what one half, restored, has to be multiplied by to predict "
+            "the other: about 1; right results have 0.8 to 1.3", 0.8 <= slope <= 1.3)  # fmt: skip
+    if (gain := _gained(data)) is not None:
+        baseline, restored, how = gain
+        add("gained over the masked, sharpened mean", f"{restored - baseline:+.3f}", f"{how}: {restored:.3f} restored, "
+            f"{baseline:.3f} masked and sharpened", restored >= baseline)  # fmt: skip
+    if (held := record.get("held_out")) is not None:
+        add("gained over the half itself", f"{held['gain']:+.3f}", "mean FSC of one half, restored, with the other "
+            "half, less that of the half as it is", held["gain"] >= -0.005)  # fmt: skip
+    if "restored_to_angstrom" in record:
+        add("the prior's finest detail", f"{record['restored_to_angstrom']:.2f} Å", "finer than this the map is your "
+            "data, linearly filtered")  # fmt: skip
+    if record.get("b_factor"):
+        add("envelope removed", f"B = {record['b_factor']:.0f} Å²", "found from the halves, or given")
+    add("voxel", f"{data.run.restored.voxel_size:.4g} Å", "box " + " × ".join(map(str, data.run.restored.shape[::-1])))
+    return numbers
+
+
+def _gained(data: _Data) -> tuple[float, float, str] | None:
+    """The masked, sharpened mean, the restored map, and how they were judged."""
+    truth = data.run.record.get("against_the_truth") or {}
+    restored = truth.get(RESTORED)
+    baseline = next((row for name, row in truth.items() if name.startswith("masked")), None)
+    if restored is not None and baseline is not None:
+        return baseline["fsc_auc"], restored["fsc_auc"], "area under the FSC against the truth"
+    if data.run.halves is None or data.run.restored_halves is None or data.mask is None or data.unmasked is None:
+        return None
+    one, two = _halves(data.run)
+    used = np.nan_to_num(data.unmasked.correlation) > _AGREE
+    if not used.any() or data.mean is None or data.run.linear is None:
+        return None
+    sharp = filtered_by_shell(one, _gain(data.mean.data, data.run.linear.data)) * data.mask
+    voxel_size = data.run.restored.voxel_size
+    masked, found = (
+        fsc(x, two, voxel_size).correlation[used].mean() for x in (sharp, data.run.restored_halves[0].data)
+    )
+    return float(masked), float(found), "mean FSC of one half's map with the other half, as measured"
+
+
+def _verdict(data: _Data, numbers: list[dict[str, Any]]) -> dict[str, Any]:
+    doubts = data.run.record.get("doubts", [])
+    if doubts:
+        return {"trusted": False, "verdict": f"Do not trust this map: {'; '.join(doubts)}."}
+    if "held_out" not in data.run.record:
+        alone = (
+            "Without half maps nothing could be checked: believe no more of this map than of the one it was made of."
+        )
+        return {"trusted": None, "verdict": alone}
+    said = "The checks found nothing against this map: one half, restored, predicts the other as it should"
+    if (gain := _gained(data)) is not None:
+        baseline, restored, how = gain
+        better = "better" if restored >= baseline else "worse"
+        said += f", and by the {how} it is {abs(restored - baseline):.3f} {better} than the masked, sharpened mean"
+    return {"trusted": True, "verdict": said + "."}
+
+
+def _warnings(data: _Data, directional: dict[str, Any] | None) -> list[str]:
+    found, record = [], data.run.record
+    if directional is not None and directional["cfar"] < 0.5:
+        found.append(
+            f"The halves agree unequally well in different directions (cFAR {directional['cfar']:.2f}): {_WRONG}."
+        )
+    if data.run.halves is None and data.run.observed is None:
+        found.append("The input maps were not there when this page was made: what needs them is missing.")
+    if "doubts" in record and not record["doubts"] and record.get("algorithm", {}).get("iterations", 8) < 8:
+        found.append("Fewer than 8 steps leave much undone: the checks are not made then.")
+    if data.run.uncertainty is None:
+        found.append(
+            "No samples were drawn, so nothing shows how much of the map is the prior's word: --samples 4 does."
+        )
+    return found
+
+
+# Figures
+
+
+def _curves(data: _Data) -> list[dict[str, Any]]:
+    """FSC of the data, and of the results."""
+    figures, run, voxel_size = [], data.run, data.run.restored.voxel_size
+    if data.unmasked is not None and run.halves is not None:
+        curves = {"halves": data.unmasked}
+        if data.mask is not None:
+            # White first, or a mask's soft edge would carry strong noise of fine shells over to weaker ones.
+            one, two = map(_whitened, _halves(run))
+            inside = masked_fsc(one, two, voxel_size, data.mask)
+            which = "an automatic mask" if data.drawn else "your mask"
+            curves |= {
+                f"inside {which}": inside.masked,
+                "the same, phases randomised": inside.randomised,
+                "corrected": inside.corrected,
+            }
+        figures.append(
+            fsc_figure(
+                "fsc-data",
+                "How far the data reach",
+                "FSC between the half maps as measured. 0.143 is where the mean of the halves correlates by 0.5 with a "
+                "perfect map: the resolution that one reports. A mask makes maps alike by itself; what it makes of "
+                "random phases is taken off again (corrected).",
+                curves,
+                ["the same, phases randomised"],
+            )
+        )
+    against = {name: curve for name, curve in run.curves.items() if name != "half maps"}
+    if run.linear is not None:
+        against["restored against linear"] = fsc(run.restored.data, run.linear.data, voxel_size)
+    if against:
+        figures.append(
+            fsc_figure(
+                "fsc-results",
+                "What the restoration made of them",
+                "Against a truth, where one is known, 0.5 is where as much is right as wrong. Restored halves agree "
+                "because they share the prior: that is self-consistency and no resolution, never report it.",
+                against,
+                [name for name in against if "self-consistency" in name or name == "restored against linear"],
+            )
+        )
+    return figures
+
+
+def _directional(data: _Data) -> dict[str, Any] | None:
+    if data.run.halves is None:
+        return None
+    one, two = _halves(data.run)
+    cones = conical_fsc(one, two, data.run.restored.voxel_size)
+    area = cones.auc
+    worst, best = int(area.argmin()), int(area.argmax())
+    names = {"along x": 0, "along y": 1, "along z": 2, f"worst, {_axis(cones.directions[worst])}": worst}
+    names[f"best, {_axis(cones.directions[best])}"] = best
+    matters = cones.cfar < _ALIKE
+    made = fsc_figure(
+        "fsc-directions",
+        f"By direction: cFAR {cones.cfar:.2f}",
+        "FSC between the halves in cones of 20° about directions. "
+        + ("They differ: " + _WRONG + "." if matters else "They are alike: no direction is missing.")
+        + " cFAR is the smallest area over the largest; below 0.5 it is a warning.",
+        {name: cones.curve(i) for name, i in names.items()},
+    )
+    return made | {"cfar": cones.cfar, "folded": not matters}
+
+
+def _axis(direction: Floats) -> str:
+    return "(" + ", ".join(f"{x:.2f}" for x in direction) + ")"
+
+
+def _wilson(data: _Data) -> dict[str, Any]:
+    maps = {INPUT: data.mean, LINEAR: data.run.linear, RESTORED: data.run.restored}
+    series = {}
+    for label, one in maps.items():
+        if one is not None:
+            power, frequency = _power(one.data), _frequencies(one)
+            with np.errstate(divide="ignore"):
+                series[label] = (frequency**2, np.log(power))
+    last = float(np.sqrt(series[RESTORED][0][-1]))
+    return figure(
+        "wilson",
+        "Wilson plot",
+        "Logarithm of the power against the square of the frequency. A straight fall is an envelope, exp(−B ν²/2); "
+        "what rises at the end of the input is noise. A restored map should fall gently and not end in a tail.",
+        series,
+        xlabel="resolution (Å)",
+        ylabel="ln power",
+        ticks=of_resolution(last, squared=True),
+        ylim=_seen([y for label, (_, y) in series.items() if label != LINEAR]),
+    )
+
+
+def _noise(data: _Data) -> dict[str, Any] | None:
+    if data.run.halves is None:
+        return None
+    one, two = map(transform, _halves(data.run))
+    cross, power1, power2, count = shell_sums(one, two, data.run.restored.shape)
+    noise = np.maximum(power1 + power2 - 2 * cross, 0) / count / 4  # of the mean
+    signal = cross / count
+    frequency = _frequencies(data.run.restored)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        series = {
+            "signal": (frequency, np.log10(np.where(signal > 0, signal, np.nan))),
+            "noise of the mean": (frequency, np.log10(noise)),
+        }
+    return figure(
+        "noise",
+        "Signal and noise in the input",
+        "What the halves share, and a quarter of the power of their difference. Where the lines cross, the mean of the "
+        "halves is as much noise as signal.",
+        series,
+        xlabel="resolution (Å)",
+        ylabel="log₁₀ power",
+        ticks=of_resolution(float(frequency[-1])),
+    )
+
+
+def _densities(data: _Data) -> dict[str, Any]:
+    low, high = contrast(data.run.restored.data, widest=True)
+    maps = {RESTORED: data.run.restored.data}
+    if data.run.linear is not None:
+        maps = {LINEAR: data.run.linear.data} | maps
+    if data.mean is not None:
+        maps = {INPUT: _about(data.mean.data, data.run.restored.data)} | maps
+    return histogram(maps, low, high)
+
+
+# What changed
+
+
+def _reach(data: _Data) -> float | None:
+    """Å that the data reach; where they reach Nyquist, that."""
+    if data.unmasked is None:
+        return None
+    found = data.unmasked.resolution(0.143)
+    return max(found, 2 * data.run.restored.voxel_size) if found < math.inf else None
+
+
+def _what_changed(data: _Data) -> tuple[Floats | None, list[Any]]:
+    reach = _reach(data)
+    if data.filtered_noise is None or data.run.linear is None or reach is None:
+        return None, []
+    return changes(data.run.linear, data.run.restored, data.filtered_noise, reach, threshold=_THRESHOLD)
+
+
+# Maps
+
+
+def _volumes(data: _Data, z: Floats | None) -> dict[str, Any]:
+    run = data.run
+    maps: dict[str, Floats] = {}
+    if data.mean is not None:
+        maps[INPUT] = _about(data.mean.data, run.restored.data)
+    if run.linear is not None:
+        maps[LINEAR] = run.linear.data
+    maps[RESTORED] = run.restored.data
+    low, high = contrast(run.restored.data, widest=True)
+    packing: dict[str, tuple[Floats, float, float]] = {name: (x, low, high) for name, x in maps.items()}
+    if run.uncertainty is not None:
+        packing[SPREAD] = (run.uncertainty.data, 0.0, float(np.percentile(run.uncertainty.data, 99.95)))
+    if z is not None:
+        packing["change"] = (z, -8.0, 8.0)
+    window = Window(run.restored, data.mask)
+    shown = {name: (window.show(x), first, last) for name, (x, first, last) in packing.items()}
+    inside = None if data.mask is None else window.show(data.mask) > 0.5
+    return {
+        "volumes": [
+            {"name": name, "low": first, "high": last, "data": packed(x, first, last)}
+            for name, (x, first, last) in shown.items()
+        ],
+        "grid": {
+            "shape": list(window.shape),
+            "voxel_size": window.voxel_size,
+            "position": list(window.position),
+            "coarser": window.voxel_size > 1.001 * run.restored.voxel_size,
+            "cut": any(part.stop - part.start < n for part, n in zip(window.box, run.restored.shape, strict=True)),
+        },
+        "contrast": list(contrast(run.restored.data)),
+        "level": level(shown[RESTORED][0], inside),
+    }
+
+
+def contrast(data: Floats, *, widest: bool = False) -> tuple[float, float]:
+    """From the darkest to the brightest that a picture shows; ``widest`` for surfaces, whose levels lie higher."""
+    low, high = np.percentile(data, [0.02, 99.995] if widest else [0.5, 99.8])
+    return float(low), float(max(high, low + 1e-12))
+
+
+def level(data: Floats, inside: NDArray[np.bool_] | None) -> float:
+    """Where a surface encloses about a fifth of what a soft mask does."""
+    return float(np.percentile(data if inside is None or not inside.any() else data[inside], 80))
+
+
+def _about(data: Floats, like: Floats) -> Floats:
+    """A map with the solvent's value of another."""
+    return np.asarray(data - np.float32(np.median(data)) + np.float32(np.median(like)))
+
+
+# Fourier space
+
+
+def _gain(before: Floats, after: Floats) -> Floats:
+    """What a filter did, shell by shell."""
+    cross, power, _, _ = shell_sums(transform(before), transform(after), before.shape)
+    return np.asarray(np.nan_to_num(cross / np.maximum(power, 1e-30)))
+
+
+def _whitened(data: Floats) -> Floats:
+    power = _power(data)
+    return filtered_by_shell(data, 1 / np.sqrt(np.maximum(power, 1e-8 * power.max())))
+
+
+def _power(data: Floats) -> Floats:
+    spectrum = transform(data)
+    _, power, _, count = shell_sums(spectrum, spectrum, data.shape)
+    return np.asarray(power / np.maximum(count, 1))
+
+
+def _frequencies(map: DensityMap) -> Floats:
+    longest = max(map.shape)
+    return np.arange(1, longest // 2 + 1) / (longest * map.voxel_size)
+
+
+def _seen(values: list[Floats]) -> tuple[float, float]:
+    """From the least to the most that is finite."""
+    every = np.concatenate([y[np.isfinite(y)] for y in values])
+    margin = 0.04 * (float(every.max()) - float(every.min()))
+    return float(every.min()) - margin, float(every.max()) + margin
+
+
+# Where it comes from
+
+
+def listed_provenance(record: dict[str, Any]) -> dict[str, Any]:
+    """Command, time, memory, versions, sums and settings of a ``run.json``."""
+    took = record.get("took", {})
+    rows = [["command", record["command"]]] if "command" in record else []
+    if "seconds" in took:
+        rows.append(["time", f"{took['seconds']:.0f} s, of which processors worked {took['cpu_seconds']:.0f} s"])
+    if took.get("peak_memory_gib"):
+        rows.append(["memory at most", f"{took['peak_memory_gib']:.2f} GiB"])
+    rows += [["versions", ", ".join(f"{name} {value}" for name, value in record.get("versions", {}).items())]]
+    rows += [[f"SHA-256 of {name}", value] for name, value in record.get("inputs_sha256", {}).items()]
+    rows += [[name, _listed(record.get(name, {}))] for name in ("settings", "algorithm")]
+    return {"rows": rows, "repeat": record.get("command")}
+
+
+def _listed(values: dict[str, Any]) -> str:
+    """What is set, numbers no longer than one reads."""
+
+    def short(value: Any) -> str:
+        if isinstance(value, list):
+            return " ".join(map(short, value))
+        return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+    told = {name: value for name, value in values.items() if value is not None and value is not False}
+    return "; ".join(f"{name}: {short(value)}" for name, value in told.items())

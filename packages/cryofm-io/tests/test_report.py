@@ -1,0 +1,302 @@
+"""One page of a run: what it says is what is in the files, its places are the map's, and it needs nothing else."""
+
+import base64
+import hashlib
+import html.parser
+import json
+import re
+import sys
+import zlib
+from pathlib import Path
+
+import attrs
+import numpy as np
+import pytest
+
+from cryofm_io import (
+    DensityMap,
+    ImageStack,
+    InputFileError,
+    MissingExtraError,
+    OutputExistsError,
+    Poses,
+    changes,
+    low_pass,
+    read_images,
+    read_map,
+    write_map,
+    write_poses,
+    write_report,
+)
+
+pytest.importorskip("jinja2")
+from cryofm_io.report import read_report
+from cryofm_io.report.__main__ import main
+from cryofm_io.report.chimerax import chimerax_commands
+from cryofm_io.report.volumes import Window
+
+ORIGIN = (31.0, -12.5, 7.0)
+SHAPE = (24, 26, 30)
+
+
+def blob(at, width=2.0):
+    """At (z, y, x) in voxels."""
+    z, y, x = np.ogrid[: SHAPE[0], : SHAPE[1], : SHAPE[2]]
+    return np.exp(-((z - at[0]) ** 2 + (y - at[1]) ** 2 + (x - at[2]) ** 2) / (2 * width**2))
+
+
+@pytest.fixture(scope="session")
+def halves():
+    rng = np.random.default_rng(0)
+    like = DensityMap(np.ones(SHAPE), 1.5, origin=ORIGIN)
+    signal = 3 * blob((12, 13, 15), 4)
+    return tuple(attrs.evolve(like, data=signal + 0.3 * rng.normal(size=SHAPE)) for _ in range(2))
+
+
+def made(folder, halves, added=(8, 9, 20), **record):
+    """A run in a folder, that added density at a place."""
+    folder.mkdir(parents=True)
+    for name, half in zip(("half1", "half2"), halves, strict=True):
+        write_map(folder / f"{name}.mrc", half)
+    linear = low_pass((halves[0].data + halves[1].data) / 2, 5, 1.5)
+    new = linear + 2 * blob(added)
+    for name, data in (("linear", linear), ("restored", new), ("uncertainty", 0.1 + 0 * new + blob(added))):
+        write_map(folder / f"{name}.mrc", attrs.evolve(halves[0], data=data))
+    content = {
+        "program": "denoise.py",
+        "command": "denoise.py half1.mrc half2.mrc --out out",
+        "settings": {"half1": "a </script><script>alert(1)</script>"},
+        "held_out": {"slope": 1.0, "gain": 0.1, "explained": 0.5},
+        "slope_of_the_other_half": 1.01,
+        "doubts": [],
+    }
+    (folder / "run.json").write_text(json.dumps(content | record))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def run(tmp_path_factory, halves):
+    folder = made(tmp_path_factory.mktemp("report") / "run", halves)
+    write_report(folder, halves=halves)
+    return folder
+
+
+class Page(html.parser.HTMLParser):
+    """Every attribute that could fetch something, and the tags that are open."""
+
+    VOID = frozenset({"meta", "input", "br", "link", "img"})
+
+    def __init__(self, text):
+        super().__init__()
+        self.fetched, self.open, self.scripts = [], [], 0
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.fetched += [value for name, value in attributes if name in ("src", "href") and not value.startswith("#")]
+        self.scripts += tag == "script"
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        pass
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_stands_alone(run):
+    text = (run / "report.html").read_text()
+    page = Page(text)
+    assert page.open == []
+    assert page.fetched == []
+    assert page.scripts == 2  # none came in by a file's name
+    assert not re.search(r"https?://|url\(|@import", text.replace("http://www.w3.org", ""))
+
+
+def test_what_was_added_is_named_where_it_is(run):
+    content = read_report(run / "report.html")
+    place = content["places"][0]
+    assert place["position"] == pytest.approx([31 + 1.5 * 20, -12.5 + 1.5 * 9, 7 + 1.5 * 8], abs=0.75)
+    assert place["z"] > 5
+    marker = re.findall(r"^marker .* position (\S+) ", (run / "open.cxc").read_text(), re.MULTILINE)[0]
+    assert [float(x) for x in marker.split(",")] == pytest.approx(place["position"], abs=0.01)
+
+
+def test_noise_changes_nothing():
+    rng = np.random.default_rng(5)
+    noise, other = (low_pass(rng.normal(size=(48, 48, 48)), 6, 1.5) for _ in range(2))
+    before = DensityMap(noise, 1.5)
+    assert changes(before, attrs.evolve(before, data=1.5 * noise), other, 6.0)[1] == []
+    hole = 9 * low_pass((np.indices(noise.shape) == 24).all(axis=0), 9, 1.5)
+    places = changes(before, attrs.evolve(before, data=noise - 50 * hole), other, 6.0)[1]
+    assert places[0].z < -5
+    assert places[0].position == pytest.approx((36, 36, 36), abs=0.5)
+
+
+def test_slices_lie_where_the_map_says(run):
+    content = read_report(run / "report.html")
+    assert content["grid"]["position"] == list(ORIGIN)
+    assert content["grid"]["shape"] == list(SHAPE)
+    assert {volume["name"] for volume in content["volumes"]} == {"input", "linear", "restored", "uncertainty", "change"}
+
+
+@pytest.mark.parametrize("shape", [(130, 140, 150), (64, 64, 64)])
+def test_what_is_cut_and_coarsened_stays_in_place(shape):
+    at = (36, 41, 33)
+    grid = np.ogrid[: shape[0], : shape[1], : shape[2]]
+    data = np.exp(-sum((g - a) ** 2 for g, a in zip(grid, at, strict=True)) / 50).astype(np.float32)
+    window = Window(DensityMap(data, 1.1, origin=(5.0, -4.0, 300.0)), data > 0.01)
+    shown = window.show(data)
+    assert shown.size < 1_200_000
+    centre = [float((shown * g).sum() / shown.sum()) for g in np.indices(shown.shape)][::-1]
+    found = [p + window.voxel_size * c for p, c in zip(window.position, centre, strict=True)]
+    assert found == pytest.approx([5 + 1.1 * 33, -4 + 1.1 * 41, 300 + 1.1 * 36], abs=0.3)
+
+
+def test_the_verdict_follows_the_checks(run, halves, tmp_path):
+    assert read_report(run / "report.html")["trusted"] is True
+    doubted = made(tmp_path / "run", halves, doubts=["one half does not predict the other"])
+    content = read_report(write_report(doubted, halves=halves))
+    assert content["trusted"] is False
+    assert "one half does not predict the other" in content["verdict"]
+
+
+def test_one_map_without_halves_is_unchecked(halves, tmp_path):
+    folder = made(tmp_path / "run", halves)
+    record = json.loads((folder / "run.json").read_text())
+    del record["held_out"], record["slope_of_the_other_half"]
+    (folder / "run.json").write_text(json.dumps(record))
+    (folder / "linear.mrc").unlink()
+    content = read_report(write_report(folder, observed=halves[0]))
+    assert content["trusted"] is None
+    assert content["places"] is None
+
+
+def test_made_again_from_the_folder(run, capsys):
+    before = read_report(run / "report.html")
+    assert main([str(run)]) == 0
+    assert read_report(run / "report.html")["numbers"] == before["numbers"]  # its inputs are gone: what the page held
+    assert capsys.readouterr().out.strip() == str(run / "report.html")
+
+
+def test_inputs_are_read_again_only_if_they_are_what_they_were(halves, tmp_path):
+    folder = made(tmp_path / "run", halves)
+    names = [str(folder / "half1.mrc"), str(folder / "half2.mrc")]
+    sums = {name: hashlib.sha256(Path(name).read_bytes()).hexdigest() for name in names}
+    record = json.loads((folder / "run.json").read_text())
+    record |= {"settings": dict(zip(("half1", "half2"), names, strict=True)), "inputs_sha256": sums}
+    (folder / "run.json").write_text(json.dumps(record))
+    assert main([str(folder)]) == 0
+    assert read_report(folder / "report.html")["places"]
+    write_map(names[1], attrs.evolve(halves[1], data=2 * halves[1].data), overwrite=True)
+    (folder / "report.html").unlink()
+    assert main([str(folder)]) == 0
+    content = read_report(folder / "report.html")
+    assert content["places"] is None
+    assert any("were not there" in warning for warning in content["warnings"])
+
+
+def test_two_runs_side_by_side(run, halves, tmp_path, capsys):
+    other = made(tmp_path / "other", halves, added=(15, 15, 10), slope_of_the_other_half=0.7)
+    write_report(other, halves=halves)
+    page = tmp_path / "both.html"
+    assert main([str(run), str(other), "--compare", "--out", str(page)]) == 0
+    content = read_report(page)
+    row = next(row for row in content["comparison"]["rows"] if row[0] == "slope of the other half")
+    assert row[1:3] == ["1.01", "0.70"]
+    assert Page(page.read_text()).open == []
+
+
+def test_what_is_no_run_is_one_line(tmp_path, capsys):
+    assert main([str(tmp_path)]) == 2
+    assert re.fullmatch(r"error: .* has no run\.json and restored\.mrc; .*\n", capsys.readouterr().err)
+    (tmp_path / "report.html").write_text("<html>")
+    with pytest.raises(InputFileError, match="no report"):
+        read_report(tmp_path / "report.html")
+
+
+def test_a_page_is_not_overwritten_unasked(run, halves):
+    with pytest.raises(OutputExistsError):
+        write_report(run, halves=halves)
+
+
+def test_without_jinja2_it_says_what_to_install(run, monkeypatch):
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(MissingExtraError, match=r"cryofm-io\[report\]"):
+        write_report(run, overwrite=True)
+
+
+# The words of ChimeraX's documented commands that the file may use, and the options that each takes.
+COMMANDS = {
+    "open": set(),
+    "set": {"bgColor"},
+    "lighting": {"soft"},
+    "volume": {"style", "step", "level", "color", "transparency"},
+    "hide": {"models"},
+    "color": {"sample", "map", "palette"},
+    "marker": {"position", "radius", "color"},
+    "view": set(),
+}
+
+
+def test_commands_for_chimerax_are_those_of_its_documentation(run):
+    lines = (run / "open.cxc").read_text().splitlines()
+    used = [line.split() for line in lines if not line.startswith("#")]
+    for name, *words in used:
+        assert {word for word in words if re.fullmatch("[a-zA-Z]+", word)} - {"white", "surface"} <= COMMANDS[name]
+    opened = [words[1] for words in used if words[0] == "open"]
+    assert all((run / name).is_file() for name in opened)
+    levels = {line.split("level ")[1] for line in lines if " level " in line}
+    assert len(levels) == 1  # equal contours
+    assert float(levels.pop()) < read_map(run / "restored.mrc").data.max()
+
+
+def test_commands_without_linear_or_spread():
+    content = {"level": 1.0, "volumes": [], "places": None}
+    text = chimerax_commands(content, ["restored.mrc"])
+    assert text.splitlines()[-1] == "view #1"
+    assert "color sample" not in text
+
+
+@pytest.fixture
+def models(tmp_path, halves):
+    """The folder of a script that makes models, with poses all about the z axis but one."""
+    angles = np.array([[0, 90, 0], [90, 90, 0], [0, 0, 0], [0, 150, 0]])
+    rng = np.random.default_rng(0)
+    images = ImageStack(rng.normal(size=(4, 12, 12)), 3.0)
+    write_map(tmp_path / "images.mrcs", DensityMap(images.data, 3.0))
+    poses = Poses.from_angles(angles, shifts=np.zeros((4, 2)))
+    write_poses(tmp_path / "poses.star", read_images(tmp_path / "images.mrcs"), poses)
+    for i in (1, 2):
+        write_map(tmp_path / f"model_0{i}.mrc", halves[i - 1])
+    (tmp_path / "scores.csv").write_text("model,misfit,poses_from_the_best_deg\nmodel_01,1.5,0.0\nmodel_02,1.7,8.0\n")
+    (tmp_path / "run.json").write_text(json.dumps({"program": "abinitio.py", "correlations_of_the_best": [0.5, 0.7]}))
+    return tmp_path, images.data
+
+
+def test_models_have_a_page(models):
+    folder, images = models
+    content = read_report(write_report(folder, pairs=(images, -images)))
+    assert content["trusted"] is True
+    assert [volume["name"] for volume in content["volumes"]] == ["model_01", "model_02"]
+    assert [len(content["sphere"][side]) for side in ("above", "below")] == [3, 1]
+    # Views from the side lie on the rim, the one from above in the middle, and 30° off the lower pole is sin 15° · √2.
+    radii = sorted(float(np.hypot(*point)) for point in content["sphere"]["above"])
+    assert radii == pytest.approx([0, 1, 1], abs=0.01)
+    assert np.hypot(*content["sphere"]["below"][0]) == pytest.approx(np.sqrt(2) * np.sin(np.radians(15)), abs=0.01)
+    shown = np.frombuffer(zlib.decompress(base64.b64decode(content["pairs"]["data"])), np.uint8).reshape(4, 2, 12, 12)
+    assert np.corrcoef(shown[2, 0].ravel(), images[2].ravel())[0, 1] > 0.999
+    assert np.corrcoef(shown[2, 1].ravel(), images[2].ravel())[0, 1] < -0.999
+    assert Page((folder / "report.html").read_text()).open == []
+
+
+def test_models_that_disagree_are_in_doubt_and_images_are_kept(models, capsys):
+    folder, images = models
+    before = read_report(write_report(folder, pairs=(images, images)))
+    (folder / "scores.csv").write_text("model,misfit,poses_from_the_best_deg\nmodel_01,1.5,0.0\nmodel_02,1.7,80.0\n")
+    assert main([str(folder)]) == 0
+    after = read_report(folder / "report.html")
+    assert after["trusted"] is False
+    assert after["pairs"] == before["pairs"]
+    assert main([str(folder), str(folder), "--compare"]) == 2
+    assert "not compared" in capsys.readouterr().err

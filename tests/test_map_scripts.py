@@ -1,0 +1,105 @@
+"""inspect_map.py, fsc.py, mask.py and score.py as their users run them."""
+
+import csv
+import importlib.util
+from pathlib import Path
+
+import attrs
+import numpy as np
+import pytest
+
+from cryofm_io import fsc, read_map, write_map
+
+script = pytest.importorskip("_command_line")
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """A script by its name; not imported by it, for benchmarks have some of the same."""
+
+    def call(name, *arguments):
+        spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr("sys.argv", [f"{name}.py", *map(str, arguments)])
+        return script.exit_code(module.main)
+
+    return call
+
+
+def test_inspect_map_says_what_it_sees(call, half_maps, tmp_path, capsys):
+    assert call("inspect_map", *half_maps) == 0
+    said = capsys.readouterr().out
+    assert "31 × 28 × 25 voxels of 1.3 Å" in said
+    assert "yes, two raw halves" in said
+    assert "denoise.py" in said
+
+
+def test_inspect_map_finds_trouble(call, half_maps, tmp_path, capsys):
+    assert call("inspect_map", half_maps[0], half_maps[0]) == 1
+    assert "trouble: " in capsys.readouterr().out
+    (tmp_path / "bad.mrc").write_text("no map")
+    assert call("inspect_map", tmp_path / "bad.mrc") == 1
+    assert "bad.mrc" in capsys.readouterr().out
+
+
+def test_fsc_of_halves(call, half_maps, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert call("fsc", *half_maps, "--out", out) == 0
+    assert {path.name for path in out.iterdir()} == {"fsc.csv", "fsc.png", "fsc.star", "fsc.xml"}
+    one, two = map(read_map, half_maps)
+    with (out / "fsc.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found = [float(row["unmasked"]) for row in rows]
+    assert np.allclose(found, fsc(one.data, two.data, 1.3).correlation, atol=1e-5)
+    assert "cFAR" in capsys.readouterr().out
+    assert call("fsc", *half_maps, "--out", out) == 2  # unasked
+
+
+def test_mask_of_halves_lies_where_they_do(call, half_maps, tmp_path):
+    path = tmp_path / "mask.mrc"
+    assert call("mask", *half_maps, "--out", path) == 0
+    mask, one = read_map(path), read_map(half_maps[0])
+    assert (mask.shape, mask.position) == (one.shape, one.position)
+    assert mask.data.max() == 1
+    assert mask.data.min() == 0
+    assert np.average(one.data, weights=mask.data) > 2 * one.data.mean()
+    assert call("mask", half_maps[0], "--threshold", 99, "--out", path, "--overwrite") == 2
+
+
+def test_score_is_that_of_the_fsc(call, half_maps, tmp_path, capsys):
+    one = read_map(half_maps[0])
+    write_map(tmp_path / "twice.mrc", attrs.evolve(one, data=2 * one.data))
+    table = tmp_path / "scores.csv"
+    assert call("score", *half_maps, tmp_path / "twice.mrc", "--truth", half_maps[0], "--out", table) == 0
+    with table.open() as file:
+        first, second, twice = csv.DictReader(file)
+    assert float(first["fsc_auc"]) == pytest.approx(1)
+    assert float(second["fsc_auc"]) == pytest.approx(fsc(one.data, read_map(half_maps[1]).data, 1.3).auc)
+    assert float(twice["error_at_best_scale"]) == pytest.approx(0, abs=1e-6)
+    assert 0 < float(second["error_at_best_scale"]) < 1
+
+
+def test_a_model_is_scored_where_it_lies(call, tmp_path, capsys):
+    pytest.importorskip("gemmi")
+    from cryofm_io import DensityMap, density_of_model
+
+    lines = [
+        f"ATOM  {i:5d}  CA  GLY A{i:4d}    {10 + 3 * i:8.3f}{20 + 2 * i:8.3f}{30 + i:8.3f}  1.00 20.00           C"
+        for i in range(1, 8)
+    ]
+    (tmp_path / "model.pdb").write_text("\n".join(lines))
+    empty = DensityMap(np.zeros((24, 28, 32)), 1.2, origin=(8, 17, 26))
+    density = density_of_model(tmp_path / "model.pdb", empty)
+    write_map(tmp_path / "map.mrc", attrs.evolve(empty, data=density))
+    write_map(tmp_path / "moved.mrc", attrs.evolve(empty, data=np.roll(density, 3, axis=2)))
+    table = tmp_path / "scores.csv"
+    files = (tmp_path / "map.mrc", tmp_path / "moved.mrc")
+    assert call("score", *files, "--model", tmp_path / "model.pdb", "--out", table) == 0
+    with table.open() as file:
+        right, moved = csv.DictReader(file)
+    assert float(right["fsc_auc"]) > 0.99
+    assert float(moved["fsc_auc"]) < 0.5
+    assert call("fsc", files[0], "--model", tmp_path / "model.pdb", "--out", tmp_path / "out") == 0
+    assert "FSC 0.5 at" in capsys.readouterr().out
