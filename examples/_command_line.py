@@ -159,7 +159,7 @@ def add_flags(parser: argparse.ArgumentParser, *, steps: int | None, of: str) ->
     add = parser.add_argument
     add("--out", type=named_folder, required=True, help="folder for the results; made if need be")
     add("--steps", type=positive, default=steps, help=f"{of} (default {steps or 'as many as it takes'})")
-    add("--seed", type=seed, default=0, help="of all random numbers; the same seed gives the same files (default 0)")
+    add("--seed", type=seed, default=0, help="of all random numbers; the same seed gives the same maps (default 0)")
     add("--prior", default="cryofm-tiny", help="name, file or folder of a prior (default cryofm-tiny)")
     add("--device", default="cpu", help="torch device: cpu, cuda or cuda:1, … (default cpu)")
     precision = "of the network; bf16 is faster on processors that have it, and far slower on others (default fp32)"
@@ -512,13 +512,14 @@ def cost() -> dict[str, Any]:
 
 
 def seal(folder: Path) -> None:
-    """Let ``run.json`` tell the SHA-256 sums of the results beside it."""
+    """Let ``run.json`` tell the SHA-256 sums of the results beside it, and what the run took unless it says so."""
     path = folder / "run.json"
     if path.exists():
         record = json.loads(path.read_text(encoding="utf-8"))
         others = sorted(other for other in folder.iterdir() if other != path)
         path.unlink()
-        write_run(path, record | {"results_sha256": {other.name: sha256(other) for other in others}})
+        sums = {other.name: sha256(other) for other in others}
+        write_run(path, {"took": cost()} | record | {"results_sha256": sums})
 
 
 def write_run(path: Path, content: dict[str, Any]) -> None:
