@@ -72,7 +72,10 @@ def _read(path: Path) -> "gemmi.Structure":
     # What is no UTF-8 can only stand in names and remarks.
     text = content.decode("utf-8-sig", "replace")
     is_cif = "_atom_site." in text.lower() or text.lstrip()[:5].lower() == "data_"
-    structure = gemmi.read_structure_string(text, format=gemmi.CoorFormat.Mmcif if is_cif else gemmi.CoorFormat.Pdb)
+    # `read_structure_string` would do, but is newer than the oldest version that is declared.
+    structure = (
+        gemmi.make_structure_from_block(gemmi.cif.read_string(text)[0]) if is_cif else gemmi.read_pdb_string(text)
+    )
     structure.setup_entities()
     return structure
 

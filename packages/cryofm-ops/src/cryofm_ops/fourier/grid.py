@@ -42,7 +42,7 @@ def half_shape(shape: Shape) -> Shape:
 
 def rfft(x: Tensor) -> Tensor:
     """Orthonormal FFT of `(..., z, y, x)`, on the half grid."""
-    spectrum: Tensor = torch.fft.rfftn(x, dim=_AXES, norm="ortho")
+    spectrum: Tensor = torch.fft.rfftn(x.contiguous(), dim=_AXES, norm="ortho")  # torch 2.6 knows no strides of 0
     return spectrum
 
 
