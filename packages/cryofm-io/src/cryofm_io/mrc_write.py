@@ -47,7 +47,7 @@ def write_map(path: str | os.PathLike[str], map: DensityMap, overwrite: bool = F
         Traceback (most recent call last):
         cryofm_io.errors.OutputExistsError: ...
     """
-    mean = map.data.mean(dtype=np.float64)
+    mean = float(map.data.mean(dtype=np.float64))
     # section by section: no double-precision copy of a large map
     variance = float(np.mean([np.mean((section - mean) ** 2, dtype=np.float64) for section in map.data]))
     header = _header(map, map.labels, map.data.min(), map.data.max(), mean, variance)
