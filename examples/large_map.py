@@ -276,11 +276,11 @@ class Whole:
 
     def __getitem__(self, number: Any) -> bool:
         """Whether it is."""
-        return bytes(self.sums[number]) == hashlib.sha256(self.kept[number]).digest()
+        return bytes(self.sums[number]) == hashlib.sha256(self.kept[number].data).digest()
 
     def __setitem__(self, number: Any, value: object) -> None:
         """It is."""
-        self.sums[number] = np.frombuffer(hashlib.sha256(self.kept[number]).digest(), np.uint8)
+        self.sums[number] = np.frombuffer(hashlib.sha256(self.kept[number].data).digest(), np.uint8)
 
 
 def shared(path: Path, kind: type, shape: tuple[int, ...]) -> NDArray[Any]:
