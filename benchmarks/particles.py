@@ -7,7 +7,7 @@ The map stands in a box, and is seen by random poses, shifts and CTFs with white
 - `one pass` and `conjugate gradients` on the same few images, of a sphere in the map: squared error of `restore`,
   relative to the truth's;
 - `particles.py` on all of them as its user runs it, from a STAR file, and `relion_reconstruct --ctf` on the same file
-  where there is one: the error after the best factor, FSC_AUC and FSC_0.5 against the truth, nothing masked.
+  where there is one: the error after the best factor, FSC_AUC and FSC_0.5 against the truth, all within a soft sphere.
 """
 
 import argparse
@@ -116,7 +116,7 @@ def cpu_of_children(command: list[str]) -> float:
 
 def scored(path: Path, truth: Tensor, voxel_size: float) -> dict[str, Any]:
     """Of a map, in whatever units."""
-    x, t = read_map(path).data, truth.numpy()
+    x, t = (round_particle(v).numpy() for v in (torch.from_numpy(read_map(path).data), truth))
     curve, factor = fsc(x, t, voxel_size), float((x * t).sum() / (x * x).sum())
     error = float(((factor * x - t) ** 2).sum() / (t**2).sum())
     return {"error": round(error, 4), "auc": round(curve.auc, 4), "fsc05": round(curve.resolution(0.5), 2)}

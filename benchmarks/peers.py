@@ -188,7 +188,7 @@ def of_images(problem: Problem) -> dict[str, dict[str, Restored]]:
             for weight in (0.01, 0.03, 0.1, 0.3)
         },
         "non-local means": {
-            f"of the {name}, h {h}": partial(non_local, x, h) for name, x in inputs.items() for h in (0.3, 0.6, 1.2)
+            f"of the {name}, h {h}": partial(non_local, x, h) for name, x in inputs.items() for h in (0.1, 0.3, 0.6)
         },
     }
 
@@ -260,7 +260,7 @@ def of_deepinv(problem: Problem) -> dict[str, dict[str, Restored]]:
         return x - x.median()
 
     return {
-        "deepinv DPIR": {f"last level {last}": partial(dpir, last) for last in (0.005, 0.01, 0.02, 0.05)},
+        "deepinv DPIR": {f"last level {last}": partial(dpir, last) for last in (0.02, 0.05, 0.1, 0.2)},
         "deepinv DiffPIR": {f"lambda {s}": partial(diffpir, s) for s in (0.1, 1.0, 7.0)},
     }
 

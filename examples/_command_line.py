@@ -14,6 +14,7 @@ import shutil
 import signal
 import sys
 import time
+import tomllib
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
@@ -89,6 +90,10 @@ def silent_unless_first() -> Iterator[None]:
         yield
 
 
+class OnlyPlanned(Exception):
+    """What would be done has been said, and nothing was."""
+
+
 class DoubtfulError(Exception):
     """The results are there, and are not to be trusted."""
 
@@ -103,6 +108,9 @@ def exit_code(main: Callable[[], int | None], left: str = "no results were writt
         try:
             with signals(signal.default_int_handler):
                 return main() or 0
+        except OnlyPlanned as plan:
+            print(f"{plan}; nothing was written")
+            return 0
         except DoubtfulError as error:
             print(f"warning: {error}", file=sys.stderr)
             return 3
@@ -151,12 +159,49 @@ def add_flags(parser: argparse.ArgumentParser, *, steps: int | None, of: str) ->
     add = parser.add_argument
     add("--out", type=named_folder, required=True, help="folder for the results; made if need be")
     add("--steps", type=positive, default=steps, help=f"{of} (default {steps or 'as many as it takes'})")
-    add("--seed", type=seed, default=0, help="of all random numbers; the same seed gives the same files (default 0)")
+    add("--seed", type=seed, default=0, help="of all random numbers; the same seed gives the same maps (default 0)")
     add("--prior", default="cryofm-tiny", help="name, file or folder of a prior (default cryofm-tiny)")
     add("--device", default="cpu", help="torch device: cpu, cuda or cuda:1, … (default cpu)")
     precision = "of the network; bf16 is faster on processors that have it, and far slower on others (default fp32)"
     add("--precision", choices=("fp32", "bf16"), default="fp32", help=precision)
     add("--overwrite", action="store_true", help="replace results that exist; others of the former run are removed")
+    flags = "TOML file with flags, such as steps = 20 and b-factor = 60; flags after it on the line win"
+    add("--settings", type=Path, action=FromToml, metavar="FILE", help=flags)
+
+
+class FromToml(argparse.Action):
+    """Sets every flag that a TOML file names, as if it stood on the line."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Set them; what is wrong with the file is what would be wrong with the line."""
+        try:
+            with values.open("rb") as file:
+                table = tomllib.load(file)
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise argparse.ArgumentError(self, f"{values}: {error}") from None
+        for name, value in table.items():
+            flag = f"--{name.replace('_', '-')}"
+            action = parser._option_string_actions.get(flag)
+            if action is None or action.dest in ("help", self.dest):
+                raise argparse.ArgumentError(self, f"{values}: there is no flag {flag}")
+            if (action.nargs == 0) != isinstance(value, bool):
+                kind = "true or false" if action.nargs == 0 else "a value"
+                raise argparse.ArgumentError(self, f"{values}: {name} must be {kind}")
+            if action.nargs == 0:
+                setattr(namespace, action.dest, value)
+            else:
+                words = [str(one) for one in (value if isinstance(value, list) else [value])]
+                found = parser._get_values(action, words)  # with its type, choices and number
+                if len(words) != (action.nargs if isinstance(action.nargs, int) else 1) and action.nargs != "+":
+                    raise argparse.ArgumentError(action, f"{values}: {len(words)} values")
+                action(parser, namespace, found, flag)
+        setattr(namespace, self.dest, values)
 
 
 def add_half_map_flags(parser: argparse.ArgumentParser) -> None:
@@ -221,6 +266,7 @@ def add_map_flags(parser: argparse.ArgumentParser, of: str) -> None:
     scale = f"what the density of the {of} is multiplied by to be the prior's, such as the scale in the run.json of a "
     scale += "map of the same kind; found by cross-validation where it is not given"
     add("--scale", type=above_zero, help=scale)
+    add("--dry-run", action="store_true", help="say what it would take, memory, disk and time, and do nothing")
     add_checkpoint_flag(parser, "every restoration and sample")
     add_samples_flag(parser)
 
@@ -466,13 +512,14 @@ def cost() -> dict[str, Any]:
 
 
 def seal(folder: Path) -> None:
-    """Let ``run.json`` tell the SHA-256 sums of the results beside it."""
+    """Let ``run.json`` tell the SHA-256 sums of the results beside it, and what the run took unless it says so."""
     path = folder / "run.json"
     if path.exists():
         record = json.loads(path.read_text(encoding="utf-8"))
         others = sorted(other for other in folder.iterdir() if other != path)
         path.unlink()
-        write_run(path, record | {"results_sha256": {other.name: sha256(other) for other in others}})
+        sums = {other.name: sha256(other) for other in others}
+        write_run(path, {"took": cost()} | record | {"results_sha256": sums})
 
 
 def write_run(path: Path, content: dict[str, Any]) -> None:

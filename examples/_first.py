@@ -5,17 +5,9 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-NEEDED = (
-    "cryofm_io",
-    "cryofm_model",
-    "cryofm_ops",
-    "cryofm_sampling",
-    "torch",
-    "tqdm",
-    "matplotlib",
-    "jinja2",
-    "scipy",
-)
+OURS = ("cryofm_io", "cryofm_model", "cryofm_ops", "cryofm_sampling")
+NEEDED = (*OURS, "torch", "tqdm", "matplotlib", "jinja2", "scipy")
+
 
 if Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve().parent == Path(__file__).resolve().parent:
     # Nothing is at stake yet; `exit_code` takes over.  Who ignores Ctrl-C, as nohup does, still does.

@@ -3,6 +3,7 @@
 import argparse
 import csv
 import math
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -10,7 +11,7 @@ from typing import NamedTuple, Self
 import attrs
 import numpy as np
 import torch
-from _command_line import by, check_disk, in_tiles
+from _command_line import OnlyPlanned, by, check_disk, in_tiles
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -40,9 +41,10 @@ from cryofm_ops import (
     radial_mean,
     rfft,
 )
-from cryofm_sampling import check_memory
+from cryofm_sampling import Tiled, check_memory
 
 DATA = Path(__file__).parent / "data"
+EVALUATIONS, FEWER = 60, 25  # of the network in a restoration of half maps, by the examples
 COARSE = 3.5  # Å a voxel, beyond which a prior of details has nothing to hold on to
 LEAST_FILLED = 1 / 3  # of the box of a prior of whole particles
 COARSENED = 2.0  # by which voxels may become coarser for a particle to fit
@@ -86,14 +88,33 @@ def check_room(args: argparse.Namespace, path: Path, prior: Prior, names: list[s
     size = map_size(path, voxel_size=args.voxel_size)
     coarse = args.prior in BUNDLED_PRIORS and size.voxel_size > COARSE  # whose prior takes the map's voxels or coarser
     target = GridTransform.of(size, size.voxel_size if coarse else prior.voxel_size).target
-    tile = in_tiles(prior, target, args.precision).tile
+    tiled = in_tiles(prior, target, args.precision)
     need = check_memory(
-        target, tile=tile, device=device_of(prior), gradients=gradients, own=size.shape, samples=args.samples
+        target, tile=tiled.tile, device=device_of(prior), gradients=gradients, own=size.shape, samples=args.samples
     )
     map_bytes = 4 * math.prod(size.shape)
     state = 8 * math.prod(target) * (3 + args.samples) if args.checkpoint is not None else 0
     disk = check_disk(args.out, map_bytes * sum(name.endswith(".mrc") for name in names), map_bytes, state)
     print(f"needs about {need} of memory, {disk}")
+    if vars(args).get("dry_run"):
+        seconds = time_of_one(tiled, target, device_of(prior))
+        raise OnlyPlanned(
+            f"a grid of {by(target)} voxels of the prior's; one evaluation of the network on it takes about "
+            f"{seconds:.2g} s here and now, a restoration some "
+            f"{EVALUATIONS} (with --scale and --b-factor {FEWER}), {EVALUATIONS * seconds / 60:.2g} min"
+        )
+
+
+def time_of_one(tiled: Tiled, shape: tuple[int, ...], device: torch.device) -> float:
+    """Seconds that one evaluation of a prior in tiles takes, by one tile."""
+    x = torch.zeros((tiled.tile,) * 3, device=device)
+    with torch.inference_mode():
+        tiled.velocity(x, torch.tensor(0.5))  # a first time takes longer
+        start = time.perf_counter()
+        tiled.velocity(x, torch.tensor(0.5))
+        took = time.perf_counter() - start
+    stride = tiled.tile - tiled.overlap
+    return took * math.prod(max(1, math.ceil((n - tiled.overlap) / stride)) for n in shape)
 
 
 def less_median(density: DensityMap) -> tuple[DensityMap, float]:

@@ -129,8 +129,8 @@ class Particles:
         return images - level[:, None, None]
 
     def batches(
-        self, some: NDArray[np.int64], diameter_px: float, shape: tuple[int, int, int], progress: Any
-    ) -> Iterator[Any]:
+        self, some: NDArray[np.int64], diameter_px: float, progress: Any
+    ) -> Iterator[tuple[FourierProjector, Tensor]]:
         """Projectors with the images that they make."""
         for part in np.array_split(some, -(-len(some) // BATCH)):
             rotations = torch.from_numpy(self.poses.rotations[part]).float()

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from scipy.spatial.transform import Rotation
 
 from cryofm_io import (
+    CryoFMError,
     DensityMap,
     ImageCtf,
     ImageStack,
@@ -25,6 +26,7 @@ from cryofm_io import (
 )
 from cryofm_model import Hourglass, HourglassConfig
 from cryofm_ops import CTF, BlindProjections, FourierProjector, angular_distance_deg, random_rotations
+from cryofm_sampling import Trust
 
 script = pytest.importorskip("_command_line")
 abinitio = pytest.importorskip("abinitio")
@@ -317,3 +319,56 @@ def test_options_without_sense_are_refused_before_anything_is_done(option, tmp_p
     with pytest.raises(SystemExit, match="2"):
         abinitio.parse(["classes.mrcs", "--mask-diameter", "100", "--out", str(tmp_path), *option])
     assert option[0] in capsys.readouterr().err
+
+
+def averages(shares):
+    data = np.random.default_rng(0).normal(size=(len(shares), 8, 8))
+    return ImageStack(data, SIZE, [f"{i:06d}@c.mrcs" for i in range(1, len(shares) + 1)], shares=shares)
+
+
+def test_classes_are_chosen_by_their_size(tmp_path, capsys):
+    """Nearly empty ones go with a line; --classes takes the largest."""
+
+    def chosen(stack, *arguments):
+        line = ["c.star", "--mask-diameter", "20", "--out", str(tmp_path / "out"), *arguments]
+        return abinitio.chosen(abinitio.parse(line), stack)
+
+    stack = averages([0.2, 0.3, 0.001, 0.1, 0.399])
+    assert [name[:6] for name in chosen(stack).names] == ["000005", "000002", "000001", "000004"]
+    assert "1 of 5 classes have hardly any particles, and are left out" in capsys.readouterr().out
+    best = chosen(stack, "--classes", "2")
+    assert np.array_equal(best.data, stack.data[[4, 1]])
+    assert "2 classes with 70% of the particles" in capsys.readouterr().out
+    assert len(chosen(stack, "--strict")) == 5
+    unknown = ImageStack(stack.data, SIZE)
+    assert chosen(unknown) is unknown
+    with pytest.raises(CryoFMError, match=r"c\.star: --classes needs to know .* give RELION's \*_model\.star"):
+        chosen(unknown, "--classes", "2")
+
+
+def test_a_verdict_needs_chains_and_images_that_were_left_out(capsys):
+    def verdict(differences, predicted, by_ring):
+        parts = (torch.tensor(part) for part in (differences, predicted, predicted, by_ring))
+        return abinitio.verdict(Trust(*parts), 160.0, 5.0)
+
+    far, well, images = [3.0, 9.0, 70.0], [0.9] * 9 + [0.4], [0.9, 0.8, 0.9, 1.0]
+    good = verdict(far, images, well)
+    assert good["determined"]
+    assert (good["chains_that_agree"], good["chains"]) == (2, 3)
+    assert good["predicted_to_angstrom"] == pytest.approx(160 / 9.8, abs=0.01)
+    assert "the images determine the model" in capsys.readouterr().out
+    assert not verdict([3.0, 60.0, 70.0], images, well)["determined"]  # chains disagree
+    assert not verdict(far, images, [0.9] * 7 + [0.4])["determined"]  # nothing is predicted to 20 Å
+    assert not verdict(far, [0.9, 0.8, 0.9, 0.3], well)["determined"]  # one image fits none of the others
+    assert verdict(far, images, [0.2] * 5)["predicted_to_angstrom"] is None
+    assert "in doubt" in capsys.readouterr().out
+
+
+def test_every_image_that_was_changed_is_named(capsys):
+    abinitio.say_what_was_done([1, 3.04, -1, 1, -0.4], [3], [0], {i: f"{i}@c" for i in range(5)})
+    said = capsys.readouterr().out
+    assert "1@c is 3 times as intense beside the others; it was put right" in said
+    assert "2@c is inverted beside the others" in said
+    assert "4@c is 0.4 times as intense and inverted" in said
+    assert "3@c fits none of the others; it was left out" in said
+    assert "0@c is hardly predicted by the others" in said

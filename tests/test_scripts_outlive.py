@@ -168,7 +168,7 @@ def test_a_full_disk_is_told_before_the_run(run, half_maps, tmp_path, capsys, mo
     monkeypatch.setattr(script.shutil, "disk_usage", lambda _: usage._replace(free=10**6))
     monkeypatch.setattr("_maps.read_map", None)  # nothing is read
     assert run(*half_maps, "--out", tmp_path / "out") == 2
-    assert "the results need about 2 of 1 MiB on disk" in capsys.readouterr().err
+    assert "the results need about 10 of 1 MiB on disk" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -87,6 +87,7 @@ def test_every_tile_is_shown_its_part(box):
     torch.testing.assert_close(of_tiles, of_whole, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore::cryofm_sampling.MisfitWarning")
 def test_every_sampler_counts_two_evaluations():
     y = noise(seed=1)
     one, two = (Conditioned(Calibrated_(), y, weight=w) for w in (0.0, 1.0))

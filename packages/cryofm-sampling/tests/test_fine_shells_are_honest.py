@@ -40,7 +40,7 @@ def test_what_halves_share_beyond_the_line_is_no_signal():
     plot = ProteinPlot.of(shown(b_factor, common), SHAPE, 1.0)
     signal = (log_power(NU) - b_factor / 2 * NU**2).exp()
     assert plot.b_factor == pytest.approx(b_factor, abs=5)
-    assert common < 0.3 * signal[(NU <= plot.end)][-1]
+    assert common < 0.3 * signal[(plot.end >= NU)][-1]
     assert (plot.highest(NU) / signal)[NU >= 0.16].max() < 2
 
 

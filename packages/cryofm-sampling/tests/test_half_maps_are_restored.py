@@ -29,6 +29,7 @@ from cryofm_sampling import (
     stationary_model,
     wedge_model,
 )
+from cryofm_sampling.half_maps._fsc import correlation
 from cryofm_sampling.half_maps.tilts import doubt_of_tilts
 from cryofm_sampling.testing import GaussianPrior
 
@@ -232,6 +233,28 @@ def test_a_scale_far_too_high_is_told(prior):
     _, one, two = made()
     with pytest.warns(UserWarning, match=r"multiplied by .* to predict the other.*do not trust"):
         restore_half_maps(prior, one, two, generator=seeded(0), scale=300.0)
+
+
+class Mirrored(GaussianPrior):
+    """Denoises to the mirror image."""
+
+    def __call__(self, x, t, /):
+        v = super().__call__(x, t)
+        return (x - (x - t * v).flip(-1)) / t
+
+
+def test_where_the_prior_helps_nowhere_the_map_is_the_data():
+    """Filtered by shells, which changes no shell's correlation with the truth."""
+    truth, one, two = made()
+    wrong = Rescaled(Mirrored(POWER, SHAPE), SimpleNamespace(mean=0.0, std=1.0))
+    with pytest.warns(UserWarning, match="predicts the other worse"):
+        result = restore_half_maps(
+            wrong, one, two, generator=seeded(0), scale=SCALE, samples=1, observe=stationary_model(one, two)
+        )
+    assert result.held_out.worse
+    had, got = (correlation(x, truth) for x in ((one + two) / 2, result.map))
+    torch.testing.assert_close(got[1:], had[1:], atol=0.02, rtol=0)
+    assert not torch.equal(result.samples[0], result.map)
 
 
 def test_a_killed_call_goes_on_to_the_same_bits(prior, tmp_path):

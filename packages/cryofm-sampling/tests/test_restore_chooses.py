@@ -90,12 +90,12 @@ def test_what_is_in_model_units_already_is_refused(y, of):
 
 @pytest.mark.parametrize(
     ("value", "words"),
-    [(lambda x: float(x.sum()), "it is float"), (lambda x: x.detach().numpy().sum(), "it is float32")],
+    [(lambda x: float(x.detach().sum()), "it is float"), (lambda x: x.detach().numpy().sum(), r"it is float\d\d")],
 )
 def test_a_log_prob_that_is_no_tensor_is_named(y, value, words):
     likelihood = LogProb(y)
     likelihood.log_prob = value
-    with pytest.raises(OperatorError, match=f"log_prob of LogProb must be a real tensor, {words}"):
+    with pytest.raises(OperatorError, match=f"log_prob of .* must be a real tensor, {words}"):
         run(Prior(1.0), likelihood)
 
 

@@ -18,7 +18,7 @@ __all__ = ["PreparedImages", "prepare_images"]
 
 _SOFT_EDGE = 0.1  # of the mask's diameter
 _DENSE, _HIGHEST = 0.1, 99  # part of this percentile that density exceeds where it counts for a robust centre
-_APART = 0.01  # of the mask's diameter: clean images have the two centres within .008
+_APART = 0.02  # of the mask's diameter: clean images have the two centres within .008
 _EDGE = 0.1  # of the low pass: the amplitude falls over the last tenth below 1/resolution
 
 

@@ -441,7 +441,7 @@ def listed_provenance(record: dict[str, Any]) -> dict[str, Any]:
         rows.append(["memory at most", f"{took['peak_memory_gib']:.2f} GiB"])
     rows += [["versions", ", ".join(f"{name} {value}" for name, value in record.get("versions", {}).items())]]
     rows += [[f"SHA-256 of {name}", value] for name, value in record.get("inputs_sha256", {}).items()]
-    rows += [[name, _listed(record.get(name, {}))] for name in ("settings", "algorithm")]
+    rows += [[name, _listed(record[name])] for name in ("settings", "algorithm") if record.get(name)]
     return {"rows": rows, "repeat": record.get("command")}
 
 

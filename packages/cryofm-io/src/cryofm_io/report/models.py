@@ -14,7 +14,7 @@ from cryofm_io.density_map import DensityMap
 from cryofm_io.errors import CryoFMError
 from cryofm_io.mrc_read import read_map
 from cryofm_io.mrc_write import VIEWING_NOTE
-from cryofm_io.report.content import FORMAT, contrast, level, listed_provenance
+from cryofm_io.report.content import FORMAT, contrast, listed_provenance
 from cryofm_io.report.volumes import Window, packed
 from cryofm_io.star import read_poses
 
@@ -117,7 +117,7 @@ def _volumes(models: dict[str, DensityMap]) -> dict[str, Any]:
             "cut": False,
         },
         "contrast": list(contrast(first.data)),
-        "level": level(first.data, first.data > (low + high) / 8),
+        "level": 0.3 * high,
     }
 
 

@@ -30,6 +30,11 @@ class HeldOut:
     explained: float
 
     @property
+    def worse(self) -> bool:
+        """Whether half 2 is better told by half 1 itself."""
+        return self.gain < -_LOST
+
+    @property
     def doubts(self) -> tuple[str, ...]:
         """What speaks against the result, in plain words; nothing where it is to be believed."""
         doubts = []
@@ -38,7 +43,7 @@ class HeldOut:
                 f"one half, restored, has to be multiplied by {self.slope:.2g} to predict the other where they agree "
                 f"(right results: {_SLOPE[0]} to {_SLOPE[1]})"
             )
-        if self.gain < -_LOST:
+        if self.worse:
             doubts.append(
                 f"one half, restored, predicts the other worse than the half itself does (FSC {self.gain:+.3f})"
             )

@@ -70,7 +70,8 @@ def restore_half_maps(
 
     Noise, envelope and scale come from both halves and are the same for all three. Of anything else the restoration of
     a half sees that half alone; all begin with the same random numbers. Beyond the prior's band, and where restoring
-    does not help one half predict the other, the map is what the best linear filter makes of the data.
+    does not help one half predict the other, the map is what the best linear filter makes of the data: all of it, with
+    a doubt, where one half as a whole is predicted worse.
 
     Args:
         prior: a velocity field with a `.normalization`, and `Calibrated` if `sampler` or `samples` need it; in `Tiled`
@@ -164,10 +165,15 @@ def restore_half_maps(
         slopes = held_out(predicted, seen1, seen2).slope, held_out(other, seen2, seen1).slope
         if min(slopes) > 0:
             amplitude, predicted = math.prod(slopes) ** 0.5, slopes[1] * predicted
+    judged = held_out(predicted, seen1, seen2)
     trusted = last_trusted(predicted, seen1, seen2) if means else 1.0  # a sample differs from what it predicts
+    nowhere = means and judged.worse
     end = min(trusted, grid.band) / grid.band  # of the halves' own Nyquist frequency
     both = (half1 + half2) / 2
-    fine = FineFilter.of(half1, half2, voxel_size=own_size, b_factor=b, width=grid.voxel_size) if end < 1 else None
+    _, shape_of_halves = split_shape(both.shape)
+    fine = None
+    if end < 1 or nowhere:
+        fine = FineFilter.of(half1, half2, voxel_size=own_size, b_factor=b, width=grid.voxel_size)
     limit = min(1 / grid.band, 1.0)
 
     def whole(x: Tensor, data: Tensor, seed: int | None = None) -> Tensor:
@@ -175,6 +181,11 @@ def restore_half_maps(
         x = amplitude * grid.inverse(x)
         if fine is None:
             return x
+        if nowhere and seed is not None:
+            return x  # says at least how little is known
+        if nowhere:
+            filtered = fine(data)
+            return filtered + (x.mean() - filtered.mean())
         own = None if seed is None else torch.Generator(generator.device).manual_seed(seed + 1)
         return joined(x, fine(data, x, own), end, limit)
 
@@ -192,9 +203,9 @@ def restore_half_maps(
         halves=(first, second),
         model=model,
         b_factor=b,
-        restored_to=2 * own_size / min(end, 1.0),
+        restored_to=own_size * max(shape_of_halves) if nowhere else 2 * own_size / min(end, 1.0),
         self_consistency=correlation(restored[1].x, restored[2].x),
-        held_out=held_out(predicted, seen1, seen2),
+        held_out=judged,
         amplitude=amplitude,
         doubts_of_data=model.doubts,
     )

@@ -56,8 +56,8 @@ def models_of_class_averages(
     expected = _expected(power, units, len(noise), images.shape[-1])
     scales = image_scales(images)
     images = images / scales[:, None, None]
-    short, nfe, used = min(_SHORT, levels), 0, torch.arange(len(images), device=images.device)
-    for left in reversed(range(_ROUNDS)):
+    short, nfe, rounds, used = min(_SHORT, levels), 0, 0, torch.arange(len(images), device=images.device)
+    while True:
         rings = average_rings(images[used], expected, noise.to(images))
         N, m = rings.noise, rings.transfer
         poses = sample_poses(
@@ -76,7 +76,8 @@ def models_of_class_averages(
         trust = Trust.of(refine, screened, short)
         strangers = trust.outliers
         nfe += (short + 3) * (chains + folds(len(used)))
-        if not left or not strangers or len(used) - len(strangers) < _FEWEST:
+        rounds += 1
+        if rounds == _ROUNDS or not strangers or len(used) - len(strangers) < _FEWEST:
             break
         used = used[[i for i in range(len(used)) if i not in strangers]]
     best = min(keep, chains)

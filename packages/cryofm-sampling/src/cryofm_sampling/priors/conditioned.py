@@ -41,8 +41,8 @@ class Conditioned:
     """A conditional prior and the volume that it is shown; itself a `VelocityField`.
 
     `Calibrated` exactly if the prior is, and with its normalisation. For a box larger than the prior's own give it
-    `Tiled`: every tile is shown its part of the volume. What is restored with it has seen the volume: halves that are shown
-    the same one, such as their mean, cannot check each other.
+    `Tiled`: every tile is shown its part of the volume. What is restored with it has seen the volume: halves that are
+    shown the same one, such as their mean, cannot check each other.
 
     Attributes:
         prior: a velocity field that may be shown a volume.
