@@ -11,14 +11,16 @@ paper's authors also left out what looked wrong to the eye: delete those lines.
 
 import argparse
 import csv
+import signal
 import sys
 import xml.etree.ElementTree as ET
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import _first  # noqa: F401
-from _command_line import exit_code, named_folder, natural, seed
+from _command_line import exit_code, named_folder, natural, seed, signals
 from _streams import bar
 
 from cryofm_io import CryoFMError, InputFileError, output_folder
@@ -138,8 +140,10 @@ def main() -> None:
     add("--seed", type=seed, default=0, help="of what is kept back (default 0)")
     add("--overwrite", action="store_true", help="replace lists that exist")
     args = parser.parse_args()
-    with output_folder(args.out, FILES, overwrite=args.overwrite, read=args.headers) as folder:
+    results = output_folder(args.out, FILES, overwrite=args.overwrite, read=args.headers)
+    with ExitStack() as stack, results as folder:
         run(args, folder)
+        stack.enter_context(signals(signal.SIG_IGN))  # what is left to do takes a moment
 
 
 if __name__ == "__main__":

@@ -154,7 +154,7 @@ def scripts(folder: Path) -> list[Script]:
         script("whole_particles", *halves, "--orientations", "1", goes_on=True),
         script("curate_emdb", *(str(folder / f"emd-{k}.xml") for k in range(3)), "--hold-out", "1"),
         script(
-            *("calibrate_prior", str(prior), "--maps", str(folder / "half1.mrc")),
+            *("calibrate_prior", str(prior), "--maps", str(folder / "model0.pdb")),
             *("--number", "2", "--side", "16"),
             file="calibrated.safetensors",
         ),

@@ -1,7 +1,7 @@
 """A density map and where it lies in space."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import numpy as np
@@ -9,6 +9,9 @@ from numpy.typing import NDArray
 
 from cryofm_io.checks import all_finite, finite, positive
 from cryofm_io.errors import GeometryError, GridMismatchError
+
+if TYPE_CHECKING:
+    from cryofm_io.mrc_read import MapOnDisk
 
 __all__ = ["DensityMap", "check_same_grid"]
 
@@ -79,36 +82,14 @@ class DensityMap:
         return position_of(self)
 
 
-class Placed(Protocol):
-    """What lies on a grid."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """Number of voxels (z, y, x)."""
-        ...
-
-    @property
-    def voxel_size(self) -> float:
-        """Å."""
-        ...
-
-    @property
-    def origin(self) -> tuple[float, float, float]:
-        """As that of `DensityMap`."""
-        ...
-
-    @property
-    def nstart(self) -> tuple[int, int, int]:
-        """Likewise."""
-        ...
-
-
-def position_of(map: Placed) -> tuple[float, float, float]:
+def position_of(map: "DensityMap | MapOnDisk") -> tuple[float, float, float]:
     """See `DensityMap.position`."""
     return map.origin if any(map.origin) else _three_floats([n * map.voxel_size for n in map.nstart])
 
 
-def check_same_grid(first: Placed, second: Placed, what: str = "the two maps") -> None:
+def check_same_grid(
+    first: "DensityMap | MapOnDisk", second: "DensityMap | MapOnDisk", what: str = "the two maps"
+) -> None:
     """Refuse two maps that do not lie on one grid.
 
     Voxel sizes may differ by 0.1 % and positions by a hundredth of a voxel, which is what rounding in

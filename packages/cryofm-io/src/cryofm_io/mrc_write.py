@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from cryofm_io.atomic import atomic_write
 from cryofm_io.checks import all_finite
-from cryofm_io.density_map import DensityMap, Placed
+from cryofm_io.density_map import DensityMap
 from cryofm_io.errors import GeometryError
 from cryofm_io.mrc_header import HEADER_BYTES
 from cryofm_io.mrc_read import MapOnDisk
@@ -102,7 +102,9 @@ def write_sections(
         file.write(_header(like, labels, low, high, mean, variance).tobytes())
 
 
-def _header(map: Placed, labels: Sequence[str], low: float, high: float, mean: float, variance: float) -> NDArray[Any]:
+def _header(
+    map: DensityMap | MapOnDisk, labels: Sequence[str], low: float, high: float, mean: float, variance: float
+) -> NDArray[Any]:
     """A complete MRC2014 header (little-endian, as the data type is)."""
     header = np.zeros((), dtype=HEADER_DTYPE)
     for axis, n, start, origin in zip("xyz", reversed(map.shape), map.nstart, map.origin, strict=True):
