@@ -132,14 +132,16 @@ def restore_half_maps(
 
     mean = (one + two) / 2
     fit: ScaleFit | EnvelopeFit
-    b = 0.0 if b_factor is None and (voxel_size is None or not runs.calibrated) else b_factor
-    if isinstance(model, FourierModel) and b is None:
-        known = fine_b_factor(half1, half2, voxel_size=own_size, band=0.5 / grid.voxel_size) if grid.band > 1 else None
-        fit = _envelope(runs, model, one, two, grid.voxel_size, scale, known)
+    b = b_factor
+    if b is None and voxel_size is not None and grid.band > 1:
+        b = fine_b_factor(half1, half2, voxel_size=own_size, band=0.5 / grid.voxel_size)
+    known = b_factor is not None and scale is not None
+    if isinstance(model, FourierModel) and voxel_size is not None and runs.calibrated and not known:
+        fit = _envelope(runs, model, one, two, grid.voxel_size, scale, b)
         b = fit.b_factor
         model = model.blurred(Envelope(b, grid.voxel_size))
     else:
-        b = b or 0.0
+        b = b_factor or 0.0
         if isinstance(model, FourierModel):
             model = model.blurred(Envelope(b, grid.voxel_size))
         fit = _scale(runs, model, one, two, scale)
@@ -234,7 +236,7 @@ def _envelope(
     scale: float | None,
     b_factor: float | None,
 ) -> EnvelopeFit:
-    """Envelope and scale, by what one half restored explains of the other; the scale alone where B is known."""
+    """Envelope and scale, by what one half restored explains of the other; the one alone where the other is known."""
 
     def fit(units: VelocityField) -> EnvelopeFit:
         return fit_envelope(
