@@ -4,12 +4,14 @@ import pytest
 import torch
 
 from cryofm_ops import (
+    Identity,
     LocalNoise,
     NoiseError,
     SpectralNoise,
     estimate_local_variance,
     estimate_noise_power,
     fourier_filter,
+    gaussian_likelihood,
     radial,
     windowed_noise_power,
 )
@@ -38,6 +40,14 @@ def test_its_samples_have_that_covariance():
     scale = torch.outer(truth.diag(), truth.diag()).sqrt()
     assert ((found - truth) / scale).abs().max() < 6 * len(n) ** -0.5
     torch.testing.assert_close(found.diag() / truth.diag(), torch.ones(60).double(), atol=0.12, rtol=0)
+
+
+def test_any_operator_is_conditioned_on_it():
+    y = torch.randn(SHAPE, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    likelihood = gaussian_likelihood(Identity(), LocalNoise(VARIANCE, POWER), y)
+    found = likelihood.condition(torch.zeros(SHAPE, dtype=torch.float64), 0.7).mean
+    gain = 0.7 * torch.linalg.inv(0.7 * torch.eye(60, dtype=torch.float64) + covariance())
+    torch.testing.assert_close(found.flatten(), gain @ y.flatten(), rtol=1e-3, atol=1e-4)
 
 
 def test_where_noise_is_stronger_is_found():

@@ -91,6 +91,10 @@ def test_scale_and_envelope_are_found_where_they_are_not_given(prior):
     assert len(result.scale.trials) >= 7
     assert told == {"scale", "restoring"}
     assert 0 <= result.b_factor <= 300
+    known = restore_half_maps(prior, one, two, generator=seeded(1), voxel_size=1.5, b_factor=result.b_factor)
+    assert known.b_factor == result.b_factor
+    scales = known.scale.normalization.scale, result.scale.normalization.scale
+    assert scales[0] == pytest.approx(scales[1], rel=0.1)  # sought in the same way
 
 
 def test_the_same_seed_gives_the_same_bits_and_the_generator_goes_on(prior):

@@ -33,8 +33,8 @@ class LocalNoise:
     conjugate gradients.
 
     Attributes:
-        variance: D, `(z, y, x)`, relative: of mean 1 if `power` is to be the mean power.
-        power: S, radial table of the power in the orthonormal FFT.
+        variance: D, `(z, y, x)`, relative: of mean 1 if `radial_power` is to be the mean power.
+        radial_power: S, radial table of the power in the orthonormal FFT.
 
     Raises `NoiseError` for values that are not positive.
 
@@ -44,19 +44,19 @@ class LocalNoise:
     """
 
     variance: Tensor = attrs.field(validator=_check_variance)
-    power: Tensor = attrs.field(validator=_check_power)
+    radial_power: Tensor = attrs.field(validator=_check_power)
 
     def sample(self, y: Tensor, /, *, generator: torch.Generator) -> Tensor:
         """Y + n, for y `(*batch, z, y, x)`."""
         z, height, width = y.shape[-3:]
-        root = radial(self.power, (z, height, width)).sqrt().to(y)
+        root = radial(self.radial_power, (z, height, width)).sqrt().to(y)
         return y + self.variance.sqrt().to(y) * fourier_filter(standard_normal(y, generator), root)
 
     def precision(self, r: Tensor, /) -> Tensor:
         """Σ⁻¹ r = D^−½ S⁻¹ D^−½ r."""
         z, height, width = r.shape[-3:]
         root = self.variance.rsqrt().to(r)
-        return root * fourier_filter(root * r, 1 / radial(self.power, (z, height, width)).to(r))
+        return root * fourier_filter(root * r, 1 / radial(self.radial_power, (z, height, width)).to(r))
 
 
 def windowed_noise_power(half1: Tensor, half2: Tensor, window: Tensor) -> Tensor:
