@@ -53,6 +53,7 @@ def cheaply(read, path, limit=2**22):
         b"\x1f\x8b",
         b"BZh9" + bytes(100),
     ],
+    ids=lambda content: f"{len(content)} bytes",
 )
 def test_what_claims_more_than_it_holds_is_refused_at_once(tmp_path, content):
     path = tmp_path / "map.mrc"
