@@ -52,9 +52,9 @@ def train_smoke(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Every test of every package, and the examples on tiny input."""
-    install_all(session)
+    install_all(session, "pytest-xdist")
     suites = [f"packages/{package}/tests" for package in PACKAGES]
-    session.run("python", "-m", "pytest", "-q", *suites, "tests", *session.posargs)
+    session.run("python", "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", *suites, "tests", *session.posargs)
 
 
 def lowest_versions(extras: dict[str, str]) -> list[str]:
@@ -136,7 +136,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("package", PACKAGES)
 def build(session: nox.Session, package: str) -> None:
-    """Build the wheels; install one alone, with what it declares, and run its own tests against it."""
+    """Build the wheels; install one alone, with what it declares, and run its own tests against it, except slow ones."""
     dist = Path(session.create_tmp()) / "dist"
     folders = [str(Path("packages", name)) for name in PACKAGES]
     session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(dist), *folders)
@@ -144,4 +144,5 @@ def build(session: nox.Session, package: str) -> None:
     session.install("-c", "constraints.txt", "--find-links", str(dist), "--force-reinstall", f"{wheel}[test]")
     tests = Path("packages", package, "tests").resolve()
     with session.chdir(session.create_tmp()):  # so that only the installed wheel can be imported
-        session.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests), env={"PYTHONSAFEPATH": "1"})
+        quick = ("-m", "not slow", "-p", "no:cacheprovider")
+        session.run("python", "-m", "pytest", "-q", *quick, str(tests), env={"PYTHONSAFEPATH": "1"})

@@ -141,6 +141,7 @@ def mutants(content, rng, count):
         yield bytes(made)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mrc", "gz", "bz2", "star"])
 def test_fuzz(tmp_path, kind):
     rng = np.random.default_rng(sum(kind.encode()))

@@ -85,6 +85,7 @@ def test_nothing_but_its_generator_matters(sources):
     assert len({crop.numpy().tobytes() for crop in once.values()}) == len(keys)
 
 
+@pytest.mark.slow
 def test_another_process_draws_the_same(tmp_path):
     np.save(tmp_path / "map.npy", density(0))
     program = f"""

@@ -112,6 +112,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["unet", "hourglass"])
 def test_made_up_metadata(kind, path):
     save_prior(prior(UNet(UNET) if kind == "unet" else Hourglass(HOURGLASS)), path)
@@ -282,6 +283,7 @@ def read(path):
     next(iter(recipe.training.plan()))
 
 
+@pytest.mark.slow
 def test_damaged_and_made_up_recipes(tmp_path):
     pytest.importorskip("tqdm")
     path, rng, count = tmp_path / "recipe.toml", random.Random(0), 0

@@ -78,6 +78,7 @@ def outcome(folder):
         return str(error), None
 
 
+@pytest.mark.slow
 def test_no_damage_is_believed(left):
     number, seen, good = resumed(left.parent)
     rng, refused, tried = random.Random(0), 0, 0

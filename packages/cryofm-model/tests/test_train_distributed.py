@@ -51,6 +51,7 @@ def runs(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_two_copies_reproduce_the_losses_of_one_process(runs):
     assert losses(runs / "ddp").shape == (3, 7)
     np.testing.assert_allclose(losses(runs / "ddp"), losses(runs / "unet"), rtol=1e-3)

@@ -43,6 +43,7 @@ def test_what_a_run_leaves(whole):
     assert [int(row[0]) for row in rows] == [2, 4, 6]
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_a_random_step_ends_as_if_it_had_never_stopped(whole, tmp_path):
     draw = random.randrange(1, worker["DRAWS"] + 1)
     killed = subprocess.run([sys.executable, WORKER, "killed", tmp_path, str(draw)], env={**os.environ}, timeout=120)

@@ -106,6 +106,7 @@ def test_table_peaks_where_the_planes_cross():
     assert offsets[which] == pytest.approx(float(offset), abs=0.26)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("count", "off_px", "chains"), [(6, 0.0, 2), (6, 0.6, 2), (12, 0.0, 1)])
 def test_poses_are_found(count, off_px, chains):
     """Also where 10 images are sampled and two placed among them."""
@@ -132,6 +133,7 @@ def test_chains_do_not_depend_on_how_many_there_are():
     assert min(float((R - one.rotations[0]).abs().max()) for R in two.rotations) < 1e-5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "unique", "chains"), [("C2", 12, 3), ("C4", 8, 1), ("D2", 8, 1), ("T", 4, 1)])
 def test_symmetric_poses_are_found_up_to_symmetry(name, unique, chains):
     group = torch.from_numpy(Rotation.create_group(name).as_matrix()).float()

@@ -32,6 +32,7 @@ def cpu_seconds(function):
     return time.process_time() - start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("check", "mutant", "name"),
     [
@@ -65,6 +66,7 @@ def test_an_expected_failure_that_is_no_check():
             check(thing, shapes=SMALL, expected_failures={"gradiant": "a typing error"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e4, 1e-4])
 def test_correct_objects_pass_at_any_scale(scale):
     def likelihood(operator):
@@ -119,6 +121,7 @@ class Slow(operators.Masked):
             pass
 
 
+@pytest.mark.slow
 def test_a_slow_operator_is_checked_in_time():
     assert cpu_seconds(lambda: check_operator(Slow())) < BUDGET
 
@@ -133,10 +136,12 @@ class SlowNoise(WhiteNoise):
         return super().sample(y, generator=generator)
 
 
+@pytest.mark.slow
 def test_a_slow_noise_is_checked_in_time():
     assert cpu_seconds(lambda: check_noise(SlowNoise(1.0))) < BUDGET
 
 
+@pytest.mark.slow
 def test_a_likelihood_of_projections_is_checked_in_time():
     generator = torch.Generator().manual_seed(3)
     rotations = random_rotations(3, generator=generator, dtype=torch.float64)
@@ -146,6 +151,7 @@ def test_a_likelihood_of_projections_is_checked_in_time():
     assert cpu_seconds(lambda: check_likelihood(likelihood, shapes=[(5, 5, 5)])) < BUDGET
 
 
+@pytest.mark.slow
 def test_what_fails_slowly_fails_in_time():
     class Wrong(Slow):
         def adjoint(self, y, /):
@@ -158,6 +164,7 @@ def test_what_fails_slowly_fails_in_time():
     assert cpu_seconds(fails) < BUDGET
 
 
+@pytest.mark.slow
 def test_the_compiler_of_torch_stays_out():
     program = """
 import sys, torch

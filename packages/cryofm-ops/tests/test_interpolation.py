@@ -63,6 +63,7 @@ def test_both_equal_the_dense_matrix(kernel, dtype, monkeypatch):
     assert inner.abs() < 1e-12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", KERNELS[:2], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
 def test_two_derivatives_in_values_and_positions(kernel, dtype):

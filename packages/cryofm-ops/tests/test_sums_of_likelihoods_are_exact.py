@@ -95,6 +95,7 @@ def quadratic(likelihood):
     return b - gradient[1:].flatten(1), b
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", MIXTURES, ids=" + ".join)
 def test_any_mixture_equals_the_dense_posterior(names, oracle_filter):
     parts = [part for name in names for part in PARTS[name]()]

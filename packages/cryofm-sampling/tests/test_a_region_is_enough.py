@@ -128,6 +128,7 @@ def test_samplers_find_the_same(tiled, sampler):
     assert cost[1] < 0.4 * cost[0]
 
 
+@pytest.mark.slow
 def test_halves_tell_where_density_is():
     truth = spiky(two_bodies())
     halves = [truth + 0.15 * torch.randn(SHAPE, generator=seeded(seed)) for seed in (1, 2)]
@@ -152,6 +153,7 @@ def test_a_box_smaller_than_the_averages_is_no_error():
     assert where_halves_agree(*halves, power, 0.01 * power).shape == x.shape
 
 
+@pytest.mark.slow
 def test_half_maps_are_restored_where_they_agree(tiled):
     """What could be a ligand, far from the main body, is not lost."""
     spikes, field = tiled

@@ -82,6 +82,7 @@ def outcome(path):
         return str(error), None
 
 
+@pytest.mark.slow
 def test_no_damage_is_believed(left):
     whole, good, rng = run(None), left.read_bytes(), random.Random(0)
     kinds = {"bit": 150, "byte": 100, "header": 100, "length": 20, "truncated": 50, "extended": 20, "block": 60}

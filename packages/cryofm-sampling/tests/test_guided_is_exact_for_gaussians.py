@@ -29,6 +29,7 @@ def check(x, mean, cov):
     assert 0.96 - error < empirical.diag().mean() < 1 + error
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("table", [WHITE, COLOURED])
 @pytest.mark.parametrize("only_log_prob", [False, True])
 def test_spectral_noise(kit, table, only_log_prob):
@@ -46,6 +47,7 @@ def test_spectral_noise(kit, table, only_log_prob):
     check(draw.x, mean, cov)
 
 
+@pytest.mark.slow
 def test_fewer_measurements_than_voxels(kit):
     generator = torch.Generator().manual_seed(3)
     A = torch.randn(20, VOXELS, generator=generator) / VOXELS**0.5

@@ -403,6 +403,7 @@ def long_run(checkpoint, callback=None):
     return run(PlugAndPlay(iterations=200), likelihood(), checkpoint=checkpoint, callback=callback)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 def test_a_process_that_was_killed(tmp_path):
     checkpoint = Checkpoint(tmp_path / "run", 0)

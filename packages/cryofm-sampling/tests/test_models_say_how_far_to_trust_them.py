@@ -67,6 +67,7 @@ def left_out(prior, images, rotations):
     return predicted_by_others(refine, rotations, torch.zeros(len(rotations), 2).double(), 4)
 
 
+@pytest.mark.slow
 def test_images_are_predicted_at_right_poses_and_junk_is_not(prior, views):
     rotations, images = views
     right, by_ring = left_out(prior, images, rotations)
@@ -119,6 +120,7 @@ def test_how_far_images_are_predicted(by_ring, frequency):
     assert trust.frequency == pytest.approx(frequency)
 
 
+@pytest.mark.slow
 def test_junk_is_left_out_and_what_is_inverted_is_put_right(prior, views, monkeypatch):
     """The poses are told, as common lines have tests of their own."""
     rotations, images = views

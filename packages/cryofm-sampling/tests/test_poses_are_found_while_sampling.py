@@ -78,6 +78,7 @@ def test_with_known_poses_it_is_alg_1(projections, guidance):
     assert blind.refined == (2 if guidance == "paper" else 3)  # once a step; the paper's first has no push
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", ["paper", "gaussian"])
 def test_volume_and_poses_are_found(projections, guidance):
     truth, images, rotations, shifts = projections

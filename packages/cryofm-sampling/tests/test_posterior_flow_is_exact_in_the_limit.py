@@ -55,6 +55,7 @@ def test_its_error_falls_as_one_over_steps(kit, likelihood):
     assert all(b / a < 0.7 for a, b in pairwise(found)), found
 
 
+@pytest.mark.slow
 def test_where_nothing_was_measured_nothing_is_left_of_the_first_passes():
     """Their levels are far below the flow's, and what they keep would count a thousandfold."""
     nothing = attrs.evolve(data([1.0, 1.0, 1.0]), precision=torch.zeros(4, 3, 3, dtype=torch.float64))
@@ -65,6 +66,7 @@ def test_where_nothing_was_measured_nothing_is_left_of_the_first_passes():
         assert float(power.mean()) == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.slow
 def test_mean_and_covariance():
     check_mean(PosteriorFlow(60), runs=60, bias=0.1)
     check_covariance(PosteriorFlow(30), runs=400, bias=0.1)

@@ -15,7 +15,10 @@ from cryofm_sampling.testing import GaussianPrior
 
 BOX = (9, 5, 12)  # 4 tiles of 8³ that overlap by half
 
-pytestmark = pytest.mark.skipif(not dist.is_available() or sys.platform == "win32", reason="needs gloo and files")
+pytestmark = [
+    pytest.mark.skipif(not dist.is_available() or sys.platform == "win32", reason="needs gloo and files"),
+    pytest.mark.slow,
+]
 
 
 class Convolutions(nn.Module):

@@ -40,6 +40,7 @@ def worker(rank, folder):
     os._exit(0)  # all is said; gloo's threads may abort a process that takes them down in good order
 
 
+@pytest.mark.slow
 def test_every_process_is_told(tmp_path):
     from cryofm_sampling.runs._beside import held
 

@@ -39,6 +39,7 @@ def W():
     return precision
 
 
+@pytest.mark.slow
 def test_samples_have_the_posterior_mean_and_spread(W):
     _, likelihood = observed(0, W)
     prior = GaussianPrior(POWER, BOX)
