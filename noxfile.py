@@ -136,7 +136,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 @nox.parametrize("package", PACKAGES)
 def build(session: nox.Session, package: str) -> None:
-    """Build the wheels; install one alone, with what it declares, and run its own tests against it, except slow ones."""
+    """Build the wheels; install one alone, with what it declares, and run its own tests against it; slow ones not."""
     dist = Path(session.create_tmp()) / "dist"
     folders = [str(Path("packages", name)) for name in PACKAGES]
     session.run("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(dist), *folders)
