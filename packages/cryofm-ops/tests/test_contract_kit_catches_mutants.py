@@ -31,6 +31,8 @@ from mutants import (
     operators_of_strangers,
 )
 
+pytestmark = pytest.mark.slow
+
 SHAPES = {
     operators.MissingFriedelWeight: [(4, 4, 4)],
     operators_of_strangers.FriedelWeightTwice: [(4, 4, 4)],
@@ -96,7 +98,6 @@ def test_likelihoods_of_strangers(kind, name, words):
     assert words in caught(likelihood_checks(likelihoods_of_strangers.likelihood(kind)), name)
 
 
-@pytest.mark.slow
 def test_correct_models_of_the_mutants_pass():
     for operator in operators.GOOD_OPERATORS:
         assert "gradient" in check_operator(operator)

@@ -22,6 +22,8 @@ from cryofm_ops.testing import (
 sys.path.insert(0, str(Path(__file__).parent))
 from mutants import likelihoods, noises, operators
 
+pytestmark = pytest.mark.slow
+
 SMALL = [(4, 4, 4)]
 BUDGET = 10.0  # CPU seconds for all checks of an object
 
@@ -32,7 +34,6 @@ def cpu_seconds(function):
     return time.process_time() - start
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("check", "mutant", "name"),
     [
@@ -66,7 +67,6 @@ def test_an_expected_failure_that_is_no_check():
             check(thing, shapes=SMALL, expected_failures={"gradiant": "a typing error"})
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("scale", [1e4, 1e-4])
 def test_correct_objects_pass_at_any_scale(scale):
     def likelihood(operator):
@@ -121,7 +121,6 @@ class Slow(operators.Masked):
             pass
 
 
-@pytest.mark.slow
 def test_a_slow_operator_is_checked_in_time():
     assert cpu_seconds(lambda: check_operator(Slow())) < BUDGET
 
@@ -136,12 +135,10 @@ class SlowNoise(WhiteNoise):
         return super().sample(y, generator=generator)
 
 
-@pytest.mark.slow
 def test_a_slow_noise_is_checked_in_time():
     assert cpu_seconds(lambda: check_noise(SlowNoise(1.0))) < BUDGET
 
 
-@pytest.mark.slow
 def test_a_likelihood_of_projections_is_checked_in_time():
     generator = torch.Generator().manual_seed(3)
     rotations = random_rotations(3, generator=generator, dtype=torch.float64)
@@ -151,7 +148,6 @@ def test_a_likelihood_of_projections_is_checked_in_time():
     assert cpu_seconds(lambda: check_likelihood(likelihood, shapes=[(5, 5, 5)])) < BUDGET
 
 
-@pytest.mark.slow
 def test_what_fails_slowly_fails_in_time():
     class Wrong(Slow):
         def adjoint(self, y, /):
@@ -164,7 +160,6 @@ def test_what_fails_slowly_fails_in_time():
     assert cpu_seconds(fails) < BUDGET
 
 
-@pytest.mark.slow
 def test_the_compiler_of_torch_stays_out():
     program = """
 import sys, torch

@@ -29,6 +29,8 @@ from cryofm_sampling.testing import (
     two_templates,
 )
 
+pytestmark = pytest.mark.slow
+
 BOX = (2, 3, 4)
 
 
@@ -167,7 +169,6 @@ def spread_by(factor):
     return spoil
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("check", "spoil", "message"),
     [
@@ -190,7 +191,6 @@ def test_checks_catch(check, spoil, message):
         check(Altered(spoil), **runs)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("toy", [two_templates, two_spectra])
 def test_weights_of_modes(toy):
     check_modes(Guided(40), *toy())
@@ -220,14 +220,12 @@ def the_prior_s_modes(velocity, likelihood, /, *, shape, generator, callback=Non
     return Draw(spoiled.sample(shape[0], generator=generator), 0, {})
 
 
-@pytest.mark.slow
 def test_renoising_finds_both_modes_but_not_their_weights():
     prior, likelihood = two_spectra()
     with pytest.raises(SamplerError, match=r"as \[0.[78]\d*, 0.[123]\d*\], not as \[0.29"):
         check_modes(Renoising(), prior, likelihood, runs=200)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [Guided(60), PlugAndPlay(100)])
 def test_samplers_keep_what_they_claim(sampler):
     check_mean(sampler, runs=100)
@@ -235,13 +233,11 @@ def test_samplers_keep_what_they_claim(sampler):
         check_covariance(sampler, bias=0.06)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "runs"), [(Guided(), 100), (Renoising(), 100), (PosteriorFlow(), 40)])
 def test_intervals_hold_the_truth(sampler, runs):
     check_coverage(sampler, runs=runs)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [Guided(), Renoising(), PosteriorFlow(48), PlugAndPlay(20)])
 def test_white_noise(sampler):
     """A white prior of unit power and white noise of a third of it: the posterior is N(3/4 y, 1/4) in every voxel."""
