@@ -72,7 +72,7 @@ COLUMNS = ("class", "rot", "tilt", "psi", "x", "y", "share", "near")  # near: pa
 def junk(images: NDArray[np.float32], voxel_size: float, diameter: float) -> NDArray[np.float32]:
     """The images with three of them replaced."""
     images, n, rng = images.copy(), images.shape[-1], np.random.default_rng(0)
-    y, x = np.ogrid[:n, :n] - np.array(n // 2)
+    y, x = (axis - n // 2 for axis in np.ogrid[:n, :n])
     radius, angle = voxel_size * np.hypot(y, x), np.arctan2(y, x)
     inside, spread = radius < diameter / 2, float(images.std())
     noise, arc, half = JUNK
