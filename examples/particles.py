@@ -19,7 +19,6 @@ from typing import Any
 
 import _first  # noqa: F401
 import attrs
-import mrcfile
 import numpy as np
 import torch
 from _command_line import (
@@ -40,8 +39,16 @@ from _streams import bar
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cryofm_io import DensityMap, InputFileError, Poses, fsc, plot_slices, write_fsc_csv, write_map
-from cryofm_io.image_table import ImageTable, read_table
+from cryofm_io import (
+    DensityMap,
+    ImagesOnDisk,
+    InputFileError,
+    fsc,
+    images_on_disk,
+    plot_slices,
+    write_fsc_csv,
+    write_map,
+)
 from cryofm_ops import (
     CTF,
     FourierProjector,
@@ -69,108 +76,37 @@ LEVEL = 4  # shells of the background
 SAME_SIZE = 0.005
 
 
-@attrs.frozen(eq=False)
-class Particles:
-    """Images that are read when they are needed.
-
-    Attributes:
-        stacks: open files by name, whose pages the system reads and forgets.
-        places: of every image, its stack and section.
-        poses: of every image, shifts in Å.
-        ctf: the fields of `CTF`, `(K,)` each; none, where there is no defocus.
-        voxel_size: Å.
-        sign: −1 where protein is dark.
-    """
-
-    stacks: dict[str, NDArray[Any]]
-    places: list[tuple[str, int]]
-    poses: Poses
-    ctf: dict[str, Tensor] | None
-    voxel_size: float
-    sign: int
-
-    @classmethod
-    def of(cls, path: Path, sign: int) -> "Particles":
-        """What a STAR file lists."""
-        table = read_table(path)
-        sizes = table.pixel_sizes()
-        if sizes is None or np.ptp(sizes) > 1e-3 * sizes[0]:
-            raise InputFileError(f"{path}: one pixel size for all images is needed (rlnImagePixelSize)")
-        poses, ctf = table.poses(float(sizes[0])), table.ctf()
-        if poses is None:
-            raise InputFileError(f"{path}: the images have no angles (rlnAngleRot, rlnAngleTilt, rlnAnglePsi)")
-        fields = None if ctf is None else {name: torch.from_numpy(v) for name, v in attrs.asdict(ctf).items()}
-        places = [place(name, table) for name in table.names]
-        stacks = {name: opened(name, path) for name in dict.fromkeys(stack for stack, _ in places)}
-        for name, section in places:
-            if not 0 <= section < len(stacks[name]):
-                raise InputFileError(f"{path}: {name} has {len(stacks[name])} images, not {section + 1}")
-        if len({stack.shape[1:] for stack in stacks.values()}) > 1:
-            raise InputFileError(f"{path}: the images differ in size")
-        return cls(stacks, places, poses, fields, float(sizes[0]), sign)
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    @property
-    def side(self) -> int:
-        """Of an image, in pixels."""
-        return int(next(iter(self.stacks.values())).shape[-1])
-
-    def images(self, some: NDArray[np.int64], diameter_px: float = np.inf) -> Tensor:
-        """Some of them `(k, y, x)`; the mean of what lies outside of a disc is 0."""
-        stack = [self.stacks[name][section] for name, section in (self.places[i] for i in some.tolist())]
-        images = self.sign * torch.from_numpy(np.stack(stack).astype(np.float32))
-        if not images.isfinite().all():
-            raise InputFileError(f"{self.places[int(some[0])][0]}: there are values that are not finite")
-        axis = torch.arange(self.side) - self.side // 2
-        outside = axis.square() + axis[:, None].square() > (diameter_px / 2) ** 2
-        level = images[:, outside].mean(-1) if outside.any() else images.new_zeros(len(images))
-        return images - level[:, None, None]
-
-    def batches(
-        self, some: NDArray[np.int64], diameter_px: float, progress: Any
-    ) -> Iterator[tuple[FourierProjector, Tensor]]:
-        """Projectors with the images that they make."""
-        for part in np.array_split(some, -(-len(some) // BATCH)):
-            rotations = torch.from_numpy(self.poses.rotations[part]).float()
-            shifts = torch.from_numpy(self.poses.shifts[part] / self.voxel_size).float()
-            fields = None if self.ctf is None else {name: values[part] for name, values in self.ctf.items()}
-            ctf = None if fields is None else CTF(**fields, voxel_size_angstrom=self.voxel_size)
-            yield (
-                FourierProjector(rotations, shifts, (self.side, self.side, self.side), ctf),
-                self.images(part, diameter_px),
-            )
-            progress.update(len(part))
+def centred(images: ImagesOnDisk, some: NDArray[np.int64], diameter_px: float, sign: int) -> Tensor:
+    """Some of the images `(k, y, x)`, protein bright; the mean of what lies outside of a disc is 0."""
+    data = sign * torch.from_numpy(images.read(some.tolist()))
+    axis = torch.arange(images.side) - images.side // 2
+    outside = axis.square() + axis[:, None].square() > (diameter_px / 2) ** 2
+    level = data[:, outside].mean(-1) if outside.any() else data.new_zeros(len(data))
+    return data - level[:, None, None]
 
 
-def place(name: str, table: ImageTable) -> tuple[str, int]:
-    """RELION counts from 1: 000001@stack.mrcs."""
-    number, at, stack = name.partition("@")
-    if not (at and number.isdigit() and stack):
-        raise InputFileError(f"{table.path}: {name!r} is no image of a stack (000001@stack.mrcs)")
-    return stack, int(number) - 1
-
-
-def opened(name: str, star: Path) -> NDArray[Any]:
-    """A stack, mapped into memory; RELION names it from its project's folder, the STAR file's or one above it."""
-    folders = (star.parent, *star.resolve().parents)
-    found = next((folder / name for folder in folders if (folder / name).is_file()), None)
-    if found is None:
-        raise InputFileError(f"{star}: {name} is not there, seen from {star.parent} and the folders above it")
-    try:
-        data = mrcfile.mmap(found, mode="r", permissive=True).data
-    except (ValueError, OSError) as error:
-        raise InputFileError(f"{found}: {error}") from None
-    if data is None or data.ndim not in (2, 3) or data.shape[-1] != data.shape[-2]:
-        raise InputFileError(f"{found}: no stack of square images")
-    return np.asarray(data if data.ndim == 3 else data[None])
+def batches(
+    images: ImagesOnDisk, some: NDArray[np.int64], diameter_px: float, sign: int, progress: Any
+) -> Iterator[tuple[FourierProjector, Tensor]]:
+    """Projectors with the images that they make."""
+    assert images.poses is not None
+    size, shape = images.voxel_size, (images.side, images.side, images.side)
+    fields = {} if images.ctf is None else attrs.asdict(images.ctf)
+    for part in np.array_split(some, -(-len(some) // BATCH)):
+        rotations = torch.from_numpy(images.poses.rotations[part]).float()
+        shifts = torch.from_numpy(images.poses.shifts[part] / size).float()
+        own = {name: torch.from_numpy(values[part]) for name, values in fields.items()}
+        ctf = CTF(**own, voxel_size_angstrom=size) if own else None
+        yield FourierProjector(rotations, shifts, shape, ctf), centred(images, part, diameter_px, sign)
+        progress.update(len(part))
 
 
 def run(args: argparse.Namespace, folder: Path) -> None:
     """The whole job."""
     prior, device = chosen_prior(args), choose_device(args.device)
-    particles = Particles.of(args.particles, -1 if args.invert else 1)
+    particles, sign = images_on_disk(args.particles), -1 if args.invert else 1
+    if particles.poses is None:
+        raise InputFileError(f"{args.particles}: the images have no angles (rlnAngleRot, rlnAngleTilt, rlnAnglePsi)")
     size, shape = particles.voxel_size, (particles.side, particles.side, particles.side)
     if abs(size / prior.voxel_size - 1) > SAME_SIZE:
         raise InputFileError(
@@ -188,12 +124,12 @@ def run(args: argparse.Namespace, folder: Path) -> None:
 
     diameter = args.mask_diameter / size
     spread = chosen[:: max(1, len(chosen) // NOISE_FROM)]
-    background = background_power(particles.images(spread, diameter), diameter).float()
+    background = background_power(centred(particles, spread, diameter, sign), diameter).float()
     background[:LEVEL] = background[LEVEL]  # whose mean was taken off, so that it seems to have no noise there
     noise = SpectralNoise(background)
     with bar(total=len(chosen), unit=" images") as shown:
         halves = [
-            ToeplitzGaussian.from_images(particles.batches(half, diameter, shown), noise, shape=shape)
+            ToeplitzGaussian.from_images(batches(particles, half, diameter, sign, shown), noise, shape=shape)
             for half in (chosen[::2], chosen[1::2])
         ]
     whole = halves[0] + halves[1]

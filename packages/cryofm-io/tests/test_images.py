@@ -16,6 +16,7 @@ from cryofm_io import (
     InputFileError,
     MapWarning,
     Poses,
+    images_on_disk,
     read_images,
     read_map,
 )
@@ -332,3 +333,35 @@ def test_as_many_of_everything():
         ImageCtf(*[np.zeros(2)] * 6, np.zeros(3))
     with pytest.raises(GeometryError, match="must be positive"):
         ImageStack(IMAGES, 0)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_images_on_disk_are_those_that_are_read(store, star, tmp_path, packed):
+    """Bytes above 127 by IMOD's mark among them, which look like negative numbers."""
+    data = np.arange(5 * 8 * 8, dtype=np.int64).reshape(5, 8, 8) % 251
+    path = store(data.astype(np.uint8).view(np.int8))
+    content = bytearray(path.read_bytes())
+    content[152:160] = b"IMOD" + bytes(4)
+    path.write_bytes(content)
+    name = "stack.mrcs"
+    if packed:
+        name = "packed.mrcs.gz"
+        (tmp_path / name).write_bytes(gzip.compress(path.read_bytes()))
+    rows = "".join(f"{k}@{name} {10 * k} 20 30\n" for k in (4, 2, 5))
+    listed = star("data_\nloop_\n_rlnImageName\n_rlnAngleRot\n_rlnAngleTilt\n_rlnAnglePsi\n" + rows)
+    images, whole = images_on_disk(listed), read_images(listed)
+    assert len(images) == 3
+    assert images.voxel_size == whole.voxel_size == 1.5
+    assert np.array_equal(images.read(range(3)), whole.data)
+    assert np.array_equal(images.read([2, 0]), data[[4, 3]])
+    assert np.array_equal(images.poses.rotations, whole.poses.rotations)
+
+
+def test_values_on_disk_are_looked_at_as_they_are_read(store, star):
+    data = IMAGES.copy()
+    data[2, 1, 1] = np.nan
+    store(data)
+    images = images_on_disk(star("data_\nloop_\n_rlnImageName\n1@stack.mrcs\n3@stack.mrcs\n"))
+    assert np.array_equal(images.read([0])[0], data[0])
+    with pytest.raises(InputFileError, match=r"000003@stack\.mrcs: there are values that are not finite"):
+        images.read([0, 1])

@@ -25,7 +25,7 @@ from cryofm_io.fsc_files import write_fsc_star, write_fsc_xml
 from cryofm_io.grid import GridTransform, to_grid
 from cryofm_io.halves import check_contrast, check_half_maps
 from cryofm_io.image_prepare import PreparedImages, prepare_images
-from cryofm_io.image_read import read_images
+from cryofm_io.image_read import ImagesOnDisk, images_on_disk, read_images
 from cryofm_io.image_stack import ImageCtf, ImageStack, Poses
 from cryofm_io.in_use import held_folder, partial_path, sweep_partials
 from cryofm_io.inspection import Inspection, inspect_map
@@ -59,6 +59,7 @@ __all__ = [
     "HalfMapError",
     "ImageCtf",
     "ImageStack",
+    "ImagesOnDisk",
     "InUseError",
     "InputFileError",
     "Inspection",
@@ -84,6 +85,7 @@ __all__ = [
     "fourier_resample",
     "fsc",
     "held_folder",
+    "images_on_disk",
     "inspect_map",
     "local_resolution",
     "low_pass",

@@ -3,6 +3,7 @@
 import os
 import warnings
 from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from cryofm_io.mrc_read import as_float32, axis_codes, says_stack
 from cryofm_io.mrc_store import load
 from cryofm_io.voxel_size import Stated, settle_voxel_size, stated_voxel_size
 
-__all__ = ["read_images"]
+__all__ = ["ImagesOnDisk", "images_on_disk", "read_images"]
 
 
 def read_images(path: str | os.PathLike[str], *, voxel_size: float | None = None, strict: bool = False) -> ImageStack:
@@ -99,6 +100,84 @@ def _read_star(path: Path, voxel_size: float | None, strict: bool) -> ImageStack
     return _stack(path, np.stack(images), size, names, table.ctf(), table.poses(size), table.shares(), strict=strict)
 
 
+@attrs.frozen(eq=False)
+class ImagesOnDisk:
+    """Images that a STAR file lists, any number of them, which are read as they are needed.
+
+    Args:
+        sections: The images of each file ``(K, y, x)``, as stored: views of the files, not looked at yet.
+        places: Of every image its file, and its number there from 0.
+        voxel_size: Å.
+        ctf: As that of `ImageStack`.
+        poses: Likewise.
+    """
+
+    sections: dict[str, NDArray[Any]] = attrs.field(repr=lambda sections: f"{len(sections)} files")
+    places: tuple[tuple[str, int], ...] = attrs.field(repr=lambda places: f"{len(places)} images")
+    voxel_size: float
+    ctf: ImageCtf | None
+    poses: Poses | None
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def side(self) -> int:
+        """Of every image, in pixels."""
+        return int(next(iter(self.sections.values())).shape[-1])
+
+    def read(self, which: Iterable[int]) -> NDArray[np.float32]:
+        """Some of the images, ``(k, y, x)``.
+
+        Raises:
+            InputFileError: One is not finite everywhere.
+        """
+        places = [self.places[i] for i in which]
+        images = np.stack([as_float32(self.sections[file][number]) for file, number in places])
+        if not (finite := np.isfinite(images).all((1, 2))).all():
+            file, number = places[int(finite.argmin())]
+            raise InputFileError(f"{number + 1:06d}@{file}: there are values that are not finite")
+        return images
+
+
+def images_on_disk(path: str | os.PathLike[str]) -> ImagesOnDisk:
+    """Open the images that a STAR file lists, of which there may be more than memory holds.
+
+    Args:
+        path: A STAR file, see `read_images`; compressed stacks are unpacked into memory.
+
+    Raises:
+        InputFileError: As `read_images`, but for values, which are not looked at.
+        GridMismatchError: Likewise.
+
+    Example:
+        >>> from cryofm_io import DensityMap, write_map, write_poses
+        >>> write_map("some.mrcs", DensityMap(np.arange(5 * 8 * 8).reshape(5, 8, 8), voxel_size=1.2))
+        >>> write_poses("some.star", read_images("some.mrcs"), Poses(np.stack([np.eye(3)] * 5), np.zeros((5, 2))))
+        >>> images = images_on_disk("some.star")
+        >>> len(images), images.side, images.read([3, 1])[:, 0, 0]
+        (5, 8, array([192.,  64.], dtype=float32))
+    """
+    path = Path(path)
+    table = read_table(path)
+    places = []
+    for name in table.names:
+        number, at, file = name.partition("@")
+        if not (at and file and number.isdecimal() and len(number) < 10 and int(number) > 0):
+            raise InputFileError(f"{path}: {name!r} is no image of a stack (000001@stack.mrcs)")
+        places.append((file, int(number) - 1))
+    loaded = {file: _load_images(_find(file, path)) for file in dict.fromkeys(file for file, _ in places)}
+    sections = {file: data for file, (_, data) in loaded.items()}
+    for file, index in places:
+        if index >= len(sections[file]):
+            raise InputFileError(f"{path}: {file} has {len(sections[file])} images, not {index + 1}")
+    shapes = {data.shape[1:] for data in sections.values()}
+    if len(shapes) > 1 or len(set(*shapes)) > 1:
+        raise GridMismatchError(f"{path}: the images differ in size, or are not square: {sorted(shapes)}")
+    size = _star_voxel_size(table, [stated_voxel_size(header, "xy") for header, _ in loaded.values()], None)
+    return ImagesOnDisk(sections, tuple(places), size, table.ctf(), table.poses(size))
+
+
 def _star_voxel_size(table: ImageTable, headers: list[Stated], wished: float | None) -> float:
     """What the STAR file states, or the headers of its files, or what was asked for instead of either."""
     try:
@@ -130,7 +209,10 @@ def _find(name: str, star: Path) -> Path:
                 return _plain(folder / name)
         except (OSError, ValueError):  # too long a name, or one with a NUL
             continue
-    raise InputFileError(f"{star} names {name}, which is neither in {star.parent} nor in {Path.cwd()} nor above {star}")
+    raise InputFileError(
+        f"{star} names {name}, which is neither in {star.parent} nor in {Path.cwd()} nor above {star}: "
+        f"{name} is not there"
+    )
 
 
 def _plain(path: Path) -> Path:
