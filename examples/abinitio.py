@@ -99,8 +99,6 @@ from cryofm_sampling import (
 FILES = ["poses.star", "pairs.png", "scores.csv", "report.html", "open.cxc", "run.json"]
 FEWEST_AVERAGES, MOST_AVERAGES, FEWEST_PARTICLES, MOST_PARTICLES = 6, 100, 100, 1000
 AGREE_DEG = 15.0  # between models that tell the same story
-AGREEING = 2  # independent chains that must have found the poses of the best
-FINEST_TRUSTED = 4.0  # voxels: images that were left out must be predicted to this resolution
 SMALLEST = 0.1  # of a class's fair share of the particles, below which it is taken as empty
 NOTE = "The hand of a model is not in its images: its mirror image fits as well."
 
@@ -316,11 +314,9 @@ def say_what_was_done(scales: list[float], left_out: list[int], doubtful: list[i
 
 def verdict(trust: Trust, side: float, voxel_size: float) -> dict[str, Any]:
     """Whether the images determine their poses and the model, said and returned."""
-    chains = len(trust.differences_deg)
-    agree = int((trust.differences_deg < AGREE_DEG).sum())
+    chains, agree = len(trust.differences_deg), trust.agreeing(AGREE_DEG)
     finest = side / trust.frequency if trust.frequency else math.inf
-    enough = agree >= min(AGREEING, chains) and chains > 0
-    determined = enough and finest <= FINEST_TRUSTED * voxel_size and not trust.outliers
+    determined = trust.determines(round(side / voxel_size), AGREE_DEG)
     print(
         f"{agree} of {chains} other chains came to the same poses within {AGREE_DEG:g}°; images that are left out are "
         f"predicted to {finest:.1f} Å: " + ("the images determine the model" if determined else "the model is in doubt")

@@ -22,6 +22,8 @@ _FOLDS = 6  # models made anew; with each of them every sixth image is left out
 _BLIND = 1e6  # factor on the noise of an image that is left out
 _LOW = 2  # rings that any blob explains
 _FITS = 0.6  # an image that is predicted less well than this part of what half of the images are
+_AGREEING = 2  # other chains that must have come to the same poses, of those that there are
+_FINEST = 4.0  # voxels: images that were left out must be predicted to this resolution
 _MEASURED = 0.1  # of the images' power, which must be signal for a ring to count
 
 
@@ -64,6 +66,20 @@ class Trust:
             if below < 0.5:
                 return float(r + max(0.0, (above - 0.5) / max(above - max(below, 0.0), 1e-6))) if r else 0.0
         return float(len(self.by_ring))
+
+    def agreeing(self, within_deg: float = 15.0) -> int:
+        """Other chains whose poses are those of the best."""
+        return int((self.differences_deg < within_deg).sum())
+
+    def determines(self, box: int, within_deg: float = 15.0) -> bool:
+        """Whether the images determine their poses and the model, in a box of that side.
+
+        Two other chains came to the same poses, images that were left out are predicted to four voxels, and there are
+        no outliers.
+        """
+        chains = len(self.differences_deg)
+        enough = chains > 0 and self.agreeing(within_deg) >= min(_AGREEING, chains)
+        return enough and self.frequency * _FINEST >= box and not self.outliers
 
     @property
     def outliers(self) -> list[int]:
