@@ -34,6 +34,8 @@ N, SIZE = 40, 4.0
 ROTATIONS = random_rotations(5, generator=torch.Generator().manual_seed(0))
 SHIFTS = np.full((5, 2), 2 * SIZE)
 
+LEFT = {"model_01.mrc", "model_02.mrc", "poses.star", "pairs.png", "scores.csv", "report.html", "open.cxc", "run.json"}
+
 
 def blobs(n, size):
     """Some blobs about voxel n // 2; volumes of several voxel sizes show the same."""
@@ -68,17 +70,7 @@ def run(monkeypatch, tmp_path):
 def test_leaves_models_poses_and_scores(run, images, tmp_path, capsys):
     assert run(images, "--invert", "--keep", 2) == 0
     out = tmp_path / "out"
-    names = {
-        "model_01.mrc",
-        "model_02.mrc",
-        "poses.star",
-        "pairs.png",
-        "scores.csv",
-        "report.html",
-        "open.cxc",
-        "run.json",
-    }
-    assert {path.name for path in out.iterdir()} == names
+    assert {path.name for path in out.iterdir()} == LEFT
     model = read_map(out / "model_01.mrc")
     assert (model.shape, model.voxel_size) == ((32, 32, 32), pytest.approx(5.0, rel=5e-3))
     poses = read_images(out / "poses.star").poses
@@ -123,17 +115,7 @@ def test_the_mean_over_a_point_group_has_its_symmetry(name, n):
 def test_algorithm_3_searches_its_poses(run, images, tmp_path, capsys):
     assert run(images, "--invert", "--keep", 2, "--algorithm", "paper", "--loss", "sg", "--background", 0.7) == 0
     out = tmp_path / "out"
-    names = {
-        "model_01.mrc",
-        "model_02.mrc",
-        "poses.star",
-        "pairs.png",
-        "scores.csv",
-        "report.html",
-        "open.cxc",
-        "run.json",
-    }
-    assert {path.name for path in out.iterdir()} == names
+    assert {path.name for path in out.iterdir()} == LEFT
     assert np.isfinite(read_map(out / "model_01.mrc").data).all()
     losses = [float(row["loss"]) for row in csv.DictReader((out / "scores.csv").open(newline=""))]
     assert losses == sorted(losses)
