@@ -97,6 +97,15 @@ def test_scale_and_envelope_are_found_where_they_are_not_given(prior):
     assert scales[0] == pytest.approx(scales[1], rel=0.1)  # sought in the same way
 
 
+@pytest.mark.parametrize("told", (None, 0.0))
+def test_coarse_halves_have_no_envelope_and_their_scale_is_not_that_of_sharp_proteins(prior, told):
+    _, one, two = made()
+    coarse = restore_half_maps(prior, one, two, generator=seeded(1), voxel_size=12.0, b_factor=told)
+    unitless = restore_half_maps(prior, one, two, generator=seeded(1))
+    assert coarse.b_factor == 0
+    assert coarse.scale.trials == unitless.scale.trials  # by cross-validation alone, whatever B is told
+
+
 def test_the_same_seed_gives_the_same_bits_and_the_generator_goes_on(prior):
     _, one, two = made()
     generator = seeded(3)

@@ -41,6 +41,7 @@ from cryofm_sampling.scale import ScaleFit, fit_scale
 __all__ = ["restore_half_maps"]
 
 _SCALED = 64  # side of the cube where the scale alone is sought
+_COARSE = 3.5  # Å a voxel of the prior, beyond which a map shows neither an envelope nor what all proteins share
 
 
 def restore_half_maps(
@@ -86,8 +87,8 @@ def restore_half_maps(
             function (y, fraction) -> likelihood of a map y whose noise has that fraction of the power of one half.
         operator: with a function of your own: what a half shows of a density, noise aside. None: the density.
         sampler: restores.
-        b_factor: B of the halves' envelope in Å², 0 for sharpened ones. None: found, where `voxel_size` is told and the
-            prior `Calibrated`; otherwise 0.
+        b_factor: B of the halves' envelope in Å², 0 for sharpened ones. None: found, where `voxel_size` is told, the
+            prior `Calibrated` and its grid one of details (up to 3.5 Å a voxel); otherwise 0.
         scale: what the halves are multiplied by to be the prior's. None: found; where the prior is not `Calibrated`, by
             the brightest voxels alone.
         samples: maps to draw by `PosteriorFlow`.
@@ -133,10 +134,11 @@ def restore_half_maps(
     mean = (one + two) / 2
     fit: ScaleFit | EnvelopeFit
     b = b_factor
-    if b is None and voxel_size is not None and grid.band > 1:
+    enveloped = voxel_size is not None and grid.voxel_size <= _COARSE
+    if b is None and enveloped and grid.band > 1:
         b = fine_b_factor(half1, half2, voxel_size=own_size, band=0.5 / grid.voxel_size)
     known = b_factor is not None and scale is not None
-    if isinstance(model, FourierModel) and voxel_size is not None and runs.calibrated and not known:
+    if isinstance(model, FourierModel) and enveloped and runs.calibrated and not known:
         fit = _envelope(runs, model, one, two, grid.voxel_size, scale, b)
         b = fit.b_factor
         model = model.blurred(Envelope(b, grid.voxel_size))
