@@ -97,7 +97,7 @@ def test_scale_and_envelope_are_found_where_they_are_not_given(prior):
     assert scales[0] == pytest.approx(scales[1], rel=0.1)  # sought in the same way
 
 
-@pytest.mark.parametrize("told", (None, 0.0))
+@pytest.mark.parametrize("told", [None, 0.0])
 def test_coarse_halves_have_no_envelope_and_their_scale_is_not_that_of_sharp_proteins(prior, told):
     _, one, two = made()
     coarse = restore_half_maps(prior, one, two, generator=seeded(1), voxel_size=12.0, b_factor=told)

@@ -147,9 +147,6 @@ def restore_half_maps(
         if isinstance(model, FourierModel):
             model = model.blurred(Envelope(b, grid.voxel_size))
         fit = _scale(runs, model, one, two, scale)
-    linear = fourier_filter(mean, model.gain.to(mean))
-    linear += mean.mean() - linear.mean()
-
     means, drawing = isinstance(sampler, PlugAndPlay), PosteriorFlow()
     if model.missing is not None and isinstance(sampler, PlugAndPlay):
         drawing = PosteriorFlow(first=sampler)  # which fills the gap
@@ -180,6 +177,13 @@ def restore_half_maps(
         fine = FineFilter.of(half1, half2, voxel_size=own_size, b_factor=b, width=grid.voxel_size)
     limit = min(1 / grid.band, 1.0)
 
+    def filtered(data: Tensor) -> Tensor:
+        """The best linear filter of the data, on the halves' own grid, beyond the prior's as well."""
+        y = grid.forward(data)
+        linear = grid.inverse(fourier_filter(y, model.gain.to(y)))
+        linear += amplitude * grid.inverse(restored[0].x).mean() - linear.mean()
+        return linear if fine is None else joined(linear, fine(data), end, limit)
+
     def whole(x: Tensor, data: Tensor, seed: int | None = None) -> Tensor:
         """On the halves' own grid, joined with what the linear filter makes of the data beyond; of a sample, draws."""
         x = amplitude * grid.inverse(x)
@@ -188,12 +192,9 @@ def restore_half_maps(
         if nowhere and seed is not None:
             return x  # says at least how little is known
         if nowhere:
-            filtered = fine(data)
-            return filtered + (x.mean() - filtered.mean())
+            return filtered(data)
         own = None if seed is None else torch.Generator(generator.device).manual_seed(seed + 1)
         return joined(x, fine(data, x, own), end, limit)
-
-    filtered = grid.inverse(linear - (linear.mean() - amplitude * restored[0].x.mean()))
 
     map_, first, second = (whole(draw.x, data) for draw, data in zip(restored, (both, half1, half2), strict=True))
     result = RestoredHalfMaps.of(
@@ -203,7 +204,7 @@ def restore_half_maps(
         samples=drawn,
         way=lambda x, k: whole(x, both, seeds[k]),
         missing=model.missing,
-        linear=filtered if fine is None else joined(filtered, fine(both), end, limit),
+        linear=filtered(both),
         halves=(first, second),
         model=model,
         b_factor=b,
