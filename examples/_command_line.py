@@ -73,7 +73,7 @@ def run_script(
                 stack.enter_context(signals(signal.SIG_IGN))  # what is left to do takes a moment
             ours, alone = is_first(), everyone() is None
         if ours and (state := checkpoint(args)) is not None:
-            state.remove_parts(3 + args.samples)
+            state.remove_parts(4 + args.samples)
         if ours:
             print(f"results in {args.out}: {', '.join(names)}")
     if alone and result is not None and result.doubts:  # of several processes torchrun would make a crash of it

@@ -151,6 +151,7 @@ def record_of(halves: RestoredHalfMaps) -> dict[str, Any]:
         "noise": getattr(halves.model, "record", {}),
         "held_out": attrs.asdict(halves.held_out),
         "amplitude": halves.amplitude,
+        "samples_widened_by": halves.widening,
         "slope_of_the_other_half": halves.slope_of_the_other_half,
     }
 

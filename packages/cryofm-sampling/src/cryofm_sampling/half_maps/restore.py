@@ -18,7 +18,7 @@ from cryofm_sampling._common import split_shape
 from cryofm_sampling.errors import SettingError
 from cryofm_sampling.half_maps._fsc import correlation
 from cryofm_sampling.half_maps._runs import Predicting, Runs, average, height
-from cryofm_sampling.half_maps.checks import held_out
+from cryofm_sampling.half_maps.checks import held_out, widening
 from cryofm_sampling.half_maps.envelope import SIDE, EnvelopeFit, densest, fine_b_factor, fit_envelope
 from cryofm_sampling.half_maps.fine import FineFilter
 from cryofm_sampling.half_maps.join import joined, last_trusted
@@ -153,9 +153,8 @@ def restore_half_maps(
     whole_data = model.observe(mean, 1 / 2)
     likelihoods = [*([whole_data] if means else []), model.observe(one, 1), model.observe(two, 1)]
     _, shape = split_shape(mean.shape)
-    restored, drawn = runs.restored_and_drawn(
-        fit.normalization, likelihoods, whole_data, sampler, drawing, seeds, shape
-    )
+    wanted = [(whole_data, seed) for seed in seeds] + [(likelihoods[-2], seed) for seed in seeds[:1] if means]
+    restored, drawn = runs.restored_and_drawn(fit.normalization, likelihoods, sampler, drawing, wanted, shape)
     if not means:
         restored = [average(*restored), *restored]
 
@@ -167,6 +166,10 @@ def restore_half_maps(
         if min(slopes) > 0:
             amplitude, predicted = math.prod(slopes) ** 0.5, slopes[1] * predicted
     judged = held_out(predicted, seen1, seen2)
+    wider = 1.0
+    if len(drawn) > len(seeds):
+        of_one = amplitude * model.predict(drawn.pop().x)
+        wider = widening(predicted, of_one, seen1, seen2, model.gain)
     trusted = last_trusted(predicted, seen1, seen2) if means else 1.0  # a sample differs from what it predicts
     nowhere = means and judged.worse
     end = min(trusted, grid.band) / grid.band  # of the halves' own Nyquist frequency
@@ -186,6 +189,8 @@ def restore_half_maps(
 
     def whole(x: Tensor, data: Tensor, seed: int | None = None) -> Tensor:
         """On the halves' own grid, joined with what the linear filter makes of the data beyond; of a sample, draws."""
+        if seed is not None:
+            x = torch.lerp(restored[0].x, x, wider)
         x = amplitude * grid.inverse(x)
         if fine is None:
             return x
@@ -212,6 +217,7 @@ def restore_half_maps(
         self_consistency=correlation(restored[1].x, restored[2].x),
         held_out=judged,
         amplitude=amplitude,
+        widening=wider,
         doubts_of_data=model.doubts,
     )
     result.warn_of_doubts(stacklevel=3)
