@@ -162,8 +162,8 @@ def add_flags(parser: argparse.ArgumentParser, *, steps: int | None, of: str) ->
     add("--seed", type=seed, default=0, help="of all random numbers; the same seed gives the same maps (default 0)")
     add("--prior", default="cryofm-tiny", help="name, file or folder of a prior (default cryofm-tiny)")
     add("--device", default="cpu", help="torch device: cpu, cuda or cuda:1, … (default cpu)")
-    precision = "of the network; bf16 is faster on processors that have it, and far slower on others (default fp32)"
-    add("--precision", choices=("fp32", "bf16"), default="fp32", help=precision)
+    precision = "of the network (default bf16, which is faster, where the processor has units for it; of likelihood.py fp32)"
+    add("--precision", choices=("fp32", "bf16"), help=precision)
     add("--overwrite", action="store_true", help="replace results that exist; others of the former run are removed")
     flags = "TOML file with flags, such as steps = 20 and b-factor = 60; flags after it on the line win"
     add("--settings", type=Path, action=FromToml, metavar="FILE", help=flags)
@@ -333,8 +333,11 @@ def sample_names(samples: int) -> list[str]:
 
 
 def chosen_prior(args: argparse.Namespace) -> Prior:
-    """The prior that the command line names, on its device."""
-    return load_prior(args.prior).to(choose_device(args.device))
+    """The prior that the command line names, on its device; ``args.precision``, if it is not told, is that device's."""
+    device = choose_device(args.device)
+    if args.precision is None:
+        args.precision = "bf16" if has_bf16(device) else "fp32"
+    return load_prior(args.prior).to(device)
 
 
 def calibrated_prior(args: argparse.Namespace, otherwise: str | None = None) -> CalibratedPrior:

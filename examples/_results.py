@@ -137,6 +137,7 @@ def write_results(
         measured: dict[str, Any] = {"halves": given.maps}
     else:
         measured = {"observed": attrs.evolve(grid.like, data=candidates["input"])}
+    del candidates, pictures  # of large maps what a report takes is most of a run's memory
     write_report(folder, mask=grid.mask, **measured)
     report(result, curves, scores, grid, given, where)
 
