@@ -40,6 +40,7 @@ from cryofm_io.output_folder import output_folder, refuse_to_lose
 from cryofm_io.particle_prepare import prepare_particles
 from cryofm_io.particle_size import particle_diameter
 from cryofm_io.plots import plot_fsc, plot_pairs, plot_slices
+from cryofm_io.relion_sums import ReconstructionSums, read_reconstruction_sums
 from cryofm_io.report import write_report
 from cryofm_io.resample import fourier_resample
 from cryofm_io.simulate import simulate_density
@@ -72,6 +73,7 @@ __all__ = [
     "OutputExistsError",
     "Poses",
     "PreparedImages",
+    "ReconstructionSums",
     "atomic_write",
     "automatic_mask",
     "changes",
@@ -105,6 +107,7 @@ __all__ = [
     "read_map",
     "read_mask",
     "read_poses",
+    "read_reconstruction_sums",
     "refuse_to_lose",
     "simulate_density",
     "soft_mask",
