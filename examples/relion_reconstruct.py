@@ -50,8 +50,9 @@ def hook(arguments: list[str]) -> int:
             replace_map(arguments)
             status = 0
         except BaseException as error:
-            said = f"{type(error).__name__}: {error}" if isinstance(error, ValueError | OSError) else ""
-            print(said or traceback.format_exc(), file=sys.stderr)
+            if not isinstance(error, SystemExit):  # which has said why
+                known = isinstance(error, ValueError | OSError)  # as all of ours are
+                print(f"error: {error}" if known else traceback.format_exc(), file=sys.stderr)
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
@@ -68,10 +69,11 @@ def replace_map(arguments: list[str]) -> None:
     import torch
     from _command_line import in_tiles
 
-    from cryofm_io import CryoFMError, DensityMap, read_map, write_map
+    from cryofm_io import CryoFMError, DensityMap, MapWarning, read_map, write_map
     from cryofm_sampling import PlugAndPlay, restore_weighted
 
     start = time.perf_counter()
+    warnings.simplefilter("ignore", MapWarning)  # RELION's maps of the moment have no voxel size
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     args = parse(arguments)
     if args.scale is None or args.b_factor is None:

@@ -9,6 +9,7 @@ import math
 import os
 import re
 import warnings
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ _NAME = re.compile(r"(?P<root>.*)_it(?P<iteration>\d+)(_half(?P<half>[12]))?_cla
 _LEAST = 1e-3  # of a shell's mean weight, below which a coefficient counts as not measured
 
 
-@attrs.frozen(eq=False)
+@attrs.frozen(eq=False, slots=False)
 class ReconstructionSums:
     """The sums of one half, or of all images, and what RELION knows besides.
 
@@ -73,23 +74,82 @@ class ReconstructionSums:
         return self.data.shape[0] / self.box
 
     def map(self, side: int | None = None, *, wiener: bool = False) -> NDArray[np.float32]:
-        """D / w, or RELION's d / (w + 1/τ²), in a cube of ``side`` voxels, at most P; N if not given.
+        """The map of the sums in a cube of ``side`` voxels, at most P; N if not given.
 
-        What was hardly measured is damped. RELION's own program divides more carefully close to frequency 0.
+        With ``wiener`` RELION's d / (w + 1/τ²), which its own program makes more carefully close to frequency 0.
+        Otherwise the map that no prior damped, 0 where nothing was measured: d / (w + w̄), w̄ the mean of a shell, over
+        the local mean of w / (w + w̄). A plain d / w would count a coefficient of the padded grid that hardly any image
+        met as much as its neighbours.
+
+        Raises:
+            GeometryError: The side is larger than the padded grid's.
         """
-        p, side = self.data.shape[0], self.box if side is None else side
-        if not 1 <= side <= p:
-            raise GeometryError(f"a side of {side} voxels: the grid has {p}")
-        radius = _length(np.fft.fftfreq(p) * p, np.arange(p // 2 + 1))
-        shell = np.rint(radius / self.padding).astype(np.intp)
-        inside = shell <= self.current_size // 2
-        shell[~inside] = 0
-        mean = np.bincount(shell[inside], self.weight[inside]) / np.maximum(np.bincount(shell[inside]), 1)
-        w = np.maximum(self.weight, _LEAST * mean[shell])
+        side = self._side(side)
         if wiener:
-            w += 1 / (self.padding**3 * np.maximum(self.tau2, 1e-30))[shell]
-        ratio = np.where(inside & (self.weight > 0), self.data / np.where(w > 0, w, 1), 0).astype(np.complex64)
-        volume = np.fft.fftshift(scipy.fft.irfftn(ratio, s=(p, p, p))) * np.float32(self.box**2)
+            level = 1 / (self.padding**3 * np.maximum(self.tau2, 1e-30))
+            return self._inverse(level[np.minimum(self._shells, len(level) - 1)].astype(np.float32), side)
+        level = self._mean_weight
+        gain = _local_mean(self._over(self.weight, level), side)
+        spectrum = scipy.fft.rfftn(self._inverse(level, side))
+        spectrum = np.where(gain > _LEAST, spectrum / np.maximum(gain, _LEAST), 0)
+        return np.asarray(scipy.fft.irfftn(spectrum, s=(side,) * 3), np.float32)
+
+    def precision(self, side: int | None = None) -> NDArray[np.float32]:
+        """W, 1 over the noise power of that map in the orthonormal FFT, on the half grid of its cube.
+
+        W = (P/N)³ / (2 N) · ⟨w / (w + w̄)⟩² / ⟨w / (w + w̄)²⟩ with local means, which is (P/N)³ w / (2 N) where w is
+        even: the noise of P³ coefficients in N³ voxels, of both components. 0 where nothing was measured, and from the
+        last shell on, of which some is missing.
+
+        Raises:
+            GeometryError: The side is larger than the padded grid's.
+
+        Example:
+            >>> zeros, flat = np.zeros((8, 8, 5), np.complex64), np.full((8, 8, 5), 2, np.float32)
+            >>> sums = ReconstructionSums(zeros, flat, 4, 4, 1.5, np.ones(3), np.ones(3))
+            >>> sums.precision()[0, 0]
+            array([2., 2., 0.], dtype=float32)
+        """
+        side = self._side(side)
+        level = self._mean_weight
+        once = self._over(self.weight, level)
+        gain, noise = _local_mean(once, side), _local_mean(self._over(once, level), side)
+        w = np.where(gain > _LEAST, gain, 0) ** 2 / np.maximum(noise, np.finfo(np.float32).tiny)
+        k = np.fft.fftfreq(side) * self.box
+        w[_length(k, np.arange(side // 2 + 1) * (self.box / side)) > self.current_size / 2 - 0.5] = 0
+        return np.asarray(w * (self.padding**3 / (2 * self.box)), np.float32)
+
+    def _side(self, side: int | None) -> int:
+        p = self.data.shape[0]
+        if side is not None and not 1 <= side <= p:
+            raise GeometryError(f"a side of {side} voxels: the grid has {p}")
+        return self.box if side is None else side
+
+    @cached_property
+    def _shells(self) -> NDArray[np.intp]:
+        """Shell of the box N of every coefficient of the padded grid; one beyond the last of those without data."""
+        p = self.data.shape[0]
+        shells = np.rint(_length(np.fft.fftfreq(p) * p, np.arange(p // 2 + 1)) / self.padding).astype(np.intp)
+        return np.minimum(shells, self.current_size // 2 + 1)
+
+    @cached_property
+    def _mean_weight(self) -> NDArray[np.float32]:
+        """W̄ of its shell, of every coefficient."""
+        sums = np.bincount(self._shells.ravel(), np.maximum(self.weight, 0).ravel())
+        mean: NDArray[np.float32] = (sums / np.bincount(self._shells.ravel())).astype(np.float32)[self._shells]
+        return mean
+
+    def _over(self, x: NDArray[Any], level: NDArray[np.float32]) -> NDArray[Any]:
+        """X / (w + level), and 0 where there are no data."""
+        total = np.maximum(self.weight, 0) + level
+        known = (self._shells <= self.current_size // 2) & (self.weight > 0)
+        return np.where(known, x / np.where(known, total, 1), 0)
+
+    def _inverse(self, level: NDArray[np.float32], side: int) -> NDArray[np.float32]:
+        """The map of d / (w + level)."""
+        p = self.data.shape[0]
+        spectrum = self._over(self.data, level).astype(np.complex64)
+        volume = np.fft.fftshift(scipy.fft.irfftn(spectrum, s=(p, p, p))) * np.float32(self.box**2)
         first = p // 2 - side // 2
         cut = slice(first, first + side)
         x = (np.arange(side) - side // 2) / p
@@ -97,36 +157,24 @@ class ReconstructionSums:
         # Interpolated between neighbours by their distance, which is a multiplication by sinc².
         return np.asarray(volume[cut, cut, cut] / np.sinc(np.minimum(r, 0.5)) ** 2, np.float32)
 
-    def precision(self, side: int | None = None) -> NDArray[np.float32]:
-        """1 over the noise power of that map in the orthonormal FFT, on the half grid of its cube.
 
-        W = (P/N)³ w / (2 N): noise of P³ coefficients in N³ voxels, of both components. The cube is smaller than the
-        padded one, so that each of its coefficients is a mean of neighbours, as W is of w. 0 where nothing was
-        measured, and from the last shell on, of which some is missing.
+def _local_mean(w: NDArray[Any], side: int) -> NDArray[np.float32]:
+    """Of a padded half grid, on the half grid of a cube of ``side`` voxels; never negative where w is not.
 
-        Example:
-            >>> zeros, flat = np.zeros((8, 8, 5), np.complex64), np.full((8, 8, 5), 2, np.float32)
-            >>> sums = ReconstructionSums(zeros, flat, 4, 4, 1.5, np.ones(3), np.ones(3))
-            >>> sums.precision()[0, 0]
-            array([4., 4., 0.], dtype=float32)
-        """
-        p, side = self.weight.shape[0], self.box if side is None else side
-        step = p / side
-        reach = math.ceil(step) - 1
-        # The mates of columns kx > 0 are those with kx < 0.
-        mates = np.roll(self.weight[::-1, ::-1, reach:0:-1], (1, 1), (0, 1))
-        w = np.concatenate([mates, self.weight], -1)
-        k_in, k_out = np.fft.fftfreq(p) * p, np.fft.fftfreq(side) * side
-        across = _triangles(k_out * step, k_in, step)
-        along = _triangles(np.arange(side // 2 + 1) * step, np.arange(-reach, p // 2 + 1), step)
-        w = np.einsum("ai,ijk->ajk", across, w, optimize=True)
-        w = np.einsum("bj,ajk->abk", across, w, optimize=True) @ along.T
-        shell = _length(k_out, np.arange(side // 2 + 1)) * (self.box / side)  # of the box N
-        w[shell > self.current_size / 2 - 0.5] = 0
-        nearest = np.rint(shell).astype(np.intp)
-        mean = np.bincount(nearest.ravel(), w.ravel()) / np.maximum(np.bincount(nearest.ravel()), 1)
-        w[w < _LEAST * mean[nearest]] = 0  # and what rounding made of 0
-        return np.asarray(np.maximum(w, 0) * (self.padding**3 / (2 * self.box)), np.float32)
+    A cube smaller than the padded one has coefficients that are means of neighbours.
+    """
+    p = w.shape[0]
+    step = p / side
+    reach = math.ceil(step) - 1
+    # The mates of columns kx > 0 are those with kx < 0.
+    mates = np.roll(w[::-1, ::-1, reach:0:-1], (1, 1), (0, 1))
+    w = np.concatenate([mates, w], -1).astype(np.float32)
+    k_in, k_out = np.fft.fftfreq(p) * p, np.fft.fftfreq(side) * p
+    across = _triangles(k_out, k_in, step)
+    along = _triangles(np.arange(side // 2 + 1) * step, np.arange(-reach, p // 2 + 1), step)
+    w = np.einsum("ai,ijk->ajk", across, w, optimize=True)
+    mean: NDArray[np.float32] = np.einsum("bj,ajk->abk", across, w, optimize=True) @ along.T
+    return mean
 
 
 def _length(k: NDArray[Any], kx: NDArray[Any]) -> NDArray[np.float32]:
@@ -153,6 +201,11 @@ def read_reconstruction_sums(path: str | os.PathLike[str], *, voxel_size: float 
     Raises:
         InputFileError: Not such a file, an array is missing or damaged, or nothing tells the voxel size.
         GeometryError: References that are not 3-D, or sizes that do not fit each other.
+
+    Example:
+        >>> read_reconstruction_sums("run_it001_half1_class001_external_reconstruct.star")
+        Traceback (most recent call last):
+        cryofm_io.errors.InputFileError: run_it001_half1_class001_external_reconstruct.star: no such file; ...
     """
     path = Path(path)
     blocks = {block.name: block for block in read_star(path, _WANTED)}

@@ -221,7 +221,7 @@ def restore_weighted(
     envelope = Envelope(b_factor, half.voxel_size)
     units = Rescaled(prior, ScaledNormalization(normalization, scale))
     data = half.likelihood(envelope, side, plain)
-    draw = restore(units, data, shape=data.shape, generator=generator, sampler=sampler, callback=callback)
+    draw = restore(units, data, shape=data.shape, generator=generator, sampler=sampler, samples=1, callback=callback)
     restored = _on_grid(rfft(draw.x), side, half.shape[0]) * envelope.transfer(half.shape).to(draw.x)
     # What the prior's grid does not hold stays as it is.
     known = half.fine if side >= half.shape[0] else half.fine * (1 - _rising(half.shells - side / 2 + _WIDTH / 2))
