@@ -86,7 +86,10 @@ def make(model: Path, seed: int, folder: Path, args: argparse.Namespace) -> None
 
 
 def refine(folder: Path, arm: str, hook: str | None, diameter: float, seed: int, args: argparse.Namespace) -> float:
-    """Run RELION by its fixed schedule; seconds."""
+    """Run RELION by its fixed schedule, unless that was done; seconds."""
+    done = folder / arm / "seconds"
+    if done.exists():
+        return float(done.read_text())
     (folder / arm).mkdir(exist_ok=True)
     line = f"""mpirun --oversubscribe -n 3 relion_refine_mpi --i particles.star --o {arm}/run --ref reference.mrc
         --ini_high {START:g} --iter {args.iterations} --split_random_halves --healpix_order {args.healpix_order}
@@ -99,7 +102,8 @@ def refine(folder: Path, arm: str, hook: str | None, diameter: float, seed: int,
     start = time.perf_counter()
     with (folder / arm / "log").open("w") as log:
         subprocess.run(line.split(), cwd=folder, check=True, stdout=log, stderr=subprocess.STDOUT, env=os.environ | own)
-    return time.perf_counter() - start
+    done.write_text(f"{time.perf_counter() - start:.1f}\n")
+    return float(done.read_text())
 
 
 def found_by_dry_run(folder: Path, args: argparse.Namespace) -> str:

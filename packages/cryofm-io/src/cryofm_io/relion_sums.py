@@ -71,7 +71,7 @@ class ReconstructionSums:
     @property
     def padding(self) -> float:
         """P / N."""
-        return self.data.shape[0] / self.box
+        return len(self.data) / self.box
 
     def map(self, side: int | None = None, *, wiener: bool = False) -> NDArray[np.float32]:
         """The map of the sums in a cube of ``side`` voxels, at most P; N if not given.
@@ -86,8 +86,8 @@ class ReconstructionSums:
         """
         side = self._side(side)
         if wiener:
-            level = 1 / (self.padding**3 * np.maximum(self.tau2, 1e-30))
-            return self._inverse(level[np.minimum(self._shells, len(level) - 1)].astype(np.float32), side)
+            inverse = 1 / (self.padding**3 * np.maximum(self.tau2, 1e-30))
+            return self._inverse(inverse.astype(np.float32)[np.minimum(self._shells, len(inverse) - 1)], side)
         level = self._mean_weight
         gain = _local_mean(self._over(self.weight, level), side)
         spectrum = scipy.fft.rfftn(self._inverse(level, side))
@@ -130,7 +130,7 @@ class ReconstructionSums:
         """Shell of the box N of every coefficient of the padded grid; one beyond the last of those without data."""
         p = self.data.shape[0]
         shells = np.rint(_length(np.fft.fftfreq(p) * p, np.arange(p // 2 + 1)) / self.padding).astype(np.intp)
-        return np.minimum(shells, self.current_size // 2 + 1)
+        return np.asarray(np.minimum(shells, self.current_size // 2 + 1), np.intp)
 
     @cached_property
     def _mean_weight(self) -> NDArray[np.float32]:
@@ -224,7 +224,7 @@ def read_reconstruction_sums(path: str | os.PathLike[str], *, voxel_size: float 
     found = _NAME.fullmatch(path.name)
     tau2, fsc = (np.array(_numbers(path, spectra, tag)) for tag in _COLUMNS)
     return ReconstructionSums(
-        data=real + np.complex64(1j) * imaginary,
+        data=np.asarray(real + 1j * imaginary, np.complex64),
         weight=weight,
         box=box,
         current_size=current_size,

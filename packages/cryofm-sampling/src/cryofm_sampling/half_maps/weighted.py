@@ -128,7 +128,9 @@ class WeightedHalf:
         y = rfft(self.map)
         if coarse is not None:
             y = torch.lerp(rfft(coarse.to(y.real)), y, self.fine.to(y))
-        return joint([FourierGaussian(W, y / h, self.shape)], shape=(side, side, side))
+        data = joint([FourierGaussian(W, y / h, self.shape)], shape=(side, side, side))
+        assert isinstance(data, FourierGaussian)  # as all that is diagonal
+        return data
 
     @cached_property
     def fine(self) -> Tensor:
