@@ -7,6 +7,7 @@ from cryofm_io.atomic import atomic_write
 from cryofm_io.changes import Change, changes
 from cryofm_io.conical_fsc import ConicalFsc, conical_fsc
 from cryofm_io.density_map import DensityMap, check_same_grid
+from cryofm_io.emdb import EmdbEntry, EmdbHeader, find_emdb_entry, read_emdb_header
 from cryofm_io.errors import (
     CryoFMError,
     GeometryError,
@@ -53,6 +54,8 @@ __all__ = [
     "ConicalFsc",
     "CryoFMError",
     "DensityMap",
+    "EmdbEntry",
+    "EmdbHeader",
     "FscCurve",
     "GeometryError",
     "GridMismatchError",
@@ -84,6 +87,7 @@ __all__ = [
     "conical_fsc",
     "density_of_model",
     "filtered_by_shell",
+    "find_emdb_entry",
     "fourier_resample",
     "fsc",
     "held_folder",
@@ -103,6 +107,7 @@ __all__ = [
     "plot_slices",
     "prepare_images",
     "prepare_particles",
+    "read_emdb_header",
     "read_images",
     "read_map",
     "read_mask",
