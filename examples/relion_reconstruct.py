@@ -51,7 +51,7 @@ def hook(arguments: list[str]) -> int:
             status = 0
         except BaseException as error:
             if not isinstance(error, SystemExit):  # which has said why
-                known = isinstance(error, ValueError | OSError)  # as all of ours are
+                known = isinstance(error, ValueError | OSError | ImportError)  # as all of ours are
                 print(f"error: {error}" if known else traceback.format_exc(), file=sys.stderr)
         finally:
             sys.stdout.flush()
