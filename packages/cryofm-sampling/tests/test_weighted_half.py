@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cryofm_ops import Envelope, GridMismatchError, irfft, radial, radial_mean, rfft, standard_normal
-from cryofm_sampling import Draw, SettingError, WeightedHalf, fit_weighted, restore_weighted
+from cryofm_sampling import CapabilityError, Draw, SettingError, WeightedHalf, fit_weighted, restore_weighted
 from cryofm_sampling.half_maps.weighted import _on_grid
 from cryofm_sampling.testing import GaussianPrior
 
@@ -158,3 +158,5 @@ def test_what_does_not_fit_is_refused():
         restored(half(), torch.zeros(BOX), side=25)
     with pytest.raises(SettingError, match="scale"):
         restored(half(), torch.zeros(BOX), scale=0.0)
+    with pytest.raises(CapabilityError, match="fit_weighted needs a Calibrated prior"):
+        fit_weighted(lambda x, t: x, half(), normalization=UNITS, side=N)

@@ -157,6 +157,17 @@ def fit_weighted(
         side: voxels of the prior's over the half's extent.
 
     Returns: what the map is multiplied by to be the prior's, and B in Å², 0 or more.
+
+    Raises `CapabilityError` for a prior that is not `Calibrated`.
+
+    >>> from types import SimpleNamespace
+    >>> from cryofm_sampling.testing import GaussianPrior
+    >>> y = torch.randn(32, 32, 32, generator=torch.Generator().manual_seed(0)) / 2
+    >>> half = WeightedHalf(y, torch.full((32, 32, 17), 1e6), torch.ones(17), 2.0)
+    >>> units = SimpleNamespace(mean=0.0, std=1.0)
+    >>> scale, b_factor = fit_weighted(GaussianPrior(1.0), half, normalization=units, side=32)
+    >>> round(scale, 1)
+    2.0
     """
     if not isinstance(prior, Calibrated):
         raise CapabilityError(f"fit_weighted needs a Calibrated prior: {missing(prior, 'signal_power')}")
