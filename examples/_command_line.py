@@ -29,7 +29,7 @@ from _streams import bar, outlived_streams
 import cryofm_io
 import cryofm_model
 import cryofm_ops
-from cryofm_io import CryoFMError, atomic_write, output_folder
+from cryofm_io import CryoFMError, InputFileError, atomic_write, find_emdb_entry, output_folder
 from cryofm_model import CalibratedPrior, Prior, WeightsError, load_prior
 from cryofm_sampling import (
     Checkpoint,
@@ -207,7 +207,8 @@ class FromToml(argparse.Action):
 def add_half_map_flags(parser: argparse.ArgumentParser) -> None:
     """Two half maps and what is particular to them."""
     add = parser.add_argument
-    add("half1", type=Path, nargs="?", help="first raw half map (MRC/CCP4, .gz too); none: the example")
+    first = "first raw half map (MRC/CCP4, .gz too), or alone the folder of an EMDB entry; none: the example"
+    add("half1", type=Path, nargs="?", help=first)
     add("half2", type=Path, nargs="?", help="second raw half map, on the same grid")
     add_map_flags(parser, "half maps")
     add_envelope_flags(parser)
@@ -242,12 +243,37 @@ def add_algorithm_flags(parser: argparse.ArgumentParser, paper: str) -> None:
 def parse_half_maps(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     """The command line of a script with the flags of half maps."""
     args = parser.parse_args(with_plain_numbers(arguments))
+    if args.half1 is not None and args.half2 is None and args.half1.is_dir():
+        take_entry(args)
     given = (args.half1 is not None, args.half2 is not None, vars(args).get("resolution") is not None)
     if given not in ((False, False, False), (True, True, False), (True, False, True)):
         parser.error("give both half maps, or one map and its --resolution, or nothing for the example")
     if args.steps is not None and args.steps < 2:
         parser.error("--steps must be at least 2")
     return args
+
+
+def take_entry(args: argparse.Namespace) -> None:
+    """Of a folder of the EMDB in the place of the half maps: these, or the map and its resolution, and the mask.
+
+    Raises:
+        InputFileError: It has none that the script can take.
+    """
+    folder, entry = args.half1, find_emdb_entry(args.half1)
+    told = None if entry.header is None else entry.header.resolution
+    if entry.half_maps is not None and vars(args).get("resolution") is None:
+        args.half1, args.half2 = entry.half_maps
+    elif entry.map is not None and "resolution" in vars(args) and (args.resolution or told):
+        args.half1, args.resolution = entry.map, args.resolution or told
+    else:
+        raise InputFileError(f"{folder} holds no half maps, and no map with a header that tells its resolution")
+    args.mask = args.mask or entry.mask
+    said = [str(path) for path in (args.half1, args.half2, args.mask) if path is not None]
+    if entry.header is not None:
+        resolution = "no resolution" if told is None else f"{told:g} Å"
+        contour = "" if entry.header.contour is None else f", contour {entry.header.contour:g}"
+        said.append(f"by its header {resolution}{contour}")
+    print(f"{folder}: {', '.join(said)}")
 
 
 def with_plain_numbers(arguments: list[str] | None) -> list[str]:

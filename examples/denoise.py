@@ -2,6 +2,7 @@
 
     python examples/denoise.py half1.mrc half2.mrc --out DIR
     python examples/denoise.py map.mrc --resolution 3.4 --out DIR       (without halves: weaker, and unchecked)
+    python examples/denoise.py EMD-1234 --out DIR                       (an entry of the EMDB, as downloaded)
 
 The noise is measured on the halves, by frequency and direction; so are their scale and their envelope, and the map
 comes out sharp (``--keep-envelope`` leaves it as blurred as the data). What is finer than the prior knows is kept, as
