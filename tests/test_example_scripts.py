@@ -13,7 +13,16 @@ import torch
 
 from cryofm_io import DensityMap, ImageCtf, ImageStack, Poses, fsc, read_map, to_grid, write_map, write_poses
 from cryofm_model import Prior, load_prior, save_prior
-from cryofm_ops import CTF, AnisotropicNoise, FourierProjector, MissingWedge, random_rotations, wedge_alpha
+from cryofm_ops import (
+    CTF,
+    AnisotropicNoise,
+    CoverageNoise,
+    FourierProjector,
+    MissingWedge,
+    coverage_from_tilts,
+    random_rotations,
+    wedge_alpha,
+)
 from cryofm_sampling import Checkpoint, Rescaled
 from cryofm_sampling.samplers import flow
 
@@ -224,6 +233,46 @@ def test_missing_wedge_of_two_noisy_halves(run, blobs, save, tmp_path):
     assert record(tmp_path)["drawing"]["first"]["iterations"] == 2  # samples begin with the gap filled
     power = np.array(record(tmp_path)["noise_power_of_one_half_where_measured"])
     assert np.median(power) == pytest.approx(0.01, rel=0.15)  # of the part that has any, not of whole shells
+
+
+def subtomograms(path, angles, tilts=None):
+    """A STAR file of particles as RELION 3 lists them."""
+    names = ["rlnImageName", "rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"]
+    names += [] if tilts is None else ["cryofmTiltMin", "cryofmTiltMax"]
+    rows = np.column_stack([angles, *([] if tilts is None else [tilts])])
+    lines = [f"sub{i}.mrc " + " ".join(f"{value:.4f}" for value in row) for i, row in enumerate(rows)]
+    path.write_text("\n".join(["data_particles", "loop_", *(f"_{name}" for name in names), *lines, ""]))
+    return path
+
+
+def test_missing_wedge_of_an_average_takes_the_particles(run, blobs, save, tmp_path, capsys):
+    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    angles = np.column_stack([rng.uniform(-180, 180, 40), rng.uniform(0, 40, 40), rng.uniform(-180, 180, 40)])
+    tilts = [(-60, 60), (-40, 50)] * 20
+    rotations = torch.from_numpy(Poses.from_angles(angles, np.zeros((40, 2))).rotations)
+    coverage = coverage_from_tilts(rotations, [MissingWedge(*each) for each in tilts], (24, 24, 24))
+    noise = CoverageNoise(torch.full((2,), 0.5), coverage, (24, 24, 24))
+    truth = torch.from_numpy(blobs.data)
+    halves = [noise.measured(noise.sample(truth, generator=generator)) for _ in range(2)]
+    one, two = (save(f"half{i}.mrc", x.numpy()) for i, x in enumerate(halves, 1))
+    star = subtomograms(tmp_path / "particles.star", angles, tilts)
+    line = (missing_wedge, one, "--half2", two, "--steps", 2, "--scale", 1, "--b-factor", 0)
+    assert run(*line, "--poses", star) == 0
+    said = capsys.readouterr()
+    assert "40 particles in particles.star: tilted as its columns cryofmTiltMin and cryofmTiltMax tell" in said.out
+    assert f"was measured by {coverage.min():g} to 40 of them" in said.out
+    assert "poses" not in said.err
+    assert record(tmp_path)["particles"]["most"] == 40
+
+    # Of particles that were turned the other way, or others altogether.
+    wrong = subtomograms(tmp_path / "wrong.star", angles + np.array([0, 90, 0]))
+    assert run(*line, "--poses", wrong, "--tilt-min", -50, "--overwrite") == 0
+    said = capsys.readouterr()
+    assert "all tilted from -50 to 60 degrees, as told" in said.out
+    assert "poses" in said.err
+    with pytest.raises(SystemExit):
+        run(missing_wedge, one, "--poses", star)
+    assert "--poses goes with half maps" in capsys.readouterr().err
 
 
 def test_missing_wedge_says_how_much_of_the_wedge_is_right(run, blobs, tmp_path, monkeypatch, capsys):

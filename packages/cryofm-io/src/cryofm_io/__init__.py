@@ -43,7 +43,7 @@ from cryofm_io.plots import plot_fsc, plot_pairs, plot_slices
 from cryofm_io.report import write_report
 from cryofm_io.resample import fourier_resample
 from cryofm_io.simulate import simulate_density
-from cryofm_io.star import read_poses, write_poses
+from cryofm_io.star import SubtomogramPoses, read_poses, read_subtomogram_poses, write_poses
 
 __all__ = [
     "VIEWING_NOTE",
@@ -72,6 +72,7 @@ __all__ = [
     "OutputExistsError",
     "Poses",
     "PreparedImages",
+    "SubtomogramPoses",
     "atomic_write",
     "automatic_mask",
     "changes",
@@ -105,6 +106,7 @@ __all__ = [
     "read_map",
     "read_mask",
     "read_poses",
+    "read_subtomogram_poses",
     "refuse_to_lose",
     "simulate_density",
     "soft_mask",

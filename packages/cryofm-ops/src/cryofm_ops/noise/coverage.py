@@ -100,7 +100,8 @@ def coverage_from_tilts(rotations: Tensor, tilts: MissingWedge | Sequence[Missin
     counts, many = k.new_zeros(k.shape[1]), max(1, _POINTS // k.shape[1])
     for wedge in dict.fromkeys(each):
         own = rotations[[other == wedge for other in each]].double().cpu()
-        for R in own.split(many):
+        for first in range(0, len(own), many):
+            R = own[first : first + many]
             kept = _kept(wedge, k, R)
             for voxels, signed in others:
                 kept[:, voxels] |= _kept(wedge, signed, R)
@@ -122,7 +123,7 @@ def _kept(wedge: MissingWedge, k: Tensor, rotations: Tensor) -> Tensor:
 
 
 def _signed_frequencies(shape: Shape) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
-    """Frequencies (3, N) of the half grid, (x, y, z); and of voxels at Nyquist those that are the same but for signs."""
+    """Frequencies (3, N) of the half grid, (x, y, z); and of voxels at Nyquist those that differ but in signs."""
     depth, height, width = shape
     axes = (torch.fft.fftfreq(n, dtype=torch.float64) for n in (depth, height))
     z, y, x = torch.meshgrid(*axes, torch.fft.rfftfreq(width, dtype=torch.float64), indexing="ij")
