@@ -30,7 +30,7 @@ import cryofm_io
 import cryofm_model
 import cryofm_ops
 from cryofm_io import CryoFMError, atomic_write, output_folder
-from cryofm_model import CalibratedPrior, Prior, WeightsError, load_prior
+from cryofm_model import CalibratedPrior, ConditionalPrior, Prior, WeightsError, load_prior
 from cryofm_sampling import (
     Checkpoint,
     Guided,
@@ -217,6 +217,24 @@ def add_half_map_flags(parser: argparse.ArgumentParser) -> None:
     add_algorithm_flags(parser, "Alg. 1")
 
 
+def add_enhancement_flags(parser: argparse.ArgumentParser, steps: int) -> None:
+    """A map or two half maps, and how a conditional prior is shown it; so many steps of one map."""
+    add = parser.add_argument
+    add("half1", metavar="map", type=Path, help="map, or first raw half map (MRC/CCP4, .gz too)")
+    add("half2", type=Path, nargs="?", help="second raw half map, on the same grid")
+    add("--tag", type=natural, help="kind of enhancement, of a network that knows several (default the prior's own)")
+    more = "w of guidance, v = (1 + w) v(x | map) - w v(x); above 0 it takes two evaluations (default the prior's own)"
+    add("--weight", type=from_zero, help=more)
+    add("--mask", type=Path, help="soft mask, 0..1, on the grid of the map: applied to the FSC and the result")
+    add("--voxel-size", type=above_zero, help="of the map and the mask, Å, where the headers are wrong")
+    add("--b-factor", type=float, default=0.0, help="of the half maps' envelope, Å²; denoise.py finds it (default 0)")
+    add("--allow-masked", action="store_true", help="take masked or filtered half maps")
+    add_checkpoint_flag(parser, "the run")
+    add_flags(parser, steps=None, of=f"of one map {steps} unless told, of half maps those of denoise.py")
+    add_algorithm_flags(parser, "Alg. 1, of half maps")
+    parser.set_defaults(samples=0)
+
+
 def add_envelope_flags(parser: argparse.ArgumentParser) -> None:
     """What may be said of the envelope of half maps, and what is left of them."""
     add = parser.add_argument
@@ -296,6 +314,11 @@ def natural(text: str, least: int = 0) -> int:
     return number
 
 
+def from_zero(text: str) -> float:
+    """A finite number from 0 on, or what argparse makes a message of."""
+    return 0.0 if float(text) == 0 else above_zero(text)
+
+
 def above_zero(text: str) -> float:
     """A finite number above 0, or what argparse makes a message of."""
     if not 0 < (number := float(text)) < math.inf:
@@ -344,6 +367,17 @@ def calibrated_prior(args: argparse.Namespace, otherwise: str | None = None) -> 
         raise WeightsError(
             f"the prior {args.prior} has no measured statistics, which its noise level is chosen by: "
             f"calibrate_prior.py adds them, once" + (f"; or {otherwise}" if otherwise else "")
+        )
+    return prior
+
+
+def chosen_conditional_prior(args: argparse.Namespace) -> ConditionalPrior:
+    """The prior of the command line, if it can be shown a map."""
+    prior = chosen_prior(args)
+    if not isinstance(prior, ConditionalPrior):
+        raise WeightsError(
+            f"the prior {args.prior} cannot be shown a map; give --prior the folder cryofm2-emhancer or "
+            "cryofm2-emready, or what train_prior.py made of a recipe with conditions"
         )
     return prior
 
