@@ -126,22 +126,20 @@ def test_anisotropic_takes_the_views_of_the_particles(run, directional_halves, t
     star = tilted_views(tmp_path, 15)
     line = (*directional_halves, "--scale", 1, "--b-factor", 0, "--steps", 2)
     assert run(anisotropic, *line, "--poses", star) == 0
-    assert "400 poses: views are" in capsys.readouterr().out
+    assert "400 poses\nfrequencies were measured by 0 to" in capsys.readouterr().out
     assert record(tmp_path)["not_measured"] > 0.1
     assert str(star) in record(tmp_path)["inputs_sha256"]
 
 
 def test_views_tell_the_noise_better_than_cones(tmp_path):
     # Halves of a box of 32³ with noise as strong as slices, inserted by the nearest voxel, are sparse.
-    n, views = 32, anisotropic.density_of_views(star := tilted_views(tmp_path, 25))
+    n, counted = 32, anisotropic.counted(star := tilted_views(tmp_path, 25))
     i = torch.arange(-n, n + 1, dtype=torch.float64)
     plane = torch.stack([*torch.meshgrid(i, i, indexing="ij"), torch.zeros(len(i), len(i))], -1).flatten(0, 1)
     points = torch.from_numpy(anisotropic.read_poses(star).rotations).mT @ plane[plane.norm(dim=1) < n].T
     k = points.mT.round().long().flatten(0, 1)
     k = k[(k.abs() < n // 2).all(1)] % n
     count = torch.bincount((k[:, 2] * n + k[:, 1]) * n + k[:, 0], minlength=n**3).reshape(n, n, n).double()
-    count = count.roll((16, 16, 16), (0, 1, 2))[None]
-    count = torch.nn.functional.avg_pool3d(count, 3, 1, 1)[0].roll((16, 16, 16), (0, 1, 2))
     seen = count > 0.02 * count.max() / n
     std = torch.where(seen, count.clamp(min=1e-9) ** -0.5, 0)
     generator = torch.Generator().manual_seed(0)
@@ -153,12 +151,21 @@ def test_views_tell_the_noise_better_than_cones(tmp_path):
     ring = (seen & (radius > 4) & (radius < 14))[..., : n // 2 + 1]
     errors = []
     for model in (
-        anisotropic.directional_model(one, two, anisotropic.noise_of(views)),
+        anisotropic.coverage_model(one, two, counted),
         anisotropic.directional_model(one, two, half_angle_deg=10),
     ):
         found, _ = model.noise_on((n, n, n))
         errors.append((found / std[..., : n // 2 + 1] ** 2).log()[ring].abs().median())
     assert errors[0] < 0.7 * errors[1]
+
+
+def test_of_many_views_some_are_counted(tmp_path, monkeypatch, capsys):
+    star = tilted_views(tmp_path, 25)
+    whole = anisotropic.counted(star)((16, 16, 16))
+    monkeypatch.setattr(anisotropic, "COUNTED", 200)
+    half = anisotropic.counted(star)((16, 16, 16))
+    assert "400 poses, of which one in 2 is counted" in capsys.readouterr().out
+    assert float(half.sum()) == pytest.approx(float(whole.sum()) / 2, rel=1e-2)
 
 
 def test_anisotropic_example_has_the_paper_s_auc():

@@ -24,10 +24,10 @@ from cryofm_ops import (
 from cryofm_ops.testing import check_noise
 
 
-@pytest.mark.parametrize("side", [6, 7])
-def test_counts_are_those_of_a_loop(side):
+@pytest.mark.parametrize("shape", [(6, 6, 6), (7, 7, 7), (4, 7, 5)])
+def test_counts_are_those_of_a_loop(shape):
     rotations = random_rotations(3, generator=torch.Generator().manual_seed(0)).double()
-    expected = torch.zeros(side, side, side, dtype=torch.float64)
+    expected, side = torch.zeros(shape, dtype=torch.float64), max(shape)
     last = (side - 1) // 2
     for R in rotations:
         for qx, qy in itertools.product(range(-last, last + 1), repeat=2):
@@ -36,13 +36,13 @@ def test_counts_are_those_of_a_loop(side):
             x, y, z = (R.T @ torch.tensor([qx, qy, 0.0], dtype=torch.float64)).tolist()
             for corner in itertools.product((0, 1), repeat=3):
                 share, place = 1.0, []
-                for value, one in zip((z, y, x), corner, strict=True):
-                    low = math.floor(value)
-                    share *= value - low if one else 1 - (value - low)
-                    place.append((low + one) % side)
+                for value, one, n in zip((z, y, x), corner, shape, strict=True):
+                    low = math.floor(value * n / side)
+                    share *= n / side * (value * n / side - low if one else 1 - (value * n / side - low))
+                    place.append((low + one) % n)
                 expected[tuple(place)] += share
-    found = coverage_from_poses(rotations, side)
-    torch.testing.assert_close(found, expected[..., : side // 2 + 1], rtol=0, atol=1e-9)
+    found = coverage_from_poses(rotations, side if len(set(shape)) == 1 else shape)
+    torch.testing.assert_close(found, expected[..., : shape[2] // 2 + 1], rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("shape", [(5, 6, 7), (6, 5, 4)])

@@ -28,17 +28,18 @@ from cryofm_ops.rotations.conversions import check_rotations
 
 __all__ = ["CoverageNoise", "coverage_from_poses", "coverage_from_tilts"]
 
-_POINTS = 1 << 21  # of planes or of wedges, taken at once: bounds the memory
+_POINTS = 1 << 18  # of planes or of wedges, taken at once: bounds the memory
 
 
-def coverage_from_poses(rotations: Tensor, side: int) -> Tensor:
-    """Images that measured each voxel of a cubic box, by trilinear shares, on its half grid.
+def coverage_from_poses(rotations: Tensor, box: int | Shape) -> Tensor:
+    """Images that measured each voxel of a box, by trilinear shares, on its half grid.
 
     Args:
         rotations: `(K, 3, 3)`, object to view, p = R x; such as `torch.from_numpy(read_poses(...).rotations)`.
-        side: of the box and of the images, voxels.
+        box: side of a cubic box and of the images, voxels; or any shape (z, y, x), of images as large as its longest
+            side, whose counts are spread over its coarser voxels.
 
-    Returns: `(side, side, side // 2 + 1)`; 0 beyond Nyquist.
+    Returns: `(z, y, x // 2 + 1)`; 0 beyond Nyquist.
 
     Raises `GeometryError` for rotations that are none, or a side below 2.
 
@@ -47,25 +48,31 @@ def coverage_from_poses(rotations: Tensor, side: int) -> Tensor:
     tensor([5., 0.])
     """
     check_rotations(rotations)
-    if rotations.ndim != 3 or len(rotations) == 0 or side < 2:
+    shape = (box, box, box) if isinstance(box, int) else box
+    if rotations.ndim != 3 or len(rotations) == 0 or min(shape) < 2:
         raise GeometryError(
-            f"coverage takes one or more rotations (K, 3, 3) and a side from 2, got {tuple(rotations.shape)} and {side}"
+            f"coverage takes one or more rotations (K, 3, 3) and sides from 2, got {tuple(rotations.shape)} and {box}"
         )
+    side = max(shape)
     axis = torch.arange(-((side - 1) // 2), (side - 1) // 2 + 1, device=rotations.device)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     inside = (x**2 + y**2).sqrt() <= side / 2 - 1e-6
-    q = torch.stack([x[inside], y[inside]], -1).double()
-    counts, many = q.new_zeros(side**3), max(1, _POINTS // len(q))
+    q = torch.stack([x[inside], y[inside]]).double()
+    counts, many = q.new_zeros(math.prod(shape)), max(1, _POINTS // q.shape[1])
     for first in range(0, len(rotations), many):
-        k = (q @ rotations[first : first + many, :2].double()).reshape(-1, 3).flip(-1)  # (z, y, x)
-        low = k.floor()
-        part = k - low
-        for corner in product((0, 1), repeat=3):
-            at = torch.tensor(corner, device=k.device)
-            share = torch.where(at.bool(), part, 1 - part).prod(-1)
-            i, j, l = ((low + at).long() % side).unbind(-1)
-            counts.index_add_(0, (i * side + j) * side + l, share)
-    return counts.reshape(side, side, side)[..., : side // 2 + 1].to(rotations.dtype)
+        planes = rotations[first : first + many, :2].double().mT @ q
+        around = [_around(k * n / side, n) for k, n in zip(planes.flip(1).unbind(1), shape, strict=True)]
+        for (i, a), (j, b), (l, c) in product(*around):
+            counts.index_add_(0, ((i * shape[1] + j) * shape[2] + l).flatten(), (a * b * c).flatten())
+    counts *= math.prod(shape) / side**3
+    return counts.reshape(shape)[..., : shape[2] // 2 + 1].to(rotations.dtype)
+
+
+def _around(k: Tensor, n: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The indices below and above frequencies of an axis of n, and their shares."""
+    low = k.floor()
+    part, at = k - low, low.long()
+    return (at % n, 1 - part), ((at + 1) % n, part)
 
 
 def coverage_from_tilts(rotations: Tensor, tilts: MissingWedge | Sequence[MissingWedge], shape: Shape, /) -> Tensor:

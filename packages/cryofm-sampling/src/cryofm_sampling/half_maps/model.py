@@ -301,8 +301,8 @@ def coverage_model(
     Args:
         half1: `(z, y, x)`, raw.
         half2: likewise.
-        coverage: shape -> m on the half grid of that box, from the particles' poses, such as `coverage_from_tilts`
-            counts; up to a factor, which may differ from shell to shell.
+        coverage: shape -> m on the half grid of that box, from the particles' poses, such as `coverage_from_poses`
+            and `coverage_from_tilts` count; up to a factor, which may differ from shell to shell.
         band: the highest frequency that was measured, over the grid's Nyquist frequency.
         least: particles below which a voxel counts as not measured.
 
@@ -329,7 +329,7 @@ def coverage_model(
     one, two = measured(half1), measured(half2)
     model = _told(one, two, _noise(one, two, band, None), alpha_on)  # means over shells, of which a part has any
     part = radial_mean(seen.to(half1), own).clamp(min=1e-6)
-    inside = frequencies(own).to(seen.device) <= 0.5
+    inside = frequencies(own).to(seen.device) < 0.5 - 1 / max(own)  # the last shell is filled in part, by any planes
     counts = counted(own).to(seen.device)[inside]
     record: dict[str, object] = {
         "least": float(counts.min()),
