@@ -23,8 +23,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 from _streams import bar, outlived_streams
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+from torch import Tensor
 
 import cryofm_io
 import cryofm_model
@@ -295,6 +299,12 @@ def add_checkpoint_flag(parser: argparse.ArgumentParser, of: str) -> None:
     parser.add_argument("--checkpoint", type=state_file, help=state)
 
 
+def add_symmetry_flag(parser: argparse.ArgumentParser) -> None:
+    """Of the particles."""
+    group = "point group, axis along z: C1, C4, D7, T, O, I (default C1)"
+    parser.add_argument("--sym", type=symmetry, default="C1", help=group)
+
+
 def add_samples_flag(parser: argparse.ArgumentParser) -> None:
     """How many maps to draw."""
     draw = f"maps to draw of those that the data allow, each of {PosteriorFlow().nfe} network evaluations or some "
@@ -312,6 +322,23 @@ def natural(text: str, least: int = 0) -> int:
     if (number := int(text)) < least:
         raise argparse.ArgumentTypeError(f"must be at least {least}")
     return number
+
+
+def symmetry(text: str) -> str:
+    """A point group's name, or what argparse makes a message of."""
+    if not re.fullmatch(r"[CD][1-9]\d?|T|O|I", text.upper()):
+        raise argparse.ArgumentTypeError("must be a point group: C1, C4, D7, T, O or I")
+    return text.upper()
+
+
+def point_group(name: str) -> NDArray[np.float64]:
+    """Rotations of a point group, its main axis along z (of T and I a twofold one), `(G, 3, 3)`."""
+    return np.asarray(Rotation.create_group(name).as_matrix())
+
+
+def of_all_copies(rotations: NDArray[np.float64], group: str) -> Tensor:
+    """Rotations `(G K, 3, 3)` of K particles, each taken in all orientations that its point group makes equal."""
+    return torch.from_numpy((rotations @ point_group(group)[:, None]).reshape(-1, 3, 3))
 
 
 def from_zero(text: str) -> float:

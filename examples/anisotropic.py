@@ -22,12 +22,15 @@ import _first  # noqa: F401
 import torch
 from _command_line import (
     add_half_map_flags,
+    add_symmetry_flag,
     checkpoint,
     chosen_prior,
     chosen_sampler,
     exit_code,
     in_tiles,
+    of_all_copies,
     parse_half_maps,
+    point_group,
     progress_bar,
     provenance,
     run_script,
@@ -68,7 +71,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
     half1, half2 = grid.tensors(given)
     one, two = grid.forward(half1), grid.forward(half2)
     if args.poses is not None:
-        model = coverage_model(one, two, counted(args.poses), band=grid.band)
+        model = coverage_model(one, two, counted(args.poses, args.sym), band=grid.band)
         least, most, none = model.record.values()
         print(f"frequencies were measured by {least:.3g} to {most:.3g} images, {none:.0%} of them by none")
         cones: dict[str, Any] = {"alpha": "by the poses", "not_measured": none, "particles": model.record}
@@ -110,12 +113,12 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
     return result
 
 
-def counted(path: Path) -> Callable[[tuple[int, int, int]], Tensor]:
+def counted(path: Path, group: str = "C1") -> Callable[[tuple[int, int, int]], Tensor]:
     """How many of the particles' images measured each Fourier voxel of a box; of very many, every n-th is counted."""
     poses = read_poses(path)
-    every = math.ceil(len(poses) / COUNTED)
+    every = math.ceil(len(poses) * len(point_group(group)) / COUNTED)
     print(f"{len(poses)} poses" + (f", of which one in {every} is counted" if every > 1 else ""))
-    return partial(coverage_from_poses, torch.from_numpy(poses.rotations[::every]))
+    return partial(coverage_from_poses, of_all_copies(poses.rotations[::every], group))
 
 
 def demo(seed: int) -> Measured:
@@ -138,6 +141,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--half-angle-deg", "--cone", type=float, default=10.0, help=cone)
     poses = "STAR file of the particles that the halves are made of: noise by how many measured each voxel"
     add("--poses", type=Path, help=poses)
+    add_symmetry_flag(parser)
     add("--kept", type=float, nargs=2, metavar=("MIN", "MAX"), help="tilts in degrees between which noise is low")
     add("--amplitude", type=float, help="of the noise elsewhere over that between them; goes with --kept")
     add("--tilt-axis", choices=("x", "y"), default="y", help="of --kept; the beam is along z (default y)")
@@ -146,6 +150,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--kept and --amplitude go together")
     if args.poses is not None and (args.kept is not None or args.half1 is None):
         parser.error("--poses goes with half maps, and without --kept")
+    if args.sym != "C1" and args.poses is None:
+        parser.error("--sym goes with --poses: it says of which orientations each particle is seen")
     return args
 
 

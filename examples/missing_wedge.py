@@ -30,11 +30,14 @@ from _command_line import (
     add_envelope_flags,
     add_flags,
     add_map_flags,
+    add_symmetry_flag,
     checkpoint,
     chosen_prior,
     chosen_sampler,
     exit_code,
     in_tiles,
+    of_all_copies,
+    point_group,
     progress_bar,
     provenance,
     run_script,
@@ -63,7 +66,7 @@ from cryofm_sampling import (
 def run(args: argparse.Namespace, folder: Path) -> RestoredMap:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
     tilts = MissingWedge(args.tilt_min, args.tilt_max, args.tilt_axis)
-    counted = None if args.poses is None else coverage_of(args.poses, tilts)
+    counted = None if args.poses is None else coverage_of(args.poses, tilts, args.sym)
     prior = chosen_prior(args)
     sampler = chosen_sampler(args, prior, noiseless=args.half2 is None)
     check_room(args, args.half1 or DEMO_MAP, prior, names(args), gradients=isinstance(sampler, Guided))
@@ -126,7 +129,7 @@ def measured(args: argparse.Namespace, tilts: MissingWedge) -> Measured:
     return Measured((attrs.evolve(truth, data=tilts(torch.from_numpy(truth.data)).numpy()),), truth=truth)
 
 
-def coverage_of(path: Path, tilts: MissingWedge) -> Callable[[tuple[int, int, int]], Tensor]:
+def coverage_of(path: Path, tilts: MissingWedge, group: str) -> Callable[[tuple[int, int, int]], Tensor]:
     """How many particles measured each voxel of a box; at the tilts told, where the file has none."""
     poses = read_subtomogram_poses(path)
     print(f"{len(poses)} particles in {path.name}", end=": ")
@@ -135,8 +138,8 @@ def coverage_of(path: Path, tilts: MissingWedge) -> Callable[[tuple[int, int, in
         each: MissingWedge | list[MissingWedge] = tilts
     else:
         print("tilted as its columns cryofmTiltMin and cryofmTiltMax tell")
-        each = [MissingWedge(low, high, tilts.tilt_axis) for low, high in poses.tilts_deg]
-    return partial(coverage_from_tilts, torch.from_numpy(poses.rotations), each)
+        each = [MissingWedge(low, high, tilts.tilt_axis) for low, high in poses.tilts_deg] * len(point_group(group))
+    return partial(coverage_from_tilts, of_all_copies(poses.rotations, group), each)
 
 
 def names(args: argparse.Namespace) -> list[str]:
@@ -154,6 +157,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--tilt-max", type=float, default=60.0, help="in degrees (default 60)")
     poses = "STAR file of the particles that two half maps are averages of: what each voxel was measured by"
     add("--poses", type=Path, help=poses)
+    add_symmetry_flag(parser)
     add("--tilt-axis", choices=("x", "y"), default="y", help="the beam is along z (default y)")
     add_map_flags(parser, "map")
     add_envelope_flags(parser)
@@ -166,6 +170,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("give the first half map as well")
     if args.half2 is None and args.poses is not None:
         parser.error("--poses goes with half maps: give the other one as --half2")
+    if args.sym != "C1" and args.poses is None:
+        parser.error("--sym goes with --poses: it says of which orientations each particle is seen")
     if args.half2 is None and (args.b_factor is not None or args.keep_envelope or args.halves):
         parser.error("--b-factor, --keep-envelope and --halves go with --half2")
     if args.steps is not None and args.steps < 2:

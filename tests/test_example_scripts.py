@@ -168,6 +168,20 @@ def test_of_many_views_some_are_counted(tmp_path, monkeypatch, capsys):
     assert float(half.sum()) == pytest.approx(float(whole.sum()) / 2, rel=1e-2)
 
 
+def test_symmetric_particles_are_seen_from_every_side_that_is_equal(tmp_path):
+    """A C4 particle that lies along x is as good as four without symmetry, along x, y, −x and −y."""
+    angles = np.array([[rot, 90.0, 25.0] for rot in (0, 90, 180, 270)])
+    one = subtomograms(tmp_path / "one.star", angles[:1])
+    four = subtomograms(tmp_path / "four.star", angles)
+    found, expected = (anisotropic.counted(*told)((9, 9, 9)) for told in ((one, "C4"), (four,)))
+    torch.testing.assert_close(found, expected)
+    tilts = MissingWedge(-40, 50)
+    found, expected = (
+        missing_wedge.coverage_of(*told)((9, 9, 9)) for told in ((one, tilts, "C4"), (four, tilts, "C1"))
+    )
+    assert torch.equal(found, expected)
+
+
 def test_anisotropic_example_has_the_paper_s_auc():
     """Input of the paper's row ±45°: FSC_AUC 0.6623 on average over other maps."""
     example = anisotropic.demo(seed=0)
