@@ -331,12 +331,15 @@ def test_a_conditional_prior_has_all_its_kinds(run, small_prior, maps, tmp_path,
     prior = ConditionalPrior(network, given.normalization, 1.5, 32).with_statistics(SimpleNamespace(**statistics))
     save_prior(prior, path)
     line = (maps / "one.mrc", "--conditional", path, "--rows", "spectral 4.3A", "--out", tmp_path / "t.csv")
+    line = (*line, "--pictures", tmp_path)
     run(conditional, *line)
     lines = lines_of(tmp_path / "t.csv")
     assert [row["kind"] for row in lines] == 2 * list(conditional.KINDS)
     assert [int(row["evaluations"]) for row in lines[:8]] == [0, 0, 8, 8, 1, 8, 16, 8]
     assert lines[8]["map"] == "mean of 1"
     assert [row["auc"] for row in lines[8:]] == [row["auc"] for row in lines[:8]]
+
+    assert (tmp_path / "one_spectral_4.3A.png").stat().st_size > 10_000
 
     # The linear filter is told nothing of the truth, and is better than what it filters.
     truth = torch.from_numpy(protocol.crop(conditional.clean(maps / "one.mrc", 1.5), 32))
