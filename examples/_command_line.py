@@ -21,7 +21,7 @@ from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from cryofm_io import CryoFMError, atomic_write, output_folder
 from cryofm_model import CalibratedPrior, ConditionalPrior, Prior, WeightsError, load_prior
 from cryofm_sampling import (
     Checkpoint,
+    ConditionalVelocityField,
     Guided,
     Inpainting,
     PlugAndPlay,
@@ -449,6 +450,11 @@ def in_tiles(prior: Prior, shape: tuple[int, ...], precision: str) -> Tiled:
     if precision == "bf16" and not has_bf16(device):
         raise CryoFMError(f"{device} has no units for bf16, which would make it far slower; leave out --precision bf16")
     return Tiled.fitting(prior, shape, dtype=torch.bfloat16 if precision == "bf16" else None, group=everyone())
+
+
+def conditional_in_tiles(prior: ConditionalPrior, shape: tuple[int, ...], precision: str) -> ConditionalVelocityField:
+    """The same of a prior that may be shown a volume, as its tiles may."""
+    return cast(ConditionalVelocityField, in_tiles(prior, shape, precision))
 
 
 def has_bf16(device: torch.device) -> bool:

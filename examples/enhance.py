@@ -43,7 +43,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredMap:
     grid = PriorGrid.of(given.maps[0], prior, args.mask)
     with line.progress_bar() as progress:
         result = enhanced(
-            line.in_tiles(prior, grid.transform.target, args.precision),
+            line.conditional_in_tiles(prior, grid.transform.target, args.precision),
             *grid.tensors(given),
             voxel_size=grid.like.voxel_size,
             generator=torch.Generator(grid.device).manual_seed(args.seed),
