@@ -21,18 +21,23 @@ from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from _streams import bar, outlived_streams
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+from torch import Tensor
 
 import cryofm_io
 import cryofm_model
 import cryofm_ops
 from cryofm_io import CryoFMError, InputFileError, atomic_write, find_emdb_entry, output_folder
-from cryofm_model import CalibratedPrior, Prior, WeightsError, load_prior
+from cryofm_model import CalibratedPrior, ConditionalPrior, Prior, WeightsError, load_prior
 from cryofm_sampling import (
     Checkpoint,
+    ConditionalVelocityField,
     Guided,
     Inpainting,
     PlugAndPlay,
@@ -218,6 +223,24 @@ def add_half_map_flags(parser: argparse.ArgumentParser) -> None:
     add_algorithm_flags(parser, "Alg. 1")
 
 
+def add_enhancement_flags(parser: argparse.ArgumentParser, steps: int) -> None:
+    """A map or two half maps, and how a conditional prior is shown it; so many steps of one map."""
+    add = parser.add_argument
+    add("half1", metavar="map", type=Path, help="map, or first raw half map (MRC/CCP4, .gz too)")
+    add("half2", type=Path, nargs="?", help="second raw half map, on the same grid")
+    add("--tag", type=natural, help="kind of enhancement, of a network that knows several (default the prior's own)")
+    more = "w of guidance, v = (1 + w) v(x | map) - w v(x); above 0 it takes two evaluations (default the prior's own)"
+    add("--weight", type=from_zero, help=more)
+    add("--mask", type=Path, help="soft mask, 0..1, on the grid of the map: applied to the FSC and the result")
+    add("--voxel-size", type=above_zero, help="of the map and the mask, Å, where the headers are wrong")
+    add("--b-factor", type=float, default=0.0, help="of the half maps' envelope, Å²; denoise.py finds it (default 0)")
+    add("--allow-masked", action="store_true", help="take masked or filtered half maps")
+    add_checkpoint_flag(parser, "the run")
+    add_flags(parser, steps=None, of=f"of one map {steps} unless told, of half maps those of denoise.py")
+    add_algorithm_flags(parser, "Alg. 1, of half maps")
+    parser.set_defaults(samples=0)
+
+
 def add_envelope_flags(parser: argparse.ArgumentParser) -> None:
     """What may be said of the envelope of half maps, and what is left of them."""
     add = parser.add_argument
@@ -303,6 +326,12 @@ def add_checkpoint_flag(parser: argparse.ArgumentParser, of: str) -> None:
     parser.add_argument("--checkpoint", type=state_file, help=state)
 
 
+def add_symmetry_flag(parser: argparse.ArgumentParser) -> None:
+    """Of the particles."""
+    group = "point group, axis along z: C1, C4, D7, T, O, I (default C1)"
+    parser.add_argument("--sym", type=symmetry, default="C1", help=group)
+
+
 def add_samples_flag(parser: argparse.ArgumentParser) -> None:
     """How many maps to draw."""
     draw = f"maps to draw of those that the data allow, each of {PosteriorFlow().nfe} network evaluations or some "
@@ -320,6 +349,28 @@ def natural(text: str, least: int = 0) -> int:
     if (number := int(text)) < least:
         raise argparse.ArgumentTypeError(f"must be at least {least}")
     return number
+
+
+def symmetry(text: str) -> str:
+    """A point group's name, or what argparse makes a message of."""
+    if not re.fullmatch(r"[CD][1-9]\d?|T|O|I", text.upper()):
+        raise argparse.ArgumentTypeError("must be a point group: C1, C4, D7, T, O or I")
+    return text.upper()
+
+
+def point_group(name: str) -> NDArray[np.float64]:
+    """Rotations of a point group, its main axis along z (of T and I a twofold one), `(G, 3, 3)`."""
+    return np.asarray(Rotation.create_group(name).as_matrix())
+
+
+def of_all_copies(rotations: NDArray[np.float64], group: str) -> Tensor:
+    """Rotations `(G K, 3, 3)` of K particles, each taken in all orientations that its point group makes equal."""
+    return torch.from_numpy((rotations @ point_group(group)[:, None]).reshape(-1, 3, 3))
+
+
+def from_zero(text: str) -> float:
+    """A finite number from 0 on, or what argparse makes a message of."""
+    return 0.0 if float(text) == 0 else above_zero(text)
 
 
 def above_zero(text: str) -> float:
@@ -377,6 +428,17 @@ def calibrated_prior(args: argparse.Namespace, otherwise: str | None = None) -> 
     return prior
 
 
+def chosen_conditional_prior(args: argparse.Namespace) -> ConditionalPrior:
+    """The prior of the command line, if it can be shown a map."""
+    prior = chosen_prior(args)
+    if not isinstance(prior, ConditionalPrior):
+        raise WeightsError(
+            f"the prior {args.prior} cannot be shown a map; give --prior the folder cryofm2-emhancer or "
+            "cryofm2-emready, or what train_prior.py made of a recipe with conditions"
+        )
+    return prior
+
+
 def chosen_sampler(args: argparse.Namespace, prior: Prior, *, noiseless: bool = False) -> Sampler:
     """Plug-and-play; the paper's algorithm where it is asked for, or where the prior has no measured statistics."""
     calibrated = isinstance(prior, CalibratedPrior)
@@ -417,6 +479,11 @@ def in_tiles(prior: Prior, shape: tuple[int, ...], precision: str) -> Tiled:
     if precision == "bf16" and not has_bf16(device):
         raise CryoFMError(f"{device} has no units for bf16, which would make it far slower; leave out --precision bf16")
     return Tiled.fitting(prior, shape, dtype=torch.bfloat16 if precision == "bf16" else None, group=everyone())
+
+
+def conditional_in_tiles(prior: ConditionalPrior, shape: tuple[int, ...], precision: str) -> ConditionalVelocityField:
+    """The same of a prior that may be shown a volume, as its tiles may."""
+    return cast(ConditionalVelocityField, in_tiles(prior, shape, precision))
 
 
 def has_bf16(device: torch.device) -> bool:

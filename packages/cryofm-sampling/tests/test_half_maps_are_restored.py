@@ -6,14 +6,17 @@ import pytest
 import torch
 
 from cryofm_ops import (
+    CoverageNoise,
     FourierMask,
     GridMismatchError,
     Identity,
     MissingWedge,
     WhiteNoise,
+    coverage_from_tilts,
     fourier_filter,
     gaussian_likelihood,
     radial,
+    random_rotations,
 )
 from cryofm_sampling import (
     CapabilityError,
@@ -22,6 +25,7 @@ from cryofm_sampling import (
     PlugAndPlay,
     Rescaled,
     SettingError,
+    coverage_model,
     directional_model,
     restore_half_maps,
     restore_map,
@@ -225,6 +229,70 @@ def test_a_wedge_with_halves_and_without(prior):
     assert clean.missing(clean.map).square().sum() < 1e-3 * clean.missing(truth).square().sum()
     power = clean.missing(clean.samples[0]).square().sum() / clean.missing(truth).square().sum()
     assert 0.2 < power < 5  # most of it in a few coefficients
+
+
+def near_the_beam(count, generator):
+    """Rotations of particles that lie within 45° of one way up, such as in a membrane."""
+    rotations = random_rotations(10 * count, generator=generator)
+    return rotations[rotations[:, 2, 2] > 0.7][:count]
+
+
+def averages(rotations, tilts, sigma=2.0, seed=0):
+    """A truth that the prior knows, and the half maps that subtomograms of these poses average to."""
+    truth, _, _ = made(seed=seed)
+    coverage = coverage_from_tilts(rotations, tilts, SHAPE)
+    noise = CoverageNoise(torch.full((2,), sigma**2), coverage / 2, SHAPE, least=0.5)  # half of them each
+    return truth, *(noise.measured(noise.sample(truth, generator=seeded(seed + i))) for i in (1, 2))
+
+
+def test_one_particle_is_a_tilt_series():
+    tilts = MissingWedge(-60, 60)
+    one, two = (tilts(half) for half in made()[1:])
+    plain = wedge_model(one, two, tilts)
+    model = coverage_model(one, two, lambda shape: coverage_from_tilts(torch.eye(3)[None], tilts, shape))
+    assert (model.doubts, plain.doubts) == ((), ())
+    for name in ("noise_power", "signal_power"):
+        torch.testing.assert_close(getattr(model, name), getattr(plain, name), check_dtype=False)
+    torch.testing.assert_close(model.missing.transfer(SHAPE), plain.missing.transfer(SHAPE), check_dtype=False)
+    for shape in (SHAPE, (12, 12, 12)):
+        y = torch.zeros(shape, dtype=torch.float64)
+        found, expected = (m.on(shape).observe(y, 1).spectral_precision() for m in (model, plain))
+        torch.testing.assert_close(found, expected)
+
+
+def test_the_noise_of_an_average_is_less_where_more_particles_measured(prior):
+    rotations, tilts = near_the_beam(60, seeded(0)), MissingWedge(-50, 50)
+    truth, one, two = averages(rotations, tilts)
+    model = coverage_model(one, two, lambda shape: coverage_from_tilts(rotations, tilts, shape))
+    coverage = coverage_from_tilts(rotations, tilts, SHAPE)
+    W = model.observe(one, 1).spectral_precision()
+    assert not W[coverage == 0].any()
+    seen = (coverage > 0) & (radial(torch.arange(11.0), SHAPE) > 2)
+    torch.testing.assert_close(W[seen].double(), (coverage / 8)[seen], rtol=0.35, atol=0)  # m / σ², of each half
+    assert W[seen].double().div(coverage[seen] / 8).mean() == pytest.approx(1, abs=0.07)
+    assert model.doubts == ()
+    assert model.record["most"] == coverage.max()
+
+    told, turned, wedged = (
+        restore_half_maps(prior, one, two, generator=seeded(0), observe=m, scale=SCALE)
+        for m in (model, stationary_model(one, two), wedge_model(one, two, tilts))
+    )
+    assert error(told.map, truth) < 0.95 * error(turned.map, truth)
+    assert error(told.map, truth) < 0.95 * error(wedged.map, truth)
+
+
+def test_poses_of_other_particles_are_told():
+    rotations, tilts = near_the_beam(60, seeded(0)), MissingWedge(-50, 50)
+    _, one, two = averages(rotations, tilts)
+    lying = rotations @ rotations.new_tensor([[0, 0, 1], [0, 1, 0], [-1, 0, 0]])  # z of the particle is x of these
+    with pytest.warns(UserWarning, match="by the poses|the poses make noise"):
+        model = coverage_model(one, two, lambda shape: coverage_from_tilts(lying, tilts, shape))
+    assert len(model.doubts) == 1
+    halves = made()[1:]  # with power and noise everywhere
+    with pytest.warns(UserWarning, match=r"the poses make noise 2\.9 times.* the halves have it 1\.0 times there"):
+        coverage_model(*halves, lambda shape: coverage_from_tilts(rotations, tilts, shape))
+    with pytest.warns(UserWarning, match="of the power that the halves share lies where no particle measured"):
+        coverage_model(*halves, MissingWedge(-50, 50).transfer)
 
 
 def test_a_wedge_of_other_tilts_is_told(prior):

@@ -26,7 +26,7 @@ from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
 from cryofm_sampling.samplers.posterior_flow import PosteriorFlow
 from cryofm_sampling.scale import ScaledNormalization
 
-__all__ = ["Predicting", "Runs", "average", "height"]
+__all__ = ["Predicting", "Runs", "average", "height", "top"]
 
 Found = TypeVar("Found")
 _TOP = 0.99999  # quantile of the brightest voxels
@@ -201,9 +201,14 @@ def average(one: Draw, two: Draw) -> Draw:
 
 def height(x: Tensor) -> float:
     """Of the brightest voxels over the solvent, if that is most of the box."""
+    return top(x) - float(x.median())
+
+
+def top(x: Tensor) -> float:
+    """The 99.999th percentile."""
     position = _TOP * (x.numel() - 1)
     part = position - int(position)
     above = x.flatten().topk(x.numel() - int(position)).values
     low, high = above[-1], above[-2 if len(above) > 1 else -1]
     step = high - low
-    return float(low + step * part if part < 0.5 else high - step * (1 - part)) - float(x.median())
+    return float(low + step * part if part < 0.5 else high - step * (1 - part))
