@@ -5,7 +5,6 @@ import errno
 import hashlib
 import json
 import logging
-import math
 import os
 import platform
 import re
@@ -58,6 +57,7 @@ RESULT = (  # names that any script may leave
     r"|open\.cxc"
 )
 OTHER_FILES = 10 * 2**20  # bytes, of pictures, tables, records and the report
+MOST, EXTREME = 10**7, 1e15  # of what is counted; of numbers that are squared
 STARTED = time.perf_counter()
 ERRORS = (cryofm_io.CryoFMError, cryofm_ops.CryoFMError, cryofm_model.CryoFMError)
 
@@ -346,8 +346,8 @@ def positive(text: str) -> int:
 
 def natural(text: str, least: int = 0) -> int:
     """A whole number from 0 on, or what argparse makes a message of."""
-    if (number := int(text)) < least:
-        raise argparse.ArgumentTypeError(f"must be at least {least}")
+    if not least <= (number := int(text)) <= MOST:
+        raise argparse.ArgumentTypeError(f"must be at least {least} and at most {MOST}")
     return number
 
 
@@ -374,9 +374,9 @@ def from_zero(text: str) -> float:
 
 
 def above_zero(text: str) -> float:
-    """A finite number above 0, or what argparse makes a message of."""
-    if not 0 < (number := float(text)) < math.inf:
-        raise argparse.ArgumentTypeError("must be a finite number above 0")
+    """A number above 0 whose square is one too, or what argparse makes a message of."""
+    if not 1 / EXTREME <= (number := float(text)) <= EXTREME:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, from {1 / EXTREME:g} to {EXTREME:g}")
     return number
 
 
