@@ -113,8 +113,8 @@ class Draw:
             leaves None where nothing can be said.
         calls: of the operator, or of a `log_prob` that has none, in all; counted by `restore`. Data that are diagonal
             in Fourier space need none.
-        mode: where `x` is the mean given data that are not Gaussian: the most probable volume, of the last pass. The
-            misfit is then its own; the mean of a skewed distribution may lie where no data are explained.
+        mode: the most probable volume, where `x` is the mean given data that are not Gaussian. The misfit is then its
+            own: the mean of a skewed distribution may lie where no data are explained.
     """
 
     x: Tensor

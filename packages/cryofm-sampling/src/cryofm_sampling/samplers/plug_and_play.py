@@ -231,15 +231,15 @@ class PlugAndPlay:
 
         state = torch.stack([x, torch.zeros_like(x), torch.zeros_like(x)])
         run = Run(self, velocity, likelihood, shape)
-        last, u, mean = iterate(
+        _, u, mean = iterate(
             step, state, self.iterations, run=run, streams=noises, callback=callback, checkpoint=checkpoint
         )
         es = [error(ts[-1]) for ts in times]
-        mode = last.reshape(shape) if averages(data[0]) else None
-        if mode is not None:
+        if averages(data[0]):
             es = [_left_by_prior(e, variance_at(ts[-1]), power) for e, ts in zip(es, times, strict=True)]
         shown = torch.stack([one - fourier_filter(dual, e) for one, dual, e in zip(mean, u, es, strict=True)])
         x = given(data, mean, shown, es, averaged=True)
+        mode = given(data, x, shown, es).reshape(shape) if averages(data[0]) else None
         settings = {"sampler": "PlugAndPlay", **attrs.asdict(self), "time": [ts[-1] for ts in times], **notes(data)}
         return Draw(x.reshape(shape), spent(velocity, self.iterations), settings, mode=mode)
 
