@@ -167,7 +167,9 @@ def add_flags(parser: argparse.ArgumentParser, *, steps: int | None, of: str) ->
     add("--seed", type=seed, default=0, help="of all random numbers; the same seed gives the same maps (default 0)")
     add("--prior", default="cryofm-tiny", help="name, file or folder of a prior (default cryofm-tiny)")
     add("--device", default="cpu", help="torch device: cpu, cuda or cuda:1, … (default cpu)")
-    precision = "of the network (default bf16, which is faster, where the processor has units for it; of likelihood.py fp32)"
+    precision = (
+        "of the network (default bf16 where the processor has units for it, which is faster; likelihood.py: fp32)"
+    )
     add("--precision", choices=("fp32", "bf16"), help=precision)
     add("--overwrite", action="store_true", help="replace results that exist; others of the former run are removed")
     flags = "TOML file with flags, such as steps = 20 and b-factor = 60; flags after it on the line win"

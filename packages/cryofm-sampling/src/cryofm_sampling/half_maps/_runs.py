@@ -139,7 +139,7 @@ class Runs:
         samples: Sequence[tuple[Likelihood, int]],
         shape: tuple[int, ...],
     ) -> tuple[list[Draw], list[Draw]]:
-        """Restore a map by each likelihood, all with the same random numbers, and draw a sample by each that has a seed.
+        """Restore a map by each likelihood, all with the same random numbers; draw a sample by each that has a seed.
 
         Samples are drawn one by one: a batch would take their number times the memory. Where ranks do not share the
         tiles, they share restorations and samples.

@@ -1,8 +1,8 @@
 """Whether to believe a result: one half, restored, has to predict the other as well as it should.
 
-Its error is seen there as well, since the noise of the other half is its own: E|y₂ − A x̂₁|² = N + |A(x − x̂₁)|². A sample
-of what the first half leaves open, s₁, should be as far from x̂₁ as x is. Where a prior is too sure of itself it is nearer,
-and the same factor widens the samples of both halves.
+Its error is seen there as well, since the noise of the other half is its own: E|y₂ − A x̂₁|² = N + |A(x − x̂₁)|². A
+sample of what the first half leaves open, s₁, should be as far from x̂₁ as x is. Where a prior is too sure of itself it
+is nearer, and the same factor widens the samples of both halves.
 """
 
 import attrs
@@ -99,7 +99,7 @@ def widening(predicted: Tensor, drawn: Tensor, half1: Tensor, half2: Tensor, gai
 
     >>> x, *n = torch.randn(4, 32, 32, 32, generator=torch.Generator().manual_seed(0))
     >>> gain = torch.ones(32, 32, 17)
-    >>> round(widening(x + n[0], x + n[0] + n[2] / 2, x + n[0], x + n[1], gain), 1)  # an error of 1 that samples take for ½
+    >>> round(widening(x + n[0], x + n[0] + n[2] / 2, x + n[0], x + n[1], gain), 1)  # 1 is taken for ½
     2.0
     """
 

@@ -182,8 +182,8 @@ class RestoredHalfMaps(RestoredMap):
         held_out: what the first half, restored, says of the second.
         amplitude: what the restored maps were multiplied by for one half to predict the other; 1 where the fit of
             scale and envelope has seen to it.
-        widening: by what samples were moved away from the map, so that they show the error with which one half, restored,
-            predicts the other; 1 without samples.
+        widening: by what samples were moved away from the map, so that they show the error with which one half,
+            restored, predicts the other; 1 without samples.
     """
 
     linear: Tensor
