@@ -1,0 +1,52 @@
+"""Sphinx's configuration, and nothing else; ``nox -s docs`` runs it on the root of the repository.
+
+The root, so that the READMEs are pages where they stand and their links work here and there.
+"""
+
+import re
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+import measured
+
+project = "CryoFM toolkit"
+root_doc = "docs/index"
+include_patterns = [
+    "docs/**.md",
+    "examples/README.md",
+    "examples/*/README.md",
+    "benchmarks/*.md",
+    "benchmarks/results/*.md",
+    "packages/*/*.md",
+]
+exclude_patterns = [".*", "**/.*", "docs/build", "*output"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+
+html_theme = "furo"
+html_title = project
+html_extra_path = ["html"]
+html_copy_source = False
+
+myst_enable_extensions = ["substitution"]
+myst_substitutions = measured.tables()
+myst_heading_anchors = 3
+
+default_role = "py:obj"
+maximum_signature_line_length = 100
+napoleon_use_ivar = True
+
+
+def plain(app, what, name, obj, options, lines):
+    """Docstrings are plain text but for `names` and examples: | and * mean themselves."""
+    example = False
+    for i, line in enumerate(lines):
+        example = line.lstrip().startswith(">>>") or (example and bool(line.strip()))
+        if not example:
+            line = re.sub(r"(?<!`)(`\.[^`]*`)", r"`\1`", line)  # .name is of any object, no link
+            lines[i] = re.sub(r"(`[^`]*`)|([|*])", lambda found: found[1] or "\\" + found[2], line)
+
+
+def setup(app):
+    """Before napoleon, which makes fields of the sections."""
+    app.connect("autodoc-process-docstring", plain, priority=400)
