@@ -39,10 +39,11 @@ def run(words: list[str], folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     start = time.monotonic()
     line = [sys.executable, *words[1:-1], str(folder)]
-    done = subprocess.run(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    said = done.stdout.replace(str(folder), words[-1])
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     if done.returncode not in (0, 3):
-        sys.exit(f"{' '.join(words)}\n{said}")
+        sys.exit(f"{' '.join(words)}\n{done.stdout}{done.stderr}")
+    told = [line for line in done.stderr.splitlines(keepends=True) if line.startswith("warning")]
+    said = (done.stdout + "".join(told)).replace(str(folder), words[-1])
     (folder / "said.txt").write_text(said, encoding="utf-8")
     print(f"{' '.join(words)}: {time.monotonic() - start:.0f} s", flush=True)
 
