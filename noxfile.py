@@ -114,7 +114,7 @@ def docs(session: nox.Session) -> None:
     """The site, docs/build/html/index.html; tutorials that have changed are run, or none: ``-- --no-tutorials``."""
     install_all(session, "sphinx", "furo", "myst-parser")
     session.run("python", "docs/tutorials.py", *session.posargs)
-    strict = ("--fail-on-warning", "--keep-going", "--quiet")
+    strict = ("--fresh-env", "--fail-on-warning", "--keep-going", "--quiet")
     session.run("python", "-m", "sphinx", *strict, "-c", "docs", ".", "docs/build/html")
     session.run("python", "docs/links.py", "docs/build/html")
 

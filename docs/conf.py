@@ -27,6 +27,7 @@ html_theme = "furo"
 html_title = project
 html_extra_path = ["html"]
 html_copy_source = False
+html_show_copyright = False
 
 myst_enable_extensions = ["substitution"]
 myst_substitutions = measured.tables()
@@ -37,14 +38,23 @@ maximum_signature_line_length = 100
 napoleon_use_ivar = True
 
 
+def _marked(found):
+    """A piece of a docstring's line as reStructuredText."""
+    name, after = found[1], found[2]
+    if name is None:  # | or *
+        return "\\" + found[0]
+    if name.startswith("`."):  # .name is of any object, no link
+        name = f"`{name}`"
+    return name + ("\\ " if after else "")  # `scale`²
+
+
 def plain(app, what, name, obj, options, lines):
-    """Docstrings are plain text but for `names` and examples: | and * mean themselves."""
+    """Docstrings are plain text but for `names` and examples."""
     example = False
     for i, line in enumerate(lines):
         example = line.lstrip().startswith(">>>") or (example and bool(line.strip()))
         if not example:
-            line = re.sub(r"(?<!`)(`\.[^`]*`)", r"`\1`", line)  # .name is of any object, no link
-            lines[i] = re.sub(r"(`[^`]*`)|([|*])", lambda found: found[1] or "\\" + found[2], line)
+            lines[i] = re.sub(r"(``.*?``|`[^`]*`)(?=(\w)?)|[|*]", _marked, line)
 
 
 def setup(app):
