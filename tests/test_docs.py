@@ -19,7 +19,7 @@ READMES = [
     *ROOT.glob("packages/*/*.md"),
     *ROOT.glob("benchmarks/**/*.md"),
 ]
-LINE = re.compile(r"python (examples|benchmarks)/(\w+)\.py([^`\n#]*)")
+LINE = re.compile(r"(?:python|torchrun .*) (examples|benchmarks)/(\w+)\.py([^`\n#]*)")
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_scripts_take_the_lines_of_the_pages(parsers, monkeypatch):
 
     monkeypatch.setattr(argparse.ArgumentParser, "error", refuse)
     found = [(script, rest) for script, rest in lines("examples") if not re.search(r"…|\.\.\.|\$", rest)]
-    assert len(found) > 40
+    assert len(found) > 30
     for script, rest in found:
         if "--help" not in rest:
             parsers[script].parse_args(shlex.split(rest))
@@ -110,6 +110,12 @@ def test_every_how_to_is_shown():
     page = (DOCS / "how_to.md").read_text(encoding="utf-8")
     for path in (ROOT / "examples" / "how_to").glob("*.py"):
         assert f"{{literalinclude}} ../examples/how_to/{path.name}\n" in page
+
+
+def test_the_first_python_runs(capsys):
+    (block,) = re.findall(r"```python\n(.*?)```", (DOCS / "start.md").read_text(encoding="utf-8"), re.DOTALL)
+    exec(block, {})
+    assert "torch.Size([32, 32, 32]) torch.Size([17])" in capsys.readouterr().out
 
 
 def test_a_physics_of_deepinv_is_an_operator_and_a_prior_its_denoiser():
