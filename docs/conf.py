@@ -35,7 +35,7 @@ myst_heading_anchors = 3
 
 default_role = "py:obj"
 maximum_signature_line_length = 100
-napoleon_use_ivar = True
+napoleon_custom_sections = [("Attributes", "params_style")]
 
 
 def _marked(found):
