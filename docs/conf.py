@@ -33,6 +33,7 @@ myst_enable_extensions = ["substitution"]
 myst_substitutions = measured.tables()
 myst_heading_anchors = 3
 
+highlight_language = "text"
 default_role = "py:obj"
 maximum_signature_line_length = 100
 napoleon_custom_sections = [("Attributes", "params_style")]

@@ -35,16 +35,18 @@ def key_of(words: list[str]) -> str:
 
 
 def run(words: list[str], folder: Path) -> None:
-    """The line; what there was before is removed first. A script that doubts its result (3) has made one."""
-    shutil.rmtree(folder, ignore_errors=True)
-    start = time.monotonic()
-    line = [sys.executable, *words[1:-1], str(folder)]
+    """The line, beside the folder that it then replaces. A script that doubts its result (3) has made one."""
+    start, made = time.monotonic(), folder.with_name(f"{folder.name}.partial")
+    shutil.rmtree(made, ignore_errors=True)
+    line = [sys.executable, *words[1:-1], str(made)]
     done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
     if done.returncode not in (0, 3):
         sys.exit(f"{' '.join(words)}\n{done.stdout}{done.stderr}")
     told = [line for line in done.stderr.splitlines(keepends=True) if line.startswith("warning")]
-    said = (done.stdout + "".join(told)).replace(str(folder), words[-1])
-    (folder / "said.txt").write_text(said, encoding="utf-8")
+    said = (done.stdout + "".join(told)).replace(str(made), words[-1])
+    (made / "said.txt").write_text(said, encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    made.rename(folder)
     print(f"{' '.join(words)}: {time.monotonic() - start:.0f} s", flush=True)
 
 
