@@ -20,8 +20,8 @@ SOURCES = ("examples/*.py", "packages/*/src/**/*.py", "packages/*/src/**/*.safet
 
 def line_of(page: Path) -> list[str]:
     """The command, as words."""
-    (line,) = re.search(r"```sh\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)[1].strip().splitlines()
-    return line.split()
+    blocks: list[str] = re.findall(r"```sh\n(.*)\n```", page.read_text(encoding="utf-8"))
+    return blocks[0].split()
 
 
 def key_of(words: list[str]) -> str:
