@@ -113,6 +113,7 @@ def faults(session: nox.Session) -> None:
 def docs(session: nox.Session) -> None:
     """The site, docs/build/html/index.html; tutorials that have changed are run, or none: ``-- --no-tutorials``."""
     install_all(session, "sphinx", "furo", "myst-parser")
+    session.run("python", "docs/measured.py")
     session.run("python", "docs/tutorials.py", *session.posargs)
     strict = ("--fresh-env", "--fail-on-warning", "--keep-going", "--quiet")
     session.run("python", "-m", "sphinx", *strict, "-c", "docs", ".", "docs/build/html")

@@ -4,11 +4,6 @@ The root, so that the READMEs are pages where they stand and their links work he
 """
 
 import re
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
-import measured
 
 project = "CryoFM toolkit"
 root_doc = "docs/index"
@@ -29,8 +24,6 @@ html_extra_path = ["html"]
 html_copy_source = False
 html_show_copyright = False
 
-myst_enable_extensions = ["substitution"]
-myst_substitutions = measured.tables()
 myst_heading_anchors = 3
 
 highlight_language = "text"

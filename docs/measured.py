@@ -1,6 +1,10 @@
-"""Tables of the site, made of benchmarks/results/*.csv when it is built, so that they are what was measured."""
+"""Tables of the site, made of benchmarks/results/*.csv: ``python docs/measured.py`` writes them into the pages.
+
+A page says where, between ``<!-- NAME -->`` and ``<!-- end -->``; tests hold the pages to what was measured.
+"""
 
 import csv
+import re
 import sys
 from pathlib import Path
 
@@ -79,4 +83,23 @@ def gains() -> str:
 def tables() -> dict[str, str]:
     """By the name that a page calls it."""
     made = (coverage, coverage_by_scale, release, gains)
-    return {function.__name__: function() for function in made}
+    return {function.__name__: function().strip() for function in made}
+
+
+def written(text: str, tables: dict[str, str]) -> str:
+    """A page with the tables that it asks for."""
+    place = re.compile(r"<!-- (\w+) -->\n.*?\n<!-- end -->", re.DOTALL)
+    return place.sub(lambda found: f"<!-- {found[1]} -->\n\n{tables[found[1]]}\n\n<!-- end -->", text)
+
+
+def main() -> None:
+    """Write what has changed."""
+    made = tables()
+    for page in Path(__file__).parent.glob("*.md"):
+        text = page.read_text(encoding="utf-8")
+        if (new := written(text, made)) != text:
+            page.write_text(new, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -141,8 +141,11 @@ def test_a_physics_of_deepinv_is_an_operator_and_a_prior_its_denoiser():
 
 
 def test_tables_are_of_what_was_measured(own):
-    tables = own("measured").tables()
-    assert set(tables) == {"coverage", "coverage_by_scale", "release", "gains"}
+    measured = own("measured")
+    tables = measured.tables()
+    pages = [page.read_text(encoding="utf-8") for page in DOCS.glob("*.md")]
+    assert [measured.written(text, tables) for text in pages] == pages  # else run docs/measured.py
+    assert {name for text in pages for name in re.findall("<!-- (\\w+) -->\n\n\\|", text)} == set(tables)
     assert "| 0.8 | 52% | 84% | 95% | 0.91 | 0.289 |" in tables["coverage_by_scale"]  # as cryofm-sampling's README says
     for table in tables.values():
         rows = table.strip().splitlines()
