@@ -57,7 +57,7 @@ def _of_linear(check: Callable[[Any, Case], None]) -> Callable[[Any, Case], None
 @_of_linear
 def condition_contract(likelihood: Any, case: Case) -> None:
     """The posterior has the shape of its prior, each of a batch by itself, and draws; the arguments are left alone."""
-    mean, variance, what = case.volume(), 0.5 * case.unit**2, "condition(mean, variance)"
+    mean, variance, what = case.volume() / case.scale, 0.5 * case.unit**2, "condition(mean, variance)"  # as wide as far
     before = mean.clone()
     posterior = _condition(likelihood, mean, variance, case)
     expect(torch.equal(mean, before), f"{what} to leave the mean alone", "a changed input: it is written into", case)
