@@ -5,7 +5,6 @@ import errno
 import hashlib
 import json
 import logging
-import math
 import os
 import platform
 import re
@@ -33,7 +32,7 @@ from torch import Tensor
 import cryofm_io
 import cryofm_model
 import cryofm_ops
-from cryofm_io import CryoFMError, atomic_write, output_folder
+from cryofm_io import CryoFMError, InputFileError, atomic_write, find_emdb_entry, output_folder
 from cryofm_model import CalibratedPrior, ConditionalPrior, Prior, WeightsError, load_prior
 from cryofm_sampling import (
     Checkpoint,
@@ -58,6 +57,7 @@ RESULT = (  # names that any script may leave
     r"|open\.cxc"
 )
 OTHER_FILES = 10 * 2**20  # bytes, of pictures, tables, records and the report
+MOST, EXTREME = 10**7, 1e15  # of what is counted; of numbers that are squared
 STARTED = time.perf_counter()
 ERRORS = (cryofm_io.CryoFMError, cryofm_ops.CryoFMError, cryofm_model.CryoFMError)
 
@@ -78,7 +78,7 @@ def run_script(
                 stack.enter_context(signals(signal.SIG_IGN))  # what is left to do takes a moment
             ours, alone = is_first(), everyone() is None
         if ours and (state := checkpoint(args)) is not None:
-            state.remove_parts(3 + args.samples)
+            state.remove_parts(4 + args.samples)
         if ours:
             print(f"results in {args.out}: {', '.join(names)}")
     if alone and result is not None and result.doubts:  # of several processes torchrun would make a crash of it
@@ -167,8 +167,10 @@ def add_flags(parser: argparse.ArgumentParser, *, steps: int | None, of: str) ->
     add("--seed", type=seed, default=0, help="of all random numbers; the same seed gives the same maps (default 0)")
     add("--prior", default="cryofm-tiny", help="name, file or folder of a prior (default cryofm-tiny)")
     add("--device", default="cpu", help="torch device: cpu, cuda or cuda:1, … (default cpu)")
-    precision = "of the network; bf16 is faster on processors that have it, and far slower on others (default fp32)"
-    add("--precision", choices=("fp32", "bf16"), default="fp32", help=precision)
+    precision = (
+        "of the network (default bf16 where the processor has units for it, which is faster; likelihood.py: fp32)"
+    )
+    add("--precision", choices=("fp32", "bf16"), help=precision)
     add("--overwrite", action="store_true", help="replace results that exist; others of the former run are removed")
     flags = "TOML file with flags, such as steps = 20 and b-factor = 60; flags after it on the line win"
     add("--settings", type=Path, action=FromToml, metavar="FILE", help=flags)
@@ -212,7 +214,8 @@ class FromToml(argparse.Action):
 def add_half_map_flags(parser: argparse.ArgumentParser) -> None:
     """Two half maps and what is particular to them."""
     add = parser.add_argument
-    add("half1", type=Path, nargs="?", help="first raw half map (MRC/CCP4, .gz too); none: the example")
+    first = "first raw half map (MRC/CCP4, .gz too), or alone the folder of an EMDB entry; none: the example"
+    add("half1", type=Path, nargs="?", help=first)
     add("half2", type=Path, nargs="?", help="second raw half map, on the same grid")
     add_map_flags(parser, "half maps")
     add_envelope_flags(parser)
@@ -265,12 +268,37 @@ def add_algorithm_flags(parser: argparse.ArgumentParser, paper: str) -> None:
 def parse_half_maps(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     """The command line of a script with the flags of half maps."""
     args = parser.parse_args(with_plain_numbers(arguments))
+    if args.half1 is not None and args.half2 is None and args.half1.is_dir():
+        take_entry(args)
     given = (args.half1 is not None, args.half2 is not None, vars(args).get("resolution") is not None)
     if given not in ((False, False, False), (True, True, False), (True, False, True)):
         parser.error("give both half maps, or one map and its --resolution, or nothing for the example")
     if args.steps is not None and args.steps < 2:
         parser.error("--steps must be at least 2")
     return args
+
+
+def take_entry(args: argparse.Namespace) -> None:
+    """Of a folder of the EMDB in the place of the half maps: these, or the map and its resolution, and the mask.
+
+    Raises:
+        InputFileError: It has none that the script can take.
+    """
+    folder, entry = args.half1, find_emdb_entry(args.half1)
+    told = None if entry.header is None else entry.header.resolution
+    if entry.half_maps is not None and vars(args).get("resolution") is None:
+        args.half1, args.half2 = entry.half_maps
+    elif entry.map is not None and "resolution" in vars(args) and (args.resolution or told):
+        args.half1, args.resolution = entry.map, args.resolution or told
+    else:
+        raise InputFileError(f"{folder} holds no half maps, and no map with a header that tells its resolution")
+    args.mask = args.mask or entry.mask
+    said = [str(path) for path in (args.half1, args.half2, args.mask) if path is not None]
+    if entry.header is not None:
+        resolution = "no resolution" if told is None else f"{told:g} Å"
+        contour = "" if entry.header.contour is None else f", contour {entry.header.contour:g}"
+        said.append(f"by its header {resolution}{contour}")
+    print(f"{folder}: {', '.join(said)}")
 
 
 def with_plain_numbers(arguments: list[str] | None) -> list[str]:
@@ -320,8 +348,8 @@ def positive(text: str) -> int:
 
 def natural(text: str, least: int = 0) -> int:
     """A whole number from 0 on, or what argparse makes a message of."""
-    if (number := int(text)) < least:
-        raise argparse.ArgumentTypeError(f"must be at least {least}")
+    if not least <= (number := int(text)) <= MOST:
+        raise argparse.ArgumentTypeError(f"must be at least {least} and at most {MOST}")
     return number
 
 
@@ -348,9 +376,9 @@ def from_zero(text: str) -> float:
 
 
 def above_zero(text: str) -> float:
-    """A finite number above 0, or what argparse makes a message of."""
-    if not 0 < (number := float(text)) < math.inf:
-        raise argparse.ArgumentTypeError("must be a finite number above 0")
+    """A number above 0 whose square is one too, or what argparse makes a message of."""
+    if not 1 / EXTREME <= (number := float(text)) <= EXTREME:
+        raise argparse.ArgumentTypeError(f"must be a number above 0, from {1 / EXTREME:g} to {EXTREME:g}")
     return number
 
 
@@ -384,8 +412,11 @@ def sample_names(samples: int) -> list[str]:
 
 
 def chosen_prior(args: argparse.Namespace) -> Prior:
-    """The prior that the command line names, on its device."""
-    return load_prior(args.prior).to(choose_device(args.device))
+    """The prior that the command line names, on its device; ``args.precision``, if it is not told, is that device's."""
+    device = choose_device(args.device)
+    if args.precision is None:
+        args.precision = "bf16" if has_bf16(device) else "fp32"
+    return load_prior(args.prior).to(device)
 
 
 def calibrated_prior(args: argparse.Namespace, otherwise: str | None = None) -> CalibratedPrior:

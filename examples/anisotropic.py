@@ -99,7 +99,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
             grid=grid,
             observe=model,
             sampler=sampler,
-            b_factor=grid.known_b_factor(args.b_factor),
+            b_factor=args.b_factor,
             scale=args.scale,
             samples=args.samples,
             where=grid.where,

@@ -93,7 +93,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredMap:
             second,
             observe=noisy,
             voxel_size=grid.like.voxel_size,
-            b_factor=grid.known_b_factor(args.b_factor),
+            b_factor=args.b_factor,
         )
     with progress_bar() as progress:
         result = restored(

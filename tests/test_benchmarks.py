@@ -417,3 +417,29 @@ def test_a_denoiser_of_the_flow_is_that_of_its_noise(small_prior):
     s = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(0))
     for tau in (0.1, 1.0, 5.0):
         torch.testing.assert_close(problem.denoised(s, tau), 3 / (3 + tau**2) * s, rtol=1e-4, atol=1e-5)
+
+
+def test_relion_is_run_once_and_said_to_be_missing(run, tmp_path, monkeypatch):
+    relion = load("relion")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"relion_refine_mpi.*nothing was run"):
+        run(relion, "model.cif", "--work", tmp_path, "--out", tmp_path / "r.csv", prior=None)
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "seconds").write_text("12.5\n")
+    assert relion.refine(tmp_path, "hook", None, 90.0, 0, SimpleNamespace()) == 12.5
+    (tmp_path / "hook" / "seconds").unlink()
+    args = SimpleNamespace(iterations=3, healpix_order=3, start=5.0)
+    with pytest.raises(FileNotFoundError):  # as RELION is not there
+        relion.refine(tmp_path, "hook", None, 90.0, 0, args)
+    assert not (tmp_path / "hook" / "seconds").exists()
+
+
+def test_masks_for_relions_references():
+    relion = load("relion")
+    truth = density(0, 24)
+    sphere, tight = relion.masks(DensityMap(truth, 2.0))
+    assert sphere[12, 12, 12] == tight[truth > 0.5].min() == 1
+    assert sphere[0].max() == 0
+    assert tight.mean() < sphere.mean()
+    diameter = relion.extent(truth, 2.0)
+    assert 24 < diameter <= 44

@@ -37,6 +37,7 @@ from cryofm_sampling import (
     restore_map,
     restore_missing_wedge,
     stationary_model,
+    summarise,
     wedge_model,
 )
 from cryofm_sampling.half_maps._fsc import correlation
@@ -87,9 +88,24 @@ def test_the_result_is_better_than_the_halves_and_says_what_it_is(prior):
     assert result.scale.normalization.scale == SCALE
     assert result.nfe == result.settings["iterations"] == 8
     assert result.sampling["algorithm"] == "PosteriorFlow"
-    total = 3 * 8 + 2 * 25
+    total = 3 * 8 + (2 + 1) * 25  # a sample of one half alone tells whether they are wide enough
     assert told[-1] == ("restoring", total, total)
     assert [done for _, done, _ in told] == list(range(1, total + 1))
+
+
+def test_samples_are_as_far_from_the_map_as_the_truth_whatever_the_prior_thinks_of_itself(prior):
+    truth, one, two = made()
+    too_sure = Rescaled(GaussianPrior(POWER / 4, SHAPE), SimpleNamespace(mean=0.0, std=1.0))
+    wide, widened = (
+        restore_half_maps(prior, one, two, generator=seeded(1), scale=SCALE, samples=8) for prior in (prior, too_sure)
+    )
+    assert wide.widening == pytest.approx(1, abs=0.15)
+    assert widened.widening > 1.15
+    for result in (wide, widened):
+        summary = summarise(torch.stack(result.samples))
+        far = (truth - truth.mean() - summary.mean).abs() / summary.std / (1 + 1 / 8) ** 0.5
+        inside = far < 1.4149  # 80 % of Student's t with 7 degrees of freedom
+        assert 0.74 < float(inside.float().mean()) < 0.86
 
 
 def test_scale_and_envelope_are_found_where_they_are_not_given(prior):
@@ -105,6 +121,15 @@ def test_scale_and_envelope_are_found_where_they_are_not_given(prior):
     assert known.b_factor == result.b_factor
     scales = known.scale.normalization.scale, result.scale.normalization.scale
     assert scales[0] == pytest.approx(scales[1], rel=0.1)  # sought in the same way
+
+
+@pytest.mark.parametrize("told", [None, 0.0])
+def test_coarse_halves_have_no_envelope_and_their_scale_is_not_that_of_sharp_proteins(prior, told):
+    _, one, two = made()
+    coarse = restore_half_maps(prior, one, two, generator=seeded(1), voxel_size=12.0, b_factor=told)
+    unitless = restore_half_maps(prior, one, two, generator=seeded(1))
+    assert coarse.b_factor == 0
+    assert coarse.scale.trials == unitless.scale.trials  # by cross-validation alone, whatever B is told
 
 
 def test_the_same_seed_gives_the_same_bits_and_the_generator_goes_on(prior):
@@ -367,11 +392,11 @@ def test_a_killed_call_goes_on_to_the_same_bits(prior, tmp_path):
     result = restore_half_maps(
         prior, one, two, generator=seeded(0), checkpoint=state, callback=lambda *step: left_over.append(step), **how
     )
-    assert len(left_over) < 30
+    assert len(left_over) < 30 + 25
     assert torch.equal(result.map, undisturbed.map)
     assert torch.equal(result.samples[0], undisturbed.samples[0])
-    assert len(list(tmp_path.iterdir())) == 4  # until the results are written
-    state.remove_parts(4)
+    assert len(list(tmp_path.iterdir())) == 5  # until the results are written
+    state.remove_parts(5)
     assert not list(tmp_path.iterdir())
 
 

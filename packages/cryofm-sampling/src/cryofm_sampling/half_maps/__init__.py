@@ -21,6 +21,7 @@ from cryofm_sampling.half_maps.model import (
 from cryofm_sampling.half_maps.one_map import restore_map
 from cryofm_sampling.half_maps.restore import restore_half_maps
 from cryofm_sampling.half_maps.result import Grid, Progress, RestoredHalfMaps, RestoredMap
+from cryofm_sampling.half_maps.weighted import WeightedHalf, fit_weighted, restore_weighted
 
 __all__ = [
     "Alike",
@@ -35,15 +36,18 @@ __all__ = [
     "RestoredHalfMaps",
     "RestoredMap",
     "WedgeAlike",
+    "WeightedHalf",
     "coverage_model",
     "directional_model",
     "enhance_half_maps",
     "enhance_map",
     "fit_envelope",
+    "fit_weighted",
     "local_model",
     "restore_half_maps",
     "restore_map",
     "restore_missing_wedge",
+    "restore_weighted",
     "stationary_model",
     "wedge_model",
 ]

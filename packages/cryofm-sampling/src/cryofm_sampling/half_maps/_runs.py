@@ -134,13 +134,12 @@ class Runs:
         self,
         normalization: Normalization,
         likelihoods: Sequence[Likelihood],
-        whole: Likelihood,
         sampler: Sampler,
         drawing: PosteriorFlow,
-        seeds: Sequence[int],
+        samples: Sequence[tuple[Likelihood, int]],
         shape: tuple[int, ...],
     ) -> tuple[list[Draw], list[Draw]]:
-        """Restore a map by each likelihood, all with the same random numbers, and draw samples by that of all data.
+        """Restore a map by each likelihood, all with the same random numbers; draw a sample by each that has a seed.
 
         Samples are drawn one by one: a batch would take their number times the memory. Where ranks do not share the
         tiles, they share restorations and samples.
@@ -149,7 +148,7 @@ class Runs:
         n = len(likelihoods)
         known = self.checkpoint is not None  # one more evaluation tells a checkpoint whose it is
         each = getattr(sampler, "iterations", getattr(sampler, "steps", None))  # of a stranger's nobody knows
-        evaluations = [(each or 0) + known] * n + [drawing.nfe + known] * len(seeds)
+        evaluations = [(each or 0) + known] * n + [drawing.nfe + known] * len(samples)
         rank, size = rank_and_size(group)
         units = self._counting(normalization, "restoring", sum(evaluations[rank::size]) if each else None)
 
@@ -164,8 +163,8 @@ class Runs:
             name = type(sampler).__name__
             return attrs.evolve(draw, settings={**draw.settings, "algorithm": name, "estimate": "one sample"})
 
-        def drawn(seed: int, k: int) -> Draw:
-            return one(whole, drawing, torch.Generator(self.device).manual_seed(seed), k)
+        def drawn(likelihood: Likelihood, seed: int, k: int) -> Draw:
+            return one(likelihood, drawing, torch.Generator(self.device).manual_seed(seed), k)
 
         def one(likelihood: Likelihood, algorithm: Sampler, own: torch.Generator, k: int) -> Draw:
             # Given to the sampler: `restore` would remove it when this sample is done, and not when all is written.
@@ -174,7 +173,9 @@ class Runs:
                 keeping = partial(algorithm, checkpoint=state)  # type: ignore[call-arg] # `restore` says if it takes none
             return restore(units, likelihood, shape=shape, generator=own, sampler=keeping, samples=1)
 
-        jobs = [partial(restored, k) for k in range(n)] + [partial(drawn, seed, k) for k, seed in zip(count(n), seeds)]
+        jobs = [partial(restored, k) for k in range(n)] + [
+            partial(drawn, likelihood, seed, k) for k, (likelihood, seed) in zip(count(n), samples)
+        ]
         draws = spread(jobs, group)
         return draws[:n], draws[n:]
 
