@@ -48,6 +48,7 @@ DEMO_RESOLUTIONS, DEMO_NOISES = (4.0, 8.0), (0.01, 0.05)  # Å; of the brightest
 
 def run(args: argparse.Namespace, folder: Path) -> None:
     """The whole job."""
+    args.precision = args.precision or "fp32"  # a log-density is the sum of a million small terms
     prior = chosen_prior(args)
     device, needs = device_of(prior), []
     for path in args.maps or [DEMO_MAP]:
@@ -160,7 +161,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--probes", type=int, default=2, help="for the divergence, 2 or more for a standard error (default 2)")
     rule = "even steps of Runge and Kutta's rule, 4 (1 + probes) network evaluations each"
     add_flags(parser, steps=None, of=f"{rule}, for a prior that rounds its time; few err by far in solvent")
-    parser.set_defaults(precision="fp32")  # a log-density is the sum of a million small terms
     args = parser.parse_args(arguments)
     if args.side < 8 or args.probes < 1:
         parser.error("--probes must be at least 1, and --side at least 8")

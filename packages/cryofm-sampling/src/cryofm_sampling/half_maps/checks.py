@@ -5,6 +5,8 @@ sample of what the first half leaves open, s₁, should be as far from x̂₁ as
 is nearer, and the same factor widens the samples of both halves.
 """
 
+import math
+
 import attrs
 import torch
 from torch import Tensor
@@ -107,5 +109,5 @@ def widening(predicted: Tensor, drawn: Tensor, half1: Tensor, half2: Tensor, gai
         return float(fourier_filter(x, gain.to(x)).double().square().sum())
 
     error = size(half2 - predicted) - size(half2 - half1) / 2
-    found = (max(error, 0) / max(size(drawn - predicted), torch.finfo(torch.float64).tiny)) ** 0.5
-    return min(max(found, _WIDENED[0]), _WIDENED[1])
+    found = max(error, 0) / max(size(drawn - predicted), torch.finfo(torch.float64).tiny)
+    return min(max(math.sqrt(found), _WIDENED[0]), _WIDENED[1])
