@@ -113,9 +113,9 @@ def found_by_dry_run(folder: Path, args: argparse.Namespace) -> str:
     line = [sys.executable, str(HOOK), "--dry-run", "--steps", str(args.steps), star]
     said = subprocess.run(line, cwd=folder, check=True, capture_output=True, text=True).stdout
     print(said, end="", flush=True)
-    hook = re.search(r'EXECUTABLE="(.*)"', said)
+    hook = re.search(r"EXECUTABLE=(.*)", said)
     assert hook is not None
-    return f"{hook[1]} --steps {args.steps}"
+    return shlex.split(hook[1])[0]
 
 
 def judge(folder: Path, arm: str, args: argparse.Namespace) -> dict[str, object]:
