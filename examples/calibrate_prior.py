@@ -48,6 +48,7 @@ def run(args: argparse.Namespace) -> None:
         raise CryoFMError(f"the side of crops is {side}; the prior {args.prior} takes multiples of {prior.multiple}")
     if args.out.exists() and not args.overwrite:  # before hours of work
         raise OutputExistsError(f"{args.out} exists; give another --out, or --overwrite")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
     crops = examples(args, prior, side)
     shown = seen(crops, prior, args.seed) if isinstance(prior, ConditionalPrior) else None
     with evaluations(prior, args.number, shown) as velocity:

@@ -106,7 +106,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
             half1,
             half2,
             observe=local,  # None: the map plus noise that depends on direction, if it does
-            b_factor=grid.known_b_factor(args.b_factor),
+            b_factor=args.b_factor,
             callback=progress,
             **how,
         )

@@ -398,7 +398,11 @@ def test_a_mask_that_does_not_fit(run, half_maps, tmp_path, capsys, change, mess
 
 
 @pytest.mark.parametrize(
-    ("option", "value"), [("--out", ""), ("--seed", 10**23), ("--scale", 0), ("--scale", "inf"), ("--scale", "two")]
+    ("option", "value"),
+    [
+        *[("--out", ""), ("--seed", 10**23), ("--steps", 10**20), ("--samples", 10**20)],
+        *[("--scale", value) for value in (0, "inf", "nan", "two", "1e-300", "1e300")],
+    ],
 )
 def test_values_that_cannot_be_are_refused_by_the_command_line(run, half_maps, tmp_path, capsys, option, value):
     with pytest.raises(SystemExit) as stop:
@@ -407,7 +411,10 @@ def test_values_that_cannot_be_are_refused_by_the_command_line(run, half_maps, t
     assert f"argument {option}" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("voxel_size", "message"), [(100, "needs about"), (1e-9, "is the voxel size right")])
+@pytest.mark.parametrize(
+    ("voxel_size", "message"),
+    [(100, "needs about"), (1e-9, "is the voxel size right"), (1e300, "is the voxel size right")],
+)
 def test_absurd_voxel_sizes_are_told_before_anything_is_resampled(
     run, half_maps, tmp_path, capsys, monkeypatch, voxel_size, message
 ):

@@ -368,12 +368,12 @@ class Session:
             self.check(script, status, said, {0, 3}, "dead streams")
 
     def twice(self, script: Script) -> None:
-        """Two at once: one is refused, by the number of the other, unless that has ended."""
+        """Two at once: one is refused, by the number of the other, unless that has ended, or each writes one file."""
         both = [self.start(script) for _ in range(2)]
         ended = [process.ended() for process in both]
         states = sorted(status for status, _ in ended)
         self.done["two at once"] += 2
-        if states[0] not in (0, 2, 3) or states == [2, 2]:
+        if states[0] not in (0, 2, 3) or states == [2, 2] or (script.file and states != [0, 0]):
             self.wrong(script, f"two at once: {states}", "\n".join(said for _, said in ended))
         for status, said in ended:
             if status == 2 and not any(f"is in use by process {process.pid} on" in said for process in both):

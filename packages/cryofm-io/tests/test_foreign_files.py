@@ -66,8 +66,31 @@ def test_unsigned_bytes_are_told_by_dmin_and_dmax(tmp_path, order):
     path = tmp_path / "bytes.mrc"
     assert read_map(raw_mrc.write(path, values, order, stats=(0.0, 215.0), **how)).data.max() == 215
     assert read_map(raw_mrc.write(path, values, order, stats=(-128.0, 127.0), **how)).data.min() == -128
-    assert read_map(raw_mrc.write(path, values, order, **how)).data.min() == -128  # MRC2014, where nothing is said
+    assert read_map(raw_mrc.write(path, values, order, **how)).data.max() == 215  # they would jump
     assert read_map(raw_mrc.write(path, values, order, stats=(0.0, 215.0), imod=1, **how)).data.min() == -128
+
+
+@pytest.mark.parametrize("stats", [(0.0, 0.0), (0.0, 100.0), (1.0, -1.0), (np.nan, np.nan)])
+@pytest.mark.parametrize("low", [0, -128, -20])
+def test_bytes_of_which_nobody_says_whether_they_have_a_sign(tmp_path, low, stats):
+    x = np.linspace(-1, 1, 24)
+    density = np.exp(-3 * (x[:, None, None] ** 2 + x[:, None] ** 2 + x**2))
+    top = {0: 255, -128: 127, -20: 127}[low]
+    wanted = np.rint(low + (top - low) * density + np.random.default_rng(0).normal(0, 3, density.shape)).clip(low, top)
+    stored = wanted.astype("u1" if low == 0 else "i1")
+    path = raw_mrc.write(tmp_path / "bytes.mrc", stored, mode=0, stored=stored.tobytes(), stats=stats)
+    assert np.array_equal(read_map(path).data, wanted)
+
+
+@pytest.mark.parametrize("low", [0, -128])
+def test_a_mask_of_bytes(tmp_path, low):
+    wanted = np.linspace(0, 1, DATA.size).reshape(DATA.shape)
+    levels = np.rint(255 * wanted)
+    stored = (levels + low).astype("u1" if low == 0 else "i1")
+    how = {"mode": 0, "stored": stored.tobytes(), "imod": int(low != 0)}
+    path = raw_mrc.write(tmp_path / "mask.mrc", stored, **how)
+    with pytest.warns(MapWarning, match="from 0 to 255"):
+        np.testing.assert_allclose(read_mask(path, DensityMap(DATA, 1.5)), levels / 255, atol=1e-6)
 
 
 def test_signed_byte_mask_of_imod(tmp_path):
@@ -101,6 +124,7 @@ def test_modes_that_are_no_density_are_named(tmp_path, mode, name):
         {"ispg": 0, "sampling": (6, 6, 1)},
         {"ispg": 401},
         {"ispg": 630, "sampling": (6, 6, 0), "cell": (9, 9, 9)},
+        {"ispg": 401, "sampling": (6, 6, 1)},
     ],
 )
 def test_one_volume_by_any_name_is_written_as_a_volume(tmp_path, how):

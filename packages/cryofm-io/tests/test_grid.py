@@ -38,8 +38,9 @@ def test_every_shape_goes_there_and_back(shape, voxel_size, target, multiple, mi
 def test_the_transform_is_known_before_the_array():
     density = DensityMap(noise(20, 21, 22), 1.1)
     assert GridTransform.of(density, 1.5, multiple=8, minimum=24) == to_grid(density, 1.5, multiple=8, minimum=24)[1]
-    with pytest.raises(GeometryError, match="is the voxel size right"):
-        GridTransform.of(DensityMap(noise(20, 21, 22), 1e-9), 1.5)
+    for voxel_size in (1e-9, 1e5, 1e300):
+        with pytest.raises(GeometryError, match="is the voxel size right"):
+            GridTransform.of(DensityMap(noise(20, 21, 22), voxel_size), 1.5)
 
 
 def test_a_map_at_the_voxel_size_is_only_padded():

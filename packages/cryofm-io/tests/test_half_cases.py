@@ -77,6 +77,22 @@ def test_masked_halves_whose_outside_is_not_equal(deviation, outside):
 
 
 @pytest.mark.parametrize("deviation", DEVIATIONS)
+def test_a_mask_of_a_hundredth_of_the_box(deviation):
+    axis = (np.arange(40) - 20) ** 2
+    ball = axis[:, None, None] + axis[:, None] + axis < 6**2  # 1.4 %
+    mask = 0.2 + 0.8 * gaussian_filter(ball.astype(float), 1.0)
+    with pytest.raises(HalfMapError, match="no noise in some parts of the box: masked"):
+        check(*(x * mask for x in cases.halves(deviation)))
+
+
+@pytest.mark.parametrize("deviation", DEVIATIONS)
+def test_a_filter_that_makes_edges(deviation):
+    made = [gaussian_filter(x, 1.5) for x in cases.halves(deviation)]  # as if the box were mirrored at its sides
+    with pytest.raises(HalfMapError, match="no power at Nyquist"):
+        check(*made)
+
+
+@pytest.mark.parametrize("deviation", DEVIATIONS)
 def test_one_half_is_masked(deviation):
     first, second = cases.halves(deviation)
     dithered = second * cases.mask() + cases.noise(first.shape, 1e-6, 5)

@@ -166,6 +166,12 @@ def test_missing_elements_are_guessed(simulate):
         assert simulate(helix() + line(99, "ES", None, "ES", "  99", (0, 0, 9), element="ES")).max() > 0
 
 
+def test_an_unknown_atom_is_no_uranium(simulate):
+    with pytest.warns(MapWarning, match="1 atoms have no element"):
+        made = simulate(helix() + line(99, "UNK", None, "UNX", "  99", (6, 0, 9), element="X"))
+    assert np.array_equal(made, simulate(helix() + line(99, "C1", None, "UNX", "  99", (6, 0, 9), element="C")))
+
+
 def test_b_factors_that_cannot_be(simulate):
     lines = helix().splitlines(keepends=True)
     lines[4] = lines[4][:60] + "   nan" + lines[4][66:]
@@ -198,6 +204,28 @@ def test_mmcif_with_what_is_missing(simulate, tmp_path):
     row[0] = "?"
     with pytest.warns(MapWarning, match="1 atoms have no position"):
         assert simulate(document.as_string(), "model.cif").max() > 0
+
+
+def test_mmcif_without_columns_and_behind_another_block(simulate):
+    structure = gemmi.read_pdb_string(helix())
+    structure.setup_entities()
+    document = structure.make_mmcif_document()
+    wanted = ["group_PDB", "label_atom_id", "label_comp_id", "Cartn_x", "Cartn_y", "Cartn_z", "auth_seq_id"]
+    rows = document.sole_block().find("_atom_site.", wanted)
+    loop = "loop_\n" + "".join(f"_atom_site.{name}\n" for name in wanted) + "".join(" ".join(r) + "\n" for r in rows)
+    with pytest.warns(MapWarning, match="no element"):
+        made = simulate(f"data_cell\n_cell.length_a 1\n\ndata_atoms\n{loop}", "model.cif")
+    np.testing.assert_allclose(made, simulate(helix(change=lambda i: {"b": "  0.00"})), atol=1e-5)
+
+
+@pytest.mark.parametrize("matrix", [np.zeros((3, 3)), np.diag([1, 1, -1]), 2 * np.eye(3), np.full((3, 3), np.nan)])
+def test_an_assembly_whose_transform_is_no_motion_is_the_model(simulate, matrix):
+    rows = "".join(
+        f"REMARK 350   BIOMT{i + 1}   1{x:10.6f}{y:10.6f}{z:10.6f}        0.00000\n"
+        for i, (x, y, z) in enumerate(matrix)
+    )
+    text = f"REMARK 350 BIOMOLECULE: 1\nREMARK 350 APPLY THE FOLLOWING TO CHAINS: A\n{rows}"
+    np.testing.assert_allclose(simulate(text + helix()), simulate(helix()), atol=1e-5)
 
 
 def test_an_assembly_without_transform_is_the_model(simulate):

@@ -1,5 +1,6 @@
 """A prior survives its file, and a file that is no prior is refused by name."""
 
+import json
 from types import SimpleNamespace
 from typing import Protocol, runtime_checkable
 
@@ -108,6 +109,16 @@ def test_the_error_per_shell_travels_where_it_was_measured(tmp_path):
         assert torch.equal(one.denoising_spectrum, spectrum)
         assert torch.equal(one.signal_power, calibrated.signal_power)
         assert one.about == {"license": "Apache-2.0"}
+
+
+def test_the_same_prior_is_the_same_file(tmp_path):
+    about = {"license": "Apache-2.0", "zebra": 'a\n\u2028"\\ é 𝄞\x7f', "maps": "m.mrc", "author": "1"}
+    prior = attrs.evolve(make_prior(UNet(SMALL_UNET)), about=about)
+    save_prior(prior, tmp_path / "prior.safetensors")
+    header = (tmp_path / "prior.safetensors").read_bytes()
+    header = json.loads(header[8 : 8 + int.from_bytes(header[:8], "little")])
+    assert list(header["__metadata__"]) == sorted(header["__metadata__"])  # which the library leaves to chance
+    assert dict(load_prior(tmp_path / "prior.safetensors").about) == about
 
 
 @pytest.mark.parametrize("network", [UNet(SMALL_UNET), Hourglass(SMALL_HOURGLASS)], ids=["unet", "hourglass"])

@@ -129,6 +129,7 @@ def test_a_conditioning_that_is_not_finite_is_named(sampler):
         (lambda: run(Flow(), None, shape=(4, 4, 4.0)), r"shape must be .* got \(4, 4, 4.0\)"),
         (lambda: Inpainting(0), "'steps'"),
         (lambda: Flow(0), "'steps'"),
+        (lambda: PlugAndPlay(10**20), "'iterations'"),
         (lambda: Flow(integrator="leapfrog"), "'integrator'"),
         (lambda: Tiled(PRIOR, 0, 0), "'tile'"),
         (lambda: ScaledNormalization(None, 0.0), "'scale'"),

@@ -45,7 +45,7 @@ from cryofm_io.relion_sums import ReconstructionSums, read_reconstruction_sums
 from cryofm_io.report import write_report
 from cryofm_io.resample import fourier_resample
 from cryofm_io.simulate import simulate_density
-from cryofm_io.star import read_poses, write_poses
+from cryofm_io.star import SubtomogramPoses, read_poses, read_subtomogram_poses, write_poses
 
 __all__ = [
     "VIEWING_NOTE",
@@ -77,6 +77,7 @@ __all__ = [
     "Poses",
     "PreparedImages",
     "ReconstructionSums",
+    "SubtomogramPoses",
     "atomic_write",
     "automatic_mask",
     "changes",
@@ -113,6 +114,7 @@ __all__ = [
     "read_mask",
     "read_poses",
     "read_reconstruction_sums",
+    "read_subtomogram_poses",
     "refuse_to_lose",
     "simulate_density",
     "soft_mask",

@@ -20,7 +20,9 @@ __all__ = ["read_model"]
 _WATERS = frozenset({"TIP", "TIP2", "TIP3", "TIP4", "TP3", "T3P", "SOL", "SPC", "W"})
 _MOST_BYTES = 2**31  # of an unpacked file
 _HEAVIEST = 98  # electron form factors go up to Cf
+_HEAVIEST_GUESS = 16  # sulphur, of what a first letter may stand for
 _LARGEST_B = 1e4  # Å²
+_ROUNDING = 0.01  # of the matrices of an assembly
 
 
 def read_model(path: Path, max_atoms: int) -> "gemmi.Model":
@@ -73,11 +75,22 @@ def _read(path: Path) -> "gemmi.Structure":
     text = content.decode("utf-8-sig", "replace")
     is_cif = "_atom_site." in text.lower() or text.lstrip()[:5].lower() == "data_"
     # `read_structure_string` would do, but is newer than the oldest version that is declared.
-    structure = (
-        gemmi.make_structure_from_block(gemmi.cif.read_string(text)[0]) if is_cif else gemmi.read_pdb_string(text)
-    )
+    structure = gemmi.make_structure_from_block(_block(text)) if is_cif else gemmi.read_pdb_string(text)
     structure.setup_entities()
     return structure
+
+
+def _block(text: str) -> "gemmi.cif.Block":
+    """The block of the atoms, with the columns that gemmi asks for and that others leave out."""
+    import gemmi
+
+    blocks = gemmi.cif.read_string(text)
+    block = next((block for block in blocks if block.find_values("_atom_site.Cartn_x")), blocks[0])
+    loop = block.find_values("_atom_site.Cartn_x").get_loop()
+    for name in ("_atom_site.id", "_atom_site.type_symbol", "_atom_site.label_alt_id", "_atom_site.label_asym_id"):
+        if loop is not None and not block.find_values(name):
+            loop.add_columns([name], "?")
+    return block
 
 
 def _keep_one_conformation(chain: "gemmi.Chain") -> None:
@@ -135,13 +148,13 @@ def _find_elements(path: Path, structure: "gemmi.Structure") -> None:
         for chain in model:
             for residue in chain:
                 for atom in residue:
-                    if 0 < atom.element.atomic_number <= _HEAVIEST:
-                        continue
+                    if 0 < atom.element.atomic_number <= _HEAVIEST and atom.name != "UNK":
+                        continue  # gemmi takes unknown ones for uranium
                     guessed += 1
                     letters = "".join(c for c in atom.name if c.isascii() and c.isalpha())
                     alone = len(residue) == 1 and letters.upper() == residue.name.upper()  # an ion
                     element = gemmi.Element(letters if alone else letters[:1])
-                    known = 0 < element.atomic_number <= _HEAVIEST
+                    known = 0 < element.atomic_number <= (_HEAVIEST if alone else _HEAVIEST_GUESS)
                     atom.element = element if known else gemmi.Element("C")
     if guessed:
         _warn(f"{path}: {guessed} atoms have no element that scatters electrons by table; guessed from their names")
@@ -177,11 +190,20 @@ def _assembly(structure: "gemmi.Structure", model: "gemmi.Model", max_atoms: int
     present = {residue.subchain for chain in model for residue in chain}
     for generator in structure.assemblies[0].generators:  # which name the chains of the waters too
         generator.subchains = [name for name in generator.subchains if name in present]
+        if not all(_is_motion(operator.transform) for operator in generator.operators):
+            return model
     try:
         assembly = gemmi.make_assembly(structure.assemblies[0], model, gemmi.HowToNameCopiedChain.Short)
     except (RuntimeError, ValueError, IndexError):
         return model
     return assembly if 0 < assembly.count_atom_sites() <= max_atoms else model
+
+
+def _is_motion(transform: "gemmi.Transform") -> bool:
+    """Whether it turns and moves, and does neither stretch nor mirror."""
+    matrix = np.array(transform.mat.tolist())
+    turns = np.abs(matrix @ matrix.T - np.eye(3)).max() < _ROUNDING and np.linalg.det(matrix) > 0
+    return bool(turns and np.isfinite(transform.vec.tolist()).all())
 
 
 def _settle_b_factors(path: Path, model: "gemmi.Model") -> None:

@@ -19,6 +19,7 @@ Shape = tuple[int, int, int]
 
 _TOLERANCE = 0.01  # of the voxel size
 _LEAST_BOX = 0.1  # new voxels that the map must fill; the search for a ratio takes the longer, the fewer they are
+_MOST_VOXELS = 100_000  # along a side, more than any map has
 _FADE = 8  # voxels over which padding fades to the border's mean
 
 
@@ -59,6 +60,11 @@ class GridTransform:
             raise GeometryError(
                 f"a box of {max(map.shape)} voxels of {map.voxel_size:g} Å is far smaller than one voxel of "
                 f"{voxel_size:g} Å; is the voxel size right?"
+            )
+        if max(map.shape) * map.voxel_size > _MOST_VOXELS * voxel_size:
+            raise GeometryError(
+                f"a box of {max(map.shape)} voxels of {map.voxel_size:g} Å has more than {_MOST_VOXELS} voxels of "
+                f"{voxel_size:g} Å along its side; is the voxel size right?"
             )
         p, q = _ratio(map.voxel_size / voxel_size, map.shape)
         padded = _each(map.shape, lambda n: math.ceil(n / q) * q)

@@ -27,7 +27,7 @@ class Places:
     """What differs from place to place.
 
     Args:
-        evenness: Mean square of the noise where there is least of it (2 %), relative to where there is most (95 %),
+        evenness: Mean square of the noise where there is least of it (2 %), relative to where there is most (99 %),
             within the ellipsoid that every reconstruction fills.
         alone: Mean square of one half where it is least (2 %), relative to that of the difference there: half of it is
             this half's own noise.
@@ -60,7 +60,7 @@ def places(first: Floats, second: Floats) -> Places:
     inside, core = noise[radius < _INSIDE], noise[radius < _CORE]
     rim = noise[(radius >= _RIM[0]) & (radius < _RIM[1])]
     corners = noise[radius > _CORNERS]
-    least, most = np.percentile(inside, [2, 95])
+    least, most = np.percentile(inside, [2, 99])
     return Places(
         evenness=float(least / most),
         alone=float(min(np.percentile(x[radius < _INSIDE], 2) for x in alone)),
@@ -73,8 +73,14 @@ def places(first: Floats, second: Floats) -> Places:
 def least_at_nyquist(difference: Floats) -> float:
     """The power of the noise at the highest frequencies of an axis, relative to that at lower ones.
 
-    Halves that were resampled to finer voxels have none there, and others about as much.  The least of three axes.
+    Halves that were resampled to finer voxels have none there, and others about as much.  The least of three axes; of
+    the whole box, and of one that fades out, where what a filter or an interpolation makes at its edges is not seen.
     """
+    windows = np.ix_(*(np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 for n in difference.shape))
+    return min(_least_at_nyquist(x) for x in (difference, difference * windows[0] * windows[1] * windows[2]))
+
+
+def _least_at_nyquist(difference: Floats) -> float:
     spectrum = transform(difference)
     shape = difference.shape
     lateral = [np.abs(np.fft.fftfreq(n)) for n in shape[:2]] + [np.fft.rfftfreq(shape[2])]
@@ -85,9 +91,11 @@ def least_at_nyquist(difference: Floats) -> float:
         last = n // 2
         one, two = (x for i, x in enumerate(lateral) if i != axis)
         distance = one[:, None] ** 2 + two**2
-        disc = distance <= max((0.5 + 0.5 / n) ** 2 - (last / n) ** 2, (1.5 / n) ** 2)
-        end, *others = (float(np.mean(np.abs(spectrum.take(k, axis)[disc]) ** 2)) for k in (last, *planes))
-        if np.median(others) > 1e-5 * overall:  # a missing wedge leaves some axis without any
+        wide, least = (0.5 + 0.5 / n) ** 2 - (last / n) ** 2, (1.5 / n) ** 2
+        # Discs in one cone of directions: where views leave a cone without any power, none of them has some.
+        discs = [(k, distance <= max(wide * (k / last) ** 2, least)) for k in (last, *planes)]
+        end, *others = (float(np.mean(np.abs(spectrum.take(k, axis)[disc]) ** 2)) for k, disc in discs)
+        if np.median(others) > 1e-5 * overall:  # nor has a missing wedge, along some axis
             found.append(end / float(np.median(others)))
     _, power_of, _, count = shell_sums(spectrum, spectrum, shape)
     profile = power_of / count

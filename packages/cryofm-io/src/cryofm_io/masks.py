@@ -2,6 +2,7 @@
 
 import math
 import os
+import warnings
 from typing import Any
 
 import attrs
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 
 from cryofm_io.checks import all_finite, finite, not_negative, positive
 from cryofm_io.density_map import DensityMap, check_same_grid
-from cryofm_io.errors import GridMismatchError, MaskError
+from cryofm_io.errors import GridMismatchError, MapWarning, MaskError
 from cryofm_io.filters import low_pass
 from cryofm_io.mrc_read import read_values
 
@@ -136,6 +137,9 @@ def read_mask(
         MaskError: As `check_mask`.
         InputFileError: As `cryofm_io.read_map`.
 
+    Warns:
+        MapWarning: It is of bytes, from 0 to 255, which are taken as from 0 to 1.
+
     Example:
         >>> from cryofm_io import write_map
         >>> write_map("mask.mrc", DensityMap(np.ones((4, 5, 6)), 1.5))
@@ -143,8 +147,11 @@ def read_mask(
         (4, 5, 6)
     """
     mask = read_values(path, voxel_size=voxel_size)
-    if mask.data.min() == -128 and mask.data.max() <= -127:  # IMOD stores the bytes 0 and 1 as signed ones
+    if mask.data.min() == -128:  # IMOD stores the bytes 0 to 255 as signed ones
         mask = attrs.evolve(mask, data=mask.data + 128)
+    if (mask.data.min(), mask.data.max()) == (0, 255):
+        warnings.warn(f"{path}: a mask of bytes, from 0 to 255: read as from 0 to 1", MapWarning, stacklevel=2)
+        mask = attrs.evolve(mask, data=mask.data / 255)
     try:
         return check_mask(mask, like)
     except MaskError as error:

@@ -21,6 +21,7 @@ _CHUNK = 2**20  # bytes
 _MOST_RATIO = 1032  # of deflate; bzip2 has no such limit, and a file that claims more is a trap
 _ALLOWED = 2**29  # bytes that a compressed file may claim whatever its size
 _VOLUME_STACKS = range(401, 631)
+_FEW_LEVELS = 8  # as in a mask, which jumps whatever its bytes are
 
 
 def load(path: Path) -> tuple[Header, NDArray[Any]]:
@@ -125,15 +126,30 @@ def _values(header: Header, raw: NDArray[np.uint8]) -> NDArray[Any]:
         pairs = np.stack([packed & 15, packed >> 4], axis=-1)
         return pairs.reshape(sections, rows, -1)[:, :, :columns]
     data = raw.view(np.dtype(MODES[header.mode]).newbyteorder(header.order)).reshape(header.shape)
-    return data.view(np.uint8) if header.mode == 0 and _unsigned(header) else data
+    return data.view(np.uint8) if header.mode == 0 and _unsigned(header, data) else data
 
 
-def _unsigned(header: Header) -> bool:
-    """Whether bytes are unsigned, which MRC2014 does not have: by IMOD's mark, otherwise by DMIN and DMAX."""
+def _unsigned(header: Header, data: NDArray[np.int8]) -> bool:
+    """Whether bytes are unsigned, which MRC2014 does not have: by IMOD's mark, by DMIN and DMAX, or by what is smooth.
+
+    Density does not jump from 127 to -128, which unsigned bytes do that are read as signed ones.
+    """
     if header.imod_signed is not None:
         return not header.imod_signed
     low, high = header.stats
-    return low >= 0 and 127 < high <= 255
+    if low < 0:
+        return False
+    if 127 < high <= 255:
+        return True
+    some = data[np.linspace(0, len(data) - 1, 5).astype(int)[1:-1]]
+    if len(np.unique(some)) < _FEW_LEVELS:
+        return False
+    as_signed, as_unsigned = (_roughness(x) for x in (some, some.view(np.uint8)))
+    return as_unsigned < 0.8 * as_signed
+
+
+def _roughness(sections: NDArray[Any]) -> float:
+    return sum(float(np.abs(np.diff(sections.astype(np.int16), axis=axis)).sum()) for axis in (1, 2))
 
 
 def _volumes(path: Path, header: Header, data: NDArray[Any]) -> NDArray[Any]:
@@ -141,7 +157,7 @@ def _volumes(path: Path, header: Header, data: NDArray[Any]) -> NDArray[Any]:
     if header.space_group not in _VOLUME_STACKS:
         return data
     each, sections = header.sampling[2], header.shape[0]
-    if each <= 0 or sections % each:
+    if each <= 1 or sections % each:
         _warn(f"{path}: ISPG {header.space_group} marks a stack of volumes, but MZ is {each}: read as one volume")
         return data
     return data if each == sections else data.reshape(-1, each, *header.shape[1:])

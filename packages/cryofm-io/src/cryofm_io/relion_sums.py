@@ -130,7 +130,7 @@ class ReconstructionSums:
         """Shell of the box N of every coefficient of the padded grid; one beyond the last of those without data."""
         p = self.data.shape[0]
         shells = np.rint(_length(np.fft.fftfreq(p) * p, np.arange(p // 2 + 1)) / self.padding)
-        return np.minimum(shells, self.current_size // 2 + 1).astype(np.int16)
+        return np.asarray(np.minimum(shells, self.current_size // 2 + 1), np.int16)
 
     @cached_property
     def _mean_weight(self) -> NDArray[np.float32]:

@@ -68,8 +68,9 @@ def within(*validators: Callable[[Any, Any, T], object]) -> Callable[[Any, Any, 
 
 
 def whole(least: int) -> Callable[[Any, Any, int], None]:
-    """A validator of attrs for whole numbers from `least` on."""
-    return within(attrs.validators.instance_of(Integral), attrs.validators.ge(least))
+    """A validator of attrs for whole numbers from `least` on that anything can be counted by."""
+    counts = attrs.validators.and_(attrs.validators.ge(least), attrs.validators.lt(2**31))
+    return within(attrs.validators.instance_of(Integral), counts)
 
 
 def missing(thing: object, *names: str) -> str:

@@ -1,5 +1,6 @@
 """Reading, checking and writing of safetensors files."""
 
+import json
 import os
 import secrets
 from collections.abc import Callable, Mapping
@@ -96,12 +97,25 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], *
         partial.touch(exist_ok=False)
         mode = partial.stat().st_mode
         save_file({key: value.cpu().contiguous() for key, value in tensors.items()}, partial, metadata)
+        _sort_metadata(partial)
         partial.chmod(mode)  # save_file makes it unreadable to others
         os.replace(partial, path)
     except (OSError, SafetensorError) as error:
         raise WeightsError(f"{path} cannot be written ({error})") from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put the metadata in order, which the library leaves to chance: the same prior gives the same file."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(ordered) <= length:
+            file.seek(8)
+            file.write(ordered.ljust(length))
 
 
 def _as(value: Tensor, like: Tensor) -> Tensor:

@@ -5,12 +5,14 @@ Tensors in, tensors out: no files. Imports `samplers`, `priors` and `runs`.
 
 from cryofm_sampling.half_maps.alike import Alike, Common, WedgeAlike
 from cryofm_sampling.half_maps.checks import HeldOut
+from cryofm_sampling.half_maps.enhance import enhance_half_maps, enhance_map
 from cryofm_sampling.half_maps.envelope import EnvelopeFit, fit_envelope
 from cryofm_sampling.half_maps.missing_wedge import restore_missing_wedge
 from cryofm_sampling.half_maps.model import (
     FourierModel,
     HalfMapModel,
     Observe,
+    coverage_model,
     directional_model,
     local_model,
     stationary_model,
@@ -35,7 +37,10 @@ __all__ = [
     "RestoredMap",
     "WedgeAlike",
     "WeightedHalf",
+    "coverage_model",
     "directional_model",
+    "enhance_half_maps",
+    "enhance_map",
     "fit_envelope",
     "fit_weighted",
     "local_model",
