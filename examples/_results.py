@@ -230,7 +230,9 @@ def report(
         own = fsc(given.maps[0].data, given.maps[1].data, grid.like.voxel_size, grid.mask)
         print(f"half maps: FSC_0.143 {crossing(own)}{where}; a restored map has no resolution of its own")
         end, finest = getattr(result, "restored_to", 0.0), own.resolution(0.143)
-        if finest < 0.98 * end:
+        if end >= max(given.maps[0].shape) * grid.like.voxel_size:
+            print("nothing is restored: all of it is your map, Wiener-filtered")
+        elif finest < 0.98 * end:
             print(f"restored to {end:.2f} Å; from there to {finest:.2f} Å it is your map, Wiener-filtered")
     if scores:
         inside = any("fsc_auc_missing" in row for row in scores.values())

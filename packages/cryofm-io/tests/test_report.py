@@ -6,6 +6,7 @@ import html.parser
 import json
 import re
 import sys
+import warnings
 import zlib
 from pathlib import Path
 
@@ -33,6 +34,7 @@ pytest.importorskip("jinja2")
 from cryofm_io.report import read_report
 from cryofm_io.report.__main__ import main
 from cryofm_io.report.chimerax import chimerax_commands
+from cryofm_io.report.run import Run
 from cryofm_io.report.volumes import Window
 
 ORIGIN = (31.0, -12.5, 7.0)
@@ -205,6 +207,14 @@ def test_two_runs_side_by_side(run, halves, tmp_path, capsys):
     row = next(row for row in content["comparison"]["rows"] if row[0] == "slope of the other half")
     assert row[1:3] == ["1.01", "0.70"]
     assert Page(page.read_text()).open == []
+
+
+def test_results_are_read_without_the_warnings_of_their_input(halves, tmp_path):
+    folder = made(tmp_path / "run", [attrs.evolve(half, voxel_size=1.0) for half in halves])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # a voxel size of exactly 1 Å is told where the halves are read
+        run = Run.of(folder)
+    assert run.restored.voxel_size == 1
 
 
 def test_what_is_no_run_is_one_line(tmp_path, capsys):

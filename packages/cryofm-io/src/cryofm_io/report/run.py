@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import math
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cryofm_io.density_map import DensityMap
-from cryofm_io.errors import CryoFMError, InputFileError
+from cryofm_io.errors import CryoFMError, InputFileError, MapWarning
 from cryofm_io.fsc import FscCurve
 from cryofm_io.mrc_read import read_map, read_values
 
@@ -62,7 +63,7 @@ class Run:
             name: _map(folder / f"{name}.mrc") for name in ("restored", "linear", "uncertainty") if name not in known
         }
         if "restored_halves" not in known and (folder / "restored_half1.mrc").is_file():
-            maps["restored_halves"] = tuple(read_map(folder / f"restored_half{i}.mrc") for i in (1, 2))
+            maps["restored_halves"] = tuple(_map(folder / f"restored_half{i}.mrc") for i in (1, 2))
         settings = record.get("settings", {})
         if "halves" not in known and "observed" not in known:
             given = [name for name in ("half1", "half2") if settings.get(name)]
@@ -82,7 +83,12 @@ class Run:
 
 
 def _map(path: Path) -> DensityMap | None:
-    return read_map(path) if path.is_file() else None
+    """A result; what its header has of the input's was told when that was read."""
+    if not path.is_file():
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", MapWarning)
+        return read_map(path)
 
 
 def _input(record: dict[str, Any], name: str | None, folder: Path, *, mask: bool = False) -> DensityMap | None:
