@@ -41,8 +41,8 @@ def plan(density: DensityMap, prior: str) -> None:
     """Say what denoise.py would do."""
     network = load_prior(prior)
     target = GridTransform.of(density, network.voxel_size).target
-    tile = in_tiles(network, target, "fp32").tile
-    memory = check_memory(target, tile=tile, device=torch.device("cpu"), own=density.shape)
+    tiled = in_tiles(network, target, "fp32")
+    memory = check_memory(target, tiled, device=torch.device("cpu"), own=density.shape)
     print(f"{'denoise.py':10} a grid of {by(target)} voxels of {network.voxel_size:g} Å, {memory} of memory")
 
 
