@@ -138,11 +138,11 @@ def _alive_on(velocity: VelocityField, side: int, device: torch.device, *, gradi
     return alive.most / side**3
 
 
-class _Alive(TorchDispatchMode):
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of all tensors that operations make, until these are gone."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.most = 0
         self.known: dict[int, int] = {}
 
