@@ -1,6 +1,6 @@
 """Everything one does with this repository.
 
-``nox -s demo | train-smoke | tests | lint | types | build``, and, longer, ``lowest | fuzz | faults``.
+``nox -s demo | train-smoke | tests | lint | types | build``, and, longer, ``docs | lowest | fuzz | faults``.
 """
 
 import re
@@ -20,7 +20,7 @@ EXTRAS = {
     "cryofm-sampling": "[likelihood]",
     "cryofm-model": "[train]",
 }
-CODE = ("packages", "examples", "benchmarks", "tests", "noxfile.py")
+CODE = ("packages", "examples", "benchmarks", "docs", "tests", "noxfile.py")
 
 
 def install_all(session: nox.Session, *tools: str) -> None:
@@ -107,6 +107,17 @@ def faults(session: nox.Session) -> None:
     """Every script killed, starved and interrupted at random moments for five minutes: nothing may be lost."""
     install_all(session)
     session.run("python", "tests/faults/run.py", *session.posargs)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The site, docs/build/html/index.html; tutorials that have changed are run, or none: ``-- --no-tutorials``."""
+    install_all(session, "sphinx", "furo", "myst-parser")
+    session.run("python", "docs/measured.py")
+    session.run("python", "docs/tutorials.py", *session.posargs)
+    strict = ("--fresh-env", "--fail-on-warning", "--keep-going", "--quiet")
+    session.run("python", "-m", "sphinx", *strict, "-c", "docs", ".", "docs/build/html")
+    session.run("python", "docs/links.py", "docs/build/html")
 
 
 @nox.session

@@ -26,6 +26,7 @@ from _protocol import BOX, ROWS, VOXEL, WEDGE, WEDGE_ROW, Degraded, Score, crop,
 from _table import write_csv
 from torch import Tensor
 
+from cryofm_io import plot_slices
 from cryofm_model import CalibratedPrior, ConditionalPrior, CryoFMError, load_prior
 from cryofm_ops import irfft, radial, radial_mean, rfft
 from cryofm_sampling import Conditioned, Flow, PlugAndPlay, restore
@@ -104,6 +105,7 @@ def main() -> None:
     add("--rows", nargs="+", default=list(ROWS), choices=ROWS, metavar="ROW", help="of the protocol (default all)")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the networks (default fp32)")
     add("--out", type=Path, required=True, help="CSV file")
+    add("--pictures", type=Path, help="folder for slices of every row that is measured, all kinds beside the truth")
     args = parser.parse_args()
     prior, conditional = load_prior(args.prior), load_prior(args.conditional)
     if not isinstance(conditional, ConditionalPrior) or not isinstance(conditional, CalibratedPrior):
@@ -119,12 +121,17 @@ def main() -> None:
             if row not in args.rows or any((line["map"], line["row"]) == (name, row) for line in lines):
                 continue
             found: dict[str, Mapping[str, object]] = {}
+            shown: dict[str, Tensor] = {}
             with torch.autocast("cpu", torch.bfloat16, enabled=args.precision == "bf16"):
                 for kind, evaluations, x in estimates(data, row, prior, conditional, seed):
-                    score = Score.of(x.float(), truth, VOXEL, WEDGE if row == WEDGE_ROW else None)
+                    shown[kind] = x.float()
+                    score = Score.of(shown[kind], truth, VOXEL, WEDGE if row == WEDGE_ROW else None)
                     values = {key: round(value, 4) for key, value in attrs.asdict(score).items()}
                     found[kind] = {"map": name, "row": row, "kind": kind, "evaluations": evaluations, **values}
             lines += [dict(found[kind]) for kind in KINDS]
+            if args.pictures is not None:
+                volumes = {kind: shown[kind].numpy() for kind in KINDS} | {"truth": truth.numpy()}
+                plot_slices(volumes, args.pictures / f"{name}_{row}.png".replace(" ", "_"), VOXEL, overwrite=True)
             print(name, row, {kind: found[kind]["auc"] for kind in KINDS}, flush=True)
             write_csv(args.out, lines + means(lines))  # after every row: a run of hours may be stopped
 

@@ -20,18 +20,23 @@ from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import torch
 from _streams import bar, outlived_streams
+from numpy.typing import NDArray
+from scipy.spatial.transform import Rotation
+from torch import Tensor
 
 import cryofm_io
 import cryofm_model
 import cryofm_ops
-from cryofm_io import CryoFMError, atomic_write, output_folder
-from cryofm_model import CalibratedPrior, Prior, WeightsError, load_prior
+from cryofm_io import CryoFMError, InputFileError, atomic_write, find_emdb_entry, output_folder
+from cryofm_model import CalibratedPrior, ConditionalPrior, Prior, WeightsError, load_prior
 from cryofm_sampling import (
     Checkpoint,
+    ConditionalVelocityField,
     Guided,
     Inpainting,
     PlugAndPlay,
@@ -68,7 +73,7 @@ def run_script(
                 stack.enter_context(signals(signal.SIG_IGN))  # what is left to do takes a moment
             ours, alone = is_first(), everyone() is None
         if ours and (state := checkpoint(args)) is not None:
-            state.remove_parts(3 + args.samples)
+            state.remove_parts(4 + args.samples)
         if ours:
             print(f"results in {args.out}: {', '.join(names)}")
     if alone and result is not None and result.doubts:  # of several processes torchrun would make a crash of it
@@ -157,8 +162,10 @@ def add_flags(parser: argparse.ArgumentParser, *, steps: int | None, of: str) ->
     add("--seed", type=seed, default=0, help="of all random numbers; the same seed gives the same maps (default 0)")
     add("--prior", default="cryofm-tiny", help="name, file or folder of a prior (default cryofm-tiny)")
     add("--device", default="cpu", help="torch device: cpu, cuda or cuda:1, … (default cpu)")
-    precision = "of the network; bf16 is faster on processors that have it, and far slower on others (default fp32)"
-    add("--precision", choices=("fp32", "bf16"), default="fp32", help=precision)
+    precision = (
+        "of the network (default bf16 where the processor has units for it, which is faster; likelihood.py: fp32)"
+    )
+    add("--precision", choices=("fp32", "bf16"), help=precision)
     add("--overwrite", action="store_true", help="replace results that exist; others of the former run are removed")
     flags = "TOML file with flags, such as steps = 20 and b-factor = 60; flags after it on the line win"
     add("--settings", type=Path, action=FromToml, metavar="FILE", help=flags)
@@ -202,7 +209,8 @@ class FromToml(argparse.Action):
 def add_half_map_flags(parser: argparse.ArgumentParser) -> None:
     """Two half maps and what is particular to them."""
     add = parser.add_argument
-    add("half1", type=Path, nargs="?", help="first raw half map (MRC/CCP4, .gz too); none: the example")
+    first = "first raw half map (MRC/CCP4, .gz too), or alone the folder of an EMDB entry; none: the example"
+    add("half1", type=Path, nargs="?", help=first)
     add("half2", type=Path, nargs="?", help="second raw half map, on the same grid")
     add_map_flags(parser, "half maps")
     add_envelope_flags(parser)
@@ -210,6 +218,24 @@ def add_half_map_flags(parser: argparse.ArgumentParser) -> None:
     add("--allow-masked", action="store_true", help=masked)
     add_flags(parser, steps=8, of="network evaluations for each restored map, 2 or more; 1000 of the paper's")
     add_algorithm_flags(parser, "Alg. 1")
+
+
+def add_enhancement_flags(parser: argparse.ArgumentParser, steps: int) -> None:
+    """A map or two half maps, and how a conditional prior is shown it; so many steps of one map."""
+    add = parser.add_argument
+    add("half1", metavar="map", type=Path, help="map, or first raw half map (MRC/CCP4, .gz too)")
+    add("half2", type=Path, nargs="?", help="second raw half map, on the same grid")
+    add("--tag", type=natural, help="kind of enhancement, of a network that knows several (default the prior's own)")
+    more = "w of guidance, v = (1 + w) v(x | map) - w v(x); above 0 it takes two evaluations (default the prior's own)"
+    add("--weight", type=from_zero, help=more)
+    add("--mask", type=Path, help="soft mask, 0..1, on the grid of the map: applied to the FSC and the result")
+    add("--voxel-size", type=above_zero, help="of the map and the mask, Å, where the headers are wrong")
+    add("--b-factor", type=float, default=0.0, help="of the half maps' envelope, Å²; denoise.py finds it (default 0)")
+    add("--allow-masked", action="store_true", help="take masked or filtered half maps")
+    add_checkpoint_flag(parser, "the run")
+    add_flags(parser, steps=None, of=f"of one map {steps} unless told, of half maps those of denoise.py")
+    add_algorithm_flags(parser, "Alg. 1, of half maps")
+    parser.set_defaults(samples=0)
 
 
 def add_envelope_flags(parser: argparse.ArgumentParser) -> None:
@@ -237,12 +263,37 @@ def add_algorithm_flags(parser: argparse.ArgumentParser, paper: str) -> None:
 def parse_half_maps(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     """The command line of a script with the flags of half maps."""
     args = parser.parse_args(with_plain_numbers(arguments))
+    if args.half1 is not None and args.half2 is None and args.half1.is_dir():
+        take_entry(args)
     given = (args.half1 is not None, args.half2 is not None, vars(args).get("resolution") is not None)
     if given not in ((False, False, False), (True, True, False), (True, False, True)):
         parser.error("give both half maps, or one map and its --resolution, or nothing for the example")
     if args.steps is not None and args.steps < 2:
         parser.error("--steps must be at least 2")
     return args
+
+
+def take_entry(args: argparse.Namespace) -> None:
+    """Of a folder of the EMDB in the place of the half maps: these, or the map and its resolution, and the mask.
+
+    Raises:
+        InputFileError: It has none that the script can take.
+    """
+    folder, entry = args.half1, find_emdb_entry(args.half1)
+    told = None if entry.header is None else entry.header.resolution
+    if entry.half_maps is not None and vars(args).get("resolution") is None:
+        args.half1, args.half2 = entry.half_maps
+    elif entry.map is not None and "resolution" in vars(args) and (args.resolution or told):
+        args.half1, args.resolution = entry.map, args.resolution or told
+    else:
+        raise InputFileError(f"{folder} holds no half maps, and no map with a header that tells its resolution")
+    args.mask = args.mask or entry.mask
+    said = [str(path) for path in (args.half1, args.half2, args.mask) if path is not None]
+    if entry.header is not None:
+        resolution = "no resolution" if told is None else f"{told:g} Å"
+        contour = "" if entry.header.contour is None else f", contour {entry.header.contour:g}"
+        said.append(f"by its header {resolution}{contour}")
+    print(f"{folder}: {', '.join(said)}")
 
 
 def with_plain_numbers(arguments: list[str] | None) -> list[str]:
@@ -272,6 +323,12 @@ def add_checkpoint_flag(parser: argparse.ArgumentParser, of: str) -> None:
     parser.add_argument("--checkpoint", type=state_file, help=state)
 
 
+def add_symmetry_flag(parser: argparse.ArgumentParser) -> None:
+    """Of the particles."""
+    group = "point group, axis along z: C1, C4, D7, T, O, I (default C1)"
+    parser.add_argument("--sym", type=symmetry, default="C1", help=group)
+
+
 def add_samples_flag(parser: argparse.ArgumentParser) -> None:
     """How many maps to draw."""
     draw = f"maps to draw of those that the data allow, each of {PosteriorFlow().nfe} network evaluations or some "
@@ -289,6 +346,28 @@ def natural(text: str, least: int = 0) -> int:
     if not least <= (number := int(text)) <= MOST:
         raise argparse.ArgumentTypeError(f"must be at least {least} and at most {MOST}")
     return number
+
+
+def symmetry(text: str) -> str:
+    """A point group's name, or what argparse makes a message of."""
+    if not re.fullmatch(r"[CD][1-9]\d?|T|O|I", text.upper()):
+        raise argparse.ArgumentTypeError("must be a point group: C1, C4, D7, T, O or I")
+    return text.upper()
+
+
+def point_group(name: str) -> NDArray[np.float64]:
+    """Rotations of a point group, its main axis along z (of T and I a twofold one), `(G, 3, 3)`."""
+    return np.asarray(Rotation.create_group(name).as_matrix())
+
+
+def of_all_copies(rotations: NDArray[np.float64], group: str) -> Tensor:
+    """Rotations `(G K, 3, 3)` of K particles, each taken in all orientations that its point group makes equal."""
+    return torch.from_numpy((rotations @ point_group(group)[:, None]).reshape(-1, 3, 3))
+
+
+def from_zero(text: str) -> float:
+    """A finite number from 0 on, or what argparse makes a message of."""
+    return 0.0 if float(text) == 0 else above_zero(text)
 
 
 def above_zero(text: str) -> float:
@@ -328,8 +407,11 @@ def sample_names(samples: int) -> list[str]:
 
 
 def chosen_prior(args: argparse.Namespace) -> Prior:
-    """The prior that the command line names, on its device."""
-    return load_prior(args.prior).to(choose_device(args.device))
+    """The prior that the command line names, on its device; ``args.precision``, if it is not told, is that device's."""
+    device = choose_device(args.device)
+    if args.precision is None:
+        args.precision = "bf16" if has_bf16(device) else "fp32"
+    return load_prior(args.prior).to(device)
 
 
 def calibrated_prior(args: argparse.Namespace, otherwise: str | None = None) -> CalibratedPrior:
@@ -339,6 +421,17 @@ def calibrated_prior(args: argparse.Namespace, otherwise: str | None = None) -> 
         raise WeightsError(
             f"the prior {args.prior} has no measured statistics, which its noise level is chosen by: "
             f"calibrate_prior.py adds them, once" + (f"; or {otherwise}" if otherwise else "")
+        )
+    return prior
+
+
+def chosen_conditional_prior(args: argparse.Namespace) -> ConditionalPrior:
+    """The prior of the command line, if it can be shown a map."""
+    prior = chosen_prior(args)
+    if not isinstance(prior, ConditionalPrior):
+        raise WeightsError(
+            f"the prior {args.prior} cannot be shown a map; give --prior the folder cryofm2-emhancer or "
+            "cryofm2-emready, or what train_prior.py made of a recipe with conditions"
         )
     return prior
 
@@ -383,6 +476,11 @@ def in_tiles(prior: Prior, shape: tuple[int, ...], precision: str) -> Tiled:
     if precision == "bf16" and not has_bf16(device):
         raise CryoFMError(f"{device} has no units for bf16, which would make it far slower; leave out --precision bf16")
     return Tiled.fitting(prior, shape, dtype=torch.bfloat16 if precision == "bf16" else None, group=everyone())
+
+
+def conditional_in_tiles(prior: ConditionalPrior, shape: tuple[int, ...], precision: str) -> ConditionalVelocityField:
+    """The same of a prior that may be shown a volume, as its tiles may."""
+    return cast(ConditionalVelocityField, in_tiles(prior, shape, precision))
 
 
 def has_bf16(device: torch.device) -> bool:

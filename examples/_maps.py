@@ -239,10 +239,6 @@ class PriorGrid:
         """The mask, on the prior's device."""
         return None if self.mask is None else torch.from_numpy(self.mask).to(self.device)
 
-    def known_b_factor(self, told: float | None) -> float | None:
-        """B as told; of coarse maps, which have no envelope to speak of, 0."""
-        return 0.0 if told is None and self.like.voxel_size > COARSE else told
-
     def tensors(self, given: Measured) -> list[Tensor]:
         """The measured maps, on the prior's device."""
         return [torch.from_numpy(map.data).to(self.device) for map in given.maps]

@@ -137,6 +137,7 @@ def write_results(
         measured: dict[str, Any] = {"halves": given.maps}
     else:
         measured = {"observed": attrs.evolve(grid.like, data=candidates["input"])}
+    del candidates, pictures  # of large maps what a report takes is most of a run's memory
     write_report(folder, mask=grid.mask, **measured)
     report(result, curves, scores, grid, given, where)
 
@@ -151,6 +152,7 @@ def record_of(halves: RestoredHalfMaps) -> dict[str, Any]:
         "noise": getattr(halves.model, "record", {}),
         "held_out": attrs.asdict(halves.held_out),
         "amplitude": halves.amplitude,
+        "samples_widened_by": halves.widening,
         "slope_of_the_other_half": halves.slope_of_the_other_half,
     }
 

@@ -30,7 +30,6 @@ another scale is put right; one that the others do not predict is named and left
 import argparse
 import csv
 import math
-import re
 import sys
 import warnings
 from pathlib import Path
@@ -42,6 +41,7 @@ import numpy as np
 import torch
 from _command_line import (
     add_flags,
+    add_symmetry_flag,
     calibrated_prior,
     check_disk,
     choose_device,
@@ -49,6 +49,7 @@ from _command_line import (
     cost,
     exit_code,
     in_tiles,
+    point_group,
     positive,
     provenance,
     run_script,
@@ -58,7 +59,6 @@ from _maps import device_of
 from _streams import bar
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
-from scipy.spatial.transform import Rotation
 from torch import Tensor
 from tqdm import tqdm
 
@@ -392,11 +392,6 @@ def ctf_of(images: ImageStack) -> CTF:
     return CTF(**fields, voxel_size_angstrom=images.voxel_size)
 
 
-def point_group(name: str) -> NDArray[np.float64]:
-    """Rotations of a point group, its main axis along z (of T and I a twofold one), `(G, 3, 3)`."""
-    return np.asarray(Rotation.create_group(name).as_matrix())
-
-
 def symmetrised(x: NDArray[np.float32], name: str) -> NDArray[np.float32]:
     """The mean of a volume over its point group."""
     if name == "C1":
@@ -413,13 +408,6 @@ def orthonormal(rotations: Tensor) -> NDArray[np.float64]:
     """The nearest rotations in double precision."""
     u, _, v = np.linalg.svd(rotations.cpu().double().numpy())
     return np.asarray(u @ v)
-
-
-def symmetry(text: str) -> str:
-    """A point group's name, or what argparse makes a message of."""
-    if not re.fullmatch(r"[CD][1-9]\d?|T|O|I", text.upper()):
-        raise argparse.ArgumentTypeError("must be a point group: C1, C4, D7, T, O or I")
-    return text.upper()
 
 
 def add_algorithm_flags(parser: argparse.ArgumentParser) -> None:
@@ -460,7 +448,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("images", type=Path, help="class averages: a stack (.mrcs) or a STAR file; with --ctf particles")
     add("--voxel-size", type=float, help="of the images, Å per pixel (default: what the file says)")
     add("--mask-diameter", type=float, required=True, help="Å; a little more than the particle's longest side")
-    add("--sym", type=symmetry, default="C1", help="point group, axis along z: C1, C4, D7, T, O, I (default C1)")
+    add_symmetry_flag(parser)
     add("--tries", type=positive, help="chains of the pose search (default 8; Algorithm 3: 3)")
     add("--keep", type=positive, default=3, help="models to make of the best of them (default 3)")
     add("--offset-range", type=float, default=5.0, help="Å that images may be off centre, once prepared (default 5)")

@@ -4,7 +4,7 @@
 
 How the noise depends on direction is measured on the halves, in cones (``--half-angle-deg``). Where it is known that
 only what tilts between two limits see has little noise, say so: ``--kept -45 45 --amplitude 7``. Better still,
-``--poses particles.star`` tells how densely the views of the particles fill every direction, which no cone blurs.
+``--poses particles.star`` tells how many of the particles measured each voxel of Fourier space, which no cone blurs.
 
 Without half maps it restores the example in examples/data: EMD-3488 with noise of the paper's level 3.2 Å between
 tilts of ±45°, and 50 times its power elsewhere (section 5.2). The result is for looking and for building models.
@@ -14,20 +14,23 @@ import argparse
 import math
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import _first  # noqa: F401
-import attrs
 import torch
 from _command_line import (
     add_half_map_flags,
+    add_symmetry_flag,
     checkpoint,
     chosen_prior,
     chosen_sampler,
     exit_code,
     in_tiles,
+    of_all_copies,
     parse_half_maps,
+    point_group,
     progress_bar,
     provenance,
     run_script,
@@ -37,16 +40,18 @@ from _results import result_names, write_half_map_results
 from torch import Tensor
 
 from cryofm_io import read_poses
-from cryofm_ops import SliceDensity, alpha_from_poses, estimate_alpha, wedge_alpha
+from cryofm_ops import coverage_from_poses, estimate_alpha, wedge_alpha
 from cryofm_sampling import (
     Guided,
     RestoredHalfMaps,
+    coverage_model,
     directional_model,
     everyone,
     is_first,
     restore_half_maps,
 )
 
+COUNTED = 10_000  # particles, by which a coverage is known within some per cent
 DEMO_LEVEL, DEMO_TILT, DEMO_AMPLITUDE = "3.2A", 45.0, math.sqrt(50)
 
 
@@ -66,9 +71,10 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
     half1, half2 = grid.tensors(given)
     one, two = grid.forward(half1), grid.forward(half2)
     if args.poses is not None:
-        views = density_of_views(args.poses)
-        model = directional_model(one, two, noise_of(views), band=grid.band)
-        cones: dict[str, Any] = {"alpha": "by the poses", "not_measured": float(views.capped.double().mean())}
+        model = coverage_model(one, two, counted(args.poses, args.sym), band=grid.band)
+        least, most, none = model.record.values()
+        print(f"frequencies were measured by {least:.3g} to {most:.3g} images, {none:.0%} of them by none")
+        cones: dict[str, Any] = {"alpha": "by the poses", "not_measured": none, "particles": model.record}
     elif args.kept is not None:
         low, high = args.kept
         model = directional_model(one, two, wedge_alpha(low, high, args.amplitude, args.tilt_axis), band=grid.band)
@@ -93,7 +99,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
             grid=grid,
             observe=model,
             sampler=sampler,
-            b_factor=grid.known_b_factor(args.b_factor),
+            b_factor=args.b_factor,
             scale=args.scale,
             samples=args.samples,
             where=grid.where,
@@ -107,26 +113,12 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
     return result
 
 
-def density_of_views(path: Path) -> SliceDensity:
-    """How densely the views of the particles fill every direction."""
+def counted(path: Path, group: str = "C1") -> Callable[[tuple[int, int, int]], Tensor]:
+    """How many of the particles' images measured each Fourier voxel of a box; of very many, every n-th is counted."""
     poses = read_poses(path)
-    found = alpha_from_poses(torch.from_numpy(poses.rotations))
-    least, most = float(found.density.min()), float(found.density.max())
-    print(f"{len(poses)} poses: views are {least:.2g} to {most:.2g} times as dense as evenly spread ones", end="; ")
-    print(f"{float(found.capped.double().mean()):.0%} of the directions count as not measured")
-    return found
-
-
-def noise_of(views: SliceDensity) -> Callable[[Tensor], Tensor]:
-    """α, 1 over the density of views; infinite where there is none, which counts as not measured."""
-    table = attrs.evolve(views.alpha_variance, values=views.density)
-    least = 1 / float(views.alpha_variance.values.max()) if views.capped.any() else 0.0
-
-    def alpha(u: Tensor) -> Tensor:
-        density = table(u)
-        return torch.where(density > least, 1 / density, math.inf)
-
-    return alpha
+    every = math.ceil(len(poses) * len(point_group(group)) / COUNTED)
+    print(f"{len(poses)} poses" + (f", of which one in {every} is counted" if every > 1 else ""))
+    return partial(coverage_from_poses, of_all_copies(poses.rotations[::every], group))
 
 
 def demo(seed: int) -> Measured:
@@ -147,8 +139,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     cone = "of the cones, degrees, 5 to 45 (default 10); wider for small boxes"
     add("--half-angle-deg", "--cone", type=float, default=10.0, help=cone)
-    poses = "STAR file of the particles that the halves are made of: noise by direction as their views are dense"
+    poses = "STAR file of the particles that the halves are made of: noise by how many measured each voxel"
     add("--poses", type=Path, help=poses)
+    add_symmetry_flag(parser)
     add("--kept", type=float, nargs=2, metavar=("MIN", "MAX"), help="tilts in degrees between which noise is low")
     add("--amplitude", type=float, help="of the noise elsewhere over that between them; goes with --kept")
     add("--tilt-axis", choices=("x", "y"), default="y", help="of --kept; the beam is along z (default y)")
@@ -157,6 +150,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         parser.error("--kept and --amplitude go together")
     if args.poses is not None and (args.kept is not None or args.half1 is None):
         parser.error("--poses goes with half maps, and without --kept")
+    if args.sym != "C1" and args.poses is None:
+        parser.error("--sym goes with --poses: it says of which orientations each particle is seen")
     return args
 
 

@@ -13,7 +13,6 @@ import argparse
 import csv
 import signal
 import sys
-import xml.etree.ElementTree as ET
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -23,12 +22,11 @@ import _first  # noqa: F401
 from _command_line import exit_code, named_folder, natural, seed, signals
 from _streams import bar
 
-from cryofm_io import CryoFMError, InputFileError, output_folder
+from cryofm_io import CryoFMError, InputFileError, output_folder, read_emdb_header
 from cryofm_model.data.curation import Curation, curated
 
 COLUMNS = ("id", "resolution", "method", "side", "half_maps", "helical")
 FILES = ("train.csv", "held_out.csv", "refused.csv")
-HELICES = ("helicalArray", "filament")  # states of aggregation
 Entry = dict[str, str]
 
 
@@ -38,42 +36,15 @@ def entry_of(path: Path) -> Entry:
     Raises:
         InputFileError: it is no header of schema 3, or not of a released entry.
     """
-    try:
-        root = ET.parse(path).getroot()
-    except (ET.ParseError, OSError, ValueError) as error:
-        raise InputFileError(f"{path} cannot be read as XML ({error})") from None
-    for element in root.iter():
-        element.tag = element.tag.rpartition("}")[2]  # without a namespace
-    if root.tag != "emd" or "emdb_id" not in root.attrib:
-        raise InputFileError(f"{path} is no EMDB header of schema 3, but <{root.tag}>")
-    status = text(root, "admin/current_status/code")
-    if status not in ("", "REL"):
-        raise InputFileError(f"{path} is of an entry that is not released ({status})")
-    methods = [element.text or "" for element in root.findall("structure_determination_list/*/method")]
-    states = [element.text or "" for element in root.findall("structure_determination_list/*/aggregation_state")]
-    helical = "helical" in methods or any(state in HELICES for state in states)
-    helical = helical or next(root.iter("helical_parameters"), None) is not None
+    header = read_emdb_header(path)
     return {
-        "id": root.attrib["emdb_id"],
-        "resolution": text(root, "structure_determination_list/*/*/final_reconstruction/resolution"),
-        "method": ", ".join(dict.fromkeys(methods)),
-        "side": longest_side(root),
-        "half_maps": "yes" if len(root.findall("interpretation/half_map_list/half_map")) >= 2 else "no",
-        "helical": "yes" if helical else "no",
+        "id": header.id,
+        "resolution": "" if header.resolution is None else f"{header.resolution:g}",
+        "method": ", ".join(header.methods),
+        "side": "" if header.side is None else f"{header.side:g}",
+        "half_maps": "yes" if len(header.half_maps) >= 2 else "no",
+        "helical": "yes" if header.helical else "no",
     }
-
-
-def text(root: ET.Element, path: str) -> str:
-    """Of the first such element; nothing where there is none."""
-    return (root.findtext(path) or "").strip()
-
-
-def longest_side(root: ET.Element) -> str:
-    """Å, by the cell; nothing where it is not told."""
-    try:
-        return f"{max(float(text(root, f'map/cell/{axis}')) for axis in 'abc'):g}"
-    except ValueError:
-        return ""
 
 
 def headers(paths: Sequence[Path]) -> Iterator[Path]:

@@ -2,6 +2,7 @@
 
     python examples/denoise.py half1.mrc half2.mrc --out DIR
     python examples/denoise.py map.mrc --resolution 3.4 --out DIR       (without halves: weaker, and unchecked)
+    python examples/denoise.py EMD-1234 --out DIR                       (an entry of the EMDB, as downloaded)
 
 The noise is measured on the halves, by frequency and direction; so are their scale and their envelope, and the map
 comes out sharp (``--keep-envelope`` leaves it as blurred as the data). What is finer than the prior knows is kept, as
@@ -105,7 +106,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
             half1,
             half2,
             observe=local,  # None: the map plus noise that depends on direction, if it does
-            b_factor=grid.known_b_factor(args.b_factor),
+            b_factor=args.b_factor,
             callback=progress,
             **how,
         )

@@ -11,11 +11,13 @@ right first.
 import argparse
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import _first  # noqa: F401
 import torch
 from _command_line import by, exit_code, in_tiles
+from _maps import Measured, fitting_prior
 
 from cryofm_io import CryoFMError, DensityMap, GridTransform, MapWarning, check_half_maps, fsc, inspect_map
 from cryofm_model import load_prior
@@ -37,6 +39,7 @@ def halves(one: DensityMap, two: DensityMap) -> list[str]:
     return [str(warning.message) for warning in caught]
 
 
+<<<<<<< HEAD
 def plan(density: DensityMap, prior: str) -> None:
     """Say what denoise.py would do."""
     network = load_prior(prior)
@@ -44,6 +47,19 @@ def plan(density: DensityMap, prior: str) -> None:
     tiled = in_tiles(network, target, "fp32")
     memory = check_memory(target, tiled, device=torch.device("cpu"), own=density.shape)
     print(f"{'denoise.py':10} a grid of {by(target)} voxels of {network.voxel_size:g} Å, {memory} of memory")
+=======
+def plan(maps: Sequence[DensityMap], prior: str) -> list[str]:
+    """Say what denoise.py would do; why it would not."""
+    try:
+        network = fitting_prior(prior, load_prior(prior), Measured(tuple(maps)))
+        target = GridTransform.of(maps[0], network.voxel_size).target
+        tile = in_tiles(network, target, "fp32").tile
+        memory = check_memory(target, tile=tile, device=torch.device("cpu"), own=maps[0].shape)
+    except ValueError as error:
+        return [f"denoise.py: {error}"]
+    print(f"{'denoise.py':10} a grid of {by(target)} voxels of {network.voxel_size:.3g} Å, {memory} of memory")
+    return []
+>>>>>>> f6b62df6c522aa85f263577828d5aff44f2b5b31
 
 
 def run(args: argparse.Namespace) -> int:
@@ -55,12 +71,13 @@ def run(args: argparse.Namespace) -> int:
         seen = inspect_map(path, voxel_size=args.voxel_size)
         for name, said in seen.found.items():
             print(f"{name:10} {said}")
-        trouble += [f"{path}: {what}" for what in seen.trouble]
+        trouble += [what if what.startswith(f"{path}: ") else f"{path}: {what}" for what in seen.trouble]
         maps += [seen.map] if seen.map is not None else []
     if len(args.files) == len(maps) == 2:
         trouble += halves(*maps)
     if maps:
-        plan(maps[0], args.prior)
+        pair = len(maps) == 2 and maps[0].shape == maps[1].shape
+        trouble += plan(maps if pair else maps[:1], args.prior)
     for what in trouble:
         print(f"trouble: {what}")
     return 1 if trouble else 0

@@ -49,6 +49,7 @@ DEMO_RESOLUTIONS, DEMO_NOISES = (4.0, 8.0), (0.01, 0.05)  # Å; of the brightest
 
 def run(args: argparse.Namespace, folder: Path) -> None:
     """The whole job."""
+    args.precision = args.precision or "fp32"  # a log-density is the sum of a million small terms
     prior = chosen_prior(args)
     device, needs = device_of(prior), []
     for path in args.maps or [DEMO_MAP]:

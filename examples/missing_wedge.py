@@ -1,11 +1,16 @@
 """Fill the missing wedge of a tomogram or of an average of subtomograms.
 
     python examples/missing_wedge.py map.mrc --tilt-min -60 --tilt-max 60 --out DIR
+    python examples/missing_wedge.py half1.mrc --half2 half2.mrc --poses particles.star --out DIR
 
 What was measured is taken as free of noise and kept as it is. With the other half map, ``--half2``, its noise is
 estimated where something was measured, and denoised as the wedge is filled. Protein must be positive (tomograms often
 show it dark: invert them first). Tilts that are not those of the map, whose wedge has edges, are told: the result is
 then not to be trusted (status 3).
+
+An average of subtomograms has no plain wedge: the particles lay in their tomograms in many ways. ``--poses``, their
+STAR file, tells how many of them measured each voxel of Fourier space, and so how much noise is left there. The limits
+of the tilts are --tilt-min and --tilt-max, or those in the file's columns cryofmTiltMin and cryofmTiltMax.
 
 Without a map it restores the example in examples/data: EMD-3488 without what tilts beyond ±60° would measure. What is
 in the wedge then is the prior's word alone, and the result for looking and for building models only.
@@ -25,11 +30,14 @@ from _command_line import (
     add_envelope_flags,
     add_flags,
     add_map_flags,
+    add_symmetry_flag,
     checkpoint,
     chosen_prior,
     chosen_sampler,
     exit_code,
     in_tiles,
+    of_all_copies,
+    point_group,
     progress_bar,
     provenance,
     run_script,
@@ -37,12 +45,16 @@ from _command_line import (
 )
 from _maps import DEMO_MAP, Measured, PriorGrid, check_room, demo_map, fitting_prior, read_half_maps, read_one_map
 from _results import result_names, write_half_map_results, write_results
+from torch import Tensor
 
-from cryofm_ops import MissingWedge
+from cryofm_io import read_subtomogram_poses
+from cryofm_ops import MissingWedge, coverage_from_tilts
 from cryofm_sampling import (
+    FourierModel,
     Guided,
     RestoredHalfMaps,
     RestoredMap,
+    coverage_model,
     everyone,
     is_first,
     restore_half_maps,
@@ -54,6 +66,7 @@ from cryofm_sampling import (
 def run(args: argparse.Namespace, folder: Path) -> RestoredMap:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
     tilts = MissingWedge(args.tilt_min, args.tilt_max, args.tilt_axis)
+    counted = None if args.poses is None else coverage_of(args.poses, tilts, args.sym)
     prior = chosen_prior(args)
     sampler = chosen_sampler(args, prior, noiseless=args.half2 is None)
     check_room(args, args.half1 or DEMO_MAP, prior, names(args), gradients=isinstance(sampler, Guided))
@@ -66,7 +79,13 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredMap:
     restored: Callable[..., RestoredMap] = partial(restore_missing_wedge, tiled, first, tilts)
     if other:
         [second] = other
-        noisy = wedge_model(grid.forward(first), grid.forward(second), tilts, band=grid.band)
+        one, two = grid.forward(first), grid.forward(second)
+        if counted is None:
+            noisy = wedge_model(one, two, tilts, band=grid.band)
+        else:
+            noisy = coverage_model(one, two, counted, band=grid.band)
+            least, most, none = noisy.record.values()
+            print(f"every direction was measured by {least:g} to {most:g} of them; {none:.1%} of Fourier space by none")
         restored = partial(
             restore_half_maps,
             tiled,
@@ -74,7 +93,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredMap:
             second,
             observe=noisy,
             voxel_size=grid.like.voxel_size,
-            b_factor=grid.known_b_factor(args.b_factor),
+            b_factor=args.b_factor,
         )
     with progress_bar() as progress:
         result = restored(
@@ -90,6 +109,8 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredMap:
         )
     if is_first():
         record = provenance(args, *([] if args.half1 else [DEMO_MAP]))
+        if counted is not None and isinstance(result, RestoredHalfMaps) and isinstance(result.model, FourierModel):
+            record |= {"particles": result.model.record}
         if isinstance(result, RestoredHalfMaps):
             write_half_map_results(folder, result, given, grid, record)
         else:
@@ -108,6 +129,19 @@ def measured(args: argparse.Namespace, tilts: MissingWedge) -> Measured:
     return Measured((attrs.evolve(truth, data=tilts(torch.from_numpy(truth.data)).numpy()),), truth=truth)
 
 
+def coverage_of(path: Path, tilts: MissingWedge, group: str) -> Callable[[tuple[int, int, int]], Tensor]:
+    """How many particles measured each voxel of a box; at the tilts told, where the file has none."""
+    poses = read_subtomogram_poses(path)
+    print(f"{len(poses)} particles in {path.name}", end=": ")
+    if poses.tilts_deg is None:
+        print(f"all tilted from {tilts.tilt_min:g} to {tilts.tilt_max:g} degrees, as told")
+        each: MissingWedge | list[MissingWedge] = tilts
+    else:
+        print("tilted as its columns cryofmTiltMin and cryofmTiltMax tell")
+        each = [MissingWedge(low, high, tilts.tilt_axis) for low, high in poses.tilts_deg] * len(point_group(group))
+    return partial(coverage_from_tilts, of_all_copies(poses.rotations, group), each)
+
+
 def names(args: argparse.Namespace) -> list[str]:
     """Of the results."""
     return result_names(args.samples, halves=args.halves, linear=args.half2 is not None)
@@ -121,6 +155,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--half2", type=Path, help="the other raw half map, on the same grid, where map is one of two halves")
     add("--tilt-min", type=float, default=-60.0, help="in degrees (default -60)")
     add("--tilt-max", type=float, default=60.0, help="in degrees (default 60)")
+    poses = "STAR file of the particles that two half maps are averages of: what each voxel was measured by"
+    add("--poses", type=Path, help=poses)
+    add_symmetry_flag(parser)
     add("--tilt-axis", choices=("x", "y"), default="y", help="the beam is along z (default y)")
     add_map_flags(parser, "map")
     add_envelope_flags(parser)
@@ -131,6 +168,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     args = parser.parse_args(with_plain_numbers(arguments))
     if args.half1 is None and args.half2 is not None:
         parser.error("give the first half map as well")
+    if args.half2 is None and args.poses is not None:
+        parser.error("--poses goes with half maps: give the other one as --half2")
+    if args.sym != "C1" and args.poses is None:
+        parser.error("--sym goes with --poses: it says of which orientations each particle is seen")
     if args.half2 is None and (args.b_factor is not None or args.keep_envelope or args.halves):
         parser.error("--b-factor, --keep-envelope and --halves go with --half2")
     if args.steps is not None and args.steps < 2:

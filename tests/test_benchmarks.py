@@ -13,7 +13,7 @@ import torch
 
 from cryofm_io import DensityMap, fsc, write_map
 from cryofm_model import ConditionalPrior, Prior, UNet, UNetConfig, load_prior, save_prior
-from cryofm_ops import ObservationError
+from cryofm_ops import ObservationError, coverage_from_poses
 from cryofm_sampling import Guided
 
 pytest.importorskip("tqdm")
@@ -295,6 +295,32 @@ def test_algorithm_3_has_its_rows(maps, small_prior, monkeypatch):
     assert {row["fsc05"] for row in rows} == {round(2 * problem.voxel_size, 2)}  # of the truth with itself
 
 
+def test_averages_of_subtomograms_are_what_their_particles_measured(run, maps, tmp_path, monkeypatch):
+    averages = load("subtomograms")
+    monkeypatch.setattr(averages, "BOX", (32, 32, 32))
+    truth, generator = torch.from_numpy(density(0)), torch.Generator().manual_seed(0)
+    one = averages.average(truth, torch.eye(3, dtype=torch.float64)[None], 0.0, generator)
+    torch.testing.assert_close(one, averages.WEDGE(truth), rtol=0, atol=2e-3)
+    assert (averages.poses(20, 25, generator)[:, 2, 2] > math.cos(math.radians(25))).all()
+    line = (maps / "one.mrc", "--particles", 6, "--normal", 25, "--out", tmp_path / "t.csv")
+    run(averages, *line)
+    lines = lines_of(tmp_path / "t.csv")
+    assert [row["kind"] for row in lines] == 2 * list(averages.KINDS)
+    assert {key: lines[1][key] for key in averages.SCORES} == {key: lines[6][key] for key in averages.SCORES}
+    assert float(lines[1]["error"]) < float(lines[0]["error"])
+
+
+def test_planes_of_preferred_views_are_those_that_are_counted(run, maps, tmp_path, monkeypatch):
+    preferred = load("views")
+    monkeypatch.setattr(preferred, "BOX", (32, 32, 32))
+    rotations = preferred.views(30, 40, torch.Generator().manual_seed(0))
+    shares, _ = preferred.inserted(rotations, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(shares, coverage_from_poses(rotations, 32))
+    run(preferred, maps / "one.mrc", "--views", 60, "--within", 40, "--out", tmp_path / "t.csv")
+    lines = lines_of(tmp_path / "t.csv")
+    assert [row["kind"] for row in lines] == 2 * list(preferred.KINDS)
+
+
 def test_a_conditional_prior_has_all_its_kinds(run, small_prior, maps, tmp_path, monkeypatch):
     conditional, path = load("conditional"), tmp_path / "conditional.safetensors"
     monkeypatch.setattr(conditional, "BOX", (32, 32, 32))
@@ -305,12 +331,15 @@ def test_a_conditional_prior_has_all_its_kinds(run, small_prior, maps, tmp_path,
     prior = ConditionalPrior(network, given.normalization, 1.5, 32).with_statistics(SimpleNamespace(**statistics))
     save_prior(prior, path)
     line = (maps / "one.mrc", "--conditional", path, "--rows", "spectral 4.3A", "--out", tmp_path / "t.csv")
+    line = (*line, "--pictures", tmp_path)
     run(conditional, *line)
     lines = lines_of(tmp_path / "t.csv")
     assert [row["kind"] for row in lines] == 2 * list(conditional.KINDS)
     assert [int(row["evaluations"]) for row in lines[:8]] == [0, 0, 8, 8, 1, 8, 16, 8]
     assert lines[8]["map"] == "mean of 1"
     assert [row["auc"] for row in lines[8:]] == [row["auc"] for row in lines[:8]]
+
+    assert (tmp_path / "one_spectral_4.3A.png").stat().st_size > 10_000
 
     # The linear filter is told nothing of the truth, and is better than what it filters.
     truth = torch.from_numpy(protocol.crop(conditional.clean(maps / "one.mrc", 1.5), 32))
@@ -388,3 +417,29 @@ def test_a_denoiser_of_the_flow_is_that_of_its_noise(small_prior):
     s = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(0))
     for tau in (0.1, 1.0, 5.0):
         torch.testing.assert_close(problem.denoised(s, tau), 3 / (3 + tau**2) * s, rtol=1e-4, atol=1e-5)
+
+
+def test_relion_is_run_once_and_said_to_be_missing(run, tmp_path, monkeypatch):
+    relion = load("relion")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SystemExit, match=r"relion_refine_mpi.*nothing was run"):
+        run(relion, "model.cif", "--work", tmp_path, "--out", tmp_path / "r.csv", prior=None)
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook" / "seconds").write_text("12.5\n")
+    assert relion.refine(tmp_path, "hook", None, 90.0, 0, SimpleNamespace()) == 12.5
+    (tmp_path / "hook" / "seconds").unlink()
+    args = SimpleNamespace(iterations=3, healpix_order=3, start=5.0)
+    with pytest.raises(FileNotFoundError):  # as RELION is not there
+        relion.refine(tmp_path, "hook", None, 90.0, 0, args)
+    assert not (tmp_path / "hook" / "seconds").exists()
+
+
+def test_masks_for_relions_references():
+    relion = load("relion")
+    truth = density(0, 24)
+    sphere, tight = relion.masks(DensityMap(truth, 2.0))
+    assert sphere[12, 12, 12] == tight[truth > 0.5].min() == 1
+    assert sphere[0].max() == 0
+    assert tight.mean() < sphere.mean()
+    diameter = relion.extent(truth, 2.0)
+    assert 24 < diameter <= 44

@@ -540,3 +540,28 @@ def test_the_weighted_map_loses_what_the_halves_do_not_share(run, half_maps, tmp
 
 def map_frequencies(map):
     return [np.fft.fftfreq(n, map.voxel_size) for n in map.shape]
+
+
+def test_the_folder_of_an_emdb_entry(half_maps, tmp_path, capsys):
+    import denoise
+
+    from cryofm_io import InputFileError
+
+    folder = tmp_path / "EMD-1"
+    folder.mkdir()
+    for k, half in enumerate(half_maps, 1):
+        (folder / f"emd_1_half_map_{k}.map").write_bytes(half.read_bytes())
+    args = denoise.parse([str(folder), "--out", "o"])
+    assert (args.half1.name, args.half2.name) == ("emd_1_half_map_1.map", "emd_1_half_map_2.map")
+    assert f"{folder}: {args.half1}, {args.half2}" in capsys.readouterr().out
+    args.half2.rename(folder / "emd_1.map")
+    args.half1.unlink()
+    with pytest.raises(InputFileError, match="no map with a header that tells its resolution"):
+        denoise.parse([str(folder), "--out", "o"])
+    with (folder / "emd-1.xml").open("w") as file:
+        file.write(
+            "<emd emdb_id='EMD-1'><structure_determination_list><a><b><final_reconstruction><resolution>4.5"
+            "</resolution></final_reconstruction></b></a></structure_determination_list></emd>"
+        )
+    assert denoise.parse([str(folder), "--out", "o"]).resolution == 4.5
+    assert denoise.parse([str(folder), "--out", "o", "--resolution", "5"]).resolution == 5

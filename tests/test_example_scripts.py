@@ -13,7 +13,16 @@ import torch
 
 from cryofm_io import DensityMap, ImageCtf, ImageStack, Poses, fsc, read_map, to_grid, write_map, write_poses
 from cryofm_model import Prior, load_prior, save_prior
-from cryofm_ops import CTF, AnisotropicNoise, FourierProjector, MissingWedge, random_rotations, wedge_alpha
+from cryofm_ops import (
+    CTF,
+    AnisotropicNoise,
+    CoverageNoise,
+    FourierProjector,
+    MissingWedge,
+    coverage_from_tilts,
+    random_rotations,
+    wedge_alpha,
+)
 from cryofm_sampling import Checkpoint, Rescaled
 from cryofm_sampling.samplers import flow
 
@@ -117,22 +126,20 @@ def test_anisotropic_takes_the_views_of_the_particles(run, directional_halves, t
     star = tilted_views(tmp_path, 15)
     line = (*directional_halves, "--scale", 1, "--b-factor", 0, "--steps", 2)
     assert run(anisotropic, *line, "--poses", star) == 0
-    assert "400 poses: views are" in capsys.readouterr().out
+    assert "400 poses\nfrequencies were measured by 0 to" in capsys.readouterr().out
     assert record(tmp_path)["not_measured"] > 0.1
     assert str(star) in record(tmp_path)["inputs_sha256"]
 
 
 def test_views_tell_the_noise_better_than_cones(tmp_path):
     # Halves of a box of 32³ with noise as strong as slices, inserted by the nearest voxel, are sparse.
-    n, views = 32, anisotropic.density_of_views(star := tilted_views(tmp_path, 25))
+    n, counted = 32, anisotropic.counted(star := tilted_views(tmp_path, 25))
     i = torch.arange(-n, n + 1, dtype=torch.float64)
     plane = torch.stack([*torch.meshgrid(i, i, indexing="ij"), torch.zeros(len(i), len(i))], -1).flatten(0, 1)
     points = torch.from_numpy(anisotropic.read_poses(star).rotations).mT @ plane[plane.norm(dim=1) < n].T
     k = points.mT.round().long().flatten(0, 1)
     k = k[(k.abs() < n // 2).all(1)] % n
     count = torch.bincount((k[:, 2] * n + k[:, 1]) * n + k[:, 0], minlength=n**3).reshape(n, n, n).double()
-    count = count.roll((16, 16, 16), (0, 1, 2))[None]
-    count = torch.nn.functional.avg_pool3d(count, 3, 1, 1)[0].roll((16, 16, 16), (0, 1, 2))
     seen = count > 0.02 * count.max() / n
     std = torch.where(seen, count.clamp(min=1e-9) ** -0.5, 0)
     generator = torch.Generator().manual_seed(0)
@@ -144,12 +151,35 @@ def test_views_tell_the_noise_better_than_cones(tmp_path):
     ring = (seen & (radius > 4) & (radius < 14))[..., : n // 2 + 1]
     errors = []
     for model in (
-        anisotropic.directional_model(one, two, anisotropic.noise_of(views)),
+        anisotropic.coverage_model(one, two, counted),
         anisotropic.directional_model(one, two, half_angle_deg=10),
     ):
         found, _ = model.noise_on((n, n, n))
         errors.append((found / std[..., : n // 2 + 1] ** 2).log()[ring].abs().median())
     assert errors[0] < 0.7 * errors[1]
+
+
+def test_of_many_views_some_are_counted(tmp_path, monkeypatch, capsys):
+    star = tilted_views(tmp_path, 25)
+    whole = anisotropic.counted(star)((16, 16, 16))
+    monkeypatch.setattr(anisotropic, "COUNTED", 200)
+    half = anisotropic.counted(star)((16, 16, 16))
+    assert "400 poses, of which one in 2 is counted" in capsys.readouterr().out
+    assert float(half.sum()) == pytest.approx(float(whole.sum()) / 2, rel=1e-2)
+
+
+def test_symmetric_particles_are_seen_from_every_side_that_is_equal(tmp_path):
+    """A C4 particle that lies along x is as good as four without symmetry, along x, y, −x and −y."""
+    angles = np.array([[rot, 90.0, 25.0] for rot in (0, 90, 180, 270)])
+    one = subtomograms(tmp_path / "one.star", angles[:1])
+    four = subtomograms(tmp_path / "four.star", angles)
+    found, expected = (anisotropic.counted(*told)((9, 9, 9)) for told in ((one, "C4"), (four,)))
+    torch.testing.assert_close(found, expected)
+    tilts = MissingWedge(-40, 50)
+    found, expected = (
+        missing_wedge.coverage_of(*told)((9, 9, 9)) for told in ((one, tilts, "C4"), (four, tilts, "C1"))
+    )
+    assert torch.equal(found, expected)
 
 
 def test_anisotropic_example_has_the_paper_s_auc():
@@ -224,6 +254,46 @@ def test_missing_wedge_of_two_noisy_halves(run, blobs, save, tmp_path):
     assert record(tmp_path)["drawing"]["first"]["iterations"] == 2  # samples begin with the gap filled
     power = np.array(record(tmp_path)["noise_power_of_one_half_where_measured"])
     assert np.median(power) == pytest.approx(0.01, rel=0.15)  # of the part that has any, not of whole shells
+
+
+def subtomograms(path, angles, tilts=None):
+    """A STAR file of particles as RELION 3 lists them."""
+    names = ["rlnImageName", "rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"]
+    names += [] if tilts is None else ["cryofmTiltMin", "cryofmTiltMax"]
+    rows = np.column_stack([angles, *([] if tilts is None else [tilts])])
+    lines = [f"sub{i}.mrc " + " ".join(f"{value:.4f}" for value in row) for i, row in enumerate(rows)]
+    path.write_text("\n".join(["data_particles", "loop_", *(f"_{name}" for name in names), *lines, ""]))
+    return path
+
+
+def test_missing_wedge_of_an_average_takes_the_particles(run, blobs, save, tmp_path, capsys):
+    rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+    angles = np.column_stack([rng.uniform(-180, 180, 40), rng.uniform(0, 40, 40), rng.uniform(-180, 180, 40)])
+    tilts = [(-60, 60), (-40, 50)] * 20
+    rotations = torch.from_numpy(Poses.from_angles(angles, np.zeros((40, 2))).rotations)
+    coverage = coverage_from_tilts(rotations, [MissingWedge(*each) for each in tilts], (24, 24, 24))
+    noise = CoverageNoise(torch.full((2,), 0.5), coverage, (24, 24, 24))
+    truth = torch.from_numpy(blobs.data)
+    halves = [noise.measured(noise.sample(truth, generator=generator)) for _ in range(2)]
+    one, two = (save(f"half{i}.mrc", x.numpy()) for i, x in enumerate(halves, 1))
+    star = subtomograms(tmp_path / "particles.star", angles, tilts)
+    line = (missing_wedge, one, "--half2", two, "--steps", 2, "--scale", 1, "--b-factor", 0)
+    assert run(*line, "--poses", star) == 0
+    said = capsys.readouterr()
+    assert "40 particles in particles.star: tilted as its columns cryofmTiltMin and cryofmTiltMax tell" in said.out
+    assert f"was measured by {coverage.min():g} to 40 of them" in said.out
+    assert "poses" not in said.err
+    assert record(tmp_path)["particles"]["most"] == 40
+
+    # Of particles that were turned the other way, or others altogether.
+    wrong = subtomograms(tmp_path / "wrong.star", angles + np.array([0, 90, 0]))
+    assert run(*line, "--poses", wrong, "--tilt-min", -50, "--overwrite") == 0
+    said = capsys.readouterr()
+    assert "all tilted from -50 to 60 degrees, as told" in said.out
+    assert "poses" in said.err
+    with pytest.raises(SystemExit):
+        run(missing_wedge, one, "--poses", star)
+    assert "--poses goes with half maps" in capsys.readouterr().err
 
 
 def test_missing_wedge_says_how_much_of_the_wedge_is_right(run, blobs, tmp_path, monkeypatch, capsys):

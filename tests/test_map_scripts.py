@@ -8,7 +8,7 @@ import attrs
 import numpy as np
 import pytest
 
-from cryofm_io import fsc, read_map, write_map
+from cryofm_io import DensityMap, fsc, read_map, write_map
 
 script = pytest.importorskip("_command_line")
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -42,6 +42,27 @@ def test_inspect_map_finds_trouble(call, half_maps, tmp_path, capsys):
     (tmp_path / "bad.mrc").write_text("no map")
     assert call("inspect_map", tmp_path / "bad.mrc") == 1
     assert "bad.mrc" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("width", "said"), [(5, "prior cryofm-tiny-particles"), (1, "trouble: denoise.py: no bundled")]
+)
+def test_inspect_map_takes_the_prior_that_denoise_takes(call, tmp_path, capsys, width, said):
+    z, y, x = np.ogrid[-16:16, -16:16, -16:16]
+    density = np.exp(-(z**2 + y**2 + x**2) / (2 * width**2))
+    density += np.random.default_rng(0).normal(size=density.shape) / 50
+    write_map(tmp_path / "coarse.mrc", DensityMap(density, 12.0))
+    assert call("inspect_map", tmp_path / "coarse.mrc") == (width == 1)
+    found = capsys.readouterr().out
+    assert said in found
+    assert ("a grid of 32 × 32 × 32 voxels of 12 Å, " in found) == (width == 5)  # not of the other prior's voxels
+
+
+def test_a_voxel_size_that_may_be_missing_is_told_once(call, half_maps, tmp_path, capsys):
+    write_map(tmp_path / "one.mrc", attrs.evolve(read_map(half_maps[0]), voxel_size=1.0))
+    assert call("inspect_map", tmp_path / "one.mrc") == 1
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("trouble")]
+    assert line.count("one.mrc") == 1
 
 
 def test_fsc_of_halves(call, half_maps, tmp_path, capsys):

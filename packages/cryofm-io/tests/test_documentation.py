@@ -11,15 +11,15 @@ import pytest
 
 import cryofm_io
 
-MODULES = [f"cryofm_io.{info.name}" for info in pkgutil.iter_modules(cryofm_io.__path__)]
+MODULES = [info.name for info in pkgutil.walk_packages(cryofm_io.__path__, "cryofm_io.")]
 README = Path(__file__).parents[1] / "README.md"
-EXTRAS = {"cryofm_io.plots": "matplotlib", "cryofm_io.simulate": "gemmi", "cryofm_io.model_map": "gemmi"}
+EXTRAS = {"plots": "matplotlib", "simulate": "gemmi", "model_map": "gemmi", "report": "jinja2"}
 
 
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings(name, tmp_path, monkeypatch):
-    if name in EXTRAS:
-        pytest.importorskip(EXTRAS[name])
+    if extra := EXTRAS.get(name.split(".")[1]):
+        pytest.importorskip(extra)
     monkeypatch.chdir(tmp_path)  # examples write files
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     assert doctest.testmod(importlib.import_module(name), optionflags=flags).failed == 0

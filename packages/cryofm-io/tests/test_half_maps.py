@@ -82,6 +82,18 @@ def test_masked_and_filtered_halves(halves, function, message):
     check_half_maps(*masked, allow_masked=True)
 
 
+def without_a_cone(data, half_angle_deg):
+    """Nothing of the directions near the axis z, as views around it leave."""
+    z, y, x = np.meshgrid(*(np.fft.fftfreq(n) for n in data.shape), indexing="ij")
+    seen = np.hypot(x, y) >= np.tan(np.radians(half_angle_deg)) * np.abs(z)
+    return np.fft.ifftn(np.fft.fftn(data) * seen).real
+
+
+@pytest.mark.parametrize("half_angle_deg", [10, 20, 40])
+def test_halves_of_preferred_views_are_not_filtered(halves, half_angle_deg):
+    check_half_maps(*changed(halves, lambda x: without_a_cone(x, half_angle_deg)))
+
+
 @pytest.mark.parametrize("grey_levels", [1, 2, 5])  # a standard deviation
 def test_halves_of_few_grey_levels_are_not_masked(halves, grey_levels):
     check_half_maps(*changed(halves, lambda x: np.clip(np.round(grey_levels * x), -128, 127)))

@@ -11,9 +11,11 @@ from cryofm_io import (
     GeometryError,
     ImageCtf,
     ImageStack,
+    InputFileError,
     OutputExistsError,
     Poses,
     read_images,
+    read_subtomogram_poses,
     write_poses,
 )
 
@@ -129,3 +131,44 @@ def test_refusals(stack, tmp_path):
         write_poses("b.star", stack, Poses(poses.rotations[:2], poses.shifts[:2]))
     with pytest.raises(CryoFMError, match="no names"):
         write_poses("b.star", ImageStack(stack.data, 1.5), poses)
+
+
+def star(path, columns, rows, optics=""):
+    path.write_text("\n".join([optics, "data_particles", "loop_", *(f"_{name}" for name in columns), *rows, ""]))
+    return path
+
+
+PARTICLE, BOX = (10.0, 20.0, 30.0), (-40.0, 50.0, 60.0)
+ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
+TILTS = ("cryofmTiltMin", "cryofmTiltMax")
+
+
+def test_subtomograms_are_turned_by_their_own_angles_and_then_by_those_of_their_box(tmp_path):
+    own, box = (Poses.from_angles([angles], [[0, 0]]).rotations[0] for angles in (PARTICLE, BOX))
+    plain = star(tmp_path / "3.star", ("rlnImageName", *ANGLES), ["1.mrc 10 20 30"])
+    read = read_subtomogram_poses(plain)
+    np.testing.assert_allclose(read.rotations, [own], atol=1e-12)
+    assert (len(read), read.tilts_deg) == (1, None)
+    columns = ("rlnTomoName", *ANGLES, "rlnTomoSubtomogramRot", "rlnTomoSubtomogramTilt", "rlnTomoSubtomogramPsi")
+    optics = "data_optics\nloop_\n_rlnOpticsGroup\n_cryofmTiltMin\n_cryofmTiltMax\n1 -60 60\n2 -51 40\n"
+    rows = [f"T{group} 10 20 30 -40 50 60 {group}" for group in (2, 1)]
+    read = read_subtomogram_poses(star(tmp_path / "5.star", (*columns, "rlnOpticsGroup"), rows, optics))
+    np.testing.assert_allclose(read.rotations, [box @ own] * 2, atol=1e-12)
+    np.testing.assert_array_equal(read.tilts_deg, [[-51, 40], [-60, 60]])
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "message"),
+    [
+        (("rlnImageName", *ANGLES), "1@stack.mrcs 0 0 0", "lists images of single particles"),
+        (("rlnImageName", "rlnAngleRot", "rlnAnglePsi"), "1.mrc 0 0", "rlnAngleTilt not; add them"),
+        (("rlnImageName",), "1.mrc", "no table lists particles and their angles"),
+        (("rlnImageName", *ANGLES, "cryofmTiltMin"), "1.mrc 0 0 0 -60", "cryofmTiltMax not; add them"),
+        (("rlnImageName", *ANGLES, *TILTS), "1.mrc 0 0 0 60 -60", "tilts from 60 to -60 in row 1 .*1.mrc"),
+        (("rlnImageName", *ANGLES, *TILTS), "1.mrc 0 0 0 -60 nan", "cryofmTiltMax is nan in row 1"),
+        (("rlnImageName", *ANGLES), "1.mrc 0 x 0", "no number in row 1"),
+    ],
+)
+def test_subtomograms_whose_poses_cannot_be_known_are_refused(tmp_path, columns, row, message):
+    with pytest.raises(InputFileError, match=message):
+        read_subtomogram_poses(star(tmp_path / "particles.star", columns, [row]))

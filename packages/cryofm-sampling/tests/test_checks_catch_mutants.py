@@ -286,6 +286,11 @@ def test_samplers(kind, name, words):
         check_sampler(kind(), samples=False)
 
 
+def test_there_are_enough_mutants():
+    assert len(PRIORS) >= 10
+    assert len(SAMPLERS) >= 10
+
+
 def test_a_right_sampler_passes_and_expected_failures_are_told():
     passed = check_sampler(Mute(), samples=False, expected_failures={"check_run": "it has no callback"})
     assert passed == ("check_dtype", "check_batching", "check_mean")

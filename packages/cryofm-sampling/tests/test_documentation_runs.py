@@ -12,7 +12,7 @@ import torch
 import cryofm_sampling
 
 README = Path(__file__).parents[1] / "README.md"
-MODULES = ["cryofm_sampling", *(m.name for m in pkgutil.iter_modules(cryofm_sampling.__path__, "cryofm_sampling."))]
+MODULES = ["cryofm_sampling", *(m.name for m in pkgutil.walk_packages(cryofm_sampling.__path__, "cryofm_sampling."))]
 
 
 @pytest.fixture(autouse=True)

@@ -6,14 +6,17 @@ import pytest
 import torch
 
 from cryofm_ops import (
+    CoverageNoise,
     FourierMask,
     GridMismatchError,
     Identity,
     MissingWedge,
     WhiteNoise,
+    coverage_from_tilts,
     fourier_filter,
     gaussian_likelihood,
     radial,
+    random_rotations,
 )
 from cryofm_sampling import (
     CapabilityError,
@@ -22,11 +25,13 @@ from cryofm_sampling import (
     PlugAndPlay,
     Rescaled,
     SettingError,
+    coverage_model,
     directional_model,
     restore_half_maps,
     restore_map,
     restore_missing_wedge,
     stationary_model,
+    summarise,
     wedge_model,
 )
 from cryofm_sampling.half_maps._fsc import correlation
@@ -77,9 +82,24 @@ def test_the_result_is_better_than_the_halves_and_says_what_it_is(prior):
     assert result.scale.normalization.scale == SCALE
     assert result.nfe == result.settings["iterations"] == 8
     assert result.sampling["algorithm"] == "PosteriorFlow"
-    total = 3 * 8 + 2 * 25
+    total = 3 * 8 + (2 + 1) * 25  # a sample of one half alone tells whether they are wide enough
     assert told[-1] == ("restoring", total, total)
     assert [done for _, done, _ in told] == list(range(1, total + 1))
+
+
+def test_samples_are_as_far_from_the_map_as_the_truth_whatever_the_prior_thinks_of_itself(prior):
+    truth, one, two = made()
+    too_sure = Rescaled(GaussianPrior(POWER / 4, SHAPE), SimpleNamespace(mean=0.0, std=1.0))
+    wide, widened = (
+        restore_half_maps(prior, one, two, generator=seeded(1), scale=SCALE, samples=8) for prior in (prior, too_sure)
+    )
+    assert wide.widening == pytest.approx(1, abs=0.15)
+    assert widened.widening > 1.15
+    for result in (wide, widened):
+        summary = summarise(torch.stack(result.samples))
+        far = (truth - truth.mean() - summary.mean).abs() / summary.std / (1 + 1 / 8) ** 0.5
+        inside = far < 1.4149  # 80 % of Student's t with 7 degrees of freedom
+        assert 0.74 < float(inside.float().mean()) < 0.86
 
 
 def test_scale_and_envelope_are_found_where_they_are_not_given(prior):
@@ -95,6 +115,15 @@ def test_scale_and_envelope_are_found_where_they_are_not_given(prior):
     assert known.b_factor == result.b_factor
     scales = known.scale.normalization.scale, result.scale.normalization.scale
     assert scales[0] == pytest.approx(scales[1], rel=0.1)  # sought in the same way
+
+
+@pytest.mark.parametrize("told", [None, 0.0])
+def test_coarse_halves_have_no_envelope_and_their_scale_is_not_that_of_sharp_proteins(prior, told):
+    _, one, two = made()
+    coarse = restore_half_maps(prior, one, two, generator=seeded(1), voxel_size=12.0, b_factor=told)
+    unitless = restore_half_maps(prior, one, two, generator=seeded(1))
+    assert coarse.b_factor == 0
+    assert coarse.scale.trials == unitless.scale.trials  # by cross-validation alone, whatever B is told
 
 
 def test_the_same_seed_gives_the_same_bits_and_the_generator_goes_on(prior):
@@ -202,6 +231,70 @@ def test_a_wedge_with_halves_and_without(prior):
     assert 0.2 < power < 5  # most of it in a few coefficients
 
 
+def near_the_beam(count, generator):
+    """Rotations of particles that lie within 45° of one way up, such as in a membrane."""
+    rotations = random_rotations(10 * count, generator=generator)
+    return rotations[rotations[:, 2, 2] > 0.7][:count]
+
+
+def averages(rotations, tilts, sigma=2.0, seed=0):
+    """A truth that the prior knows, and the half maps that subtomograms of these poses average to."""
+    truth, _, _ = made(seed=seed)
+    coverage = coverage_from_tilts(rotations, tilts, SHAPE)
+    noise = CoverageNoise(torch.full((2,), sigma**2), coverage / 2, SHAPE, least=0.5)  # half of them each
+    return truth, *(noise.measured(noise.sample(truth, generator=seeded(seed + i))) for i in (1, 2))
+
+
+def test_one_particle_is_a_tilt_series():
+    tilts = MissingWedge(-60, 60)
+    one, two = (tilts(half) for half in made()[1:])
+    plain = wedge_model(one, two, tilts)
+    model = coverage_model(one, two, lambda shape: coverage_from_tilts(torch.eye(3)[None], tilts, shape))
+    assert (model.doubts, plain.doubts) == ((), ())
+    for name in ("noise_power", "signal_power"):
+        torch.testing.assert_close(getattr(model, name), getattr(plain, name), check_dtype=False)
+    torch.testing.assert_close(model.missing.transfer(SHAPE), plain.missing.transfer(SHAPE), check_dtype=False)
+    for shape in (SHAPE, (12, 12, 12)):
+        y = torch.zeros(shape, dtype=torch.float64)
+        found, expected = (m.on(shape).observe(y, 1).spectral_precision() for m in (model, plain))
+        torch.testing.assert_close(found, expected)
+
+
+def test_the_noise_of_an_average_is_less_where_more_particles_measured(prior):
+    rotations, tilts = near_the_beam(60, seeded(0)), MissingWedge(-50, 50)
+    truth, one, two = averages(rotations, tilts)
+    model = coverage_model(one, two, lambda shape: coverage_from_tilts(rotations, tilts, shape))
+    coverage = coverage_from_tilts(rotations, tilts, SHAPE)
+    W = model.observe(one, 1).spectral_precision()
+    assert not W[coverage == 0].any()
+    seen = (coverage > 0) & (radial(torch.arange(11.0), SHAPE) > 2)
+    torch.testing.assert_close(W[seen].double(), (coverage / 8)[seen], rtol=0.35, atol=0)  # m / σ², of each half
+    assert W[seen].double().div(coverage[seen] / 8).mean() == pytest.approx(1, abs=0.07)
+    assert model.doubts == ()
+    assert model.record["most"] == coverage.max()
+
+    told, turned, wedged = (
+        restore_half_maps(prior, one, two, generator=seeded(0), observe=m, scale=SCALE)
+        for m in (model, stationary_model(one, two), wedge_model(one, two, tilts))
+    )
+    assert error(told.map, truth) < 0.95 * error(turned.map, truth)
+    assert error(told.map, truth) < 0.95 * error(wedged.map, truth)
+
+
+def test_poses_of_other_particles_are_told():
+    rotations, tilts = near_the_beam(60, seeded(0)), MissingWedge(-50, 50)
+    _, one, two = averages(rotations, tilts)
+    lying = rotations @ rotations.new_tensor([[0, 0, 1], [0, 1, 0], [-1, 0, 0]])  # z of the particle is x of these
+    with pytest.warns(UserWarning, match="by the poses|the poses make noise"):
+        model = coverage_model(one, two, lambda shape: coverage_from_tilts(lying, tilts, shape))
+    assert len(model.doubts) == 1
+    halves = made()[1:]  # with power and noise everywhere
+    with pytest.warns(UserWarning, match=r"the poses make noise 2\.9 times.* the halves have it 1\.0 times there"):
+        coverage_model(*halves, lambda shape: coverage_from_tilts(rotations, tilts, shape))
+    with pytest.warns(UserWarning, match="of the power that the halves share lies where no particle measured"):
+        coverage_model(*halves, MissingWedge(-50, 50).transfer)
+
+
 def test_a_wedge_of_other_tilts_is_told(prior):
     truth, _, _ = made()
     y = MissingWedge(-60, 60, "x")(truth)
@@ -277,11 +370,11 @@ def test_a_killed_call_goes_on_to_the_same_bits(prior, tmp_path):
     result = restore_half_maps(
         prior, one, two, generator=seeded(0), checkpoint=state, callback=lambda *step: left_over.append(step), **how
     )
-    assert len(left_over) < 30
+    assert len(left_over) < 30 + 25
     assert torch.equal(result.map, undisturbed.map)
     assert torch.equal(result.samples[0], undisturbed.samples[0])
-    assert len(list(tmp_path.iterdir())) == 4  # until the results are written
-    state.remove_parts(4)
+    assert len(list(tmp_path.iterdir())) == 5  # until the results are written
+    state.remove_parts(5)
     assert not list(tmp_path.iterdir())
 
 

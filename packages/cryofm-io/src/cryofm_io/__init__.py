@@ -7,6 +7,7 @@ from cryofm_io.atomic import atomic_write
 from cryofm_io.changes import Change, changes
 from cryofm_io.conical_fsc import ConicalFsc, conical_fsc
 from cryofm_io.density_map import DensityMap, check_same_grid
+from cryofm_io.emdb import EmdbEntry, EmdbHeader, find_emdb_entry, read_emdb_header
 from cryofm_io.errors import (
     CryoFMError,
     GeometryError,
@@ -40,10 +41,11 @@ from cryofm_io.output_folder import output_folder, refuse_to_lose
 from cryofm_io.particle_prepare import prepare_particles
 from cryofm_io.particle_size import particle_diameter
 from cryofm_io.plots import plot_fsc, plot_pairs, plot_slices
+from cryofm_io.relion_sums import ReconstructionSums, read_reconstruction_sums
 from cryofm_io.report import write_report
 from cryofm_io.resample import fourier_resample
 from cryofm_io.simulate import simulate_density
-from cryofm_io.star import read_poses, write_poses
+from cryofm_io.star import SubtomogramPoses, read_poses, read_subtomogram_poses, write_poses
 
 __all__ = [
     "VIEWING_NOTE",
@@ -52,6 +54,8 @@ __all__ = [
     "ConicalFsc",
     "CryoFMError",
     "DensityMap",
+    "EmdbEntry",
+    "EmdbHeader",
     "FscCurve",
     "GeometryError",
     "GridMismatchError",
@@ -72,6 +76,8 @@ __all__ = [
     "OutputExistsError",
     "Poses",
     "PreparedImages",
+    "ReconstructionSums",
+    "SubtomogramPoses",
     "atomic_write",
     "automatic_mask",
     "changes",
@@ -82,6 +88,7 @@ __all__ = [
     "conical_fsc",
     "density_of_model",
     "filtered_by_shell",
+    "find_emdb_entry",
     "fourier_resample",
     "fsc",
     "held_folder",
@@ -101,10 +108,13 @@ __all__ = [
     "plot_slices",
     "prepare_images",
     "prepare_particles",
+    "read_emdb_header",
     "read_images",
     "read_map",
     "read_mask",
     "read_poses",
+    "read_reconstruction_sums",
+    "read_subtomogram_poses",
     "refuse_to_lose",
     "simulate_density",
     "soft_mask",

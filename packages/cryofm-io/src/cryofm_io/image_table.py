@@ -14,7 +14,7 @@ from cryofm_io.errors import InputFileError, MapWarning
 from cryofm_io.image_stack import ImageCtf, Poses
 from cryofm_io.star_text import Block, read_star
 
-__all__ = ["ANGLES", "DEFOCUS", "OPTICS", "ImageTable", "read_table"]
+__all__ = ["ANGLES", "BOX_ANGLES", "DEFOCUS", "OPTICS", "TILTS", "ImageTable", "read_subtomograms", "read_table"]
 
 # Columns of RELION by the fields of `ImageCtf`: of an image, and of its optics group.
 DEFOCUS = {
@@ -29,18 +29,23 @@ OPTICS = {
     "amplitude_contrast": "rlnAmplitudeContrast",
 }
 ANGLES = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
-
+BOX_ANGLES = ("rlnTomoSubtomogramRot", "rlnTomoSubtomogramTilt", "rlnTomoSubtomogramPsi")
+TILTS = ("cryofmTiltMin", "cryofmTiltMax")  # RELION has none
 
 _PIXELS = ("rlnImagePixelSize", "rlnPixelSize")
 _NAMES = ("rlnImageName", "rlnReferenceImage")
+_PARTICLES = ("rlnTomoParticleName", "rlnImageName", "rlnTomoParticleId", "rlnTomoName", "rlnMicrographName")
 _SHARE = "rlnClassDistribution"
 _2D_STACKS = "rlnTomoSubTomosAre2DStacks"
 _WANTED = (
     *DEFOCUS.values(),
     *OPTICS.values(),
     *ANGLES,
+    *BOX_ANGLES,
+    *TILTS,
     *_PIXELS,
     *_NAMES,
+    *_PARTICLES,
     *("rlnOpticsGroup", "rlnImageDimensionality", "rlnDetectorPixelSize", "rlnMagnification"),
     *("rlnCtfDataAreCtfPremultiplied", "rlnOriginX", "rlnOriginY", "rlnOriginXAngst", "rlnOriginYAngst"),
     *(_2D_STACKS, "rlnTomoVisibleFrames", _SHARE),
@@ -183,6 +188,19 @@ def read_table(path: Path) -> ImageTable:
                 _refuse_tilt_series(table)
                 return table
     raise InputFileError(f"{path}: no table lists images (rlnImageName or rlnReferenceImage) among {len(blocks)}")
+
+
+def read_subtomograms(path: Path) -> ImageTable:
+    """The particles of tomograms that a STAR file lists, volumes or stacks of a tilt series."""
+    blocks = read_star(path, _WANTED)
+    for block in blocks:
+        names = next((names for tag in _PARTICLES if (names := block.column(tag))), None)
+        if names and block.column(ANGLES[0]):
+            images = block.column("rlnImageName") or []
+            if any(name.partition("@")[0].isdecimal() for name in images):
+                raise InputFileError(f"{path}: lists images of single particles ({images[0]}), not subtomograms")
+            return ImageTable(path, names, block, blocks)
+    raise InputFileError(f"{path}: no table lists particles and their angles ({', '.join(ANGLES)}) among {len(blocks)}")
 
 
 def _refuse_tilt_series(table: ImageTable) -> None:

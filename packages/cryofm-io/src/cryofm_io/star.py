@@ -4,15 +4,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+import attrs
 import numpy as np
+from numpy.typing import NDArray
 
 from cryofm_io.atomic import atomic_write
 from cryofm_io.errors import CryoFMError, GeometryError, InputFileError
 from cryofm_io.image_stack import ImageStack, Poses
-from cryofm_io.image_table import ANGLES, DEFOCUS, OPTICS, read_table
+from cryofm_io.image_table import ANGLES, BOX_ANGLES, DEFOCUS, OPTICS, TILTS, read_subtomograms, read_table
 from cryofm_io.star_text import quoted
 
-__all__ = ["read_poses", "write_poses"]
+__all__ = ["SubtomogramPoses", "read_poses", "read_subtomogram_poses", "write_poses"]
 
 
 def read_poses(path: str | os.PathLike[str]) -> Poses:
@@ -39,6 +41,67 @@ def read_poses(path: str | os.PathLike[str]) -> Poses:
     if poses is None:
         raise InputFileError(f"{path} lists {len(table.names)} images and no angles ({', '.join(ANGLES)})")
     return poses
+
+
+@attrs.frozen(eq=False)
+class SubtomogramPoses:
+    """How particles lay in their tomograms, and between which tilts these were taken.
+
+    Attributes:
+        rotations: average to tomogram, p = R x, ``(K, 3, 3)``, acting on (x, y, z); the beam is along z.
+        tilts_deg: (min, max), ``(K, 2)``; None where the file does not tell them.
+    """
+
+    rotations: NDArray[np.float64]
+    tilts_deg: NDArray[np.float64] | None
+
+    def __len__(self) -> int:
+        return len(self.rotations)
+
+
+def read_subtomogram_poses(path: str | os.PathLike[str]) -> SubtomogramPoses:
+    """Read how the particles of a subtomogram average lay in their tomograms; none of their volumes need be there.
+
+    The particle's own angles come first, then those of its box, rlnTomoSubtomogramRot, -Tilt and -Psi, where there are
+    any (RELION 4 and 5). No label of RELION has the limits of the tilts: add columns cryofmTiltMin and cryofmTiltMax.
+
+    Args:
+        path: A STAR file of RELION 3.0 or later with rlnAngleRot, rlnAngleTilt and rlnAnglePsi.
+
+    Raises:
+        InputFileError: The file lists no particles or no angles, images of single particles, or a value that can be
+            none.
+
+    Example:
+        >>> columns = ["rlnImageName", "rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "cryofmTiltMin", "cryofmTiltMax"]
+        >>> table = ["data_particles", "loop_", *(f"_{name}" for name in columns), "1.mrc 0 90 0 -60 51", ""]
+        >>> _ = open("subtomograms.star", "w").write("\\n".join(table))
+        >>> read_subtomogram_poses("subtomograms.star").tilts_deg
+        array([[-60.,  51.]])
+    """
+    table = read_subtomograms(Path(path))
+
+    def columns(tags: tuple[str, ...]) -> NDArray[np.float64] | None:
+        found = {tag: table.finite(tag) for tag in tags}
+        absent = [tag for tag, values in found.items() if values is None]
+        if absent and len(absent) < len(tags):
+            raise InputFileError(f"{path}: some of {', '.join(tags)} are there and {', '.join(absent)} not; add them")
+        return None if absent else np.stack([values for values in found.values() if values is not None], -1)
+
+    none = np.zeros((len(table.names), 2))
+    rotations = [
+        Poses.from_angles(angles, none).rotations
+        for tags in (BOX_ANGLES, ANGLES)
+        if (angles := columns(tags)) is not None
+    ]
+    tilts = columns(TILTS)
+    if tilts is not None and (wrong := ~((tilts >= -90) & (tilts <= 90)).all(1) | (tilts[:, 0] >= tilts[:, 1])).any():
+        row = int(wrong.argmax())
+        raise InputFileError(
+            f"{path}: tilts from {tilts[row, 0]:g} to {tilts[row, 1]:g} in row {row + 1} ({table.names[row]}); "
+            "expected -90 <= cryofmTiltMin < cryofmTiltMax <= 90 degrees"
+        )
+    return SubtomogramPoses(rotations[0] if len(rotations) == 1 else rotations[0] @ rotations[1], tilts)
 
 
 def write_poses(

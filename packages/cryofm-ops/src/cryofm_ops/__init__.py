@@ -34,7 +34,7 @@ from cryofm_ops.likelihoods.student_t import StudentTLikelihood
 from cryofm_ops.likelihoods.toeplitz_gaussian import ToeplitzGaussian
 from cryofm_ops.noise.anisotropic import AnisotropicNoise, cone_alpha, wedge_alpha
 from cryofm_ops.noise.block import BlockNoise
-from cryofm_ops.noise.coverage import CoverageNoise, coverage_from_poses
+from cryofm_ops.noise.coverage import CoverageNoise, coverage_from_poses, coverage_from_tilts
 from cryofm_ops.noise.from_cones import AlphaEstimate, estimate_alpha
 from cryofm_ops.noise.from_directions import DirectionalEstimate, estimate_directional_noise
 from cryofm_ops.noise.from_half_maps import NoiseEstimate, estimate_noise_power
@@ -177,6 +177,7 @@ __all__ = [
     "compose",
     "cone_alpha",
     "coverage_from_poses",
+    "coverage_from_tilts",
     "directional",
     "estimate_alpha",
     "estimate_directional_noise",

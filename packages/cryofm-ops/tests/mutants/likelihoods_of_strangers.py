@@ -7,7 +7,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops import LinearGaussian, Normal, WhiteNoise
+from cryofm_ops import LinearGaussian, Normal, Proximal, WhiteNoise
 from mutants._register import named
 from mutants.likelihoods import DATA, SHAPE, Fourier, Linear
 from mutants.operators import Masked
@@ -226,6 +226,33 @@ class OfAWrongAdjoint(Linear):
     model = ShiftedByOneTooMany
 
 
+@attrs.frozen(eq=False)
+class Modes(Outliers):
+    """Correct: conditions on data that are not Gaussian by the mode, and the curvature there."""
+
+    def condition(self, mean: Tensor, variance: Any, /) -> Normal:
+        return Proximal(Outliers()).condition(mean, variance)
+
+
+@named(LIKELIHOODS, "condition_is_stationary", "V ∇ log p equal to x* − μ")
+class OneStepOfGradients(Modes):
+    def condition(self, mean, variance):
+        return Proximal(Outliers(), max_iterations=1).condition(mean, variance)
+
+
+@named(LIKELIHOODS, "condition_is_dense_solve", "standard deviations beside")
+class ModeOfHalfTheVariance(Modes):
+    def condition(self, mean, variance):
+        return super().condition(mean, 0.5 * torch.as_tensor(variance, dtype=mean.dtype))
+
+
+@named(LIKELIHOODS, "condition_is_dense_solve", "the variance of posterior draws")
+class DrawsOfThePrior(Modes):
+    def condition(self, mean, variance):
+        prior = Normal(torch.zeros_like(mean), variance)
+        return Normal(super().condition(mean, variance).mean, prior.sample)
+
+
 class Tilted:
     """Correct: a `Blind` whose unknown is how bright the object is."""
 
@@ -286,4 +313,4 @@ def likelihood(kind: type) -> Any:
     return kind(getattr(kind, "model", Masked)(), WhiteNoise(0.5), DATA) if issubclass(kind, LinearGaussian) else kind()
 
 
-GOOD_LIKELIHOODS = [Outliers(), Tilted()]
+GOOD_LIKELIHOODS = [Outliers(), Modes(), Tilted()]

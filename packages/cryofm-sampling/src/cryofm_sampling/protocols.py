@@ -113,6 +113,8 @@ class Draw:
             leaves None where nothing can be said.
         calls: of the operator, or of a `log_prob` that has none, in all; counted by `restore`. Data that are diagonal
             in Fourier space need none.
+        mode: the most probable volume, where `x` is the mean given data that are not Gaussian. The misfit is then its
+            own: the mean of a skewed distribution may lie where no data are explained.
     """
 
     x: Tensor
@@ -120,6 +122,7 @@ class Draw:
     settings: Mapping[str, object]
     misfit: Tensor | None = None
     calls: int = 0
+    mode: Tensor | None = None
 
 
 @runtime_checkable

@@ -156,9 +156,11 @@ def restore(
     x = torch.stack([draw.x for draw in draws])
     if estimate == "mean":
         x = _best(x, inner) if isinstance(inner, Blind) and isinstance(sampler, BlindGuided) else x.mean(0)
-    if normalization is not None:
-        x = x * normalization.std + normalization.mean
+    mode = draws[0].mode if mean_only else None
     scale = 1.0 if normalization is None else normalization.std
+    if normalization is not None:
+        x = x * scale + normalization.mean
+        mode = None if mode is None else mode * scale + normalization.mean
     own: dict[str, object] = {
         "algorithm": type(sampler).__name__,
         "because": because,
@@ -170,8 +172,10 @@ def restore(
         own["noise_level"] = [scale * variance_at(t) ** 0.5 for t in times]
     settings = own | dict(draws[0].settings) | own  # its own first to be read, and not to be overwritten
     nfe = sum(draw.nfe for draw in draws) if estimate == "mean" else draws[0].nfe
-    found = _misfit(x, likelihood if not ours else counted(likelihood, tally), prior, box, scale)
-    return Draw(x, nfe, settings, found, tally.calls)
+    found = _misfit(
+        x if mode is None else mode, likelihood if not ours else counted(likelihood, tally), prior, box, scale
+    )
+    return Draw(x, nfe, settings, found, tally.calls, mode)
 
 
 def _misfit(

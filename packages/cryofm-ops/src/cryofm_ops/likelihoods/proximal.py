@@ -12,7 +12,8 @@ A posterior with several peaks has several modes. Where no start is given, the m
 data alone, which is the mode for a hundred times the variance, and where these two disagree, from draws of the prior
 too. The most probable is kept.
 
-The mean of such a posterior is not its mode; `mean_from` has that of the normal that is nearest to it.
+The mean of such a posterior is not its mode; `mean_from` has it where every voxel has a log p of its own
+(`_pointwise`), and elsewhere that of the normal that is nearest to it (`_variational`).
 
 A draw is one of the normal that has the curvature of φ at the mode (Laplace's approximation; what the data bend
 upwards counts as flat). Curvature is felt over a tenth of a standard deviation, so that `log_prob` needs no second
@@ -39,6 +40,7 @@ from cryofm_ops.fourier.grid import (
     standard_normal,
 )
 from cryofm_ops.likelihoods._lanczos import inverse_root
+from cryofm_ops.likelihoods._pointwise import is_pointwise, mean_of_voxels
 from cryofm_ops.likelihoods._quasi_newton import dot, minimise
 from cryofm_ops.likelihoods._summable import Summable
 from cryofm_ops.likelihoods._variational import nearest_normal
@@ -124,19 +126,29 @@ class Proximal(Summable):
     def mean_from(self, start: Tensor, mean: Tensor, variance: Tensor | float, /) -> Normal:
         """As `condition_from`, with the mean of N(mean, variance) × p(y | x) for its mode.
 
-        Where log p is quadratic they are one. Elsewhere it is the mean of the normal, with an uncertainty for every
-        voxel, that is nearest; of a density that no normal describes it stays at the mode.
+        Where log p is quadratic they are one. Where it is a sum over voxels, as of noise of any kind on the volume
+        itself, it is found by quadrature and expectation propagation. Elsewhere it is the mean of the normal, with an
+        uncertainty for every voxel, that is nearest; of a density that no normal describes it stays at the mode.
         """
         check_variance(variance, mean)
         found = self._search(start, mean, torch.as_tensor(variance, dtype=mean.dtype, device=mean.device))
+        box = _box(mean)
+
+        def average(V: Tensor) -> Tensor:
+            return _mean_over_grid(V, box)
+
+        if is_pointwise(self._gradient, found.x, average(found.V).sqrt()):
+            x = mean_of_voxels(self._gradient, found.x, mean, found.V, average)
+            w = fourier_filter(x - mean, torch.where(found.spread > 0, 1 / found.spread, 0))
+            return attrs.evolve(found, w=w).normal(self)
         # In coordinates that mix no voxels where the prior is white: with one curvature for all shells.
-        box, V = _box(mean), found.V
-        bend = _mean_over_grid(self._curvature(found.x, _BEND * _mean_over_grid(V, box).sqrt()), box)
+        V = found.V
+        bend = average(self._curvature(found.x, _BEND * average(V).sqrt()))
         r = 1 / (1 + V * bend)
         spread = (V * r).sqrt()
         w = fourier_filter(found.x - mean, torch.where(spread > 0, 1 / spread, 0))
         search = attrs.evolve(found, r=r, spread=spread, w=w)
-        least, generator = _mean_over_grid(r, box), torch.Generator().manual_seed(0)
+        least, generator = average(r), torch.Generator().manual_seed(0)
         w = nearest_normal(lambda w: self._value_and_gradient(search, w), w, least, generator)
         return attrs.evolve(search, w=w).normal(self)
 
@@ -187,6 +199,9 @@ class Proximal(Summable):
         tables = radial_mean((rfft(noise).conj() * rfft(bend)).real, box) / radial_mean(rfft(noise).abs() ** 2, box)
         each = [radial(table, box) for table in tables.clamp(min=0).reshape(-1, tables.shape[-1])]
         return torch.stack(each).reshape(*x.shape[:-3], *half_shape(box))
+
+    def _gradient(self, x: Tensor) -> Tensor:
+        return self._log_prob_and_gradient(x)[1]
 
     def _log_prob_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`(*batch, 1, 1, 1)`, and shaped as x; autocast, under which a network beside this may run, is kept out."""

@@ -4,8 +4,13 @@ The image of a particle with the pose R measures the plane of frequencies q_x R[
 what its images say of a voxel, so that its noise there has a power inversely proportional to their number. Finer than
 `alpha_from_poses`, which has directions alone: near the origin every voxel is measured often, and of few views the
 planes fan out towards Nyquist.
+
+A subtomogram measures all but the missing wedge of its tilt series, which the average sees turned by the particle's
+pose: the average of K has a compound wedge, of which every voxel was measured by some of them, by all or by none.
 """
 
+import math
+from collections.abc import Sequence
 from itertools import product
 from typing import Self
 
@@ -18,21 +23,23 @@ from cryofm_ops.fourier.grid import Shape, half_shape, radial, radial_mean
 from cryofm_ops.noise.from_half_maps import estimate_noise_power
 from cryofm_ops.noise.stationary import StationaryNoise, check_table
 from cryofm_ops.operators.filters import FourierMask
+from cryofm_ops.operators.wedge import MissingWedge
 from cryofm_ops.rotations.conversions import check_rotations
 
-__all__ = ["CoverageNoise", "coverage_from_poses"]
+__all__ = ["CoverageNoise", "coverage_from_poses", "coverage_from_tilts"]
 
-_POINTS = 1 << 21  # of planes, taken at once: bounds the memory
+_POINTS = 1 << 18  # of planes or of wedges, taken at once: bounds the memory
 
 
-def coverage_from_poses(rotations: Tensor, side: int) -> Tensor:
-    """Images that measured each voxel of a cubic box, by trilinear shares, on its half grid.
+def coverage_from_poses(rotations: Tensor, box: int | Shape) -> Tensor:
+    """Images that measured each voxel of a box, by trilinear shares, on its half grid.
 
     Args:
         rotations: `(K, 3, 3)`, object to view, p = R x; such as `torch.from_numpy(read_poses(...).rotations)`.
-        side: of the box and of the images, voxels.
+        box: side of a cubic box and of the images, voxels; or any shape (z, y, x), of images as large as its longest
+            side, whose counts are spread over its coarser voxels.
 
-    Returns: `(side, side, side // 2 + 1)`; 0 beyond Nyquist.
+    Returns: `(z, y, x // 2 + 1)`; 0 beyond Nyquist.
 
     Raises `GeometryError` for rotations that are none, or a side below 2.
 
@@ -41,25 +48,101 @@ def coverage_from_poses(rotations: Tensor, side: int) -> Tensor:
     tensor([5., 0.])
     """
     check_rotations(rotations)
-    if rotations.ndim != 3 or len(rotations) == 0 or side < 2:
+    shape = (box, box, box) if isinstance(box, int) else box
+    if rotations.ndim != 3 or len(rotations) == 0 or min(shape) < 2:
         raise GeometryError(
-            f"coverage takes one or more rotations (K, 3, 3) and a side from 2, got {tuple(rotations.shape)} and {side}"
+            f"coverage takes one or more rotations (K, 3, 3) and sides from 2, got {tuple(rotations.shape)} and {box}"
         )
+    side = max(shape)
     axis = torch.arange(-((side - 1) // 2), (side - 1) // 2 + 1, device=rotations.device)
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     inside = (x**2 + y**2).sqrt() <= side / 2 - 1e-6
-    q = torch.stack([x[inside], y[inside]], -1).double()
-    counts, many = q.new_zeros(side**3), max(1, _POINTS // len(q))
+    q = torch.stack([x[inside], y[inside]]).double()
+    counts, many = q.new_zeros(math.prod(shape)), max(1, _POINTS // q.shape[1])
     for first in range(0, len(rotations), many):
-        k = (q @ rotations[first : first + many, :2].double()).reshape(-1, 3).flip(-1)  # (z, y, x)
-        low = k.floor()
-        part = k - low
-        for corner in product((0, 1), repeat=3):
-            at = torch.tensor(corner, device=k.device)
-            share = torch.where(at.bool(), part, 1 - part).prod(-1)
-            i, j, l = ((low + at).long() % side).unbind(-1)
-            counts.index_add_(0, (i * side + j) * side + l, share)
-    return counts.reshape(side, side, side)[..., : side // 2 + 1].to(rotations.dtype)
+        planes = rotations[first : first + many, :2].double().mT @ q
+        around = [_around(k * n / side, n) for k, n in zip(planes.flip(1).unbind(1), shape, strict=True)]
+        for (i, a), (j, b), (l, c) in product(*around):
+            counts.index_add_(0, ((i * shape[1] + j) * shape[2] + l).flatten(), (a * b * c).flatten())
+    counts *= math.prod(shape) / side**3
+    return counts.reshape(shape)[..., : shape[2] // 2 + 1].to(rotations.dtype)
+
+
+def _around(k: Tensor, n: int) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """The indices below and above frequencies of an axis of n, and their shares."""
+    low = k.floor()
+    part, at = k - low, low.long()
+    return (at % n, 1 - part), ((at + 1) % n, part)
+
+
+def coverage_from_tilts(rotations: Tensor, tilts: MissingWedge | Sequence[MissingWedge], shape: Shape, /) -> Tensor:
+    """Subtomograms that measured each voxel of their average, on its half grid: a compound wedge.
+
+    Args:
+        rotations: `(K, 3, 3)`, average to tomogram, p = R x; such as those of `cryofm_io.read_subtomogram_poses`.
+        tilts: of the series, in the tomogram (its beam along z), without soft edges; one for all, or one for each
+            particle.
+        shape: of the box (z, y, x).
+
+    Returns: `(z, y, x // 2 + 1)`, float64, from 0 to K; corners too. A voxel at the Nyquist frequency of an even axis
+    has two signs, of which the one that is kept wins, as in `MissingWedge`: one particle that is not turned has
+    exactly its transfer.
+
+    Raises `GeometryError` for rotations that are none, tilts that are not as many, and soft edges.
+
+    >>> turned = torch.tensor([[[0.0, 1, 0], [-1, 0, 0], [0, 0, 1]]])  # by 90° about the beam
+    >>> both = coverage_from_tilts(torch.cat([torch.eye(3)[None], turned]), MissingWedge(-40, 40), (8, 8, 8))
+    >>> both[0, 1, 1], both[1, 0, 2], both[1, 0, 0]
+    (tensor(2., dtype=torch.float64), tensor(1., dtype=torch.float64), tensor(0., dtype=torch.float64))
+    """
+    check_rotations(rotations)
+    if rotations.ndim != 3 or len(rotations) == 0:
+        raise GeometryError(f"coverage takes one or more rotations (K, 3, 3), got {tuple(rotations.shape)}")
+    each = [tilts] * len(rotations) if isinstance(tilts, MissingWedge) else list(tilts)
+    if len(each) != len(rotations):
+        raise GeometryError(f"{len(rotations)} rotations and {len(each)} tilt ranges; there must be as many, or one")
+    if soft := next((wedge for wedge in each if wedge.edge_deg), None):
+        raise GeometryError(f"particles are counted where they measured, which soft edges do not tell; got {soft}")
+    k, others = _signed_frequencies(shape)
+    counts, many = k.new_zeros(k.shape[1]), max(1, _POINTS // k.shape[1])
+    for wedge in dict.fromkeys(each):
+        own = rotations[[other == wedge for other in each]].double().cpu()
+        for first in range(0, len(own), many):
+            R = own[first : first + many]
+            kept = _kept(wedge, k, R)
+            for voxels, signed in others:
+                kept[:, voxels] |= _kept(wedge, signed, R)
+            counts += kept.sum(0)
+    return counts.reshape(half_shape(shape)).to(rotations.device)
+
+
+def _kept(wedge: MissingWedge, k: Tensor, rotations: Tensor) -> Tensor:
+    """Which of the frequencies (3, N) lie in a wedge that is turned with each of K particles, `(K, N)`.
+
+    Those of at most the half range from its middle: |sin| cos h ≤ |cos| sin h of the angle to it, times a length.
+    """
+    x, y, z = rotations.unbind(1)
+    across, along = (x, z) if wedge.tilt_axis == "y" else (y, -z)
+    c, h = (math.radians(a) / 2 for a in (wedge.tilt_min + wedge.tilt_max, wedge.tilt_max - wedge.tilt_min))
+    middle, beside = across * math.cos(c) + along * math.sin(c), along * math.cos(c) - across * math.sin(c)
+    # Rounding must not decide on what lies on the limit, nor on the line of the tilt axis.
+    return (beside @ k).abs() * math.cos(h) <= (middle @ k).abs() * math.sin(h) + 1e-11
+
+
+def _signed_frequencies(shape: Shape) -> tuple[Tensor, list[tuple[Tensor, Tensor]]]:
+    """Frequencies (3, N) of the half grid, (x, y, z); and of voxels at Nyquist those that differ but in signs."""
+    depth, height, width = shape
+    axes = (torch.fft.fftfreq(n, dtype=torch.float64) for n in (depth, height))
+    z, y, x = torch.meshgrid(*axes, torch.fft.rfftfreq(width, dtype=torch.float64), indexing="ij")
+    k = torch.stack([x, y, z]).flatten(1)
+    nyquist = k.abs() >= 0.5 - 1e-9
+    others = []
+    for signs in product((1.0, -1.0), repeat=3):
+        turned = k.new_tensor(signs)[:, None]
+        voxels = (nyquist | (turned > 0)).all(0).nonzero()[:, 0]
+        if -1 in signs and len(voxels):
+            others.append((voxels, k[:, voxels] * turned))
+    return k, others
 
 
 @attrs.frozen(eq=False)

@@ -206,20 +206,24 @@ def _checks(
 def _run_all(checks: Iterable[Check], expected_failures: Mapping[str, str] | None) -> tuple[str, ...]:
     checks = tuple(checks)
     reasons = known_failures(checks, expected_failures)
-    passed, wrong = [], []
+    passed, wrong = [], 0
+    failures: dict[str, list[str]] = {}  # what was wrong, and by which checks it was found
     for check in checks:
+        name = type(check.subject).__name__
         try:
             check()
         except ContractError as error:
             if check.name not in reasons:
-                wrong.append(str(error))
+                wrong += 1
+                failures.setdefault(str(error).removeprefix(f"{name} fails {check.name}"), []).append(check.name)
         else:
             passed.append(check.name)
             if check.name in reasons:
-                wrong.append(
-                    f"{type(check.subject).__name__} passes {check.name}: expected a failure, since "
-                    f"{reasons[check.name]}; take it out of expected_failures"
-                )
-    if wrong:
-        raise ContractError(f"{len(wrong)} of {len(checks)} checks failed\n" + "\n".join(wrong))
+                wrong += 1
+                told = f": expected a failure, since {reasons[check.name]}; take it out of expected_failures"
+                failures[f"{name} passes {check.name}{told}"] = []
+    if failures:
+        subject = type(checks[0].subject).__name__
+        lines = [f"{subject} fails {', '.join(by)}{what}" if by else what for what, by in failures.items()]
+        raise ContractError(f"{wrong} of {len(checks)} checks failed\n" + "\n".join(lines))
     return tuple(passed)

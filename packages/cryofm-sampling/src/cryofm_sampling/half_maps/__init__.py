@@ -5,12 +5,14 @@ Tensors in, tensors out: no files. Imports `samplers`, `priors` and `runs`.
 
 from cryofm_sampling.half_maps.alike import Alike, Common, WedgeAlike
 from cryofm_sampling.half_maps.checks import HeldOut
+from cryofm_sampling.half_maps.enhance import enhance_half_maps, enhance_map
 from cryofm_sampling.half_maps.envelope import EnvelopeFit, fit_envelope
 from cryofm_sampling.half_maps.missing_wedge import restore_missing_wedge
 from cryofm_sampling.half_maps.model import (
     FourierModel,
     HalfMapModel,
     Observe,
+    coverage_model,
     directional_model,
     local_model,
     stationary_model,
@@ -19,6 +21,7 @@ from cryofm_sampling.half_maps.model import (
 from cryofm_sampling.half_maps.one_map import restore_map
 from cryofm_sampling.half_maps.restore import restore_half_maps
 from cryofm_sampling.half_maps.result import Grid, Progress, RestoredHalfMaps, RestoredMap
+from cryofm_sampling.half_maps.weighted import WeightedHalf, fit_weighted, restore_weighted
 
 __all__ = [
     "Alike",
@@ -33,12 +36,18 @@ __all__ = [
     "RestoredHalfMaps",
     "RestoredMap",
     "WedgeAlike",
+    "WeightedHalf",
+    "coverage_model",
     "directional_model",
+    "enhance_half_maps",
+    "enhance_map",
     "fit_envelope",
+    "fit_weighted",
     "local_model",
     "restore_half_maps",
     "restore_map",
     "restore_missing_wedge",
+    "restore_weighted",
     "stationary_model",
     "wedge_model",
 ]

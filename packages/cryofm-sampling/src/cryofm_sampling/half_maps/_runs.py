@@ -26,7 +26,7 @@ from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
 from cryofm_sampling.samplers.posterior_flow import PosteriorFlow
 from cryofm_sampling.scale import ScaledNormalization
 
-__all__ = ["Predicting", "Runs", "average", "height"]
+__all__ = ["Predicting", "Runs", "average", "height", "top"]
 
 Found = TypeVar("Found")
 _TOP = 0.99999  # quantile of the brightest voxels
@@ -134,13 +134,12 @@ class Runs:
         self,
         normalization: Normalization,
         likelihoods: Sequence[Likelihood],
-        whole: Likelihood,
         sampler: Sampler,
         drawing: PosteriorFlow,
-        seeds: Sequence[int],
+        samples: Sequence[tuple[Likelihood, int]],
         shape: tuple[int, ...],
     ) -> tuple[list[Draw], list[Draw]]:
-        """Restore a map by each likelihood, all with the same random numbers, and draw samples by that of all data.
+        """Restore a map by each likelihood, all with the same random numbers; draw a sample by each that has a seed.
 
         Samples are drawn one by one: a batch would take their number times the memory. Where ranks do not share the
         tiles, they share restorations and samples.
@@ -149,7 +148,7 @@ class Runs:
         n = len(likelihoods)
         known = self.checkpoint is not None  # one more evaluation tells a checkpoint whose it is
         each = getattr(sampler, "iterations", getattr(sampler, "steps", None))  # of a stranger's nobody knows
-        evaluations = [(each or 0) + known] * n + [drawing.nfe + known] * len(seeds)
+        evaluations = [(each or 0) + known] * n + [drawing.nfe + known] * len(samples)
         rank, size = rank_and_size(group)
         units = self._counting(normalization, "restoring", sum(evaluations[rank::size]) if each else None)
 
@@ -164,8 +163,8 @@ class Runs:
             name = type(sampler).__name__
             return attrs.evolve(draw, settings={**draw.settings, "algorithm": name, "estimate": "one sample"})
 
-        def drawn(seed: int, k: int) -> Draw:
-            return one(whole, drawing, torch.Generator(self.device).manual_seed(seed), k)
+        def drawn(likelihood: Likelihood, seed: int, k: int) -> Draw:
+            return one(likelihood, drawing, torch.Generator(self.device).manual_seed(seed), k)
 
         def one(likelihood: Likelihood, algorithm: Sampler, own: torch.Generator, k: int) -> Draw:
             # Given to the sampler: `restore` would remove it when this sample is done, and not when all is written.
@@ -174,7 +173,9 @@ class Runs:
                 keeping = partial(algorithm, checkpoint=state)  # type: ignore[call-arg] # `restore` says if it takes none
             return restore(units, likelihood, shape=shape, generator=own, sampler=keeping, samples=1)
 
-        jobs = [partial(restored, k) for k in range(n)] + [partial(drawn, seed, k) for k, seed in zip(count(n), seeds)]
+        jobs = [partial(restored, k) for k in range(n)] + [
+            partial(drawn, likelihood, seed, k) for k, (likelihood, seed) in zip(count(n), samples)
+        ]
         draws = spread(jobs, group)
         return draws[:n], draws[n:]
 
@@ -200,9 +201,14 @@ def average(one: Draw, two: Draw) -> Draw:
 
 def height(x: Tensor) -> float:
     """Of the brightest voxels over the solvent, if that is most of the box."""
+    return top(x) - float(x.median())
+
+
+def top(x: Tensor) -> float:
+    """The 99.999th percentile."""
     position = _TOP * (x.numel() - 1)
     part = position - int(position)
     above = x.flatten().topk(x.numel() - int(position)).values
     low, high = above[-1], above[-2 if len(above) > 1 else -1]
     step = high - low
-    return float(low + step * part if part < 0.5 else high - step * (1 - part)) - float(x.median())
+    return float(low + step * part if part < 0.5 else high - step * (1 - part))

@@ -49,7 +49,7 @@ from cryofm_sampling.restore import restore
 from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
 from cryofm_sampling.scale import ScaledNormalization
 
-__all__ = ["SIDE", "EnvelopeFit", "densest", "fine_b_factor", "fit_envelope"]
+__all__ = ["SIDE", "EnvelopeFit", "densest", "fine_b_factor", "fit_envelope", "wilson_line"]
 
 SIDE = 48  # voxels of the region
 _LEAST_FSC = 0.02  # of shells that are scored
@@ -121,7 +121,7 @@ def fit_envelope(
         sampler: restores the first half.
     """
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    start = _wilson(model, prior, normalization, voxel_size)
+    start = wilson_line(model, prior, normalization, voxel_size)
     box = densest(fourier_filter((half1 + half2) / 2, model.gain.to(half1)), SIDE)
     _, shape = split_shape(half1[box].shape)
     one, two, part = half1[box].contiguous(), half2[box].contiguous(), model.on(shape)
@@ -201,7 +201,7 @@ class _Wilson:
     pivot: float
 
 
-def _wilson(model: FourierModel, prior: VelocityField, normalization: Normalization, voxel_size: float) -> _Wilson:
+def wilson_line(model: FourierModel, prior: VelocityField, normalization: Normalization, voxel_size: float) -> _Wilson:
     """Of the halves' signal power against the prior's, weighted by FSC times the size of a shell."""
     assert isinstance(prior, Calibrated)
     fsc, n = model.fsc.double().cpu().nan_to_num(0), len(model.fsc)

@@ -100,7 +100,8 @@ def restore_missing_wedge(
     fit = _scale(runs, y, tilts) if scale is None else ScaleFit(runs.scaled(scale), (), 0)
     drawing = PosteriorFlow(first=sampler if isinstance(sampler, PlugAndPlay) else PlugAndPlay(iterations=20))
     data = _data(y, tilts)
-    [draw], drawn = runs.restored_and_drawn(fit.normalization, [data], data, sampler, drawing, seeds, shape)
+    wanted = [(data, seed) for seed in seeds]
+    [draw], drawn = runs.restored_and_drawn(fit.normalization, [data], sampler, drawing, wanted, shape)
     missing = FourierMask(1 - tilts.transfer(shape), shape)
     doubts = (doubt,) if doubt else ()
     result = RestoredMap.of(draw, y, fit, samples=drawn, missing=missing, grid=grid, doubts_of_data=doubts)

@@ -1,5 +1,6 @@
 """How two half maps came about: the noise that they show, and what of a density they show."""
 
+import math
 import warnings
 from collections.abc import Callable
 from functools import cached_property, lru_cache
@@ -24,6 +25,7 @@ from cryofm_ops import (
     estimate_directional_noise,
     estimate_local_variance,
     estimate_noise_power,
+    frequencies,
     gaussian_likelihood,
     radial,
     radial_mean,
@@ -31,12 +33,13 @@ from cryofm_ops import (
     windowed_noise_power,
 )
 from cryofm_sampling._common import Box, split_shape
-from cryofm_sampling.half_maps.tilts import doubt_of_tilts
+from cryofm_sampling.half_maps.tilts import doubt_of_coverage, doubt_of_tilts
 
 __all__ = [
     "FourierModel",
     "HalfMapModel",
     "Observe",
+    "coverage_model",
     "directional_model",
     "local_model",
     "stationary_model",
@@ -272,17 +275,12 @@ def directional_model(
     noise = estimate_noise_power(half1, half2, allow_masked=True)
     shells = _within(noise, half1, half2, band, region)
     if alpha_variance is not None:
-        own = split_shape(half1.shape)[1]
-        alpha, seen = _alpha_on(alpha_variance, own, half1.device)
-        difference = rfft((half1 - half2).double()).abs().square()
-        level = radial_mean(difference * seen / alpha, own) / radial_mean(seen, own) / radial_mean(difference, own)
-        table = level.nan_to_num(1.0, posinf=1.0) * shells.noise_power.double()  # where nothing is, it is no matter
+        told = alpha_variance
 
-        def told(shape: Box) -> tuple[Tensor, Tensor]:
-            alpha, seen = _alpha_on(alpha_variance, shape, half1.device)
-            return alpha * radial(table, shape), seen
+        def alpha_on(shape: Box) -> Tensor:
+            return directional(told, shape).to(half1.device)
 
-        return _model(half1, shells, told)
+        return _told(half1, half2, shells, alpha_on)
     found = estimate_directional_noise(half1, half2, half_angle_deg=half_angle_deg, allow_masked=True, radial=noise)
     # The cones' tables keep the mean of every shell over the box, which a region or the band may change.
     change = shells.noise_power.double() / noise.noise_power.double()
@@ -293,6 +291,62 @@ def directional_model(
 
     record: dict[str, object] = {"spread_over_directions": found.spread, "not_measured": found.empty}
     return attrs.evolve(_model(half1, shells, noise_on), record=record)
+
+
+def coverage_model(
+    half1: Tensor, half2: Tensor, coverage: Callable[[Box], Tensor], /, *, band: float = 1.0, least: float = 1.0
+) -> FourierModel:
+    """The same, with noise of power σ² / m where m particles measured; where fewer than `least` did, nothing is known.
+
+    Args:
+        half1: `(z, y, x)`, raw.
+        half2: likewise.
+        coverage: shape -> m on the half grid of that box, from the particles' poses, such as `coverage_from_poses`
+            and `coverage_from_tilts` count; up to a factor, which may differ from shell to shell.
+        band: the highest frequency that was measured, over the grid's Nyquist frequency.
+        least: particles below which a voxel counts as not measured.
+
+    Of the record: the particles that measured a voxel at `least` and at `most`, and the part of Fourier space, up to
+    Nyquist, that counts as `not_measured`.
+
+    Warns where the halves' noise is not as the coverage has it: the poses are then those of something else.
+
+    >>> halves = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    >>> coverage_model(*halves, lambda shape: torch.full((16, 16, 9), 7.0)).missing is None
+    True
+    """
+    _, own = split_shape(half1.shape)
+    counted = lru_cache(maxsize=2)(coverage)
+
+    def alpha_on(shape: Box) -> Tensor:
+        m = counted(shape).to(half1.device, torch.float64)
+        seen = (m >= least).to(m)
+        mean = radial_mean(m * seen, shape) / radial_mean(seen, shape)
+        return torch.where(seen > 0, radial(mean.nan_to_num(1.0), shape) / m, math.inf)
+
+    seen = alpha_on(own).isfinite()
+    measured = FourierMask(seen, own)
+    one, two = measured(half1), measured(half2)
+    model = _told(one, two, _noise(one, two, band, None), alpha_on)  # means over shells, of which a part has any
+    part = radial_mean(seen.to(half1), own).clamp(min=1e-6)
+    inside = frequencies(own).to(seen.device) < 0.5 - 1 / max(own)  # the last shell is filled in part, by any planes
+    counts = counted(own).to(seen.device)[inside]
+    record: dict[str, object] = {
+        "least": float(counts.min()),
+        "most": float(counts.max()),
+        "not_measured": float((counts < least).double().mean()),
+    }
+    doubts = tuple(filter(None, (doubt_of_coverage(half1, half2, *model.noise_on(own), band=band),)))
+    for doubt in doubts:
+        warnings.warn(doubt, stacklevel=2)
+    return attrs.evolve(
+        model,
+        noise_power=model.noise_power / part,
+        signal_power=model.signal_power / part,
+        wedge=not bool(seen[inside].all()),
+        record=record,
+        doubts=doubts,
+    )
 
 
 def wedge_model(half1: Tensor, half2: Tensor, tilts: MissingWedge, /, *, band: float = 1.0) -> FourierModel:
@@ -339,11 +393,25 @@ def local_model(half1: Tensor, half2: Tensor, /, *, band: float = 1.0) -> Observ
     return ObservedModel(plain, observe, operator)
 
 
-def _alpha_on(alpha_variance: Callable[[Tensor], Tensor], shape: Box, device: torch.device) -> tuple[Tensor, Tensor]:
-    """On the half grid: α, 1 where nothing was measured, and how much was, 0 or 1."""
-    alpha = directional(alpha_variance, shape).to(device)
-    measured = alpha.isfinite()
-    return torch.where(measured, alpha, 1), measured.to(alpha)
+def _told(half1: Tensor, half2: Tensor, shells: NoiseEstimate, alpha_on: Callable[[Box], Tensor]) -> FourierModel:
+    """N = α σ², α on the half grid of a box told; infinite where nothing was measured."""
+    _, own = split_shape(half1.shape)
+
+    def finite(shape: Box) -> tuple[Tensor, Tensor]:
+        alpha = alpha_on(shape)
+        seen = alpha.isfinite()
+        return torch.where(seen, alpha, 1), seen.to(alpha)
+
+    alpha, seen = finite(own)
+    difference = rfft((half1 - half2).double()).abs().square()
+    level = radial_mean(difference * seen / alpha, own) / radial_mean(seen, own) / radial_mean(difference, own)
+    table = level.nan_to_num(1.0, posinf=1.0) * shells.noise_power.double()  # where nothing is, it is no matter
+
+    def noise_on(shape: Box) -> tuple[Tensor, Tensor]:
+        alpha, seen = finite(shape)
+        return torch.where(seen > 0, alpha * radial(table, shape), 1), seen
+
+    return _model(half1, shells, noise_on)
 
 
 def _model(half: Tensor, noise: NoiseEstimate, noise_on: NoiseOn) -> FourierModel:

@@ -93,7 +93,8 @@ def restore_map(
     linear = fourier_filter(y, model.gain.to(y))
     fit = ScaleFit(runs.scaled(scale or 1 / height(linear)), (), 0)
     data = model.observe(y, 1 / 2)
-    [draw], drawn = runs.restored_and_drawn(fit.normalization, [data], data, sampler, PosteriorFlow(), seeds, shape)
+    wanted = [(data, seed) for seed in seeds]
+    [draw], drawn = runs.restored_and_drawn(fit.normalization, [data], sampler, PosteriorFlow(), wanted, shape)
     return RestoredMap.of(draw, y, fit, samples=drawn, grid=grid)
 
 

@@ -18,7 +18,7 @@ from cryofm_sampling._common import split_shape
 from cryofm_sampling.errors import SettingError
 from cryofm_sampling.half_maps._fsc import correlation
 from cryofm_sampling.half_maps._runs import Predicting, Runs, average, height
-from cryofm_sampling.half_maps.checks import held_out
+from cryofm_sampling.half_maps.checks import held_out, widening
 from cryofm_sampling.half_maps.envelope import SIDE, EnvelopeFit, densest, fine_b_factor, fit_envelope
 from cryofm_sampling.half_maps.fine import FineFilter
 from cryofm_sampling.half_maps.join import joined, last_trusted
@@ -41,6 +41,7 @@ from cryofm_sampling.scale import ScaleFit, fit_scale
 __all__ = ["restore_half_maps"]
 
 _SCALED = 64  # side of the cube where the scale alone is sought
+_COARSE = 3.5  # Å a voxel of the prior, beyond which a map shows neither an envelope nor what all proteins share
 
 
 def restore_half_maps(
@@ -86,8 +87,8 @@ def restore_half_maps(
             function (y, fraction) -> likelihood of a map y whose noise has that fraction of the power of one half.
         operator: with a function of your own: what a half shows of a density, noise aside. None: the density.
         sampler: restores.
-        b_factor: B of the halves' envelope in Å², 0 for sharpened ones. None: found, where `voxel_size` is told and the
-            prior `Calibrated`; otherwise 0.
+        b_factor: B of the halves' envelope in Å², 0 for sharpened ones. None: found, where `voxel_size` is told, the
+            prior `Calibrated` and its grid one of details (up to 3.5 Å a voxel); otherwise 0.
         scale: what the halves are multiplied by to be the prior's. None: found; where the prior is not `Calibrated`, by
             the brightest voxels alone.
         samples: maps to draw by `PosteriorFlow`.
@@ -133,10 +134,11 @@ def restore_half_maps(
     mean = (one + two) / 2
     fit: ScaleFit | EnvelopeFit
     b = b_factor
-    if b is None and voxel_size is not None and grid.band > 1:
+    enveloped = voxel_size is not None and grid.voxel_size <= _COARSE
+    if b is None and enveloped and grid.band > 1:
         b = fine_b_factor(half1, half2, voxel_size=own_size, band=0.5 / grid.voxel_size)
     known = b_factor is not None and scale is not None
-    if isinstance(model, FourierModel) and voxel_size is not None and runs.calibrated and not known:
+    if isinstance(model, FourierModel) and enveloped and runs.calibrated and not known:
         fit = _envelope(runs, model, one, two, grid.voxel_size, scale, b)
         b = fit.b_factor
         model = model.blurred(Envelope(b, grid.voxel_size))
@@ -145,18 +147,14 @@ def restore_half_maps(
         if isinstance(model, FourierModel):
             model = model.blurred(Envelope(b, grid.voxel_size))
         fit = _scale(runs, model, one, two, scale)
-    linear = fourier_filter(mean, model.gain.to(mean))
-    linear += mean.mean() - linear.mean()
-
     means, drawing = isinstance(sampler, PlugAndPlay), PosteriorFlow()
     if model.missing is not None and isinstance(sampler, PlugAndPlay):
         drawing = PosteriorFlow(first=sampler)  # which fills the gap
     whole_data = model.observe(mean, 1 / 2)
     likelihoods = [*([whole_data] if means else []), model.observe(one, 1), model.observe(two, 1)]
     _, shape = split_shape(mean.shape)
-    restored, drawn = runs.restored_and_drawn(
-        fit.normalization, likelihoods, whole_data, sampler, drawing, seeds, shape
-    )
+    wanted = [(whole_data, seed) for seed in seeds] + [(likelihoods[-2], seed) for seed in seeds[:1] if means]
+    restored, drawn = runs.restored_and_drawn(fit.normalization, likelihoods, sampler, drawing, wanted, shape)
     if not means:
         restored = [average(*restored), *restored]
 
@@ -168,6 +166,10 @@ def restore_half_maps(
         if min(slopes) > 0:
             amplitude, predicted = math.prod(slopes) ** 0.5, slopes[1] * predicted
     judged = held_out(predicted, seen1, seen2)
+    wider = 1.0
+    if len(drawn) > len(seeds):
+        of_one = amplitude * model.predict(drawn.pop().x)
+        wider = widening(predicted, of_one, seen1, seen2, model.gain)
     trusted = last_trusted(predicted, seen1, seen2) if means else 1.0  # a sample differs from what it predicts
     nowhere = means and judged.worse
     end = min(trusted, grid.band) / grid.band  # of the halves' own Nyquist frequency
@@ -178,20 +180,26 @@ def restore_half_maps(
         fine = FineFilter.of(half1, half2, voxel_size=own_size, b_factor=b, width=grid.voxel_size)
     limit = min(1 / grid.band, 1.0)
 
+    def filtered(data: Tensor) -> Tensor:
+        """The best linear filter of the data, on the halves' own grid, beyond the prior's as well."""
+        y = grid.forward(data)
+        linear = grid.inverse(fourier_filter(y, model.gain.to(y)))
+        linear += amplitude * grid.inverse(restored[0].x).mean() - linear.mean()
+        return linear if fine is None else joined(linear, fine(data), end, limit)
+
     def whole(x: Tensor, data: Tensor, seed: int | None = None) -> Tensor:
         """On the halves' own grid, joined with what the linear filter makes of the data beyond; of a sample, draws."""
+        if seed is not None:
+            x = torch.lerp(restored[0].x, x, wider)
         x = amplitude * grid.inverse(x)
         if fine is None:
             return x
         if nowhere and seed is not None:
             return x  # says at least how little is known
         if nowhere:
-            filtered = fine(data)
-            return filtered + (x.mean() - filtered.mean())
+            return filtered(data)
         own = None if seed is None else torch.Generator(generator.device).manual_seed(seed + 1)
         return joined(x, fine(data, x, own), end, limit)
-
-    filtered = grid.inverse(linear - (linear.mean() - amplitude * restored[0].x.mean()))
 
     map_, first, second = (whole(draw.x, data) for draw, data in zip(restored, (both, half1, half2), strict=True))
     result = RestoredHalfMaps.of(
@@ -201,7 +209,7 @@ def restore_half_maps(
         samples=drawn,
         way=lambda x, k: whole(x, both, seeds[k]),
         missing=model.missing,
-        linear=filtered if fine is None else joined(filtered, fine(both), end, limit),
+        linear=filtered(both),
         halves=(first, second),
         model=model,
         b_factor=b,
@@ -209,6 +217,7 @@ def restore_half_maps(
         self_consistency=correlation(restored[1].x, restored[2].x),
         held_out=judged,
         amplitude=amplitude,
+        widening=wider,
         doubts_of_data=model.doubts,
     )
     result.warn_of_doubts(stacklevel=3)

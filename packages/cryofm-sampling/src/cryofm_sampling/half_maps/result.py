@@ -182,6 +182,8 @@ class RestoredHalfMaps(RestoredMap):
         held_out: what the first half, restored, says of the second.
         amplitude: what the restored maps were multiplied by for one half to predict the other; 1 where the fit of
             scale and envelope has seen to it.
+        widening: by what samples were moved away from the map, so that they show the error with which one half,
+            restored, predicts the other; 1 without samples.
     """
 
     linear: Tensor
@@ -192,6 +194,7 @@ class RestoredHalfMaps(RestoredMap):
     self_consistency: Tensor
     held_out: HeldOut
     amplitude: float = 1.0
+    widening: float = 1.0
 
     @property
     def fsc(self) -> Tensor:

@@ -63,7 +63,7 @@ class Boxed(VelocityField, Protocol):
         ...
 
 
-_CARRIED = ("signal_power", "denoising_error", "denoising_spectrum", "normalization", "weight", "evaluations")
+_CARRIED = ("signal_power", "denoising_error", "denoising_spectrum", "normalization", "tag", "weight", "evaluations")
 _LARGEST = 160  # side of a tile of a local network: 1 GiB on the way there, 4 GiB with the way back
 
 

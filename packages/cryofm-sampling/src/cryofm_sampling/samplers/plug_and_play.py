@@ -239,8 +239,9 @@ class PlugAndPlay:
             es = [_left_by_prior(e, variance_at(ts[-1]), power) for e, ts in zip(es, times, strict=True)]
         shown = torch.stack([one - fourier_filter(dual, e) for one, dual, e in zip(mean, u, es, strict=True)])
         x = given(data, mean, shown, es, averaged=True)
+        mode = given(data, x, shown, es).reshape(shape) if averages(data[0]) else None
         settings = {"sampler": "PlugAndPlay", **attrs.asdict(self), "time": [ts[-1] for ts in times], **notes(data)}
-        return Draw(x.reshape(shape), spent(velocity, self.iterations), settings)
+        return Draw(x.reshape(shape), spent(velocity, self.iterations), settings, mode=mode)
 
     def _times(self, automatic: float) -> list[float]:
         """Of every pass; of the last `automatic`, where `time` is None."""
