@@ -39,27 +39,17 @@ def halves(one: DensityMap, two: DensityMap) -> list[str]:
     return [str(warning.message) for warning in caught]
 
 
-<<<<<<< HEAD
-def plan(density: DensityMap, prior: str) -> None:
-    """Say what denoise.py would do."""
-    network = load_prior(prior)
-    target = GridTransform.of(density, network.voxel_size).target
-    tiled = in_tiles(network, target, "fp32")
-    memory = check_memory(target, tiled, device=torch.device("cpu"), own=density.shape)
-    print(f"{'denoise.py':10} a grid of {by(target)} voxels of {network.voxel_size:g} Å, {memory} of memory")
-=======
 def plan(maps: Sequence[DensityMap], prior: str) -> list[str]:
     """Say what denoise.py would do; why it would not."""
     try:
         network = fitting_prior(prior, load_prior(prior), Measured(tuple(maps)))
         target = GridTransform.of(maps[0], network.voxel_size).target
-        tile = in_tiles(network, target, "fp32").tile
-        memory = check_memory(target, tile=tile, device=torch.device("cpu"), own=maps[0].shape)
+        tiled = in_tiles(network, target, "fp32")
+        memory = check_memory(target, tiled, device=torch.device("cpu"), own=maps[0].shape)
     except ValueError as error:
         return [f"denoise.py: {error}"]
     print(f"{'denoise.py':10} a grid of {by(target)} voxels of {network.voxel_size:.3g} Å, {memory} of memory")
     return []
->>>>>>> f6b62df6c522aa85f263577828d5aff44f2b5b31
 
 
 def run(args: argparse.Namespace) -> int:
