@@ -116,10 +116,9 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     check_number(args.images, images, particles=args.ctf)
     otherwise = None if args.ctf else "choose --algorithm paper, which needs none"
     prior = chosen_prior(args) if paper else calibrated_prior(args, otherwise)
-    velocity = in_tiles(prior, (prior.box,) * 3, args.precision)
-    need = check_memory(
-        (prior.box,) * 3, velocity, device=device_of(prior), gradients=paper, beside=0 if paper else LINES
-    )
+    box = (prior.box, prior.box, prior.box)
+    velocity = in_tiles(prior, box, args.precision)
+    need = check_memory(box, velocity, device=device_of(prior), gradients=paper, beside=0 if paper else LINES)
     volume = 4 * prior.box**3
     print(f"needs about {need} of memory, {check_disk(args.out, args.keep * volume, volume)}")
     size = working_voxel_size(args.mask_diameter, prior.box, prior.voxel_size)
