@@ -206,7 +206,7 @@ def restorations(device: torch.device, quick: bool) -> Iterator[dict[str, Any]]:
 
     def refused(on: torch.device) -> Tensor:
         try:
-            check_memory((8000, 8000, 8000), tile=160, device=on)
+            check_memory((8000, 8000, 8000), Tiled(prior, tile=160, overlap=40), device=on)
         except SettingError:
             return torch.ones(1)
         return torch.zeros(1)

@@ -3,8 +3,8 @@
     python benchmarks/memory.py --out CSV
 
 A ball of blobs 36 Å wide in noise, in boxes of all kinds; each script runs in a process of its own, one thread, with
-the bundled prior. A row has what was foretold and the peak of resident memory, both with what Python and torch take,
-and their ratio. Rows are added; those that are there are not done again.
+the bundled prior or with one of many channels. A row has what was foretold and the peak of resident memory, both with
+what Python and torch take, and their ratio. Rows are added; those that are there are not done again.
 """
 
 import argparse
@@ -19,14 +19,18 @@ from typing import Any
 
 import attrs
 import numpy as np
+import torch
 from _table import write_csv
 
 from cryofm_io import DensityMap, write_map
+from cryofm_model import UNet, UNetConfig, load_prior, save_prior
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 WIDTH = 36.0  # Å, of what is dense
 QUICK = ("--steps", "2", "--scale", "1", "--b-factor", "0")
 ONE = ("--steps", "2", "--scale", "1")
+MODELS = ("--mask-diameter", "150", "--tries", "1", "--keep", "1", "--steps", "2")
+WIDE = "wide.safetensors"  # a network of 64 channels a voxel, its weights random; the bundled one has fewer than 8
 
 
 @attrs.frozen
@@ -39,6 +43,7 @@ class Run:
         voxel_size: Å.
         flags: all but files and ``--out``.
         files: names of those that it takes.
+        own: flags and files that are made for it.
     """
 
     script: str
@@ -46,12 +51,13 @@ class Run:
     voxel_size: float
     flags: tuple[str, ...] = QUICK
     files: tuple[str, ...] = ("half1.mrc", "half2.mrc")
+    own: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
         """Of the row."""
         sides = " × ".join(map(str, reversed(self.shape)))
-        extra = " ".join(flag for flag in self.flags if flag not in (*QUICK, *ONE))
+        extra = " ".join(flag for flag in (*self.flags, *self.own) if flag not in (*QUICK, *ONE))
         return f"{self.script} {extra}".strip() + (f", {sides} of {self.voxel_size} Å" if self.files else "")
 
 
@@ -70,11 +76,18 @@ RUNS = (
     Run("sample_prior", (1, 1, 1), 1.5, ("--number", "3", "--side", "96", "--steps", "2"), ()),
     Run("likelihood", (64, 64, 64), 1.5, ("--normalise", "--probes", "1", "--steps", "2"), ("half1.mrc",)),
     Run("denoise", (64, 64, 64), 1.5, ()),
+    Run("denoise", (64, 64, 64), 1.5, own=("--prior", WIDE)),
+    Run("denoise", (64, 64, 64), 1.5, (*QUICK, "--algorithm", "paper"), own=("--prior", WIDE)),
+    Run("abinitio", (12, 96, 96), 3.0, MODELS, ("views.mrcs",)),
+    Run("abinitio", (12, 96, 96), 3.0, (*MODELS, "--algorithm", "paper"), ("views.mrcs",)),
 )
 
 
 def make(folder: Path, run: Run) -> None:
-    """Two halves."""
+    """Two halves or images, and a prior."""
+    torch.manual_seed(0)
+    config = UNetConfig(widths=(64, 128), depths=(1, 1), up_depths=(1,), patch=1)
+    save_prior(attrs.evolve(load_prior("cryofm-tiny"), network=UNet(config).eval()), folder / WIDE)
     rng = np.random.default_rng(0)
     axes = [(np.arange(n) - n // 2) * run.voxel_size for n in run.shape]
     density = np.zeros(run.shape, np.float32)
@@ -82,7 +95,7 @@ def make(folder: Path, run: Run) -> None:
         z, y, x = (np.exp(-((axis - c) ** 2) / 6).astype(np.float32) for axis, c in zip(axes, centre, strict=True))
         density += z[:, None, None] * y[:, None] * x
     density /= density.max()
-    for name in ("half1.mrc", "half2.mrc"):
+    for name in dict.fromkeys((*run.files, "half2.mrc")):
         noise = rng.standard_normal(run.shape, np.float32)
         write_map(folder / name, DensityMap(density + np.float32(0.1) * noise, run.voxel_size))
 
@@ -93,7 +106,8 @@ def row(run: Run) -> dict[str, Any]:
         folder = Path(temporary)
         if run.files:
             make(folder, run)
-        command = [sys.executable, str(EXAMPLES / f"{run.script}.py"), *run.files, *run.flags, "--out", "out"]
+        script = str(EXAMPLES / f"{run.script}.py")
+        command = [sys.executable, script, *run.files, *run.flags, *run.own, "--out", "out"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with open(folder / "said", "w+") as said:
             process = subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=subprocess.DEVNULL)

@@ -51,11 +51,6 @@ from cryofm_sampling import (
 )
 
 UNCERTAINTY = "uncertainty.mrc"
-RESULT = (  # names that any script may leave
-    r"(restored(_half[12]|_fsc_weighted)?|reconstruction(_half[12])?|uncertainty|linear|(sample|model)_\d+)\.mrc"
-    r"|(fsc|power|likelihood|scores)\.csv|(fsc|slices|samples|power|pairs)\.png|poses\.star|run\.json|report\.html"
-    r"|open\.cxc"
-)
 OTHER_FILES = 10 * 2**20  # bytes, of pictures, tables, records and the report
 MOST, EXTREME = 10**7, 1e15  # of what is counted; of numbers that are squared
 STARTED = time.perf_counter()
@@ -70,7 +65,7 @@ def run_script(
     logging.getLogger("cryofm_io").setLevel(logging.INFO)
     with ExitStack() as stack:
         with joined(args.device), silent_unless_first():
-            results = output_folder(args.out, names, overwrite=args.overwrite, read=named_files(args), former=RESULT)
+            results = output_folder(args.out, names, overwrite=args.overwrite, read=named_files(args))
             with results if is_first() else TemporaryDirectory() as folder:
                 result = run(args, Path(folder))
                 if is_first():
@@ -384,8 +379,8 @@ def above_zero(text: str) -> float:
 
 def seed(text: str) -> int:
     """A number that random generators take, or what argparse makes a message of."""
-    if not -(2**63) <= (number := int(text)) < 2**64:
-        raise argparse.ArgumentTypeError("must be of 64 bits")
+    if not 0 <= (number := int(text)) < 2**64:
+        raise argparse.ArgumentTypeError("must be from 0 on, of 64 bits")
     return number
 
 

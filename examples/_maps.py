@@ -90,7 +90,7 @@ def check_room(args: argparse.Namespace, path: Path, prior: Prior, names: list[s
     target = GridTransform.of(size, size.voxel_size if coarse else prior.voxel_size).target
     tiled = in_tiles(prior, target, args.precision)
     need = check_memory(
-        target, tile=tiled.tile, device=device_of(prior), gradients=gradients, own=size.shape, samples=args.samples
+        target, tiled, device=device_of(prior), gradients=gradients, own=size.shape, samples=args.samples
     )
     map_bytes = 4 * math.prod(size.shape)
     state = 8 * math.prod(target) * (3 + args.samples) if args.checkpoint is not None else 0

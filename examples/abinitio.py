@@ -43,6 +43,8 @@ from _command_line import (
     add_flags,
     add_symmetry_flag,
     calibrated_prior,
+    check_disk,
+    choose_device,
     chosen_prior,
     cost,
     exit_code,
@@ -53,6 +55,7 @@ from _command_line import (
     run_script,
     write_run,
 )
+from _maps import device_of
 from _streams import bar
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform
@@ -76,7 +79,7 @@ from cryofm_io import (
     write_poses,
     write_report,
 )
-from cryofm_model import CalibratedPrior, Prior
+from cryofm_model import CalibratedPrior
 from cryofm_model.data.particles import FILLED, LOW_PASS, working_voxel_size
 from cryofm_ops import (
     CTF,
@@ -90,7 +93,9 @@ from cryofm_ops import (
 from cryofm_sampling import (
     RankedModels,
     SettingError,
+    Tiled,
     Trust,
+    check_memory,
     models_by_algorithm_3,
     models_of_class_averages,
     models_of_particles,
@@ -98,6 +103,7 @@ from cryofm_sampling import (
 
 FILES = ["poses.star", "pairs.png", "scores.csv", "report.html", "open.cxc", "run.json"]
 FEWEST_AVERAGES, MOST_AVERAGES, FEWEST_PARTICLES, MOST_PARTICLES = 6, 100, 100, 1000
+LINES = 140 * 2**20  # bytes, of the search for poses: with 6 class averages next to none, with 12 and 24 twice as much
 AGREE_DEG = 15.0  # between models that tell the same story
 SMALLEST = 0.1  # of a class's fair share of the particles, below which it is taken as empty
 NOTE = "The hand of a model is not in its images: its mirror image fits as well."
@@ -110,6 +116,11 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     check_number(args.images, images, particles=args.ctf)
     otherwise = None if args.ctf else "choose --algorithm paper, which needs none"
     prior = chosen_prior(args) if paper else calibrated_prior(args, otherwise)
+    box = (prior.box, prior.box, prior.box)
+    velocity = in_tiles(prior, box, args.precision)
+    need = check_memory(box, velocity, device=device_of(prior), gradients=paper, beside=0 if paper else LINES)
+    volume = 4 * prior.box**3
+    print(f"needs about {need} of memory, {check_disk(args.out, args.keep * volume, volume)}")
     size = working_voxel_size(args.mask_diameter, prior.box, prior.voxel_size)
     how: dict[str, Any] = {"mask_diameter": args.mask_diameter, "voxel_size": size, "box": prior.box}
     if args.ctf:
@@ -128,9 +139,9 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     total = args.tries * args.steps if paper else None
     with bar(total=total, unit=unit) as shown:
         if paper or not isinstance(prior, CalibratedPrior):
-            models = by_algorithm_3(args, prior, prepared, shown)
+            models = by_algorithm_3(args, velocity, prior.box, prepared, shown)
         else:
-            models = by_common_lines_or_drawing(args, images, prepared, prior, shown)
+            models = by_common_lines_or_drawing(args, images, prepared, prior, velocity, shown)
     write_models(args, folder, images, prepared, models)
 
 
@@ -170,13 +181,17 @@ def check_number(path: Path, images: ImageStack, *, particles: bool) -> None:
 
 
 def by_common_lines_or_drawing(
-    args: argparse.Namespace, images: ImageStack, prepared: PreparedImages, prior: CalibratedPrior, shown: "tqdm[Any]"
+    args: argparse.Namespace,
+    images: ImageStack,
+    prepared: PreparedImages,
+    prior: CalibratedPrior,
+    velocity: Tiled,
+    shown: "tqdm[Any]",
 ) -> RankedModels:
     """Models of class averages, whose common lines tell their poses, or of particles, whose poses are drawn."""
     device = prior.signal_power.device
     y, radius = torch.from_numpy(prepared.images.data).to(device), int(prior.box / LOW_PASS)
     group = None if args.sym == "C1" else torch.from_numpy(point_group(args.sym)).to(prior.signal_power)
-    velocity = in_tiles(prior, (prior.box,) * 3, args.precision)
     how: dict[str, Any] = {
         "max_shift_px": args.offset_range / prepared.images.voxel_size,
         "generator": torch.Generator(device).manual_seed(args.seed),
@@ -194,11 +209,11 @@ def by_common_lines_or_drawing(
 
 
 def by_algorithm_3(
-    args: argparse.Namespace, prior: Prior, prepared: PreparedImages, shown: "tqdm[Any]"
+    args: argparse.Namespace, velocity: Tiled, side: int, prepared: PreparedImages, shown: "tqdm[Any]"
 ) -> RankedModels:
     """Models by the paper's Algorithm 3; its poses searched, or those that the prepared images came with."""
     images = prepared.images
-    y = torch.from_numpy(images.data).to(next(prior.network.parameters()).device)
+    y = torch.from_numpy(images.data).to(choose_device(args.device))
     # Neither loss knows the images' scale; ψ_bg knows that of the projections, which is the prior's.
     blind = BlindProjections(
         y,
@@ -207,12 +222,11 @@ def by_algorithm_3(
         background=args.background,
         background_weight=args.background_weight,
     )
-    box = (prior.box, prior.box, prior.box)
     return models_by_algorithm_3(
-        in_tiles(prior, box, args.precision),
+        velocity,
         blind,
         known=at_given_poses(blind, prepared) if args.poses == "given" else None,
-        shape=box,
+        shape=(side, side, side),
         generator=torch.Generator(y.device).manual_seed(args.seed),
         chains=args.tries,
         keep=args.keep,
@@ -451,6 +465,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     settle_algorithm_flags(parser, args)
     if not (0 < args.mask_diameter < math.inf and 0 <= args.offset_range < math.inf):
         parser.error("--mask-diameter must be positive, and --offset-range not negative")
+    args.offset_range = round(args.offset_range, 6)  # less is nothing
     if args.steps == 1:
         parser.error("--steps must be at least 2")
     return args

@@ -44,8 +44,8 @@ def plan(maps: Sequence[DensityMap], prior: str) -> list[str]:
     try:
         network = fitting_prior(prior, load_prior(prior), Measured(tuple(maps)))
         target = GridTransform.of(maps[0], network.voxel_size).target
-        tile = in_tiles(network, target, "fp32").tile
-        memory = check_memory(target, tile=tile, device=torch.device("cpu"), own=maps[0].shape)
+        tiled = in_tiles(network, target, "fp32")
+        memory = check_memory(target, tiled, device=torch.device("cpu"), own=maps[0].shape)
     except ValueError as error:
         return [f"denoise.py: {error}"]
     print(f"{'denoise.py':10} a grid of {by(target)} voxels of {network.voxel_size:.3g} Å, {memory} of memory")

@@ -31,7 +31,6 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from _command_line import (
-    RESULT,
     above_zero,
     add_flags,
     by,
@@ -376,7 +375,7 @@ def run(args: argparse.Namespace, folder: Path, state: Path) -> None:
 def check_room(job: Job, state: Path) -> None:
     """Refuse a job for which there is too little memory or disk; say what it needs."""
     block = job.blocks.block
-    need = check_memory(job.grid.transform.target, tile=job.tiled.tile, device=job.grid.device, own=block)
+    need = check_memory(job.grid.transform.target, job.tiled, device=job.grid.device, own=block)
     result, kept = 4 * math.prod(job.blocks.shape), 4 * math.prod(block) * len(job.blocks)
     if (state / "blocks").exists():  # their room is taken already
         kept = 0
@@ -416,7 +415,7 @@ def main() -> None:
     """Parse the command line and run."""
     args = parse()
     with joined(args.device), silent_unless_first():
-        results = output_folder(args.out, FILES, overwrite=args.overwrite, read=named_files(args), former=RESULT)
+        results = output_folder(args.out, FILES, overwrite=args.overwrite, read=named_files(args))
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(results) if is_first() else args.out
             if is_first():

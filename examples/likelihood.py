@@ -28,6 +28,7 @@ from _command_line import (
     chosen_prior,
     exit_code,
     in_tiles,
+    positive,
     provenance,
     run_script,
     write_run,
@@ -56,8 +57,8 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         target = GridTransform.of(size, prior.voxel_size).target
         check_available(target)  # whole maps are resampled, on the CPU
         z, y, x = (min(args.side, n) for n in target)
-        tile = in_tiles(prior, (z, y, x), args.precision).tile
-        needs.append(check_memory((z, y, x), tile=tile, device=device, gradients=True, own=size.shape))
+        tiled = in_tiles(prior, (z, y, x), args.precision)
+        needs.append(check_memory((z, y, x), tiled, device=device, gradients=True, own=size.shape))
     print(f"needs about {max(needs, key=lambda need: need.needed)} of memory, {check_disk(args.out, 0, 0)}")
     maps = read_maps(args.maps, args.voxel_size, args.normalise) if args.maps else demo_maps(args.seed)
     grids = {name: GridTransform.of(density, prior.voxel_size) for name, density in maps.items()}
@@ -158,7 +159,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--voxel-size", type=float, help="of the maps, Å, where their headers are wrong")
     add("--normalise", action="store_true", help="clip at 0 and scale each map as those that the prior knows")
     add("--side", type=int, default=32, help="of the central cube, in voxels of the prior (default 32)")
-    add("--probes", type=int, default=2, help="for the divergence, 2 or more for a standard error (default 2)")
+    add("--probes", type=positive, default=2, help="for the divergence, 2 or more for a standard error (default 2)")
     rule = "even steps of Runge and Kutta's rule, 4 (1 + probes) network evaluations each"
     add_flags(parser, steps=None, of=f"{rule}, for a prior that rounds its time; few err by far in solvent")
     args = parser.parse_args(arguments)

@@ -117,7 +117,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     if len(chosen) < 2:
         raise InputFileError(f"{args.particles}: two images at least, one for each half")
     tiled = in_tiles(prior, shape, args.precision)
-    need = check_memory(shape, tile=tiled.tile, device=device)
+    need = check_memory(shape, tiled, device=device)
     volume = 4 * particles.side**3
     print(f"needs about {need} of memory, {check_disk(args.out, 4 * volume, volume)}")
     print(f"{len(chosen)} particles of {by(shape[:2])} pixels of {size:g} Å; prior {args.prior} on {device}")

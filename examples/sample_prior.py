@@ -51,7 +51,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     device = device_of(prior)
     shape = (args.side, args.side, args.side)
     velocity = in_tiles(prior, shape, args.precision)
-    need = check_memory(shape, tile=velocity.tile, device=device, samples=args.samples)
+    need = check_memory(shape, velocity, device=device, samples=args.samples)
     volume = 4 * args.side**3
     print(f"needs about {need} of memory, {check_disk(args.out, args.samples * volume, volume)}")
     print(f"{args.samples} samples of {by(shape)} voxels of {prior.voxel_size:g} Å; prior {args.prior} on {device}")

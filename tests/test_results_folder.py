@@ -34,9 +34,11 @@ def test_results_are_not_overwritten_unasked(run, half_maps, tmp_path, capsys):
 def test_overwriting_leaves_nothing_of_the_former_run(run, half_maps, tmp_path, scale_given):
     out = tmp_path / "out"
     assert run(*half_maps, "--out", out, "--steps", 2, "--samples", 2) == 0
-    (out / "sample_of_mine.mrc").write_text("mine")
+    mine = {"sample_of_mine.mrc", "sample_07.mrc", "model_01.mrc", "samples.png"}  # names that some script may leave
+    for name in mine:
+        (out / name).write_text("mine")
     assert run(*half_maps, "--out", out, "--steps", 2, "--overwrite") == 0
-    assert {path.name for path in out.iterdir()} == RESULTS | {"sample_of_mine.mrc"}
+    assert {path.name for path in out.iterdir()} == RESULTS | mine
 
 
 def test_folders_that_are_named_like_results_stay(run, half_maps, tmp_path, capsys, scale_given):
@@ -61,7 +63,7 @@ def test_what_a_run_reads_is_never_lost_to_its_results(run, half_maps, tmp_path,
     out.mkdir()
     shutil.copy(half_maps[0], out / "restored.mrc")
     shutil.copy(half_maps[1], out / "sample_07.mrc")  # of a former run with more samples
-    (out / "run.json").write_text("{}")
+    (out / "run.json").write_text('{"results_sha256": {"sample_07.mrc": "", "../half1.mrc": ""}}')
     mask.symlink_to(out / "sample_07.mrc")
     for arguments, said in [
         ((out / "restored.mrc", half_maps[1]), "restored.mrc"),
@@ -178,12 +180,15 @@ def replace(a, b):
     moved.append(a)
     rename(a, b)
 os.replace = replace
-with output_folder(out, ["a", "b", "run.json"], overwrite=True, former="[abcd]|run.json") as folder:
+with output_folder(out, ["a", "b", "run.json"], overwrite=True) as folder:
     for name in ("a", "b", "run.json"):
         (folder / name).write_text("new")
     if after < 0:
         os.kill(os.getpid(), signal.SIGKILL)
 """
+
+
+OLD = '{"results_sha256": {"a": "", "b": "", "c": ""}}'
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
@@ -194,13 +199,14 @@ def test_who_is_killed_leaves_the_old_results_or_the_new(tmp_path, moved):
     out.mkdir()
     for name in ("a", "b", "c", "run.json", "mine"):
         (out / name).write_text("old")
+    (out / "run.json").write_text(OLD)
     killed = subprocess.run([sys.executable, "-c", KILLED, out, str(moved)], check=False)
     assert killed.returncode == -signal.SIGKILL
     if moved >= 0:
         assert not (out / "run.json").exists()  # nothing vouches for a mixture
-    with pytest.raises(OutputExistsError, match="already"), output_folder(out, ["a", "run.json"], former="[abcd]"):
+    with pytest.raises(OutputExistsError, match="already"), output_folder(out, ["a", "run.json"]):
         pass
     found = {path.name: path.read_text() for path in out.iterdir()}
-    old = dict.fromkeys(("a", "b", "c", "run.json", "mine"), "old")
+    old = dict.fromkeys(("a", "b", "c", "mine"), "old") | {"run.json": OLD}
     new = {"a": "new", "b": "new", "run.json": "new", "mine": "old"}
     assert found == (old if moved < 0 else new)

@@ -252,12 +252,13 @@ def test_lengths_that_cannot_be(simulate, how):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"\xff" * 999, b"data_x\n_atom_site.id\n", b"\x1f\x8b123", b"ATOM" + b"9" * 999]
+    "content", [b"", b"\xff" * 999, b"data_x\n_atom_site.id\n", b"\x1f\x8b123", b"ATOM" + b"9" * 999, b"ATOM\nATOM\n"]
 )
 def test_files_of_another_kind(simulate, content):
     for name in ("model.pdb", "model.cif"):
-        with pytest.raises(InputFileError, match="model"):
+        with pytest.raises(InputFileError, match="model") as caught:
             simulate(content, name)
+        assert "\n" not in str(caught.value)
 
 
 def test_a_file_without_atoms_is_refused(tmp_path):

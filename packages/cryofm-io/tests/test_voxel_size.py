@@ -23,6 +23,12 @@ WRONG = {
 }
 
 
+@pytest.mark.parametrize("absurd", [1e5, 1e300])
+def test_what_is_asked_for_is_a_voxel_size_too(tmp_path, absurd):
+    with pytest.raises(CryoFMError, match="is the voxel size right"):
+        read_map(raw_mrc.write(tmp_path / "map.mrc", DATA), voxel_size=absurd)
+
+
 @pytest.mark.parametrize("kind", WRONG)
 def test_maps_and_masks(tmp_path, kind):
     how, field = WRONG[kind]

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
-from cryofm_sampling import SettingError, check_memory
+from cryofm_sampling import SettingError, Tiled, check_memory
 from cryofm_sampling.runs import memory
 
 CPU = torch.device("cpu")
+TILED = Tiled(lambda x, t: -x, tile=64, overlap=16)
 
 
 @pytest.fixture
@@ -74,14 +75,39 @@ def test_what_would_fit_is_told_and_fits(machine):
     with pytest.raises(
         SettingError, match=r"needs about .* GiB on cpu, and there are 9\.00; crop the maps to a cube of"
     ) as told:
-        check_memory((600, 600, 600), tile=64, device=CPU)
+        check_memory((600, 600, 600), TILED, device=CPU)
     side = int(str(told.value).split("cube of ")[1].split(",")[0])
-    check_memory((side, side, side), tile=64, device=CPU)
+    check_memory((side, side, side), TILED, device=CPU)
     with pytest.raises(SettingError):
-        check_memory((side + 20,) * 3, tile=64, device=CPU)
+        check_memory((side + 20,) * 3, TILED, device=CPU)
 
 
-def test_samples_gradients_and_the_maps_own_grid_cost_more(machine):
-    plain = check_memory((64, 64, 64), tile=64, device=CPU).needed
-    for more in ({"samples": 8}, {"gradients": True}, {"own": (128, 128, 128)}):
-        assert check_memory((64, 64, 64), tile=64, device=CPU, **more).needed > plain
+def test_samples_and_the_maps_own_grid_cost_more(machine):
+    plain = check_memory((64, 64, 64), TILED, device=CPU).needed
+    for more in ({"samples": 8}, {"own": (128, 128, 128)}):
+        assert check_memory((64, 64, 64), TILED, device=CPU, **more).needed > plain
+
+
+class Wide(torch.nn.Module):
+    """A network of so many channels, which takes boxes of 24 voxels and more."""
+
+    def __init__(self, width):
+        super().__init__()
+        self.first, self.last = torch.nn.Conv3d(1, width, 1), torch.nn.Conv3d(width, 1, 1)
+        self.idle = torch.nn.Parameter(torch.zeros(10**6))
+
+    def forward(self, x, t):
+        assert min(x.shape) > 48
+        y = (self.first(x[None]) + self.idle.view(-1, 10).sum()).square()
+        return self.last(y)[0]
+
+
+def test_what_a_network_takes_is_measured_with_it():
+    x = 4  # bytes; one volume goes in, and of so many channels there are two at once
+    for width in (2, 50):
+        found = memory._alive(Wide(width).float(), 96, CPU, gradients=False)
+        assert found == pytest.approx(2 * width * x + x, rel=0.1, abs=4 * x)
+        assert memory._alive(Wide(width).float(), 96, CPU, gradients=True) > 2.5 * width * x
+    tight, wide = (Tiled(Wide(width).float(), tile=96, overlap=16) for width in (2, 200))
+    needed = [check_memory((96, 96, 96), tiled, device=CPU).needed for tiled in (tight, wide)]
+    assert needed[1] - needed[0] == pytest.approx(1.25 * 0.65 * 2 * 198 * x * 96**3, rel=0.2)

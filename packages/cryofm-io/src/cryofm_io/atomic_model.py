@@ -59,7 +59,8 @@ def read_model(path: Path, max_atoms: int) -> "gemmi.Model":
     except InputFileError:
         raise
     except (RuntimeError, ValueError, TypeError, IndexError, OSError, EOFError, MemoryError, zlib.error) as error:
-        raise InputFileError(f"{path} is no readable atomic model ({error}); give PDB or mmCIF") from None
+        said = " ".join(str(error).split())
+        raise InputFileError(f"{path} is no readable atomic model ({said}); give PDB or mmCIF") from None
     return model
 
 

@@ -1,7 +1,7 @@
 """A folder of results that appear together or not at all."""
 
+import json
 import os
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,20 +17,19 @@ _RECORD = "run.json"
 
 @contextmanager
 def output_folder(
-    folder: Path, names: Sequence[str], *, overwrite: bool = False, read: Iterable[Path] = (), former: str = r"(?!)"
+    folder: Path, names: Sequence[str], *, overwrite: bool = False, read: Iterable[Path] = ()
 ) -> Iterator[Path]:
     """A temporary folder, whose files are moved to ``folder`` at the end, and dropped on any exception.
 
     ``run.json`` moves last: where it is, all the others are.  Who is killed while they move is made up for by the next
-    call.  What a former run has left in ``folder``, beside its ``run.json``, is removed then, so that nobody takes it
-    for a part of this one.  No other run has the folder meanwhile.
+    call.  The results of a former run, which its ``run.json`` names in ``results_sha256``, are removed then, so that
+    nobody takes them for a part of this one.  No other run has the folder meanwhile.
 
     Args:
         folder: Where the results will be; made if need be.
         names: What will be written, as far as it is known.
         overwrite: Whether files that exist may be replaced.
         read: Files that must not be lost to the results.
-        former: Regular expression of all names that a former run may have left.
 
     Yields:
         An empty folder within ``folder``, and so on the same file system.
@@ -50,13 +49,13 @@ def output_folder(
     folder = folder.resolve()
     with _made(folder), held_folder(folder):
         for whole in left_by_the_dead(folder, ".whole-"):
-            _move(whole, folder, former)
+            _move(whole, folder)
         existing = [name for name in names if (folder / name).exists()]
         if folders := [name for name in existing if (folder / name).is_dir()]:
             raise OutputExistsError(f"{', '.join(folders)} in {folder}: a folder; give another --out")
         if existing and not overwrite:
             raise OutputExistsError(f"{folder} has {', '.join(existing)} already; give --overwrite to replace")
-        refuse_to_lose(read, [*_left_by(folder, former), *(folder / name for name in names)])
+        refuse_to_lose(read, [*_left_by(folder), *(folder / name for name in names)])
         partial = partial_path(folder / "results")
         partial.mkdir()
         try:
@@ -69,7 +68,7 @@ def output_folder(
                 )
             whole = folder / partial.name.replace(".partial-", ".whole-", 1)
             partial.rename(whole)
-            _move(whole, folder, former)
+            _move(whole, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -111,10 +110,10 @@ def _made(folder: Path) -> Iterator[None]:
                 path.rmdir()
 
 
-def _move(whole: Path, folder: Path, former: str) -> None:
+def _move(whole: Path, folder: Path) -> None:
     """Move results in place; what is done twice does no harm, so that it can be done again."""
     names = sorted(os.listdir(whole), key=lambda name: (name == _RECORD, name))
-    for path in _left_by(folder, former):
+    for path in _left_by(folder):
         if path.name not in names:
             path.unlink()
     if _RECORD in names:
@@ -124,7 +123,12 @@ def _move(whole: Path, folder: Path, former: str) -> None:
     whole.rmdir()
 
 
-def _left_by(folder: Path, former: str) -> list[Path]:
-    if not (folder / _RECORD).is_file():
-        return []
-    return [path for path in folder.iterdir() if re.fullmatch(former, path.name) and not path.is_dir()]
+def _left_by(folder: Path) -> list[Path]:
+    """What the record of a former run names, and that record; whatever else there is belongs to somebody."""
+    record = folder / _RECORD
+    try:
+        named = list(json.loads(record.read_text(encoding="utf-8"))["results_sha256"])
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        named = []
+    paths = [record, *(folder / name for name in named if isinstance(name, str) and name == os.path.basename(name))]
+    return [path for path in paths if path.is_file()]

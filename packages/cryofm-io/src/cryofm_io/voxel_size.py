@@ -64,13 +64,14 @@ def settle_voxel_size(path: Path, stated: Stated, wished: float | None) -> float
 
     Raises:
         InputFileError: Neither is there.
-        GeometryError: What is stated cannot be worked with, or what was asked for is not positive.
+        GeometryError: What is stated cannot be worked with, or what was asked for is no voxel size.
 
     Warns:
         MapWarning: What was asked for overrides what the file says, or a size that is often a missing one.
     """
     if wished is not None:
-        wished = positive("voxel size", wished, "Å")
+        if (wished := positive("voxel size", wished, "Å")) > _MOST_VOXEL_SIZE:
+            raise GeometryError(f"{path}: a voxel size of {wished:.5g} Å was asked for; is the voxel size right?")
         if stated.size is None:
             _warn(f"{path}: {stated.trouble}; {wished:.5g} Å asked for and used")
         elif abs(wished - stated.size) > 0.01 * stated.size:

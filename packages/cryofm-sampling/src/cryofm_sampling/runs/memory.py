@@ -1,26 +1,36 @@
 """Whether the memory suffices, before anything is computed.
 
 A run has three stages, of which the largest makes the peak: what is done on the maps' own grid (reading, judging,
-joining, writing), what is estimated on the prior's grid, and the network. The constants were measured (`benchmarks/
-memory.py`). How much of a box the network will see depends on the molecule, which nobody has looked at yet: of one as
-wide as the box it is all, and of a small one next to nothing; both are within a quarter of what is told.
+joining, writing), what is estimated on the prior's grid, and the network. What a network takes is measured with it, on
+a small crop; the other constants were measured once (`benchmarks/memory.py`). How much of a box the network will see
+depends on the molecule, which nobody has looked at yet: of one as wide as the box it is all, and of a small one next to
+nothing; both are within a quarter of what is told.
 """
 
 import math
 import os
 import sys
-from collections.abc import Iterator
+import weakref
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import attrs
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from cryofm_sampling.errors import SettingError
+from cryofm_sampling.priors.tiled import Tiled
+from cryofm_sampling.protocols import VelocityField
 
 __all__ = ["Memory", "check_available", "check_memory"]
 
 # Bytes for each voxel: of the maps' own grid, of the prior's for estimates and beside the network, of a tile.
-_OWN, _GRID, _BESIDE, _NETWORK, _GRADIENT, _SAMPLE, _SPREAD, _RESAMPLED = 126, 182, 60, 250, 850, 4, 24, 16
+_OWN, _GRID, _BESIDE, _SAMPLE, _SPREAD, _RESAMPLED = 126, 182, 60, 4, 24, 16
+_CROP = 32  # side of what a network is measured on, voxels, or twice as much
+_WORKSPACE = 1.25  # what kernels take beside the tensors that are seen
 _SEEN = 0.65  # of the box by the network, between a small molecule and one that fills it
 _LATER = 170 * 2**20  # bytes, of libraries that load later
 _CGROUPS = Path("/sys/fs/cgroup")
@@ -48,36 +58,40 @@ class Memory:
 
 def check_memory(
     shape: Shape,
+    tiled: Tiled,
     /,
     *,
-    tile: int,
     device: torch.device,
     gradients: bool = False,
     own: Shape | None = None,
     samples: int = 0,
+    beside: int = 0,
 ) -> Memory:
     """Refuse a restoration that cannot fit, before it starts; what it needs and what there is.
 
     Args:
         shape: of the volume on the prior's grid (z, y, x).
-        tile: side of the tiles in which the prior is evaluated.
+        tiled: the prior, which is evaluated once on a small crop; its weights are in memory afterwards.
         device: whose memory is asked.
         gradients: whether they pass through the network.
         own: of the maps' own grid, where it is another.
         samples: to be drawn.
+        beside: bytes, of what else is computed.
 
     Raises `SettingError` saying how much is needed, how much there is, and how large a cube would fit.
 
-    >>> check_memory((64, 64, 64), tile=64, device=torch.device("cpu")).needed > 64**3
+    >>> tiled = Tiled(lambda x, t: -x, tile=64, overlap=16)
+    >>> check_memory((96, 96, 96), tiled, device=torch.device("cpu")).needed > 96**3
     True
     """
+    each = _WORKSPACE * _alive(tiled.velocity, tiled.tile, device, gradients=gradients)
 
     def growth(fraction: float) -> int:
         """Of a box of that fraction of the voxels."""
         voxels, written = fraction * math.prod(shape), fraction * math.prod(own or shape)
-        network = _SEEN * min(tile**3, voxels) * (_GRADIENT if gradients else _NETWORK)
+        network = _SEEN * min(tiled.tile**3, voxels) * each
         stages = written * (_OWN + _SPREAD * (samples > 1)), voxels * _GRID, network + voxels * _BESIDE
-        return round(max(stages) + voxels * _SAMPLE * samples + _LATER * (device.type == "cpu"))
+        return round(max(stages) + voxels * _SAMPLE * samples + beside + _LATER * (device.type == "cpu"))
 
     sides = own or shape
     found = Memory(_now(device) + growth(1.0), _available_memory(device))
@@ -102,6 +116,60 @@ def check_available(shape: Shape, /) -> None:
     found = Memory(_now(device) + _RESAMPLED * math.prod(shape), _available_memory(device))
     if found.available is not None and found.needed > found.available:
         raise _refusal(shape, device, found, "crop the maps")
+
+
+def _alive(velocity: VelocityField, tile: int, device: torch.device, *, gradients: bool) -> float:
+    """Bytes for each voxel that are alive at once, beside its weights, while a velocity field is evaluated."""
+    for side in (*(side for side in (_CROP, 2 * _CROP) if side < tile), tile):
+        try:
+            return _alive_on(velocity, side, device, gradients=gradients)
+        except Exception:  # of a network that takes no such box, whoever wrote it
+            continue
+    return 0.0  # the run will say what is wrong with it
+
+
+def _alive_on(velocity: VelocityField, side: int, device: torch.device, *, gradients: bool) -> float:
+    x = torch.zeros((side, side, side), dtype=torch.float32, device=device, requires_grad=gradients)
+    alive = _Alive()
+    with torch.set_grad_enabled(gradients), alive:
+        v = velocity(x, torch.tensor(0.5, device=device))
+        if gradients:
+            torch.autograd.grad(v.sum(), x)
+    return alive.most / side**3
+
+
+class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the bytes of all tensors that operations make, until these are gone."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.most = 0
+        self.known: dict[int, int] = {}
+
+    def __torch_dispatch__(
+        self, operation: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        for x in tree_leaves((args, kwargs)):
+            self._meet(x, new=False)
+        made = operation(*args, **kwargs)
+        for x in tree_leaves(made):
+            self._meet(x, new=True)
+        self.most = max(self.most, self.now)
+        return made
+
+    def _meet(self, x: Any, *, new: bool) -> None:
+        if not isinstance(x, Tensor):
+            return
+        storage = x.untyped_storage()
+        key = storage._cdata
+        if key not in self.known:  # weights and views of them were there before
+            self.known[key] = storage.nbytes() if new else 0
+            self.now += self.known[key]
+            weakref.finalize(storage, self._lose, key)
+
+    def _lose(self, key: int) -> None:
+        self.now -= self.known.pop(key, 0)
 
 
 def _refusal(shape: Shape, device: torch.device, found: Memory, fitting: str) -> SettingError:
