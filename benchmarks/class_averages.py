@@ -160,10 +160,12 @@ def make(model: Path, snr: float, sets: Path) -> None:
         write_map(folder / "particles.mrcs", DensityMap(y.numpy(), SIZE))
         unknown = Poses(np.tile(np.eye(3), (PARTICLES, 1, 1)), np.zeros((PARTICLES, 2)))
         write_poses(folder / "particles.star", stack, unknown)
-        line = f"{TOOL} --i particles.star --o run --iter 12 --K {CLASSES} --tau2_fudge 2 --particle_diameter {mask}"
+        line = f"{TOOL} --i particles.star --o ./run --iter 12 --K {CLASSES} --tau2_fudge 2 --particle_diameter {mask}"
         line += " --ctf --psi_step 12 --offset_range 3 --offset_step 2 --norm --scale --zero_mask --flatten_solvent"
         line += " --pad 2 --maxsig 60 --strict_highres_exp 14 --random_seed 1 --dont_check_norm --preread_images"
-        subprocess.run(line.split(), cwd=folder, check=True, capture_output=True)
+        done = subprocess.run(line.split(), cwd=folder, capture_output=True, text=True)
+        if done.returncode:
+            raise SystemExit(f"{TOOL} failed on {name}: {(done.stderr or done.stdout).strip()[-500:]}")
         keep(folder, sets / name, rotations, SIZE * shifts, truth, mask)
 
 

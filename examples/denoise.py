@@ -28,6 +28,7 @@ from _command_line import (
     exit_code,
     in_tiles,
     parse_half_maps,
+    positive,
     progress_bar,
     provenance,
     run_script,
@@ -99,7 +100,9 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
             write_results(folder, one, given, grid, record)
         return None
     half1, half2 = grid.tensors(given)
-    local = local_model(*map(grid.forward, (half1, half2)), band=grid.band) if args.local_noise else None
+    local = None
+    if args.local_noise or args.noise_bands > 1:
+        local = local_model(*map(grid.forward, (half1, half2)), band=grid.band, bands=args.noise_bands)
     with progress_bar() as progress:
         result = restore_half_maps(
             tiled,
@@ -127,6 +130,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add_half_map_flags(parser)
     local = "noise may differ from place to place, as where a molecule is flexible; slower"
     parser.add_argument("--local-noise", action="store_true", help=local)
+    bands = "the same in each of so many bands of frequencies by itself, as where fine detail alone is lost (default 1)"
+    parser.add_argument("--noise-bands", type=positive, default=1, help=bands)
     weighted = f"write {WEIGHTED} as well: every shell times √FSC of the restored halves"
     parser.add_argument("--fsc-weighted", action="store_true", help=weighted)
     one = "of a single map without halves, Å; the result is weaker, and cannot be checked"

@@ -522,6 +522,15 @@ def test_halves_and_the_envelope_are_left_where_they_are_asked_for(run, half_map
     np.testing.assert_allclose(blurred.data, expected, atol=1e-3 * np.abs(sharp.data).max())
 
 
+def test_noise_may_differ_from_place_to_place_in_bands(run, half_maps, tmp_path):
+    line = (*half_maps, "--scale", 0.33, "--b-factor", 0, "--steps", 2)
+    maps = []
+    for flags in (("--local-noise",), ("--noise-bands", 2)):
+        assert run(*line, *flags, "--out", tmp_path / "out", "--overwrite") == 0
+        maps.append(read_map(tmp_path / "out" / "restored.mrc").data)
+    assert 0.9 < np.corrcoef(*(data.ravel() for data in maps))[0, 1] < 1 - 1e-9
+
+
 def test_the_weighted_map_loses_what_the_halves_do_not_share(run, half_maps, tmp_path):
     line = (*half_maps, "--scale", 0.33, "--b-factor", 0, "--halves", "--fsc-weighted", "--steps", 3)
     assert run(*line, "--out", tmp_path / "out") == 0

@@ -8,13 +8,22 @@ from pathlib import Path
 import pytest
 import torch
 
-from cryofm_ops import FourierProjector, Identity, OperatorError, WhiteNoise, gaussian_likelihood, random_rotations
+from cryofm_ops import (
+    FourierProjector,
+    Identity,
+    OperatorError,
+    Proximal,
+    WhiteNoise,
+    gaussian_likelihood,
+    random_rotations,
+)
 from cryofm_ops.testing import (
     Case,
     ContractError,
     check_likelihood,
     check_noise,
     check_operator,
+    likelihood_checks,
     operator_checks,
     parametrize_with_checks,
 )
@@ -178,3 +187,17 @@ assert "torch._dynamo" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_mean_far_from_the_data_costs_a_search_no_more_than_a_near_one():
+    calls = {}
+
+    class Likelihood:
+        def log_prob(self, x):
+            calls[scale] = calls.get(scale, 0) + 1
+            return -5 * (x - 0.3).square().sum((-3, -2, -1))
+
+    checks = {check.name: check for check in likelihood_checks(Proximal(Likelihood()), shapes=SMALL)}
+    for scale in (1.0, 1e3):
+        checks["condition_contract"](Case((4, 4, 4), batch=(2,), scale=scale))
+    assert calls[1e3] == calls[1.0]

@@ -135,6 +135,7 @@ def test_noises(check):
         PoissonLikelihood(OPTICS, Y.square().round(), background=1.0),
         StudentTLikelihood(Saturation(), Y, scale=0.3),
         Proximal(StudentTLikelihood(Identity(), Y, scale=0.3)),
+        Proximal(gaussian_likelihood(Mask(WEIGHTS), WhiteNoise(0.3), Y)),
     ],
     shapes=[BOX],
     level="0.2",

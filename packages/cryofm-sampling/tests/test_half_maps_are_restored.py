@@ -6,17 +6,22 @@ import pytest
 import torch
 
 from cryofm_ops import (
+    BandNoise,
     CoverageNoise,
     FourierMask,
     GridMismatchError,
     Identity,
+    LocalNoise,
     MissingWedge,
     WhiteNoise,
     coverage_from_tilts,
+    estimate_band_variances,
+    estimate_local_variance,
     fourier_filter,
     gaussian_likelihood,
     radial,
     random_rotations,
+    windowed_noise_power,
 )
 from cryofm_sampling import (
     CapabilityError,
@@ -27,6 +32,7 @@ from cryofm_sampling import (
     SettingError,
     coverage_model,
     directional_model,
+    local_model,
     restore_half_maps,
     restore_map,
     restore_missing_wedge,
@@ -203,6 +209,22 @@ def test_noise_that_depends_on_direction_is_used(prior):
     assert error(told.map, truth) < 0.9 * error(plain.map, truth)
     assert error(told.linear, truth) < 0.9 * error(plain.linear, truth)
     assert error(found.map, truth) < 1.03 * error(told.map, truth)  # what nobody told is found
+
+
+@pytest.mark.parametrize("bands", [1, 2])
+def test_noise_that_differs_from_place_to_place_is_used(bands):
+    _, one, two = made()
+    model = local_model(one, two, bands=bands)
+    x = torch.randn(SHAPE, generator=seeded(9)).requires_grad_()
+    (found,) = torch.autograd.grad(model.observe(one, 0.5).log_prob(x), x)
+    power = windowed_noise_power(one, two, torch.ones(SHAPE)) / 2
+    if bands == 1:
+        noise = LocalNoise(estimate_local_variance(one, two), power)
+    else:
+        noise = BandNoise(estimate_band_variances(one, two, bands), power)
+    r = one - x.detach()
+    expected = noise.precision(r - r.mean())
+    torch.testing.assert_close(found, expected - expected.mean(), rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
 
 
 def test_beyond_the_band_nothing_was_measured():

@@ -27,6 +27,7 @@ from cryofm_sampling import (
     PosteriorFlow,
     Renoising,
     SettingError,
+    misfit,
     restore,
 )
 from cryofm_sampling.testing import GaussianPrior
@@ -165,6 +166,23 @@ def test_the_mode_of_every_pass_where_the_likelihood_only_has_log_prob(y, likeli
     assert draw.settings["noise_level"][0] == pytest.approx(0.09, rel=0.3)
     assert 8 < draw.calls < 100
     assert closed.calls == 0
+
+
+def test_of_data_that_are_not_gaussian_the_mean_is_that_of_a_grid_and_the_misfit_that_of_the_mode(y, likelihood):
+    def log_p(x, seen):
+        return -0.5 * ((x / 0.09).exp() - (seen / 0.09).exp()).square() / 0.3**2
+
+    class Exponential:
+        def log_prob(self, x):
+            return log_p(x, y).sum((-3, -2, -1))
+
+    draw = run(Prior(1.0), Exponential())
+    grid = torch.linspace(-0.6, 0.7, 20001, dtype=torch.float64)
+    density = (log_p(grid, y[..., None].double()) - ((grid - 0.04) / 0.09).square() / 2).softmax(-1)
+    mean = (density * grid).sum(-1).float()
+    assert (draw.x - mean).square().mean() < 0.02 * (draw.mode - mean).square().mean()
+    torch.testing.assert_close(draw.misfit, misfit(draw.mode, Exponential(), 0.09**2), rtol=1e-3, atol=0)
+    assert run(Prior(1.0), likelihood).mode is None
 
 
 def test_guidance_where_the_prior_has_no_statistics(likelihood):

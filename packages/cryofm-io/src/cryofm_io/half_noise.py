@@ -91,9 +91,11 @@ def _least_at_nyquist(difference: Floats) -> float:
         last = n // 2
         one, two = (x for i, x in enumerate(lateral) if i != axis)
         distance = one[:, None] ** 2 + two**2
-        wide, least = (0.5 + 0.5 / n) ** 2 - (last / n) ** 2, (1.5 / n) ** 2
-        # Discs in one cone of directions: where views leave a cone without any power, none of them has some.
-        discs = [(k, distance <= max(wide * (k / last) ** 2, least)) for k in (last, *planes)]
+        wide = max((0.5 + 0.5 / n) ** 2 - (last / n) ** 2, (1.5 / n) ** 2) ** 0.5
+        # Lower ones within the same cone of directions, and away from its edge, which fading out blurs: where views
+        # leave a cone without any power, none of them has some.
+        radii = [(last, wide), *((k, max(wide * k / last - 1.5 / n, 1.1 / n)) for k in planes)]
+        discs = [(k, distance <= radius**2) for k, radius in radii]
         end, *others = (float(np.mean(np.abs(spectrum.take(k, axis)[disc]) ** 2)) for k, disc in discs)
         if np.median(others) > 1e-5 * overall:  # nor has a missing wedge, along some axis
             found.append(end / float(np.median(others)))

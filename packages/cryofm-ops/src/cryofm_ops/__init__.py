@@ -33,6 +33,7 @@ from cryofm_ops.likelihoods.proximal import Proximal
 from cryofm_ops.likelihoods.student_t import StudentTLikelihood
 from cryofm_ops.likelihoods.toeplitz_gaussian import ToeplitzGaussian
 from cryofm_ops.noise.anisotropic import AnisotropicNoise, cone_alpha, wedge_alpha
+from cryofm_ops.noise.bands import BandNoise, estimate_band_variances
 from cryofm_ops.noise.block import BlockNoise
 from cryofm_ops.noise.coverage import CoverageNoise, coverage_from_poses, coverage_from_tilts
 from cryofm_ops.noise.from_cones import AlphaEstimate, estimate_alpha
@@ -102,6 +103,7 @@ __all__ = [
     "AnisotropicNoise",
     "AverageRings",
     "Averaging",
+    "BandNoise",
     "Blind",
     "BlindGaussian",
     "BlindProjections",
@@ -180,6 +182,7 @@ __all__ = [
     "coverage_from_tilts",
     "directional",
     "estimate_alpha",
+    "estimate_band_variances",
     "estimate_directional_noise",
     "estimate_local_variance",
     "estimate_noise_power",

@@ -20,7 +20,7 @@ def _check_variance(_: object, __: object, variance: Tensor) -> None:
         raise NoiseError(f"a local variance is a volume (z, y, x) of positive numbers, got {tuple(variance.shape)}")
 
 
-def _check_power(_: object, __: object, power: Tensor) -> None:
+def check_power(_: object, __: object, power: Tensor) -> None:
     if power.ndim != 1 or len(power) < 2 or not (power.isfinite() & (power > 0)).all():
         raise NoiseError("the power of a local noise is a radial table of at least 2 positive numbers")
 
@@ -44,7 +44,7 @@ class LocalNoise:
     """
 
     variance: Tensor = attrs.field(validator=_check_variance)
-    radial_power: Tensor = attrs.field(validator=_check_power)
+    radial_power: Tensor = attrs.field(validator=check_power)
 
     def sample(self, y: Tensor, /, *, generator: torch.Generator) -> Tensor:
         """Y + n, for y `(*batch, z, y, x)`."""

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from cryofm_ops.fourier.grid import fourier_filter, frequencies, rfft
 from cryofm_ops.normal import Normal
-from cryofm_ops.protocols import LinearOperator
+from cryofm_ops.protocols import Iterative, LinearOperator
 from cryofm_ops.testing._case import Case
 from cryofm_ops.testing._expect import call, each_alone, expect, expect_close, norm
 from cryofm_ops.testing._likelihoods import score
@@ -57,7 +57,7 @@ def _of_linear(check: Callable[[Any, Case], None]) -> Callable[[Any, Case], None
 @_of_linear
 def condition_contract(likelihood: Any, case: Case) -> None:
     """The posterior has the shape of its prior, each of a batch by itself, and draws; the arguments are left alone."""
-    mean, variance, what = case.volume(), 0.5 * case.unit**2, "condition(mean, variance)"
+    mean, variance, what = case.volume() / case.scale, 0.5 * case.unit**2, "condition(mean, variance)"  # as wide as far
     before = mean.clone()
     posterior = _condition(likelihood, mean, variance, case)
     expect(torch.equal(mean, before), f"{what} to leave the mean alone", "a changed input: it is written into", case)
@@ -98,14 +98,15 @@ def condition_is_stationary(likelihood: Any, case: Case) -> None:
         moved = fourier_filter(pull, variance) if isinstance(variance, Tensor) else variance * pull
         start = score(likelihood, mean, case)  # before conditioning: what there was to be solved
         scale = max(float(norm(found - mean)), float(norm(start)) * float(torch.as_tensor(variance).min()))
-        rtol = _RTOL if _is_quadratic(likelihood, mean, case) else _RTOL_OF_MODE
+        solved = not isinstance(likelihood, Iterative) and _is_quadratic(likelihood, mean, case)  # and not searched
+        rtol = _RTOL if solved else _RTOL_OF_MODE
         expect_close(moved, found - mean, scale, "V ∇ log p equal to x* − μ", case, rtol=rtol)
 
 
 @_of_linear
 def condition_is_dense_solve(likelihood: Any, case: Case) -> None:
-    """Mean and covariance of the posterior are those of a dense solve, at the mode where log p is not quadratic. Draws:
-    statistical, false alarm 1e-6.
+    """Mean and covariance of the posterior are those of a dense solve, at the mode where log p is not quadratic. A mode
+    that is searched may be missed a little. Draws: statistical, false alarm 1e-6.
     """
     mean = case.normal(case.shape, 0) * case.magnitude
     quadratic = _is_quadratic(likelihood, mean, case)
@@ -118,12 +119,13 @@ def condition_is_dense_solve(likelihood: Any, case: Case) -> None:
         if not quadratic:
             hessian = _bent_downwards(hessian, v)
         posterior = torch.linalg.inv(torch.linalg.inv(v) + hessian)
-        if quadratic:
+        if quadratic and not isinstance(likelihood, Iterative):
             step = posterior @ (pull - hessian @ mean.flatten())
             moved = (found.mean - mean).flatten()
             expect_close(moved, step, norm(step), "the posterior mean's step from μ by a dense solve", case, rtol=_RTOL)
         else:
-            slope = pull - torch.linalg.solve(v, (at - mean).flatten())
+            pull = score(likelihood, found.mean, case).flatten()
+            slope = pull - torch.linalg.solve(v, (found.mean - mean).flatten())
             off = float((slope @ posterior @ slope / len(slope)).sqrt())  # Newton's step, in standard deviations
             expect(off <= _OFF_MODE, "the mode, by a dense Newton step", f"{off:.2g} standard deviations beside", case)
         if callable(found.variance):

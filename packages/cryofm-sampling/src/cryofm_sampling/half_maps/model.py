@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, partial
 from typing import Protocol, Self
 
 import attrs
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cryofm_ops import (
+    BandNoise,
     Envelope,
     FourierGaussian,
     FourierMask,
@@ -22,6 +23,7 @@ from cryofm_ops import (
     NoiseEstimate,
     RemoveMean,
     directional,
+    estimate_band_variances,
     estimate_directional_noise,
     estimate_local_variance,
     estimate_noise_power,
@@ -375,20 +377,26 @@ def wedge_model(half1: Tensor, half2: Tensor, tilts: MissingWedge, /, *, band: f
     return attrs.evolve(_model(half1, shells, noise_on), wedge=True, doubts=(doubt,) if doubt else ())
 
 
-def local_model(half1: Tensor, half2: Tensor, /, *, band: float = 1.0) -> ObservedModel:
+def local_model(half1: Tensor, half2: Tensor, /, *, band: float = 1.0, bands: int = 1) -> ObservedModel:
     """Noise that differs from place to place, as where a molecule is flexible: conjugate gradients, and slower.
 
     Args:
         half1: `(z, y, x)`, raw.
         half2: likewise.
         band: the highest frequency that was measured, over the grid's Nyquist frequency.
+        bands: of frequencies, in each of which it differs by itself (`BandNoise`); slower by as much.
     """
-    plain, variance = stationary_model(half1, half2, band=band), estimate_local_variance(half1, half2)
+    plain = stationary_model(half1, half2, band=band)
     power = _noise(half1, half2, band, torch.ones_like(half1)).noise_power
     operator = RemoveMean()
+    noise: Callable[[Tensor], LocalNoise | BandNoise]
+    if bands == 1:
+        noise = partial(LocalNoise, estimate_local_variance(half1, half2))
+    else:
+        noise = partial(BandNoise, estimate_band_variances(half1, half2, bands))
 
     def observe(y: Tensor, fraction: float, /) -> Likelihood:
-        return gaussian_likelihood(operator, LocalNoise(variance.to(y), (fraction * power).to(y)), y)
+        return gaussian_likelihood(operator, noise((fraction * power).to(y)), y)
 
     return ObservedModel(plain, observe, operator)
 

@@ -69,7 +69,7 @@ class Autocast:
     dtype: torch.dtype
 
     def __attrs_post_init__(self) -> None:
-        copy_attributes(self.velocity, self, *_CARRIED, "normalization", "weight")
+        copy_attributes(self.velocity, self, *_CARRIED, "normalization", "tag", "weight")
         if isinstance(self.velocity, ConditionalVelocityField):
             object.__setattr__(self, "given", self._given)
 
