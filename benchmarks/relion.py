@@ -7,7 +7,8 @@ the same start. Scale and B are those of its --dry-run on the first run's last h
 
 A row is one run: errors of the poses; FSC with the truth of the reference, and of what ``relion_reconstruct`` makes
 of the final poses, which no prior touched; what the halves' FSC claims of the latter, less what is true. A mean FSC
-is over shells 1 to 20, in a sphere or in a tight mask. Steps that are done are not done again.
+is over shells 1 to 20, of which the hook's reference lacks some, or to one before the claimed resolution; in a sphere
+or in a tight mask. Steps that are done are not done again.
 """
 
 import argparse
@@ -112,9 +113,9 @@ def found_by_dry_run(folder: Path, args: argparse.Namespace) -> str:
     line = [sys.executable, str(HOOK), "--dry-run", "--steps", str(args.steps), star]
     said = subprocess.run(line, cwd=folder, check=True, capture_output=True, text=True).stdout
     print(said, end="", flush=True)
-    hook = re.search(r'EXECUTABLE="(.*)"', said)
+    hook = re.search(r"EXECUTABLE=(.*)", said)
     assert hook is not None
-    return f"{hook[1]} --steps {args.steps}"
+    return shlex.split(hook[1])[0]
 
 
 def judge(folder: Path, arm: str, args: argparse.Namespace) -> dict[str, object]:
@@ -145,7 +146,8 @@ def judge(folder: Path, arm: str, args: argparse.Namespace) -> dict[str, object]
         "claim_A": round(len(truth.data) * px / max(last, 1), 2),
         "reference_fsc_05_A": round(curves[0].resolution(0.5), 2),
         "reference_fsc": mean(curves[0].correlation),
-        "reference_fsc_tight": mean(curves[1].correlation),
+        "reference_fsc_to_claim": mean(curves[0].correlation[: last - 1]),
+        "reference_fsc_tight_to_claim": mean(curves[1].correlation[: last - 1]),
         "plain_fsc_05_A": round(curves[2].resolution(0.5), 2),
         "plain_fsc": mean(curves[2].correlation),
         "claimed_less_true": round(float(np.nanmean(excess[used])), 4),

@@ -1,7 +1,7 @@
 """An experiment: the prior inside RELION's refinement, as the program that makes its references.
 
     python examples/relion_reconstruct.py --dry-run Refine3D/job007/run_it008_half1_class001_external_reconstruct.star
-    export RELION_EXTERNAL_RECONSTRUCT_EXECUTABLE="python examples/relion_reconstruct.py --scale 1.6 --b-factor 80"
+    export RELION_EXTERNAL_RECONSTRUCT_EXECUTABLE='python examples/relion_reconstruct.py --scale 1.6 --b-factor 80'
 
 The first line says scale and B of a map that RELION (3.1 or later) has made with --external_reconstruct, and the
 second line with them, which stay the same for a whole run. With it relion_refine --external_reconstruct calls this for
@@ -16,6 +16,7 @@ beside it, …_restored.mrc.
 
 import argparse
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -134,13 +135,14 @@ def plan(args: argparse.Namespace) -> None:
         f"restored from 12 Å to {sums.box * sums.voxel_size / half.last_shell:.1f} Å on a grid of {side}; noise "
         f"{half.noise_factor:.2f} of what the weights say; about {seconds:.1f} s a call here and now"
     )
-    told = {
-        "--scale": args.scale or round(scale, 3),
-        "--b-factor": round(b_factor) if args.b_factor is None else args.b_factor,
-    }
-    flags = " ".join(f"{flag} {value:g}" for flag, value in told.items())
-    python, script = sys.executable, Path(__file__).resolve()
-    print(f'export RELION_EXTERNAL_RECONSTRUCT_EXECUTABLE="{python} {script} {flags}"')
+    b_factor = b_factor if args.b_factor is None else args.b_factor
+    words = [os.path.abspath(sys.executable), os.path.abspath(__file__)]
+    words += ["--scale", f"{args.scale or scale:.4g}", "--b-factor", f"{b_factor:.0f}"]
+    usual = vars(parse([str(args.star)]))
+    for flag in ("voxel_size", "steps", "seed", "prior", "device", "precision"):
+        if vars(args)[flag] != usual[flag]:
+            words += [f"--{flag.replace('_', '-')}", str(vars(args)[flag])]
+    print(f"export RELION_EXTERNAL_RECONSTRUCT_EXECUTABLE={shlex.quote(shlex.join(words))}")
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

@@ -1,6 +1,7 @@
 """The prior inside RELION: what the script leaves, that no failure ends a refinement, and real refinements."""
 
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -176,9 +177,11 @@ def test_a_dry_run_finds_scale_and_b_and_changes_nothing(job, small_prior, capsy
     assert script.main() == 0
     said, export = capsys.readouterr().out.splitlines()
     assert "16 voxels of 2 Å, restored from 12 Å to 6.4 Å on a grid of 22" in said
-    assert export.startswith('export RELION_EXTERNAL_RECONSTRUCT_EXECUTABLE="')
-    assert " --scale " in export
-    assert " --b-factor " in export
+    assert export.startswith("export RELION_EXTERNAL_RECONSTRUCT_EXECUTABLE='")
+    words = shlex.split(shlex.split(export)[1].partition("=")[2])
+    assert words[:2] == [sys.executable, script.__file__]
+    assert words[2::2] == ["--scale", "--b-factor", "--prior"]
+    assert words[-1] == str(small_prior)
     monkeypatch.setattr("sys.argv", [*line[:-1], "none.star"])
     assert script.main() == 2
     assert "none.star: no such file" in capsys.readouterr().err

@@ -260,7 +260,8 @@ def test_every_script_begins_with_what_comes_first():
     for path in EXAMPLES.glob("[!_]*.py"):
         lines = [x.split() for x in path.read_text().splitlines() if x.startswith(("import ", "from "))]
         names = [line[1].split(".")[0] for line in lines]
-        assert next(name for name in names if name not in sys.stdlib_module_names) == "_first", path.name
+        ours = [name for name in names if name not in sys.stdlib_module_names]
+        assert ours[:1] in (["_first"], []), path.name  # none: RELION gets its own map whatever is missing
 
 
 def test_a_map_whose_header_alone_is_read(tmp_path):
