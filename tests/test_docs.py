@@ -19,7 +19,7 @@ READMES = [
     *ROOT.glob("packages/*/*.md"),
     *ROOT.glob("benchmarks/**/*.md"),
 ]
-LINE = re.compile(r"""(?<!")(?:python|torchrun .*) (examples|benchmarks)/(\w+)\.py([^`"\n#]*)""")
+LINE = re.compile(r"""(?<!["'])(?:python|torchrun .*) (examples|benchmarks)/(\w+)\.py([^`"\n#]*)""")
 
 
 @pytest.fixture
