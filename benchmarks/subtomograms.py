@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from _inputs import calibrated_prior, clean
 from _protocol import BOX, VOXEL, WEDGE, Score, crop
-from _table import write_csv
+from _table import means_of_maps, write_csv
 from scipy.ndimage import affine_transform
 from torch import Tensor
 
@@ -94,18 +94,7 @@ def main() -> None:
                 first: dict[str, object] = {"map": path.name.split(".")[0], "normal_deg": normal, "kind": kind}
                 lines.append(first | {key: round(score[key], 4) for key in SCORES})
                 print(*lines[-1].values(), sep="  ", flush=True)
-            write_csv(args.out, lines + means(lines))
-
-
-def means(lines: list[dict[str, object]]) -> list[dict[str, object]]:
-    """Of the maps, a line for every kind of poses and of restoration."""
-    table: list[dict[str, object]] = []
-    for normal in dict.fromkeys(line["normal_deg"] for line in lines):
-        for kind in KINDS:
-            same = [line for line in lines if (line["normal_deg"], line["kind"]) == (normal, kind)]
-            values = {key: round(float(np.mean([float(str(line[key])) for line in same])), 4) for key in SCORES}
-            table.append({"map": f"mean of {len(same)}", "normal_deg": normal, "kind": kind} | values)
-    return table
+            write_csv(args.out, lines + means_of_maps(lines, SCORES))
 
 
 if __name__ == "__main__":

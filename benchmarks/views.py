@@ -18,11 +18,10 @@ from itertools import product
 from pathlib import Path
 
 import attrs
-import numpy as np
 import torch
 from _inputs import calibrated_prior, clean
 from _protocol import BOX, VOXEL, Score, crop, noise_power
-from _table import write_csv
+from _table import means_of_maps, write_csv
 from torch import Tensor
 
 from cryofm_ops import alpha_from_poses, coverage_from_poses, irfft, radial, random_rotations, rfft
@@ -69,17 +68,6 @@ def half_map(truth: Tensor, rotations: Tensor, generator: torch.Generator) -> Te
     return irfft(torch.where(seen, rfft(truth.double()) + level * sums / shares.clamp(min=LEAST), 0), BOX).float()
 
 
-def means(lines: list[dict[str, object]]) -> list[dict[str, object]]:
-    """Of the maps, a line for every angle and kind."""
-    table: list[dict[str, object]] = []
-    for within in dict.fromkeys(line["within_deg"] for line in lines):
-        for kind in KINDS:
-            same = [line for line in lines if (line["within_deg"], line["kind"]) == (within, kind)]
-            values = {key: round(float(np.mean([float(str(line[key])) for line in same])), 4) for key in SCORES}
-            table.append({"map": f"mean of {len(same)}", "within_deg": within, "kind": kind} | values)
-    return table
-
-
 def main() -> None:
     """Parse the command line, measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -122,7 +110,7 @@ def main() -> None:
                 first: dict[str, object] = {"map": path.name.split(".")[0], "within_deg": within, "kind": kind}
                 lines.append(first | {key: round(score[key], 4) for key in SCORES})
                 print(*lines[-1].values(), sep="  ", flush=True)
-            write_csv(args.out, lines + means(lines))
+            write_csv(args.out, lines + means_of_maps(lines, SCORES))
 
 
 if __name__ == "__main__":
