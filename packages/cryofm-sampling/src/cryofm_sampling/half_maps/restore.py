@@ -180,36 +180,34 @@ def restore_half_maps(
         fine = FineFilter.of(half1, half2, voxel_size=own_size, b_factor=b, width=grid.voxel_size)
     limit = min(1 / grid.band, 1.0)
 
-    def filtered(data: Tensor) -> Tensor:
-        """The best linear filter of the data, on the halves' own grid, beyond the prior's as well."""
-        y = grid.forward(data)
-        linear = grid.inverse(fourier_filter(y, model.gain.to(y)))
-        linear += amplitude * grid.inverse(restored[0].x).mean() - linear.mean()
+    def filtered(y: Tensor, data: Tensor) -> Tensor:
+        """The best linear filter of y, the data on the prior's grid; beyond it of the data themselves."""
+        linear = fourier_filter(y, model.gain.to(y))
+        linear = grid.inverse(linear - (linear.mean() - amplitude * restored[0].x.mean()))
         return linear if fine is None else joined(linear, fine(data), end, limit)
 
-    def whole(x: Tensor, data: Tensor, seed: int | None = None) -> Tensor:
+    def whole(x: Tensor, y: Tensor, data: Tensor, seed: int | None = None) -> Tensor:
         """On the halves' own grid, joined with what the linear filter makes of the data beyond; of a sample, draws."""
+        if nowhere and seed is None:
+            return filtered(y, data)
         if seed is not None:
             x = torch.lerp(restored[0].x, x, wider)
         x = amplitude * grid.inverse(x)
-        if fine is None:
+        if fine is None or nowhere:  # a sample says at least how little is known
             return x
-        if nowhere and seed is not None:
-            return x  # says at least how little is known
-        if nowhere:
-            return filtered(data)
         own = None if seed is None else torch.Generator(generator.device).manual_seed(seed + 1)
         return joined(x, fine(data, x, own), end, limit)
 
-    map_, first, second = (whole(draw.x, data) for draw, data in zip(restored, (both, half1, half2), strict=True))
+    seen = ((mean, both), (one, half1), (two, half2))
+    map_, first, second = (whole(draw.x, *data) for draw, data in zip(restored, seen, strict=True))
     result = RestoredHalfMaps.of(
         attrs.evolve(restored[0], x=map_),
         both,
         fit,
         samples=drawn,
-        way=lambda x, k: whole(x, both, seeds[k]),
+        way=lambda x, k: whole(x, mean, both, seeds[k]),
         missing=model.missing,
-        linear=filtered(both),
+        linear=filtered(mean, both),
         halves=(first, second),
         model=model,
         b_factor=b,
