@@ -8,8 +8,9 @@ from typing import Any
 import attrs
 import numpy as np
 import torch
-from _command_line import UNCERTAINTY, cost, sample_names, write_run
+from _flags import UNCERTAINTY, sample_names
 from _maps import Measured, PriorGrid, Volume
+from _record import cost, write_run
 from scipy.ndimage import center_of_mass
 from torch import Tensor
 

@@ -40,22 +40,18 @@ import attrs
 import numpy as np
 import torch
 from _command_line import (
-    add_flags,
-    add_symmetry_flag,
     calibrated_prior,
     check_disk,
     choose_device,
     chosen_prior,
-    cost,
     exit_code,
     in_tiles,
     point_group,
-    positive,
-    provenance,
     run_script,
-    write_run,
 )
+from _flags import add_flags, add_symmetry_flag, positive
 from _maps import device_of
+from _record import cost, provenance, write_run
 from _streams import bar
 from numpy.typing import NDArray
 from scipy.ndimage import affine_transform

@@ -21,21 +21,19 @@ from typing import Any
 import _first  # noqa: F401
 import torch
 from _command_line import (
-    add_half_map_flags,
-    add_symmetry_flag,
     checkpoint,
     chosen_prior,
     chosen_sampler,
     exit_code,
     in_tiles,
     of_all_copies,
-    parse_half_maps,
     point_group,
     progress_bar,
-    provenance,
     run_script,
 )
+from _flags import add_half_map_flags, add_symmetry_flag, parse_half_maps
 from _maps import DEMO_CURVES, DEMO_MAP, Measured, PriorGrid, check_room, demo_half_maps, fitting_prior, read_half_maps
+from _record import provenance
 from _results import result_names, write_half_map_results
 from torch import Tensor
 

@@ -23,7 +23,9 @@ import _first  # noqa: F401
 import attrs
 import numpy as np
 import torch
-from _command_line import choose_device, exit_code, positive, prior_file, seed
+from _command_line import choose_device, exit_code
+from _flags import positive, seed
+from _record import prior_file
 from _streams import bar
 from torch import Tensor
 

@@ -19,7 +19,8 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import _first  # noqa: F401
-from _command_line import exit_code, named_folder, natural, seed, signals
+from _command_line import exit_code, signals
+from _flags import named_folder, natural, seed
 from _streams import bar
 
 from cryofm_io import CryoFMError, InputFileError, output_folder, read_emdb_header

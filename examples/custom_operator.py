@@ -15,24 +15,16 @@ from pathlib import Path
 import _first  # noqa: F401
 import numpy as np
 import torch
-from _command_line import (
-    add_flags,
-    add_samples_flag,
-    calibrated_prior,
-    exit_code,
-    in_tiles,
-    provenance,
-    run_script,
-)
+from _command_line import calibrated_prior, exit_code, in_tiles, run_script
+from _flags import add_flags, add_samples_flag
 from _maps import DEMO_MAP, Measured, PriorGrid, demo_map
+from _record import provenance
 from _results import result_names, write_results
 from torch import Tensor
 
 from cryofm_ops import LowPass, WhiteNoise, gaussian_likelihood
 from cryofm_ops.testing import check_operator
 from cryofm_sampling import PlugAndPlay, PosteriorFlow, Rescaled, RestoredMap, ScaledNormalization, ScaleFit, restore
-
-SIDE = 72.0  # Å, not much more than the molecule
 
 
 class FlexibleDomain:
@@ -58,8 +50,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     """From nothing to a restored map."""
     # Is it what it claims to be? A wrong adjoint, a changed input, a lost batch axis: all would be told.
     print("FlexibleDomain passes", ", ".join(check_operator(FlexibleDomain(8.0, voxel_size=1.5))))
-    prior = calibrated_prior(args)
-    truth = demo_map(side=SIDE)
+    prior, truth = calibrated_prior(args), demo_map(side=72.0)  # Å, not much more than the molecule
     grid = PriorGrid.of(truth, prior)
     x, brightest = grid.forward(torch.from_numpy(truth.data)), float(np.percentile(demo_map().data, 99.999))
     scale = ScaledNormalization(prior.normalization, 1 / brightest)

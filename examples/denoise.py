@@ -19,20 +19,8 @@ from typing import Any
 
 import _first  # noqa: F401
 import torch
-from _command_line import (
-    above_zero,
-    add_half_map_flags,
-    checkpoint,
-    chosen_prior,
-    chosen_sampler,
-    exit_code,
-    in_tiles,
-    parse_half_maps,
-    positive,
-    progress_bar,
-    provenance,
-    run_script,
-)
+from _command_line import checkpoint, chosen_prior, chosen_sampler, exit_code, in_tiles, progress_bar, run_script
+from _flags import above_zero, add_half_map_flags, parse_half_maps, positive
 from _maps import (
     DEMO_CURVES,
     DEMO_MAP,
@@ -43,6 +31,7 @@ from _maps import (
     read_half_maps,
     read_one_map,
 )
+from _record import provenance
 from _results import WEIGHTED, result_names, write_half_map_results, write_results
 
 from cryofm_sampling import (

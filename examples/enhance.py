@@ -20,8 +20,10 @@ from pathlib import Path
 
 import _first  # noqa: F401
 import _command_line as line
+import _flags
 import torch
 from _maps import PriorGrid, check_room, read_half_maps, read_one_map
+from _record import provenance
 from _results import FILES, write_results
 
 from cryofm_sampling import Guided, RestoredMap, enhance_half_maps, enhance_map, everyone, is_first
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredMap:
             callback=progress,
         )
     if is_first():
-        write_results(folder, result, given, grid, line.provenance(args))
+        write_results(folder, result, given, grid, provenance(args))
         shown = "the filtered mean of the halves" if args.half2 else "the map alone, with no data to keep it"
         how = f"tag {result.settings['tag']}, guidance {result.settings['weight']:g}"
         print(f"shown {shown}; {how}: what it adds is the prior's word")
@@ -65,8 +67,8 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredMap:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    line.add_enhancement_flags(parser, STEPS)
-    return parser.parse_args(line.with_plain_numbers(arguments))
+    _flags.add_enhancement_flags(parser, STEPS)
+    return parser.parse_args(_flags.with_plain_numbers(arguments))
 
 
 def main() -> None:

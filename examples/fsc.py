@@ -15,7 +15,8 @@ from pathlib import Path
 import _first  # noqa: F401
 import attrs
 import numpy as np
-from _command_line import above_zero, exit_code, named_folder
+from _command_line import exit_code
+from _flags import above_zero, named_folder
 
 import cryofm_io as io
 

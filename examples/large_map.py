@@ -31,25 +31,18 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from _command_line import (
-    above_zero,
-    add_flags,
     by,
     calibrated_prior,
     check_disk,
     exit_code,
     folder_of,
     in_tiles,
-    named_files,
-    named_folder,
-    positive,
     progress_bar,
-    provenance,
-    seal,
     silent_unless_first,
-    with_plain_numbers,
-    write_run,
 )
+from _flags import above_zero, add_flags, named_folder, positive, with_plain_numbers
 from _maps import COARSE, PriorGrid
+from _record import named_files, provenance, seal, write_run
 from _results import record_of
 from _streams import bar
 from numpy.typing import NDArray

@@ -21,19 +21,10 @@ import _first  # noqa: F401
 import attrs
 import numpy as np
 import torch
-from _command_line import (
-    add_flags,
-    by,
-    check_disk,
-    chosen_prior,
-    exit_code,
-    in_tiles,
-    positive,
-    provenance,
-    run_script,
-    write_run,
-)
+from _command_line import by, check_disk, chosen_prior, exit_code, in_tiles, run_script
+from _flags import add_flags, positive
 from _maps import DEMO_MAP, demo_map, device_of
+from _record import provenance, write_run
 from _streams import bar
 from numpy.typing import NDArray
 from torch import Tensor

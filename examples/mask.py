@@ -14,7 +14,8 @@ from pathlib import Path
 import _first  # noqa: F401
 import attrs
 import numpy as np
-from _command_line import above_zero, exit_code
+from _command_line import exit_code
+from _flags import above_zero
 
 from cryofm_io import (
     MaskError,

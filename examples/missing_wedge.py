@@ -26,11 +26,6 @@ import _first  # noqa: F401
 import attrs
 import torch
 from _command_line import (
-    add_algorithm_flags,
-    add_envelope_flags,
-    add_flags,
-    add_map_flags,
-    add_symmetry_flag,
     checkpoint,
     chosen_prior,
     chosen_sampler,
@@ -39,11 +34,18 @@ from _command_line import (
     of_all_copies,
     point_group,
     progress_bar,
-    provenance,
     run_script,
+)
+from _flags import (
+    add_algorithm_flags,
+    add_envelope_flags,
+    add_flags,
+    add_map_flags,
+    add_symmetry_flag,
     with_plain_numbers,
 )
 from _maps import DEMO_MAP, Measured, PriorGrid, check_room, demo_map, fitting_prior, read_half_maps, read_one_map
+from _record import provenance
 from _results import result_names, write_half_map_results, write_results
 from torch import Tensor
 

@@ -21,20 +21,10 @@ import _first  # noqa: F401
 import attrs
 import numpy as np
 import torch
-from _command_line import (
-    above_zero,
-    add_flags,
-    by,
-    check_disk,
-    choose_device,
-    exit_code,
-    in_tiles,
-    positive,
-    provenance,
-    run_script,
-    write_run,
-)
+from _command_line import by, check_disk, choose_device, exit_code, in_tiles, run_script
 from _command_line import calibrated_prior as chosen_prior
+from _flags import above_zero, add_flags, positive
+from _record import provenance, write_run
 from _streams import bar
 from numpy.typing import NDArray
 from torch import Tensor

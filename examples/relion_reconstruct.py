@@ -147,7 +147,7 @@ def plan(args: argparse.Namespace) -> None:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    from _command_line import above_zero, positive, seed
+    from _flags import above_zero, positive, seed
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument

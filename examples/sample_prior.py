@@ -15,22 +15,10 @@ from pathlib import Path
 import _first  # noqa: F401
 import numpy as np
 import torch
-from _command_line import (
-    add_checkpoint_flag,
-    add_flags,
-    by,
-    check_disk,
-    checkpoint,
-    chosen_prior,
-    exit_code,
-    in_tiles,
-    positive,
-    provenance,
-    run_script,
-    sample_names,
-    write_run,
-)
+from _command_line import by, check_disk, checkpoint, chosen_prior, exit_code, in_tiles, run_script
+from _flags import add_checkpoint_flag, add_flags, positive, sample_names
 from _maps import device_of
+from _record import provenance, write_run
 from _streams import bar
 from numpy.typing import NDArray
 from torch import Tensor

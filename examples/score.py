@@ -17,7 +17,8 @@ from typing import Any
 import _first  # noqa: F401
 import attrs
 import numpy as np
-from _command_line import above_zero, exit_code
+from _command_line import exit_code
+from _flags import above_zero
 
 from cryofm_io import DensityMap, atomic_write, check_same_grid, density_of_model, fsc, read_map, read_mask
 

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 
 import _first  # noqa: F401
-from _command_line import ERRORS, above_zero, disk_is_full, exit_code, one_line, positive
+from _command_line import ERRORS, disk_is_full, exit_code, one_line
+from _flags import above_zero, positive
 from _many import failures
 
 from cryofm_io import DensityMap, held_folder, read_map, write_map

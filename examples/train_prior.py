@@ -21,7 +21,8 @@ import _first  # noqa: F401
 import attrs
 import numpy as np
 import torch
-from _command_line import environment, exit_code, prior_file, sha256, write_run
+from _command_line import exit_code
+from _record import environment, prior_file, sha256, write_run
 from torch import Tensor, nn
 
 from cryofm_io import MapWarning, refuse_to_lose

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import _first  # noqa: F401
 import numpy as np
-from _command_line import ERRORS, above_zero, disk_is_full, exit_code, one_line, positive
+from _command_line import ERRORS, disk_is_full, exit_code, one_line
+from _flags import above_zero, positive
 from _many import failures
 
 import cryofm_io

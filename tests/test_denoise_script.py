@@ -24,6 +24,7 @@ from cryofm_sampling.half_maps import _runs as restoration
 denoise = pytest.importorskip("denoise")
 script = pytest.importorskip("_command_line")
 given = pytest.importorskip("_maps")
+records = pytest.importorskip("_record")
 results = pytest.importorskip("_results")
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -42,7 +43,7 @@ def test_results_lie_on_the_input_grid(run, small_prior, half_maps, tmp_path, ca
     assert 0.5 < after.data.std() / mean.std() < 1.1
     record = json.loads((tmp_path / "out" / "run.json").read_text())
     assert len(record["inputs_sha256"]) == 3  # the prior's file too
-    assert record["inputs_sha256"][record["settings"]["prior"]] == script.sha256(small_prior)
+    assert record["inputs_sha256"][record["settings"]["prior"]] == records.sha256(small_prior)
     assert record["threads"] == torch.get_num_threads()
     assert "drawing" not in record
     assert record["settings"]["seed"] == 0

@@ -20,6 +20,7 @@ import torch
 from cryofm_io import CryoFMError, DensityMap, read_map, write_map
 
 script = pytest.importorskip("_command_line")
+records = pytest.importorskip("_record")
 streams = pytest.importorskip("_streams")
 many = pytest.importorskip("_many")
 results = pytest.importorskip("_results")
@@ -280,7 +281,7 @@ def test_a_file_that_has_the_name_of_a_bundled_prior_was_not_read(tmp_path, monk
     Path("cryofm-tiny").write_bytes(b"something else")
     args = denoise.parse(["--out", "out"])
     assert script.chosen_prior(args).network is not None
-    assert script.provenance(args)["inputs_sha256"] == {}
+    assert records.provenance(args)["inputs_sha256"] == {}
 
 
 def test_many_jobs_are_done_whatever_way_python_starts_processes(tmp_path):
