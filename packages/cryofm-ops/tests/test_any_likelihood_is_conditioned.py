@@ -13,11 +13,13 @@ from cryofm_ops import (
     OperatorError,
     Proximal,
     SpectralNoise,
+    StudentTLikelihood,
     WhiteNoise,
     fourier_filter,
     gaussian_likelihood,
     in_model_units,
     radial,
+    standard_normal,
 )
 
 BOX = (4, 5, 6)
@@ -304,3 +306,15 @@ def test_the_noise_alone_is_the_deviance_of_several_volumes():
     deviance, number = data.deviance(x)
     torch.testing.assert_close(deviance, 4 * x.square().sum(VOLUME))
     assert number == math.prod(BOX)
+
+
+def test_a_volume_of_a_batch_ends_where_it_does_alone():
+    """One of several modes is chosen by the volume itself, whatever the others of its batch need."""
+    generator = torch.Generator().manual_seed(2)
+    box = (3, 5, 4)
+    for _ in range(12):
+        y = standard_normal(torch.zeros(box, dtype=torch.float64), generator)
+        means = standard_normal(torch.zeros(6, *box, dtype=torch.float64), generator)
+        data = Proximal(StudentTLikelihood(Identity(), y, scale=0.3))
+        alone = torch.stack([data.condition(mean, 0.5).mean for mean in means])
+        torch.testing.assert_close(data.condition(means, 0.5).mean, alone, rtol=0, atol=1e-6)

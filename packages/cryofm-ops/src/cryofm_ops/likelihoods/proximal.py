@@ -103,8 +103,8 @@ class Proximal(Summable):
         V = torch.as_tensor(variance, dtype=mean.dtype, device=mean.device)
         generator = torch.Generator().manual_seed(0)  # the result is a function of the arguments
 
-        def drawn(size: float) -> Tensor:
-            noise = standard_normal(mean.cpu(), generator).to(mean)
+        def drawn(size: float) -> Tensor:  # one noise for all: a volume ends where it does alone
+            noise = standard_normal(torch.empty(_box(mean), dtype=mean.dtype), generator).to(mean).expand(mean.shape)
             return mean + size * fourier_filter(noise, V.sqrt())
 
         def ends(start: Tensor) -> list[_Search]:  # from there, and from what the data alone say
@@ -114,8 +114,10 @@ class Proximal(Summable):
         found = ends(drawn(_BESIDE))  # not the mean itself: at 0, a magnitude has no slope
         best, one = _best(found)
         if not one.all():
+            first, sure = best, one
             found += [end for _ in range(_DRAWS) for end in ends(drawn(1.0))]
             best, one = _best(found)
+            best, one = _chosen(sure, first, best), sure | one
         return best.normal(self, "" if one.all() else _several(found, best))
 
     def condition_from(self, start: Tensor, mean: Tensor, variance: Tensor | float, /) -> Normal:
@@ -266,14 +268,17 @@ def _best(found: list[_Search]) -> tuple[_Search, Tensor]:
     """For every volume the most probable mode, and whether all starts ended there, `(*batch, 1, 1, 1)`."""
     best = found[0]
     for other in found[1:]:
-        lower = other.value < best.value
-        best = _Search(
-            best.mean, best.V, *(torch.where(lower, a, b) for a, b in zip(_ends(other), _ends(best), strict=True))
-        )
+        best = _chosen(other.value < best.value, other, best)
     one = torch.ones_like(best.done)
     for other in found:
         one = one & (_apart(other, best) <= _APART)
     return best, one
+
+
+def _chosen(this: Tensor, one: _Search, other: _Search) -> _Search:
+    """`one` where `this` says so, volume by volume, elsewhere `other`."""
+    ends = (torch.where(this, a, b) for a, b in zip(_ends(one), _ends(other), strict=True))
+    return _Search(one.mean, one.V, *ends)
 
 
 def _ends(search: _Search) -> tuple[Tensor, ...]:
@@ -288,7 +293,7 @@ def _apart(one: _Search, other: _Search) -> Tensor:
 
 def _several(found: list[_Search], best: _Search) -> str:
     elsewhere = [end for end in found if bool((end.value > best.value).any())]
-    nats = min(float((end.value - best.value).max()) for end in elsewhere)
+    nats = min((float((end.value - best.value).max()) for end in elsewhere), default=0.0)
     return (
         f"the data have several modes: of {len(found)} starts {len(elsewhere)} ended elsewhere, at volumes "
         f"that are less probable by {nats:.3g} nats or more"
