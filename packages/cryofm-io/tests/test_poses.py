@@ -172,3 +172,11 @@ def test_subtomograms_are_turned_by_their_own_angles_and_then_by_those_of_their_
 def test_subtomograms_whose_poses_cannot_be_known_are_refused(tmp_path, columns, row, message):
     with pytest.raises(InputFileError, match=message):
         read_subtomogram_poses(star(tmp_path / "particles.star", columns, [row]))
+
+
+def test_the_nearest_rotations_are_taken():
+    """Of single precision, and with an error along every axis."""
+    true = Rotation.random(5, rng=np.random.default_rng(0)).as_matrix()
+    found = Poses.nearest((true * [1.001, 0.999, 1.0]).astype(np.float32), np.zeros((5, 2))).rotations
+    assert np.abs(found @ found.mT - np.eye(3)).max() < 1e-12
+    assert np.abs(found - true).max() < 1e-3
