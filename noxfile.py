@@ -54,7 +54,7 @@ def train_smoke(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Every test of every package, and the examples on tiny input."""
-    install_all(session, "pytest-xdist")
+    install_all(session, "pytest-xdist", "griffe")
     suites = [f"packages/{package}/tests" for package in PACKAGES]
     session.run("python", "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", *suites, "tests", *session.posargs)
 
