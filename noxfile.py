@@ -22,6 +22,8 @@ EXTRAS = {
     "cryofm-sampling": "[likelihood]",
     "cryofm-model": "[train]",
 }
+# Tensors in tests are tiny: threads would spend their time waiting for each other, on a busy machine ten times as long.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 CODE = ("packages", "examples", "benchmarks", "docs", "tests", "noxfile.py")
 
 
@@ -56,7 +58,8 @@ def tests(session: nox.Session) -> None:
     """Every test of every package, and the examples on tiny input."""
     install_all(session, "pytest-xdist", "griffe")
     suites = [f"packages/{package}/tests" for package in PACKAGES]
-    session.run("python", "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", *suites, "tests", *session.posargs)
+    parallel = ("-n", "2", "--dist", "loadfile")
+    session.run("python", "-m", "pytest", "-q", *parallel, *suites, "tests", *session.posargs, env=ONE_THREAD)
 
 
 def lowest_versions(extras: dict[str, str]) -> list[str]:
@@ -137,6 +140,22 @@ def siblings(session: nox.Session, package: str) -> None:
         session.install("--force-reinstall", "--no-deps", str(own))
     with session.chdir(session.create_tmp()):  # so that only the installed wheels can be imported
         session.run(*pytest, *suites, *session.posargs, env={"PYTHONSAFEPATH": "1"})
+
+
+@nox.session
+@nox.parametrize("how", ("order", "optimised", "double", "threads", "warnings"))
+def robust(session: nox.Session, how: str) -> None:
+    """The tests as others may run them: in any order, `python -O`, in float64, with two threads, under `-W error`."""
+    install_all(session, "pytest-randomly", "pytest-xdist")
+    order = ("-p", "randomly") if how == "order" else ("-p", "no:randomly")
+    python = ("python", "-O") if how == "optimised" else ("python",)
+    more = {"double": ("-p", "double"), "warnings": ("-W", "error")}.get(how, ())
+    suites = [f"packages/{package}/tests" for package in PACKAGES]
+    env = ONE_THREAD | {"PYTHONPATH": "tests/robust"} | ({"OMP_NUM_THREADS": "2"} if how == "threads" else {})
+    parallel = ("-n", "2", "--dist", "loadfile")
+    session.run(
+        *(*python, "-m", "pytest", "-q", *parallel, *order, *more, "-m", "not slow", *suites, *session.posargs), env=env
+    )
 
 
 @nox.session
