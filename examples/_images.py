@@ -35,22 +35,26 @@ FEWEST_AVERAGES, MOST_AVERAGES, FEWEST_PARTICLES, MOST_PARTICLES = 6, 100, 100, 
 NOTE = "The hand of a model is not in its images: its mirror image fits as well."
 
 
-def chosen(args: argparse.Namespace, images: ImageStack) -> ImageStack:
-    """The class averages to use: those of the most particles, where a STAR file tells how many each has."""
+def chosen(args: argparse.Namespace, images: ImageStack) -> tuple[ImageStack, dict[str, str]]:
+    """The class averages to use: those of the most particles, where a STAR file tells how many each has; and why not
+    the others."""
     if images.shares is None:
         if args.classes is not None:
             raise CryoFMError(
                 f"{args.images}: --classes needs to know how many particles each class has (rlnClassDistribution); "
                 "give RELION's *_model.star in place of the stack"
             )
-        return images
+        return images, {}
     full = images if args.strict else images.largest()
+    empty = sorted(set(images.names) - set(full.names))
     if len(full) < len(images):
         print(f"{len(images) - len(full)} of {len(images)} classes have hardly any particles, and are left out")
     best = full.largest(args.classes, least=0)
     assert best.shares is not None
     print(f"{len(best)} classes with {best.shares.sum():.0%} of the particles, the largest first")
-    return best
+    smaller = sorted(set(full.names) - set(best.names))
+    why = dict.fromkeys(empty, "it has hardly any particles") | dict.fromkeys(smaller, "--classes takes larger ones")
+    return best, why
 
 
 def check_number(path: Path, images: ImageStack, *, particles: bool) -> None:
@@ -107,9 +111,14 @@ def ctf_of(images: ImageStack) -> CTF:
 
 
 def write_models(
-    args: argparse.Namespace, folder: Path, images: ImageStack, prepared: PreparedImages, models: RankedModels
+    args: argparse.Namespace,
+    folder: Path,
+    images: ImageStack,
+    prepared: PreparedImages,
+    models: RankedModels,
+    before: dict[str, str],
 ) -> None:
-    """Write models, poses, pictures and scores, and say how far to trust them."""
+    """Write models, poses, pictures and scores, and say how far to trust them; ``before``: why others are not here."""
     size, box, group = prepared.images.voxel_size, models.x.shape[-1], point_group(args.sym)
     volumes = [symmetrised(x, group) for x in models.x.cpu().numpy()]
     names = model_names(len(volumes))
@@ -152,7 +161,10 @@ def write_models(
     print(f"best model: {score} {rows[0][score]}, correlation with the images {found.correlations.mean():.3f}; {NOTE}")
     if args.poses == "searched":
         print(*found.lines(name_of), sep="\n")
-    write_run(folder / "run.json", provenance(args) | record | found.record(name_of) | {"note": NOTE, "took": cost()})
+    record |= found.record(name_of)
+    if before:
+        record["left_out_because"] = before | record.get("left_out_because", {})
+    write_run(folder / "run.json", provenance(args) | record | {"note": NOTE, "took": cost()})
     write_report(folder, pairs=(of_used.images.data, projections))
 
 

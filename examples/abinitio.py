@@ -72,7 +72,7 @@ LINES = 140 * 2**20  # bytes, of the search for poses: with 6 class averages nex
 
 def run(args: argparse.Namespace, folder: Path) -> None:
     """The whole job."""
-    images = chosen(args, read_images(args.images, voxel_size=args.voxel_size, strict=args.strict))
+    images, others = chosen(args, read_images(args.images, voxel_size=args.voxel_size, strict=args.strict))
     paper, kind = args.algorithm == "paper", "particles" if args.ctf else "images"
     check_number(args.images, images, particles=args.ctf)
     otherwise = None if args.ctf else "choose --algorithm paper, which needs none"
@@ -116,7 +116,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
             else:
                 how |= {"noise": noise, "diameter_px": FILLED * n, "symmetry": group}
                 models = models_of_class_averages(velocity, y, **how)
-    write_models(args, folder, images, prepared, models)
+    write_models(args, folder, images, prepared, models, others)
 
 
 def add_algorithm_flags(parser: argparse.ArgumentParser) -> None:

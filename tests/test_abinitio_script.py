@@ -298,13 +298,16 @@ def test_classes_are_chosen_by_their_size(tmp_path, capsys):
         return inputs.chosen(abinitio.parse(line), stack)
 
     stack = averages([0.2, 0.3, 0.001, 0.1, 0.399])
-    assert [name[:6] for name in chosen(stack).names] == ["000005", "000002", "000001", "000004"]
+    full, why = chosen(stack)
+    assert [name[:6] for name in full.names] == ["000005", "000002", "000001", "000004"]
+    assert why == {"000003@c.mrcs": "it has hardly any particles"}
     assert "1 of 5 classes have hardly any particles, and are left out" in capsys.readouterr().out
-    best = chosen(stack, "--classes", "2")
+    best, why = chosen(stack, "--classes", "2")
+    assert why["000004@c.mrcs"] == "--classes takes larger ones"
     assert np.array_equal(best.data, stack.data[[4, 1]])
     assert "2 classes with 70% of the particles" in capsys.readouterr().out
-    assert len(chosen(stack, "--strict")) == 5
+    assert len(chosen(stack, "--strict")[0]) == 5
     unknown = ImageStack(stack.data, SIZE)
-    assert chosen(unknown) is unknown
+    assert chosen(unknown)[0] is unknown
     with pytest.raises(CryoFMError, match=r"c\.star: --classes needs to know .* give RELION's \*_model\.star"):
         chosen(unknown, "--classes", "2")
