@@ -67,7 +67,7 @@ PARTICLES, SIZE, CLASSES, USED = 1600, 3.75, 20, 12
 JUNK = (2, 6, 10)  # by size, from 0
 NEAR = 35.0  # degrees around the densest pose
 POOR, GOOD = 20.0, 16.0  # Å
-AXES, BAND, ALIKE = 2000, 7, 0.97  # half-turns tried; frequencies, in units of 1/n; dimers have .99, others to .87
+AXES, BAND, ALIKE = 2000, 7, 0.97  # half-turns tried; frequencies, in units of 1/n; a dimer has .997, others .83 at most
 COLUMNS = ("class", "rot", "tilt", "psi", "x", "y", "share", "near")  # near: part of the members within 35°
 
 
