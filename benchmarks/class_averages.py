@@ -67,7 +67,8 @@ PARTICLES, SIZE, CLASSES, USED = 1600, 3.75, 20, 12
 JUNK = (2, 6, 10)  # by size, from 0
 NEAR = 35.0  # degrees around the densest pose
 POOR, GOOD = 20.0, 16.0  # Å
-AXES, BAND, ALIKE = 2000, 7, 0.97  # half-turns tried; frequencies, in units of 1/n; a dimer has .997, others .83 at most
+AXES, BAND, ALIKE = 2000, 7, 0.95  # half-turns; frequencies, units of 1/n; a dimer has .997, others .83 at most
+NEARBY = 0.06  # the distance of two axes, radians
 COLUMNS = ("class", "rot", "tilt", "psi", "x", "y", "share", "near")  # near: part of the members within 35°
 
 
@@ -146,15 +147,20 @@ def half_turn(x: torch.Tensor) -> torch.Tensor:
         phase = 2 * math.pi / n * (at @ centre)
         return sample(table, at) * torch.polar(torch.ones_like(phase), phase)
 
-    i = torch.arange(AXES) + 0.5  # a spiral over the hemisphere
-    z, angle = 1 - i / AXES, math.pi * (3 - math.sqrt(5)) * i
-    axis = torch.stack(((1 - z * z).sqrt() * angle.cos(), (1 - z * z).sqrt() * angle.sin(), z), -1)
-    turns = 2 * axis[:, :, None] * axis[:, None, :] - torch.eye(3)
     own = about_its_centre(points)
-    scores = torch.stack([(own.conj() * about_its_centre(points @ turn)).real.sum() for turn in turns])
-    best, identity = int(scores.argmax()), torch.eye(3)[None]
-    alike = float(scores[best] / own.abs().square().sum()) > ALIKE
-    return torch.cat((identity, turns[best : best + 1])) if alike else identity
+
+    def turned(axes: torch.Tensor) -> tuple[float, torch.Tensor, torch.Tensor]:
+        axes = axes / axes.norm(dim=-1, keepdim=True)
+        turns = 2 * axes[:, :, None] * axes[:, None, :] - torch.eye(3)
+        scores = torch.stack([(own.conj() * about_its_centre(points @ turn)).real.sum() for turn in turns])
+        best = int(scores.argmax())
+        return float(scores[best] / own.abs().square().sum()), axes[best], turns[best]
+
+    i = torch.arange(AXES) + 0.5  # a spiral over the hemisphere, and then near its best axis
+    z, angle = 1 - i / AXES, math.pi * (3 - math.sqrt(5)) * i
+    _, axis, _ = turned(torch.stack(((1 - z * z).sqrt() * angle.cos(), (1 - z * z).sqrt() * angle.sin(), z), -1))
+    score, _, turn = turned(axis + NEARBY * torch.cartesian_prod(*3 * [torch.linspace(-1, 1, 7)]))
+    return torch.stack((torch.eye(3), turn) if score > ALIKE else (torch.eye(3),))
 
 
 def make(model: Path, snr: float, sets: Path) -> None:
