@@ -18,7 +18,7 @@ def symmetrised(data: NDArray[np.float32], rotations: NDArray[np.float64]) -> ND
         >>> cube = np.zeros((5, 5, 5), np.float32)
         >>> cube[2, 2, 3] = 1
         >>> half_turn = np.diag([-1.0, -1.0, 1.0])
-        >>> symmetrised(cube, np.stack([np.eye(3), half_turn]))[2, 2].round(2).tolist()
+        >>> (symmetrised(cube, np.stack([np.eye(3), half_turn]))[2, 2].round(2) + 0.0).tolist()
         [0.0, 0.5, 0.0, 0.5, 0.0]
     """
     if len(rotations) == 1:

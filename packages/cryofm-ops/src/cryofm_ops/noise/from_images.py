@@ -74,8 +74,9 @@ def prepared_noise_power(
 
     >>> y = 2 * torch.randn(50, 48, 48, generator=torch.Generator().manual_seed(0))
     >>> lengths = {"diameter": 20.0, "voxel_size": 1.0, "box": 24, "box_voxel_size": 2.0}
-    >>> prepared_noise_power(y, 3, **lengths, scale=10.0).div(24**2).round(decimals=-1)  # 4 of each, a quarter in means
-    tensor([100., 100., 100.])
+    >>> noise = prepared_noise_power(y, 8, **lengths, scale=10.0)
+    >>> noise[4:].mean().div(24**2).round(decimals=-1)  # the variance of means of four, times 10²
+    tensor(100.)
     """
     n = originals.shape[-1]
     if shifts is None:
