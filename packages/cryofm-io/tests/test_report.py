@@ -23,6 +23,7 @@ from cryofm_io import (
     Poses,
     changes,
     low_pass,
+    map_on_disk,
     read_images,
     read_map,
     write_map,
@@ -34,6 +35,7 @@ pytest.importorskip("jinja2")
 from cryofm_io.report import read_report
 from cryofm_io.report.__main__ import main
 from cryofm_io.report.chimerax import chimerax_commands
+from cryofm_io.report.large import coarse
 from cryofm_io.report.run import Run
 from cryofm_io.report.volumes import Window
 
@@ -153,6 +155,25 @@ def test_what_is_cut_and_coarsened_stays_in_place(shape):
     centre = [float((shown * g).sum() / shown.sum()) for g in np.indices(shown.shape)][::-1]
     found = [p + window.voxel_size * c for p, c in zip(window.position, centre, strict=True)]
     assert found == pytest.approx([5 + 1.1 * 33, -4 + 1.1 * 41, 300 + 1.1 * 36], abs=0.3)
+
+
+@pytest.mark.parametrize("shape", [(64, 66, 70), (4, 70, 66)])
+def test_a_map_larger_than_memory_is_coarsened_in_place(shape, tmp_path, monkeypatch):
+    monkeypatch.setattr("cryofm_io.report.large.MOST", 2500)
+    at = (min(33, shape[0] // 2), 30, 41)
+    grid = np.ogrid[: shape[0], : shape[1], : shape[2]]
+    data = np.exp(-sum((g - a) ** 2 for g, a in zip(grid, at, strict=True)) / 60).astype(np.float32)
+    write_map(tmp_path / "large.mrc", DensityMap(data, 1.1, nstart=(-20, 3, 7)))
+    first = map_on_disk(tmp_path / "large.mrc")
+    shown = coarse(first, attrs.evolve(first, data=3 * data))
+    assert 1000 < shown.data.size <= 2500
+    k = round(shown.voxel_size / 1.1)
+    cube = data[k * (shown.shape[0] - 1) :][:k, k : 2 * k, 2 * k : 3 * k]
+    assert shown.data[-1, 1, 2] == pytest.approx(2 * cube.mean(), rel=1e-4)
+    centre = [float((shown.data * g).sum() / shown.data.sum()) for g in np.indices(shown.shape)][::-1]
+    found = [p + shown.voxel_size * c for p, c in zip(shown.position, centre, strict=True)]
+    wanted = [1.1 * (start + a) for start, a in zip((-20, 3, 7), at[::-1], strict=True)]
+    assert found[:2] == pytest.approx(wanted[:2], abs=0.2)
 
 
 def test_the_verdict_follows_the_checks(run, halves, tmp_path):

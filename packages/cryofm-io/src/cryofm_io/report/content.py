@@ -101,9 +101,8 @@ def content_of(run: Run) -> dict[str, Any]:
 
 def _what(run: Run) -> str:
     settings = run.record.get("settings", {})
-    names = [
-        str(settings[key]).replace("\\", "/").rsplit("/", 1)[-1] for key in ("half1", "half2") if settings.get(key)
-    ]
+    keys = ("half1", "half2", "particles")
+    names = [str(settings[key]).replace("\\", "/").rsplit("/", 1)[-1] for key in keys if settings.get(key)]
     return " and ".join(names) or "the example"
 
 
@@ -126,6 +125,9 @@ def _numbers(data: _Data) -> list[dict[str, Any]]:
     if slope is not None:
         add("slope of the other half", f"{slope:.2f}", "what one half, restored, has to be multiplied by to predict "
             "the other: about 1; right results have 0.8 to 1.3", 0.8 <= slope <= 1.3)  # fmt: skip
+    if record.get("misfit") is not None:
+        add("misfit of the images", f"{record['misfit']:.3f}", "of what the restored map makes them to be, squared and "
+            "over the noise; about 1 is expected", 0.8 < record["misfit"] < 1.3)  # fmt: skip
     if (gain := _gained(data)) is not None:
         baseline, restored, how = gain
         add("gained over the masked, sharpened mean", f"{restored - baseline:+.3f}", f"{how}: {restored:.3f} restored, "
@@ -167,6 +169,9 @@ def _verdict(data: _Data, numbers: list[dict[str, Any]]) -> dict[str, Any]:
     doubts = data.run.record.get("doubts", [])
     if doubts:
         return {"trusted": False, "verdict": f"Do not trust this map: {'; '.join(doubts)}."}
+    if "held_out" not in data.run.record and data.run.halves is not None:
+        alone = "No half was restored by itself, so that nothing shows whether the prior is right: trust what halves show."
+        return {"trusted": None, "verdict": alone}
     if "held_out" not in data.run.record:
         alone = (
             "Without half maps nothing could be checked: believe no more of this map than of the one it was made of."
