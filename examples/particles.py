@@ -2,8 +2,9 @@
 
     python examples/particles.py particles.star --mask-diameter 180 --out DIR
 
-The STAR file is RELION's, or the poses.star of `abinitio.py`: angles, origins, CTFs, and stacks that are found from its
-folder or from one above it. Images are read batch by batch, so that any number of them takes the memory of a few boxes.
+The STAR file is RELION's, or the poses.star of `abinitio.py`; a refinement's .cs of cryoSPARC does as well: angles,
+origins, CTFs, and stacks that are found from its folder or from one above it. Images are read batch by batch, so that
+any number of them takes the memory of a few boxes.
 Their pixels have the size of the prior's voxels, within 0.5 % (1.5 Å of the bundled one; `relion_preprocess
 --rescale_angpix 1.5` makes such).
 
@@ -176,7 +177,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("particles", type=Path, help="STAR file of particles with angles")
+    add("particles", type=Path, help="particles with angles: a STAR file, or cryoSPARC's data set (.cs)")
     add("--mask-diameter", type=above_zero, required=True, help="of the particle, Å; beyond 1.3 times it is background")
     add("--invert", action="store_true", help="protein is dark in the images")
     add("--limit", type=positive, help="so many particles only, from the first on")

@@ -26,9 +26,9 @@ def read_images(path: str | os.PathLike[str], *, voxel_size: float | None = None
     """Read class averages or particles.
 
     Args:
-        path: A stack (.mrcs, .mrc, .ccp4, also .gz or .bz2), or a STAR file of RELION 3.0 or later that lists images
-            (rlnImageName) or class averages (rlnReferenceImage). The files that it names are looked for from its
-            folder, from the current one, and from those above its own.
+        path: A stack (.mrcs, .mrc, .ccp4, also .gz or .bz2), a STAR file of RELION 3.0 or later that lists images
+            (rlnImageName) or class averages (rlnReferenceImage), or a data set of cryoSPARC (.cs; blob/path). The files
+            that it names are looked for from its folder, from the current one, and from those above its own.
         voxel_size: Å; wins over whatever STAR file and header say about size, with a warning of what it overrides (not
             within 1 %).
         strict: Refuse images that are empty or damaged, which otherwise are named and left out.
@@ -52,7 +52,7 @@ def read_images(path: str | os.PathLike[str], *, voxel_size: float | None = None
         ImageStack(data=float32 (5, 8, 8), voxel_size=1.2, names=5 of them, ctf=None, poses=None, shares=None)
     """
     path = Path(path)
-    if ".star" in [suffix.lower() for suffix in path.suffixes[-2:]]:
+    if path.suffix.lower() == ".cs" or ".star" in [suffix.lower() for suffix in path.suffixes[-2:]]:
         return _read_star(path, voxel_size, strict)
     header, data = _load_images(path)
     if not says_stack(path, header) and (header.space_group != 0 or len(set(data.shape)) == 1):
@@ -144,7 +144,7 @@ def images_on_disk(path: str | os.PathLike[str]) -> ImagesOnDisk:
     """Open the images that a STAR file lists, of which there may be more than memory holds.
 
     Args:
-        path: A STAR file, see `read_images`; compressed stacks are unpacked into memory.
+        path: A STAR file or a data set of cryoSPARC, see `read_images`; compressed stacks are unpacked into memory.
 
     Raises:
         InputFileError: As `read_images`, but for values, which are not looked at.

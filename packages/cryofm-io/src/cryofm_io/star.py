@@ -21,7 +21,8 @@ def read_poses(path: str | os.PathLike[str]) -> Poses:
     """Read the poses of particles, and none of their images, which need not be there.
 
     Args:
-        path: A STAR file of RELION 3.0 or later with rlnAngleRot, rlnAngleTilt and rlnAnglePsi.
+        path: A STAR file of RELION 3.0 or later with rlnAngleRot, rlnAngleTilt and rlnAnglePsi, or a data set of
+            cryoSPARC (.cs) with alignments3D.
 
     Returns:
         The poses, shifts in Å; where these are stated in pixels, and no pixel size is, they are 0.

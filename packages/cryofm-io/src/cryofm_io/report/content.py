@@ -170,7 +170,7 @@ def _verdict(data: _Data, numbers: list[dict[str, Any]]) -> dict[str, Any]:
     if doubts:
         return {"trusted": False, "verdict": f"Do not trust this map: {'; '.join(doubts)}."}
     if "held_out" not in data.run.record and data.run.halves is not None:
-        alone = "No half was restored by itself, so that nothing shows whether the prior is right: trust what halves show."
+        alone = "No half was restored by itself, so that nothing shows whether the prior is right: trust your halves."
         return {"trusted": None, "verdict": alone}
     if "held_out" not in data.run.record:
         alone = (
@@ -196,9 +196,8 @@ def _warnings(data: _Data, directional: dict[str, Any] | None) -> list[str]:
     if "doubts" in record and not record["doubts"] and record.get("algorithm", {}).get("iterations", 8) < 8:
         found.append("Fewer than 8 steps leave much undone: the checks are not made then.")
     if data.run.uncertainty is None:
-        found.append(
-            "No samples were drawn, so nothing shows how much of the map is the prior's word: --samples 4 does."
-        )
+        does = ": --samples 4 does" if "samples" in record.get("settings", {}) else ""
+        found.append(f"No samples were drawn, so nothing shows how much of the map is the prior's word{does}.")
     return found
 
 
