@@ -13,6 +13,8 @@ from pathlib import Path
 import attrs
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cryofm_io import (
     DensityMap,
@@ -124,6 +126,22 @@ def test_what_was_added_is_named_where_it_is(run):
     assert place["z"] > 5
     marker = re.findall(r"^marker .* position (\S+) ", (run / "open.cxc").read_text(), re.MULTILINE)[0]
     assert [float(x) for x in marker.split(",")] == pytest.approx(place["position"], abs=0.01)
+
+
+@given(
+    at=st.tuples(*(st.integers(6, n - 7) for n in SHAPE)),
+    voxel_size=st.floats(0.5, 3),
+    origin=st.tuples(*[st.one_of(st.just(0.0), st.floats(-500, 500))] * 3),
+    nstart=st.tuples(*[st.integers(-300, 300)] * 3),
+)
+@settings(max_examples=20, deadline=None)
+def test_places_are_where_the_map_lies(at, voxel_size, origin, nstart):
+    noise = np.random.default_rng(0).normal(size=(2, *SHAPE))
+    before = DensityMap(noise[0], voxel_size, origin=origin, nstart=nstart)
+    after = attrs.evolve(before, data=before.data + 30 * blob(at))
+    places = changes(before, after, noise[1], 3 * voxel_size)[1]
+    first = origin if any(origin) else voxel_size * np.array(nstart)
+    assert places[0].position == pytest.approx(first + voxel_size * np.array(at[::-1]), abs=0.6 * voxel_size)
 
 
 def test_noise_changes_nothing():

@@ -58,7 +58,8 @@ def large_content(folder: Path, measured: Sequence[MapOnDisk] | None, former: di
         whole = {"input": attrs.evolve(mean, data=mean.data - np.median(mean.data) + ground)} | whole
     volumes = map_volumes(whole, like="restored")
     volumes["grid"]["coarser"] = volumes["grid"]["voxel_size"] > 1.001 * restored.voxel_size
-    return content | {"warnings": [told, *content["warnings"]], **volumes}
+    verdict = f"Of the one block that was checked: {content['verdict']}"
+    return content | {"verdict": verdict, "warnings": [told, *content["warnings"]], **volumes}
 
 
 def coarse(*maps: MapOnDisk) -> DensityMap:
