@@ -28,17 +28,17 @@ UNMASKED, MASKED, RANDOM, CORRECTED = "unmasked", "masked", "randomised", "corre
 
 def rounded(k: Floats, shell: int) -> Floats:
     """Ours, and RELION's."""
-    return (np.rint(k) == shell).astype(float)
+    return np.asarray(np.rint(k) == shell, float)
 
 
 def below(k: Floats, shell: int) -> Floats:
-    """CryoDRGN's."""
-    return ((k >= shell - 1) & (k < shell)).astype(float)
+    """That of cryoDRGN."""
+    return np.asarray((k >= shell - 1) & (k < shell), float)
 
 
 def between(k: Floats, shell: int) -> Floats:
-    """torch-fourier-shell-correlation's."""
-    return np.maximum(1 - np.abs(k - shell), 0)
+    """That of torch-fourier-shell-correlation."""
+    return np.asarray(np.maximum(1 - np.abs(k - shell), 0))
 
 
 def by_loop(a: Floats, b: Floats, shares: Shares, *, half: bool) -> Floats:
@@ -79,7 +79,7 @@ def cryodrgn(one: Floats, two: Floats, mask: Floats, size: float) -> dict[str, F
     """Likewise."""
     try:
         import torch
-        from cryodrgn.commands_utils.fsc import correct_fsc, get_fsc_curve
+        from cryodrgn.commands_utils.fsc import correct_fsc, get_fsc_curve  # type: ignore[import-not-found]
     except ImportError:
         return {}
     x, y, m = (torch.from_numpy(np.asarray(part, np.float32)) for part in (one, two, mask))
@@ -93,7 +93,7 @@ def teamtomo(one: Floats, two: Floats, mask: Floats, size: float) -> dict[str, F
     """Likewise."""
     try:
         import torch
-        from torch_fourier_shell_correlation import fourier_shell_correlation
+        from torch_fourier_shell_correlation import fourier_shell_correlation  # type: ignore[import-not-found]
     except ImportError:
         return {}
     pairs = {UNMASKED: (one, two), MASKED: (one * mask, two * mask)}
