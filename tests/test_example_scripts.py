@@ -284,7 +284,7 @@ def test_missing_wedge_of_an_average_takes_the_particles(run, blobs, save, tmp_p
     line = (missing_wedge, one, "--half2", two, "--steps", 2, "--scale", 1, "--b-factor", 0)
     assert run(*line, "--poses", star) == 0
     said = capsys.readouterr()
-    assert "40 particles in particles.star: tilted as its columns cryofmTiltMin and cryofmTiltMax tell" in said.out
+    assert "40 particles in particles.star: tilted as the file tells, from -60 to 60 degrees at most" in said.out
     assert f"was measured by {coverage.min():g} to 40 of them" in said.out
     assert "poses" not in said.err
     assert record(tmp_path)["particles"]["most"] == 40

@@ -19,7 +19,7 @@ from cryofm_io.mrc_read import as_float32, axis_codes, says_stack
 from cryofm_io.mrc_store import load
 from cryofm_io.voxel_size import Stated, settle_voxel_size, stated_voxel_size
 
-__all__ = ["ImagesOnDisk", "images_on_disk", "read_images"]
+__all__ = ["ImagesOnDisk", "find_named", "images_on_disk", "read_images"]
 
 
 def read_images(path: str | os.PathLike[str], *, voxel_size: float | None = None, strict: bool = False) -> ImageStack:
@@ -78,7 +78,7 @@ def _read_star(path: Path, voxel_size: float | None, strict: bool) -> ImageStack
     names = list(table.names)
     headers = []
     for file, rows in rows_of.items():
-        found = _find(file, path)
+        found = find_named(file, path)
         header, sections = _load_images(found)
         headers.append(stated_voxel_size(header, "xy"))
         for row, index in rows:
@@ -166,7 +166,7 @@ def images_on_disk(path: str | os.PathLike[str]) -> ImagesOnDisk:
         if not (at and file and number.isdecimal() and len(number) < 10 and int(number) > 0):
             raise InputFileError(f"{path}: {name!r} is no image of a stack (000001@stack.mrcs)")
         places.append((file, int(number) - 1))
-    loaded = {file: _load_images(_find(file, path)) for file in dict.fromkeys(file for file, _ in places)}
+    loaded = {file: _load_images(find_named(file, path)) for file in dict.fromkeys(file for file, _ in places)}
     sections = {file: data for file, (_, data) in loaded.items()}
     for file, index in places:
         if index >= len(sections[file]):
@@ -200,7 +200,7 @@ def _star_voxel_size(table: ImageTable, headers: list[Stated], wished: float | N
     return settle_voxel_size(table.path, Stated(float(sizes[0])), wished)
 
 
-def _find(name: str, star: Path) -> Path:
+def find_named(name: str, star: Path) -> Path:
     """RELION names files from its project's folder, somewhere above the STAR file."""
     folders = [star.parent, Path(), *star.resolve().parents[1:]]
     for folder in folders:
