@@ -49,19 +49,19 @@ def visible_tilts(table: ImageTable, path: Path) -> NDArray[np.float64]:
     names = table.block.column("rlnTomoName")
     if names is None:
         raise InputFileError(f"{table.path}: no rlnTomoName, so that nothing tells which tilts are a particle's")
-    frames = table.block.column("rlnTomoVisibleFrames") or [None] * len(names)
+    frames = table.block.column("rlnTomoVisibleFrames") or [""] * len(names)
     tilts = _tilts(path, set(names))
     each = enumerate(zip(names, frames, strict=True))
     seen = [_seen(table.path, row, tilts[name], shown) for row, (name, shown) in each]
     return np.array([(own.min(), own.max()) for own in seen])
 
 
-def _seen(path: Path, row: int, tilts: NDArray[np.float64], frames: str | None) -> NDArray[np.float64]:
-    if frames is None:
+def _seen(path: Path, row: int, tilts: NDArray[np.float64], frames: str) -> NDArray[np.float64]:
+    if not frames:
         return tilts
     try:
         shown = np.array(json.loads(frames), dtype=bool)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, RecursionError):
         shown = np.zeros(0, bool)
     if shown.shape != tilts.shape or not shown.any():
         raise InputFileError(f"{path}: rlnTomoVisibleFrames in row {row + 1} is {frames!r}, for {len(tilts)} tilts")
@@ -98,7 +98,7 @@ def _of_frames(path: Path, name: str, blocks: list[Block]) -> NDArray[np.float64
             cosine = np.cos(about_y)
             beam = np.stack([-np.sin(about_y), cosine * np.sin(about_x), cosine * np.cos(about_x)], -1)
         beam = beam / np.linalg.norm(beam, axis=1, keepdims=True)
-    except (ValueError, TypeError, IndexError):
+    except (ValueError, TypeError, IndexError, RecursionError):
         raise InputFileError(f"{path}: the tilts of {name} are no numbers") from None
     if not len(beam) or not np.isfinite(beam).all():
         raise InputFileError(f"{path}: tomogram {name} tells no tilts ({_MATRIX}, or {_ANGLES[1]})")
