@@ -125,9 +125,6 @@ def _numbers(data: _Data) -> list[dict[str, Any]]:
     if slope is not None:
         add("slope of the other half", f"{slope:.2f}", "what one half, restored, has to be multiplied by to predict "
             "the other: about 1; right results have 0.8 to 1.3", 0.8 <= slope <= 1.3)  # fmt: skip
-    if record.get("misfit") is not None:
-        add("misfit of the images", f"{record['misfit']:.3f}", "of what the restored map makes them to be, squared and "
-            "over the noise; about 1 is expected", 0.8 < record["misfit"] < 1.3)  # fmt: skip
     if (gain := _gained(data)) is not None:
         baseline, restored, how = gain
         add("gained over the masked, sharpened mean", f"{restored - baseline:+.3f}", f"{how}: {restored:.3f} restored, "
@@ -135,6 +132,9 @@ def _numbers(data: _Data) -> list[dict[str, Any]]:
     if (held := record.get("held_out")) is not None:
         add("gained over the half itself", f"{held['gain']:+.3f}", "mean FSC of one half, restored, with the other "
             "half, less that of the half as it is", held["gain"] >= -0.005)  # fmt: skip
+    if record.get("misfit") is not None:
+        add("misfit of the images", f"{record['misfit']:.3f}", "of what the restored map makes them to be, squared and "
+            "over the noise; about 1 is expected", 0.8 < record["misfit"] < 1.3)  # fmt: skip
     if "restored_to_angstrom" in record:
         add("the prior's finest detail", f"{record['restored_to_angstrom']:.2f} Å", "finer than this the map is your "
             "data, linearly filtered")  # fmt: skip
