@@ -264,6 +264,25 @@ def test_what_is_no_run_is_one_line(tmp_path, capsys):
         read_report(tmp_path / "report.html")
 
 
+def test_likelihoods_have_a_page_whatever_the_files_are_called(tmp_path, capsys):
+    name = b"odd\xff.mrc".decode("utf-8", "surrogateescape")
+    record = {"program": "likelihood.py", "command": f"likelihood.py {name}", "settings": {"maps": [name]}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    table = f"map,voxels,bits_per_voxel,standard_error_bits_per_voxel\n{name},8,-1.5,0.123456789\nother.mrc,8,2,nan\n"
+    (tmp_path / "likelihood.csv").write_text(table, encoding="utf-8", errors="surrogateescape")
+    page = write_report(tmp_path, cubes={name: np.arange(8.0), "other.mrc": np.ones(8)})
+    before = read_report(page)
+    assert before["verdict"] == f"Of 2 maps the likeliest is {name}, with -1.5 ± 0.12346 bits per voxel."
+    assert [len(series["x"]) for series in before["figures"][0]["series"]] == [80, 80]
+    assert "odd?.mrc" in page.read_text(encoding="utf-8")
+    assert Page(page.read_text()).open == []
+    assert not (tmp_path / "open.cxc").exists()
+    assert main([str(tmp_path)]) == 0
+    assert read_report(page) == before  # its cubes are not in the folder
+    assert main([str(tmp_path), str(tmp_path), "--compare"]) == 2
+    assert "not compared" in capsys.readouterr().err
+
+
 def test_a_page_is_not_overwritten_unasked(run, halves):
     with pytest.raises(OutputExistsError):
         write_report(run, halves=halves)

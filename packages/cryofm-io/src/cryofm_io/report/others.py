@@ -52,7 +52,7 @@ def likelihood_content(
     """
     record = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     with (folder / "likelihood.csv").open(newline="", encoding="utf-8", errors="surrogateescape") as file:
-        rows = [{name: _readable(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        rows = [{name: _short(value) for name, value in row.items()} for row in csv.DictReader(file)]
     likeliest = min(rows, key=lambda row: float(row["bits_per_voxel"]))
     bits, error = likeliest["bits_per_voxel"], likeliest["standard_error_bits_per_voxel"]
     beside = f" ± {error}" if error not in ("", "nan") else ", its error not known"
@@ -108,12 +108,12 @@ def _card(label: str, value: str, note: str, good: bool | None = None) -> dict[s
     return {"label": label, "value": value, "note": note, "good": good}
 
 
-def _readable(value: str) -> str:
-    """A number no longer than one reads; names of files as text that a page can hold."""
+def _short(value: str) -> str:
+    """A number no longer than one reads; anything else as it is."""
     try:
         return f"{float(value):.5g}"
     except ValueError:
-        return value.encode("utf-8", "replace").decode("utf-8")
+        return value
 
 
 def _powers(path: Path) -> dict[str, Any] | None:

@@ -92,7 +92,7 @@ def write_page(path: Path, content: dict[str, Any], *, overwrite: bool = False) 
     """Write content as a page."""
     text = render(content)
     with atomic_write(path, overwrite) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="replace")  # names of files may hold any bytes
 
 
 def render(content: dict[str, Any]) -> str:
