@@ -23,8 +23,9 @@ _SLACK = 0.5  # standard errors by which restored shells together may predict th
 def last_trusted(predicted: Tensor, half1: Tensor, half2: Tensor) -> float:
     """Up to which part of the Nyquist frequency half 1, restored, predicts half 2 no worse than half 1 itself does.
 
-    Both correlations share half 2, so their difference is judged by its own error, (1 − F²) √(2 / n). Shells are trusted
-    to where most has been gained, and on from there as long as all of those together lose no more than half of their error.
+    Both correlations share half 2, so their difference is judged by its own error, (1 − F²) √(2 / n). Shells are
+    trusted to where most has been gained, and on from there to where all of those together lose no more than half of
+    their error.
 
     >>> x = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(0))
     >>> last_trusted(x, x, x)
