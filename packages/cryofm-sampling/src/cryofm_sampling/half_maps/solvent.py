@@ -26,7 +26,7 @@ class Solvent(FourierOperator):
         voxel_size: Å.
 
     >>> Solvent(0.6, voxel_size=4.0).transfer((4, 4, 4))[0, 0].round(decimals=2)
-    tensor([0.4000, 0.9700, 1.0000], dtype=torch.float64)
+    tensor([0.4000, 0.7100, 0.9700], dtype=torch.float64)
     """
 
     contrast: float
