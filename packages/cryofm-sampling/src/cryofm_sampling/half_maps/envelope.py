@@ -16,8 +16,8 @@ At the top, k of the solvent (`solvent.py`) is freed, which the prior's maps do 
 weak at low frequencies, is taken for a sharper one, with too small a B. It stays where it gains more than maps in a
 vacuum do.
 
-Where the halves agree beyond the prior's band, its word is not needed: there all proteins have the same spectrum within
-a few Å² of B, and the Wilson plot against it gives B (`fine_b_factor`).
+Where the halves agree to 3.8 Å, the prior's word on B is not needed: beyond 6 Å all proteins have the same spectrum
+within a few Å² of B, and the Wilson plot against it gives B (`fine_b_factor`).
 
 A region of 48³ voxels with most density is enough, and three network evaluations a trial.
 """
@@ -74,7 +74,7 @@ _WORSE = 1e-4  # what moving from the start has to gain, per squared step of κ
 _CLIMB = 6  # rounds at most with each step
 _COARSEST = 12.0  # Å, of the Wilson plot
 _AGREE = 0.15  # least FSC of the Wilson plot
-_BEYOND = 1.05  # times the prior's band, to which halves have to agree for B to be told by the fine shells
+_FINE = 3.8  # Å, to which halves have to agree for B to be told by the fine shells: within 10 Å², to 4.6 Å within 37
 _DIMMED_AT = 3.6  # Å, beyond which a half that is too good to tell the envelope is dimmed for the trials
 _DIMMED_FSC = 0.143
 _TOP = 0.99999
@@ -245,20 +245,19 @@ def wilson_line(model: FourierModel, prior: VelocityField, normalization: Normal
     return _Wilson(-2 * slope, y / 2, math.sqrt(x))
 
 
-def fine_b_factor(half1: Tensor, half2: Tensor, *, voxel_size: float, band: float) -> float | None:
+def fine_b_factor(half1: Tensor, half2: Tensor, *, voxel_size: float) -> float | None:
     """B by the Wilson plot of what is finer than 6 Å, against proteins' own spectrum.
 
     Args:
         half1: `(z, y, x)`, on its own grid.
         half2: likewise.
         voxel_size: Å.
-        band: the last frequency that the prior knows, 1/Å.
 
-    Returns: None where the halves do not agree beyond the band.
+    Returns: None where the halves do not agree to 3.8 Å.
     """
     _, shape = split_shape(half1.shape)
     plot = ProteinPlot.of(estimate_noise_power(half1, half2, allow_masked=True), shape, voxel_size)
-    if plot is None or plot.end < _BEYOND * band:
+    if plot is None or plot.end < 1 / _FINE:
         return None
     return min(max(plot.b_factor, _RANGE[0]), _RANGE[1])
 

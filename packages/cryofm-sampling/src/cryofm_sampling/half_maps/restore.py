@@ -137,8 +137,8 @@ def restore_half_maps(
     fit: ScaleFit | EnvelopeFit
     b = b_factor
     enveloped = voxel_size is not None and grid.voxel_size <= _COARSE
-    if b is None and enveloped and grid.band > 1:
-        b = fine_b_factor(half1, half2, voxel_size=own_size, band=0.5 / grid.voxel_size)
+    if b is None and enveloped:
+        b = fine_b_factor(half1, half2, voxel_size=own_size)
     known = b_factor is not None and scale is not None
     if isinstance(model, FourierModel) and enveloped and runs.calibrated and not known:
         fit = _envelope(runs, model, one, two, grid.voxel_size, (scale, b, solvent_contrast))
