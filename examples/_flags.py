@@ -104,6 +104,8 @@ def add_envelope_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     envelope = "B factor of the half maps' envelope exp(-B ν²/4), Å², 0 for sharpened ones; found where it is not given"
     add("--b-factor", type=float, help=envelope)
+    solvent = "the solvent's density over the molecule's; found where it, or B and the scale, are not given"
+    add("--solvent-contrast", type=float, help=solvent)
     blurred = "leave the maps as blurred as the data; without it they are sharp"
     add("--keep-envelope", action="store_true", help=blurred)
     add("--halves", action="store_true", help="write both restored halves as well")

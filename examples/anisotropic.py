@@ -98,6 +98,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
             observe=model,
             sampler=sampler,
             b_factor=args.b_factor,
+            solvent_contrast=args.solvent_contrast,
             scale=args.scale,
             samples=args.samples,
             where=grid.where,

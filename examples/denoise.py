@@ -99,6 +99,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
             half2,
             observe=local,  # None: the map plus noise that depends on direction, if it does
             b_factor=args.b_factor,
+            solvent_contrast=args.solvent_contrast,
             callback=progress,
             **how,
         )

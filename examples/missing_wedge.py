@@ -97,6 +97,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredMap:
             observe=noisy,
             voxel_size=grid.like.voxel_size,
             b_factor=args.b_factor,
+            solvent_contrast=args.solvent_contrast,
         )
     with progress_bar() as progress:
         result = restored(

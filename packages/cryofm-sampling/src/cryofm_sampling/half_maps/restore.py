@@ -58,6 +58,7 @@ def restore_half_maps(
     sampler: Sampler = PlugAndPlay(),  # noqa: B008 (frozen)
     b_factor: float | None = None,
     scale: float | None = None,
+    solvent_contrast: float | None = None,
     samples: int = 0,
     where: Tensor | None = None,
     checkpoint: Checkpoint | None = None,
@@ -91,6 +92,7 @@ def restore_half_maps(
             prior `Calibrated` and its grid one of details (up to 3.5 Å a voxel); otherwise 0.
         scale: what the halves are multiplied by to be the prior's. None: found; where the prior is not `Calibrated`, by
             the brightest voxels alone.
+        solvent_contrast: k of the halves, see `RestoredHalfMaps`. None: found with B or the scale; otherwise 0.
         samples: maps to draw by `PosteriorFlow`.
         where: where density can be, `(z, y, x)` on the halves' grid, true or a mask; a `Tiled` prior is evaluated there
             alone, and what is elsewhere is solvent. None: where the halves agree.
@@ -135,17 +137,17 @@ def restore_half_maps(
     fit: ScaleFit | EnvelopeFit
     b = b_factor
     enveloped = voxel_size is not None and grid.voxel_size <= _COARSE
-    if b is None and enveloped and grid.band > 1:
-        b = fine_b_factor(half1, half2, voxel_size=own_size, band=0.5 / grid.voxel_size)
+    if b is None and enveloped:
+        b = fine_b_factor(half1, half2, voxel_size=own_size)
     known = b_factor is not None and scale is not None
     if isinstance(model, FourierModel) and enveloped and runs.calibrated and not known:
-        fit = _envelope(runs, model, one, two, grid.voxel_size, scale, b)
-        b = fit.b_factor
-        model = model.blurred(Envelope(b, grid.voxel_size))
+        fit = _envelope(runs, model, one, two, grid.voxel_size, (scale, b, solvent_contrast))
+        b, k = fit.b_factor, fit.solvent_contrast
+        model = model.blurred(Envelope(b, grid.voxel_size), k)
     else:
-        b = b_factor or 0.0
+        b, k = b_factor or 0.0, solvent_contrast or 0.0
         if isinstance(model, FourierModel):
-            model = model.blurred(Envelope(b, grid.voxel_size))
+            model = model.blurred(Envelope(b, grid.voxel_size), k)
         fit = _scale(runs, model, one, two, scale)
     means, drawing = isinstance(sampler, PlugAndPlay), PosteriorFlow()
     if model.missing is not None and isinstance(sampler, PlugAndPlay):
@@ -180,10 +182,14 @@ def restore_half_maps(
         fine = FineFilter.of(half1, half2, voxel_size=own_size, b_factor=b, width=grid.voxel_size)
     limit = min(1 / grid.band, 1.0)
 
+    def in_solvent(x: Tensor) -> Tensor:
+        """With the contrast that the data have, and the prior's maps have not."""
+        return model.in_solvent(x) if isinstance(model, FourierModel) else x
+
     def filtered(y: Tensor, data: Tensor) -> Tensor:
         """The best linear filter of y, the data on the prior's grid; beyond it of the data themselves."""
         linear = fourier_filter(y, model.gain.to(y))
-        linear = grid.inverse(linear - (linear.mean() - amplitude * restored[0].x.mean()))
+        linear = grid.inverse(linear - (linear.mean() - amplitude * in_solvent(restored[0].x).mean()))
         return linear if fine is None else joined(linear, fine(data), end, limit)
 
     def whole(x: Tensor, y: Tensor, data: Tensor, seed: int | None = None) -> Tensor:
@@ -192,7 +198,7 @@ def restore_half_maps(
             return filtered(y, data)
         if seed is not None:
             x = torch.lerp(restored[0].x, x, wider)
-        x = amplitude * grid.inverse(x)
+        x = amplitude * grid.inverse(in_solvent(x))
         if fine is None or nowhere:  # a sample says at least how little is known
             return x
         own = None if seed is None else torch.Generator(generator.device).manual_seed(seed + 1)
@@ -216,6 +222,7 @@ def restore_half_maps(
         held_out=judged,
         amplitude=amplitude,
         widening=wider,
+        solvent_contrast=k,
         doubts_of_data=model.doubts,
     )
     result.warn_of_doubts(stacklevel=3)
@@ -240,10 +247,10 @@ def _envelope(
     one: Tensor,
     two: Tensor,
     voxel_size: float,
-    scale: float | None,
-    b_factor: float | None,
+    known: tuple[float | None, float | None, float | None],
 ) -> EnvelopeFit:
-    """Envelope and scale, by what one half restored explains of the other; the one alone where the other is known."""
+    """What is not known of scale, B and k, by what one half restored explains of the other."""
+    scale, b_factor, solvent_contrast = known
 
     def fit(units: VelocityField) -> EnvelopeFit:
         return fit_envelope(
@@ -256,6 +263,7 @@ def _envelope(
             generator=runs.generator(),
             scale=scale,
             b_factor=b_factor,
+            solvent_contrast=solvent_contrast,
         )
 
     return runs.agreed(fit, SIDE)
