@@ -12,8 +12,8 @@ forgives wrong amplitudes, is climbed in B and in κ = log K − B ν₀² / 4, 
 ν₀ where the data weigh most, which B hardly moves. It begins at the Wilson plot's κ. Two things that are known of all
 maps count a little: their brightest voxels are 1, and the inside of a molecule is about 0.17 at 12 Å.
 
-Where the halves agree beyond the prior's band, its word is not needed: there all proteins have the same spectrum within
-a few Å² of B, and the Wilson plot against it gives B (`fine_b_factor`).
+Where the halves agree beyond 3 Å, or beyond the prior's band, its word is not needed: there all proteins have the same
+spectrum within a few Å² of B, and the Wilson plot against it gives B (`fine_b_factor`).
 
 A region of 48³ voxels with most density is enough, and three network evaluations a trial.
 """
@@ -49,7 +49,7 @@ from cryofm_sampling.restore import restore
 from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
 from cryofm_sampling.scale import ScaledNormalization
 
-__all__ = ["SIDE", "EnvelopeFit", "densest", "fine_b_factor", "fit_envelope", "wilson_line"]
+__all__ = ["SIDE", "EnvelopeFit", "densest", "fine_b_factor", "fit_envelope", "signal_end", "wilson_line"]
 
 SIDE = 48  # voxels of the region
 _LEAST_FSC = 0.02  # of shells that are scored
@@ -227,15 +227,35 @@ def fine_b_factor(half1: Tensor, half2: Tensor, *, voxel_size: float, band: floa
         half1: `(z, y, x)`, on its own grid.
         half2: likewise.
         voxel_size: Å.
-        band: the last frequency that the prior knows, 1/Å.
+        band: the last frequency to which trials tell B, 1/Å.
 
     Returns: None where the halves do not agree beyond the band.
     """
+    if 0.5 / voxel_size < _BEYOND * band:
+        return None
     _, shape = split_shape(half1.shape)
     plot = ProteinPlot.of(estimate_noise_power(half1, half2, allow_masked=True), shape, voxel_size)
     if plot is None or plot.end < _BEYOND * band:
         return None
     return min(max(plot.b_factor, _RANGE[0]), _RANGE[1])
+
+
+def signal_end(half1: Tensor, half2: Tensor, *, voxel_size: float) -> float:
+    """The last frequency at which halves show signal, 1/Å; infinite where they agree about nothing else beyond it.
+
+    Reconstruction programs leave some of the strong, coarse shells in the fine ones, in both halves alike.
+
+    Args:
+        half1: `(z, y, x)`, on its own grid.
+        half2: likewise.
+        voxel_size: Å.
+
+    >>> signal_end(*torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0)), voxel_size=1.0)
+    inf
+    """
+    _, shape = split_shape(half1.shape)
+    plot = ProteinPlot.of(estimate_noise_power(half1, half2, allow_masked=True), shape, voxel_size)
+    return plot.end if plot is not None and plot.told and plot.beyond else math.inf
 
 
 def _score(predicted: Tensor, seen: Tensor, fsc: Tensor) -> float:
