@@ -1,10 +1,13 @@
 """Beyond the prior's band: what is signal, what the filter leaves open, and that samples carry it."""
 
+import math
+
 import attrs
 import pytest
 import torch
 
 from cryofm_ops import NoiseEstimate, SpectralNoise, fourier_filter, radial, radial_mean, rfft, shell_sizes
+from cryofm_sampling import signal_end
 from cryofm_sampling.half_maps.envelope import fine_b_factor
 from cryofm_sampling.half_maps.fine import FineFilter
 from cryofm_sampling.half_maps.protein import ProteinPlot, log_power
@@ -43,6 +46,15 @@ def test_what_halves_share_beyond_the_line_is_no_signal():
     assert plot.b_factor == pytest.approx(b_factor, abs=5)
     assert common < 0.3 * signal[(plot.end >= NU)][-1]
     assert (plot.highest(NU) / signal)[NU >= 0.16].max() < 2
+
+
+@pytest.mark.parametrize("common", [0.0, 1e-5])
+def test_signal_ends_where_what_halves_share_is_none(common):
+    signal = (log_power(NU) - 150 / 2 * NU**2).exp()
+    both = drawn(signal, 0) + drawn(torch.full_like(signal, common), 1)
+    halves = [both + drawn(torch.full_like(signal, 1e-9), 2 + k) for k in range(2)]
+    end = signal_end(*halves, voxel_size=1.0)
+    assert end == (math.inf if common == 0 else pytest.approx(float(NU[signal > common][-1]), abs=0.05))
 
 
 def test_coarse_halves_tell_no_line():

@@ -34,6 +34,7 @@ from cryofm_sampling.half_maps import (
     restore_map,
     restore_missing_wedge,
     restore_weighted,
+    signal_end,
     stationary_model,
     wedge_model,
 )
@@ -164,6 +165,7 @@ __all__ = [
     "restore_map",
     "restore_missing_wedge",
     "restore_weighted",
+    "signal_end",
     "spread",
     "stationary_model",
     "streams",

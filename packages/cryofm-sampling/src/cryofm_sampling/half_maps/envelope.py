@@ -54,7 +54,7 @@ from cryofm_sampling.restore import restore
 from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
 from cryofm_sampling.scale import ScaledNormalization
 
-__all__ = ["SIDE", "EnvelopeFit", "densest", "fine_b_factor", "fit_envelope", "wilson_line"]
+__all__ = ["SIDE", "EnvelopeFit", "densest", "fine_b_factor", "fit_envelope", "signal_end", "wilson_line"]
 
 SIDE = 48  # voxels of the region
 _LEAST_FSC = 0.02  # of shells that are scored
@@ -260,6 +260,24 @@ def fine_b_factor(half1: Tensor, half2: Tensor, *, voxel_size: float) -> float |
     if plot is None or plot.end < 1 / _FINE:
         return None
     return min(max(plot.b_factor, _RANGE[0]), _RANGE[1])
+
+
+def signal_end(half1: Tensor, half2: Tensor, *, voxel_size: float) -> float:
+    """The last frequency at which halves show signal, 1/Å; infinite where they agree about nothing else beyond it.
+
+    Reconstruction programs leave some of the strong, coarse shells in the fine ones, in both halves alike.
+
+    Args:
+        half1: `(z, y, x)`, on its own grid.
+        half2: likewise.
+        voxel_size: Å.
+
+    >>> signal_end(*torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0)), voxel_size=1.0)
+    inf
+    """
+    _, shape = split_shape(half1.shape)
+    plot = ProteinPlot.of(estimate_noise_power(half1, half2, allow_masked=True), shape, voxel_size)
+    return plot.end if plot is not None and plot.told and plot.beyond else math.inf
 
 
 def _score(predicted: Tensor, seen: Tensor, fsc: Tensor) -> float:

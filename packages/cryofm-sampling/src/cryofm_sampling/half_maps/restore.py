@@ -13,13 +13,14 @@ from cryofm_ops import (
     GridMismatchError,
     LinearOperator,
     fourier_filter,
+    frequencies,
 )
 from cryofm_sampling._common import split_shape
 from cryofm_sampling.errors import SettingError
 from cryofm_sampling.half_maps._fsc import correlation
 from cryofm_sampling.half_maps._runs import Predicting, Runs, average, height
 from cryofm_sampling.half_maps.checks import held_out, widening
-from cryofm_sampling.half_maps.envelope import SIDE, EnvelopeFit, densest, fine_b_factor, fit_envelope
+from cryofm_sampling.half_maps.envelope import SIDE, EnvelopeFit, densest, fine_b_factor, fit_envelope, signal_end
 from cryofm_sampling.half_maps.fine import FineFilter
 from cryofm_sampling.half_maps.join import joined, last_trusted
 from cryofm_sampling.half_maps.model import (
@@ -41,6 +42,7 @@ from cryofm_sampling.scale import ScaleFit, fit_scale
 __all__ = ["restore_half_maps"]
 
 _SCALED = 64  # side of the cube where the scale alone is sought
+_FINE = 1.05 / 3  # 1/Å, beyond which a prior would be shown what halves agree about that is no signal
 _COARSE = 3.5  # Å a voxel of the prior, beyond which a map shows neither an envelope nor what all proteins share
 
 
@@ -128,7 +130,12 @@ def restore_half_maps(
         grid = SameGrid(voxel_size or 1.0)
     own_size = voxel_size or 1.0
     one, two = grid.forward(half1), grid.forward(half2)
-    model = _model(one, two, observe, operator, grid)
+    band = grid.band
+    if voxel_size is not None and observe is None and 0.5 / grid.voxel_size > _FINE:
+        end = 2 * grid.voxel_size * signal_end(half1, half2, voxel_size=voxel_size)
+        if end < band:
+            band, one, two = end, _within(one, end), _within(two, end)
+    model = _model(one, two, observe, operator, band)
     runs = Runs(prior, generator.get_state(), generator.device, checkpoint, group, callback)
     runs = runs.within(_where(model, one, two) if where is None else on_grid(where, grid))
     seeds = torch.randint(2**62, (samples + 1,), generator=generator, device=generator.device).tolist()[:samples]
@@ -174,7 +181,7 @@ def restore_half_maps(
         wider = widening(predicted, of_one, seen1, seen2, model.gain)
     trusted = last_trusted(predicted, seen1, seen2) if means else 1.0  # a sample differs from what it predicts
     nowhere = means and judged.worse
-    end = min(trusted, grid.band) / grid.band  # of the halves' own Nyquist frequency
+    end = min(trusted, band) / grid.band  # of the halves' own Nyquist frequency
     both = (half1 + half2) / 2
     _, shape_of_halves = split_shape(both.shape)
     fine = None
@@ -229,16 +236,22 @@ def restore_half_maps(
     return result
 
 
+def _within(x: Tensor, band: float) -> Tensor:
+    """What is coarser than a part of the Nyquist frequency."""
+    _, shape = split_shape(x.shape)
+    return fourier_filter(x, (2 * frequencies(shape, device=x.device) <= band).to(x))
+
+
 def _model(
-    one: Tensor, two: Tensor, observe: HalfMapModel | Observe | None, operator: LinearOperator | None, grid: Grid
+    one: Tensor, two: Tensor, observe: HalfMapModel | Observe | None, operator: LinearOperator | None, band: float
 ) -> FourierModel | ObservedModel:
     if isinstance(observe, FourierModel | ObservedModel):
         return observe
     if observe is not None:
-        return ObservedModel(stationary_model(one, two, band=grid.band), observe, operator)  # type: ignore[arg-type]
+        return ObservedModel(stationary_model(one, two, band=band), observe, operator)  # type: ignore[arg-type]
     if operator is not None:
         raise SettingError("an operator goes with observe, the likelihood of what it shows")
-    return directional_model(one, two, band=grid.band)
+    return directional_model(one, two, band=band)
 
 
 def _envelope(
