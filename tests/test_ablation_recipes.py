@@ -1,4 +1,4 @@
-"""The recipes of the paper's ablations (F.1, F.2, F.4, figure 9): as published at full size, one change each in small."""
+"""The recipes of the paper's ablations (F.1, F.2, F.4, figure 9): as published, and in small with one change each."""
 
 from pathlib import Path
 
