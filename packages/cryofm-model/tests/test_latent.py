@@ -112,9 +112,10 @@ def test_loss_by_hand():
 
 def test_latents_are_samples_of_q_in_their_units(codec):
     crops = torch.randn(3, 8, 8, 8, generator=torch.Generator().manual_seed(1))
-    z = codec.encode(crops).reshape(3, 2, -1)
-    torch.testing.assert_close(z.mean((0, 2)), torch.zeros(2), atol=1e-5, rtol=0)
-    torch.testing.assert_close(z.std((0, 2), correction=0), torch.ones(2), atol=0.01, rtol=0)
+    noise = torch.randn(300, 1, 8, 4, 4, generator=torch.Generator().manual_seed(2))
+    z = torch.cat([codec.encode(crops[i % 3, None], noise[i]) for i in range(300)]).reshape(300, 2, -1)
+    torch.testing.assert_close(z.mean((0, 2)), torch.zeros(2), atol=0.03, rtol=0)
+    torch.testing.assert_close(z.std((0, 2)), torch.ones(2), atol=0.03, rtol=0)
     noise = torch.randn(1, 8, 4, 4)
     mean, log_variance = codec.autoencoder.encode(crops[:1])
     raw = (mean + torch.exp(0.5 * log_variance) * noise).reshape(2, 4, 4, 4)

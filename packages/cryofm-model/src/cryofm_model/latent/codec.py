@@ -40,7 +40,7 @@ class Codec:
         normalization: between densities and model units.
         voxel_size: at which it was trained, Å.
         box: a good side, voxels.
-        mean: of each channel of μ.
+        mean: of each channel, over maps.
         std: likewise.
         about: whatever else is known of it.
 
@@ -63,12 +63,13 @@ class Codec:
     def measured(
         cls, autoencoder: Autoencoder, normalization: Normalization, voxel_size: float, crops: Tensor
     ) -> "Codec":
-        """With the mean and the standard deviation that the channels have over crops (n, side, side, side)."""
-        device = next(autoencoder.parameters()).device
+        """With the mean and the standard deviation that samples of q(z | x) have over crops (n, side, side, side)."""
+        device, channels = next(autoencoder.parameters()).device, autoencoder.config.channels
         with torch.no_grad():
-            each = [autoencoder.encode(crop[None].to(device))[0].float() for crop in crops]
-        values = rearrange(torch.cat(each), "b (c z) y x -> c (b z y x)", c=autoencoder.config.channels)
-        return cls(autoencoder, normalization, voxel_size, crops.shape[-1], values.mean(1), values.std(1))
+            moments = [torch.stack(autoencoder.encode(crop[None].to(device))).float() for crop in crops]
+        mean, log_variance = rearrange(torch.cat(moments, 1), "m b (c z) y x -> m c (b z y x)", c=channels)
+        std = (mean.var(1) + log_variance.exp().mean(1)).sqrt()
+        return cls(autoencoder, normalization, voxel_size, crops.shape[-1], mean.mean(1), std)
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the latents of volumes of this shape.
@@ -181,11 +182,16 @@ class Decoded:
     Attributes:
         likelihood: in data units, with a ``log_prob``.
         codec: its decoder.
+        precision: in which that runs, such as ``torch.bfloat16``; None: the weights'. Samplers keep autocast, which is
+            meant for the network, from likelihoods.
     """
 
     likelihood: _Likelihood
     codec: Codec
+    precision: torch.dtype | None = None
 
     def log_prob(self, z: Tensor, /) -> Tensor:
         """Log p(y | z) of latents (*batch, channels · z, y, x), (*batch,)."""
-        return self.likelihood.log_prob(self.codec.densities(z))
+        with torch.autocast(z.device.type, self.precision, enabled=self.precision is not None):
+            x = self.codec.densities(z)
+        return self.likelihood.log_prob(x)
