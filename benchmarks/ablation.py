@@ -132,6 +132,7 @@ def plot(curves: Sequence[dict[str, object]], rows: Sequence[dict[str, object]],
         axes[2].errorbar(np.arange(len(known)) + 0.1 * i, values, errors, fmt="o", label=name.replace("_", "-"))
     axes[2].set(ylabel="log p, nats a voxel")
     for axis, shown in ((axes[1], done), (axes[2], known)):
+        axis.set_xlim(-0.6, len(shown) - 0.4)
         axis.set_xticks(np.arange(len(shown)), [str(row["run"]) for row in shown], rotation=40, ha="right", fontsize=8)
         if shown:
             axis.legend(fontsize=8)

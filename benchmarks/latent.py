@@ -107,12 +107,13 @@ def plot(drawn: dict[str, Tensor], powers: dict[str, Tensor], voxel_size: float,
     axes = left.subplots(len(drawn), shown, squeeze=False)
     for row, (name, volumes) in zip(axes, drawn.items(), strict=True):
         for axis, volume in zip(row, volumes, strict=False):
-            axis.imshow(volume[len(volume) // 2], cmap="gray", vmin=0, vmax=0.8)
+            axis.imshow(volume[len(volume) // 2].numpy(), cmap="gray", vmin=0, vmax=0.8)
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(name)
     axis = right.subplots()
     for name, power in powers.items():
-        axis.plot(np.arange(1, len(power)) / (2 * (len(power) - 1) * voxel_size), power[1:], label=name)
+        frequency = np.arange(1, len(power)) / (2 * (len(power) - 1) * voxel_size)
+        axis.plot(frequency, power[1:].numpy(), label=name)
     axis.set(yscale="log", xlabel="spatial frequency (1/Å)", ylabel="mean power per coefficient")
     axis.legend()
     axis.grid(alpha=0.3)
