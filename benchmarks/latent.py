@@ -27,8 +27,8 @@ from cryofm_model import CryoFMError, Prior
 from cryofm_model.latent import Codec, Decoded, LatentPrior
 from cryofm_model.latent.training import ae_fsc, ae_l1
 from cryofm_model.networks.flops import counted_gflop
-from cryofm_ops import radial_mean, rfft
-from cryofm_sampling import Flow, Guided, restore
+from cryofm_ops import in_model_units, radial_mean, rfft
+from cryofm_sampling import Flow, Guided
 
 Flowing = Prior | LatentPrior
 MOST_STEPS = 100  # beyond which no sample changes: a small flow may compute less than the others
@@ -78,18 +78,15 @@ def restored(model: Flowing, row: str, truth: Tensor, seed: int, sampler: Guided
     data = degraded(row, truth, torch.Generator().manual_seed(seed))
     halves = []
     for likelihood in data.likelihoods:
-        codec = model.codec if isinstance(model, LatentPrior) else None
-        precision = torch.bfloat16 if torch.is_autocast_enabled("cpu") else None
-        draw = restore(
-            model,
-            Decoded(likelihood, codec, precision) if codec else likelihood,
-            shape=codec.latent_shape(tuple(truth.shape)) if codec else tuple(truth.shape),
-            generator=torch.Generator().manual_seed(seed),
-            estimate="mean",
-            samples=1,
-            sampler=sampler,
-        )
-        halves.append(codec.densities(draw.x) if codec else draw.x)
+        generator = torch.Generator().manual_seed(seed)
+        if isinstance(model, LatentPrior):
+            precision = torch.bfloat16 if torch.is_autocast_enabled("cpu") else None
+            decoded, shape = Decoded(likelihood, model.codec, precision), model.codec.latent_shape(tuple(truth.shape))
+            draw = sampler(model, decoded, shape=shape, generator=generator)
+        else:
+            inner = in_model_units(likelihood, model.normalization)
+            draw = sampler(model, inner, shape=tuple(truth.shape), generator=generator)
+        halves.append(densities(model, draw.x))
     return {
         "auc_degraded": round(Score.of(data.mean, truth, 1.0).auc, 4),
         "auc": round(Score.of((halves[0] + halves[1]) / 2, truth, 1.0).auc, 4),
@@ -155,7 +152,7 @@ def main() -> None:
         if isinstance(model, Prior | LatentPrior):
             each, end = evaluation_and_end(model, box)
             drawn[run.name], nfe = samples(model, box, args.samples, args.gflop)
-            cost = {"evaluations": nfe, "gflop": round(nfe * each + end, 1), "training_gflop": run.trained_gflop}
+            cost = {"evaluations": nfe, "gflop": float(f"{nfe * each + end:.4g}"), "training_gflop": run.trained_gflop}
             computed.append({"model": run.name, **cost})
             print(computed[-1], flush=True)
             sampler = Guided(steps=args.steps, guidance="paper")
