@@ -6,6 +6,9 @@ lines for every machine. A run that was killed goes on where it stopped when the
 RUN gets log.csv, samples/ (pictures: a kept-back map, then maps drawn from the prior), the last checkpoint, run.json
 (recipe, data, versions, machine), and in the end model.safetensors, which ``load_prior("RUN")`` and
 ``denoise.py --prior RUN`` take.
+
+A recipe of the kind "autoencoder" trains one, and ``--autoencoder RUN`` a flow over the latents of that: then it is
+``cryofm_model.latent.load_latent("RUN")`` that takes the file.
 """
 
 import argparse
@@ -22,17 +25,26 @@ import attrs
 import numpy as np
 import torch
 from _command_line import exit_code
+from _latents import check_latent, train_latent
 from _record import environment, prior_file, sha256, write_run
 from torch import Tensor, nn
 
 from cryofm_io import MapWarning, refuse_to_lose
-from cryofm_model import CalibratedPrior, ConditionalPrior, CryoFMError, Prior, load_prior, save_prior
+from cryofm_model import (
+    CalibratedPrior,
+    ConditionalPrior,
+    CryoFMError,
+    Prior,
+    load_prior,
+    save_prior,
+)
 from cryofm_model.data import MapSet
 from cryofm_model.data.curation import curated
 from cryofm_model.data.mixture import CropSource
 from cryofm_model.data.pairs import Degraded, drawn
 from cryofm_model.data.simulated import is_atomic_model
 from cryofm_model.flow import flow_matching_loss
+from cryofm_model.latent import save_latent
 from cryofm_model.train import VALIDATION_TIMES, Loss, Recipe, read_recipe, train, validation_loss
 from cryofm_model.train.checkpoint import differences
 from cryofm_model.train.distributed import processes, rank_and_world
@@ -52,6 +64,7 @@ def main() -> None:
     parser.add_argument("--validation", type=Path, nargs="+", required=True, help="folders of maps kept back")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--cache", type=Path, help="folder for prepared maps (default: cache in the folder of the run)")
+    parser.add_argument("--autoencoder", help="file or folder of an autoencoder, over whose latents a flow is trained")
     parser.add_argument("--init", help="prior to start from: a name, a file or a folder (default: from scratch)")
     parser.add_argument("--device", help="torch device (default: a GPU for each process, or the CPU)")
     parser.add_argument("--strict", action="store_true", help="refuse to leave out maps that cannot be used")
@@ -63,8 +76,9 @@ def main() -> None:
 def run(args: argparse.Namespace, recipe: Recipe, device: torch.device) -> None:
     """Train and save; one of several processes where there are several."""
     rank, world = rank_and_world()
-    if args.init and (start := prior_file(args.init)) is not None:
-        refuse_to_lose([start], [args.out / "model.safetensors"])
+    starts = [prior_file(name) for name in (args.init, args.autoencoder) if name]
+    refuse_to_lose([start for start in starts if start is not None], [args.out / "model.safetensors"])
+    latent = check_latent(args, recipe)
     files = {kind: files_in(getattr(args, kind)) for kind in ("maps", "measured", "validation")}
     if args.list:
         files["maps"] = curated(args.list).choose(files["maps"])
@@ -84,6 +98,13 @@ def run(args: argparse.Namespace, recipe: Recipe, device: torch.device) -> None:
     side = recipe.training.stages[-1][1]
     validation, shown = shown_crops(recipe.paired(kept_back), VALIDATION, side, 0)
     machine = recipe.machine
+    if latent:
+        made, scores = train_latent(args, recipe, network, source, validation, EXAMPLES)
+        if rank == 0:
+            made = attrs.evolve(made, about=about_run(args, recipe, files) | scores)
+            save_latent(made, args.out / "model.safetensors", dtype=torch.bfloat16, overwrite=True)
+            print(f"saved {args.out / 'model.safetensors'}; {', '.join(f'{k} {v}' for k, v in scores.items())}")
+        return
     averaged = train(network, source, validation, recipe.training, args.out, machine=machine, loss=loss, shown=shown)
     averaged.eval()
     if rank > 0:
@@ -92,19 +113,25 @@ def run(args: argparse.Namespace, recipe: Recipe, device: torch.device) -> None:
     # Kept-back maps are there to report on, and for nothing else.
     statistics = measure(averaged, *shown_crops(source, EXAMPLES, side, 1), recipe.training.seed)
     losses = validation_loss(averaged, validation, shown=shown)
-    about = {
-        "license": "Apache-2.0",
-        "training": f"{args.recipe.name}, {recipe.training.crops} crops of 32³, seed {recipe.training.seed}"
-        + (f", from {args.init}" if args.init else ""),
-        "training_data": ", ".join(path.name for kind in ("maps", "measured") for path in files[kind]),
+    about = about_run(args, recipe, files) | {
         "validation_v_mse": ", ".join(f"{s:.3f} at t={t}" for t, s in zip(VALIDATION_TIMES, losses, strict=True)),
-        "commit": commit(),
     }
     kind = Prior if shown is None else ConditionalPrior
     prior = kind(averaged, recipe.normalization, recipe.voxel_size, recipe.box, about=about)
     model = args.out / "model.safetensors"
     save_prior(prior.with_statistics(statistics), model, dtype=torch.bfloat16, overwrite=True)
     print(f"saved {model}; v-MSE {about['validation_v_mse']}")
+
+
+def about_run(args: argparse.Namespace, recipe: Recipe, files: dict[str, list[Path]]) -> dict[str, str]:
+    """What the file says of a training."""
+    return {
+        "license": "Apache-2.0",
+        "training": f"{args.recipe.name}, {recipe.training.crops} crops of 32³, seed {recipe.training.seed}"
+        + (f", from {args.init}" if args.init else ""),
+        "training_data": ", ".join(path.name for kind in ("maps", "measured") for path in files[kind]),
+        "commit": commit(),
+    }
 
 
 def shown_crops(source: CropSource, number: int, side: int, seed: int) -> tuple[Tensor, Tensor | None]:
@@ -205,6 +232,8 @@ def describe(
     settings: dict[str, Any] = attrs.asdict(recipe)
     del settings["machine"]
     settings["init"] = args.init
+    if args.autoencoder:
+        settings["autoencoder"] = sha256(prior_file(args.autoencoder) or Path(args.autoencoder))
     data = {kind: [path.name for path in paths] for kind, paths in files.items()}
     path = args.out / "run.json"
     if path.exists():

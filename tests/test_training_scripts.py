@@ -16,6 +16,7 @@ from scipy.ndimage import center_of_mass
 from cryofm_io import DensityMap, read_map, write_map
 from cryofm_model import CRYOFM_L, CRYOFM_S, CryoFMError, load_prior
 from cryofm_model.data import MapSet
+from cryofm_model.latent import Codec, LatentPrior, load_latent
 from cryofm_model.train import read_recipe
 
 pytest.importorskip("gemmi")
@@ -274,3 +275,47 @@ def test_the_recipe_of_the_bundled_prior_has_its_sizes():
         prior.voxel_size,
         prior.box,
     )
+
+
+AUTOENCODER = """kind = "autoencoder"
+widths = [8, 16]
+depth = 1
+channels = 2
+groups = 4
+"""
+LATENT_FLOW = """kind = "hourglass"
+widths = [16]
+depths = [1]
+patch = 2
+head_width = 16
+channels = 2
+"""
+
+
+def test_an_autoencoder_and_a_flow_over_its_latents(run, recipe, tmp_path, capsys):
+    begin, end = RECIPE.index("kind"), RECIPE.index("[training]")
+    recipe.write_text((RECIPE[:begin] + AUTOENCODER + RECIPE[end:]).replace("32, 2", "16, 2").replace("= 6", "= 1"))
+    assert run() == 0
+    assert "ae_fsc" in capsys.readouterr().out
+    codec = load_latent(tmp_path / "run")
+    assert isinstance(codec, Codec)
+    assert codec.about["training_data"] == "1AAA.pdb, 2BBB.pdb"
+    assert 0 < float(codec.about["ae_l1"]) < 1
+    with pytest.raises(CryoFMError, match="load_latent reads it"):
+        load_prior(tmp_path / "run")
+    os.replace(tmp_path / "run", tmp_path / "autoencoder")
+
+    assert run("--autoencoder", tmp_path / "autoencoder") == 2
+    assert "takes a recipe of the kind hourglass" in capsys.readouterr().err
+    flow = (RECIPE[:begin] + LATENT_FLOW + RECIPE[end:]).replace("32, 2", "16, 2").replace("= 6", "= 1")
+    recipe.write_text(flow)
+    assert run("--autoencoder", tmp_path / "autoencoder", "--init", "cryofm-tiny") == 2
+    assert "their training starts from scratch" in capsys.readouterr().err
+    assert run("--autoencoder", tmp_path / "autoencoder") == 0
+    prior = load_latent(tmp_path / "run")
+    assert isinstance(prior, LatentPrior)
+    assert torch.equal(prior.codec.std, codec.std)
+    assert prior.codec.decode(prior(torch.zeros(16, 8, 8), torch.tensor(0.5))).shape == (16, 16, 16)
+    recipe.write_text(flow.replace("voxel_size = 1.5", "voxel_size = 2.0"))
+    assert run("--autoencoder", tmp_path / "autoencoder", "--out", tmp_path / "other") == 2
+    assert "the recipe says 2 Å" in capsys.readouterr().err

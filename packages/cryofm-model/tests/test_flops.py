@@ -6,8 +6,17 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from cryofm_model import CRYOFM_L, CRYOFM_S, CryoFMError, Hourglass, HourglassConfig, forward_gflop
-from cryofm_model.networks.flops import multiply_adds
+from cryofm_model import (
+    CRYOFM_L,
+    CRYOFM_S,
+    CryoFMError,
+    Hourglass,
+    HourglassConfig,
+    UNet,
+    UNetConfig,
+    forward_gflop,
+)
+from cryofm_model.networks.flops import counted_gflop, multiply_adds
 
 TINY = HourglassConfig(
     widths=(24, 48, 96), depths=(1, 2, 3), patch=2, kernel=3, head_width=12, channels=2, conditioning=6, ff_factor=2
@@ -45,3 +54,14 @@ def test_attention_by_hand() -> None:
 def test_a_box_that_does_not_fit_is_refused() -> None:
     with pytest.raises(CryoFMError, match="multiple of 8 voxels"):
         forward_gflop(CRYOFM_S, (64, 64, 60))
+
+
+def test_a_convolutional_network_costs_what_its_layers_do() -> None:
+    config = UNetConfig(widths=(8, 16), depths=(1, 2), up_depths=(1,), patch=2, conditioning=6)
+    fine, coarse = 8**3, 4**3  # grids of 16³ voxels
+    convolutions = 27 * (8 * 8 * fine + 2 * 8 * 8 * fine + 4 * 16 * 16 * coarse + 2 * 8 * 8 * fine + 8 * 8 * fine)
+    between = 8 * 16 * 8 * coarse + 16 * 64 * coarse
+    time_code = 2 * 6 * 6 + 6 * (16 + 2 * 32 + 16)
+    cost = counted_gflop(UNet(config), (1, 16, 16, 16), (1,))
+    assert cost == pytest.approx(2e-9 * (convolutions + between + time_code), rel=1e-9)
+    assert cost == counted_gflop(UNet(config).to("meta"), (1, 16, 16, 16), (1,))

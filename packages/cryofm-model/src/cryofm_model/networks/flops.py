@@ -1,4 +1,4 @@
-"""Cost of one evaluation of an `Hourglass`, counted from its sizes."""
+"""Cost of one evaluation: of an `Hourglass` from its sizes, of any other network as torch counts it."""
 
 import math
 from collections.abc import Sequence
@@ -6,10 +6,13 @@ from itertools import pairwise
 from typing import Literal
 
 import attrs
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from cryofm_model.networks.hourglass_config import HourglassConfig
 
-__all__ = ["MultiplyAdds", "forward_gflop", "multiply_adds"]
+__all__ = ["MultiplyAdds", "counted_gflop", "forward_gflop", "multiply_adds"]
 
 
 @attrs.frozen
@@ -81,3 +84,21 @@ def forward_gflop(
     if rule == "table 4":
         return (count.linear + count.global_attention + count.neighborhood_attention / config.kernel) / 1e9
     return 2e-9 * (count.linear + count.global_attention + count.neighborhood_attention)
+
+
+def counted_gflop(network: nn.Module, *shapes: Sequence[int]) -> float:
+    """Cost of one evaluation of any network, in 10⁹ operations: of its products and convolutions, as torch counts them.
+
+    Nothing is computed: the network is given tensors of these shapes without content.
+
+    >>> counted_gflop(nn.Linear(1000, 1000), (500, 1000))
+    1.0
+    """
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next(network.parameters()).device
+    fake, counter = FakeTensorMode(allow_non_fake_inputs=True), FlopCounterMode(display=False)
+    with fake, counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():  # the attention that has products of its own
+        network(*(torch.empty(tuple(shape), device=device) for shape in shapes))
+    return float(counter.get_total_flops()) / 1e9

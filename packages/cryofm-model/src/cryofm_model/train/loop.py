@@ -20,7 +20,7 @@ from cryofm_model.train.checkpoint import resume, save, taken
 from cryofm_model.train.config import UNIT, Machine, TrainConfig
 from cryofm_model.train.distributed import gathered, mean, rank_and_world, shard, whole
 from cryofm_model.train.muon import Muon, inner_weights
-from cryofm_model.train.report import Report
+from cryofm_model.train.report import FlowValidation, Report, Validation
 
 __all__ = ["Loss", "train"]
 
@@ -31,7 +31,7 @@ Loss = Callable[..., Tensor]
 def train(
     network: nn.Module,
     maps: CropSource,
-    validation: Tensor,
+    validation: Tensor | Validation,
     config: TrainConfig,
     folder: Path,
     *,
@@ -48,7 +48,8 @@ def train(
     Args:
         network: velocity network, called as (x (batch, z, y, x), t (batch,)); the same on every process.
         maps: where the crops come from, a `PairSource` for a conditional network; the same on every process.
-        validation: crops in model units (n, z, y, x) for the loss at fixed times; never trained on.
+        validation: crops in model units (n, z, y, x) for the loss at fixed times, never trained on; or what else is to
+            be measured.
         config: the run.
         folder: of the run; all processes see it.
         machine: how to carry it out.
@@ -63,20 +64,20 @@ def train(
             batch cannot be divided among the processes, the network cannot be sharded or recompute, or the loss is no
             longer finite.
     """
-    _check(network, config, machine, validation)
+    checks = FlowValidation(validation, shown) if isinstance(validation, Tensor) else validation
+    _check(network, config, machine, checks.crops)
     with taken(folder):
-        return _trained(network, maps, validation, config, folder, machine, loss, shown)
+        return _trained(network, maps, checks, config, folder, machine, loss)
 
 
 def _trained(
     network: nn.Module,
     maps: CropSource,
-    validation: Tensor,
+    validation: Validation,
     config: TrainConfig,
     folder: Path,
     machine: Machine,
     loss: Loss,
-    shown: Tensor | None,
 ) -> nn.Module:
     rank, world = rank_and_world()
     averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema))  # type: ignore[no-untyped-call]
@@ -89,7 +90,7 @@ def _trained(
     optimisers, peaks = _optimisers(network, config)
     number, seen = resume(folder, config, network, averaged, optimisers)
 
-    report = Report(folder, validation, config, number, seen, shown)
+    report = Report(folder, validation, config, number, seen, network)
     steps = batches(maps, config, config.plan(number, seen), rank, world)
     with report, closing(steps):  # type: ignore[type-var]
         for step, batch in steps:

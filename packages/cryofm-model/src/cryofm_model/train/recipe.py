@@ -13,6 +13,7 @@ from cryofm_model.data.map_set import MapSet, Place, Turn
 from cryofm_model.data.mixture import CropSource, Imitated, Mixture
 from cryofm_model.data.pairs import Degraded
 from cryofm_model.errors import CryoFMError
+from cryofm_model.latent.autoencoder import Autoencoder, AutoencoderConfig
 from cryofm_model.networks.hourglass import Hourglass
 from cryofm_model.networks.hourglass_config import HourglassConfig
 from cryofm_model.networks.unet import UNet, UNetConfig
@@ -23,7 +24,7 @@ from cryofm_model.weights._settings import check_values, settings_of_its_kind
 __all__ = ["DataConfig", "Recipe", "read_recipe"]
 
 T = TypeVar("T")
-_NETWORKS = {"unet": UNetConfig, "hourglass": HourglassConfig}
+_NETWORKS = {"unet": UNetConfig, "hourglass": HourglassConfig, "autoencoder": AutoencoderConfig}
 _LARGEST = 100_000  # bytes: a recipe has some thousand
 
 
@@ -81,7 +82,7 @@ class Recipe:
 
     voxel_size: float = attrs.field(validator=positive)
     box: int = attrs.field(validator=whole(1, 2**16))
-    network: UNetConfig | HourglassConfig = attrs.field(validator=settings_of_its_kind)
+    network: UNetConfig | HourglassConfig | AutoencoderConfig = attrs.field(validator=settings_of_its_kind)
     training: TrainConfig
     data: DataConfig = attrs.field(factory=DataConfig)
     machine: Machine = attrs.field(factory=Machine)
@@ -94,13 +95,15 @@ class Recipe:
 
     def build(self) -> nn.Module:
         """The network, untrained."""
+        if isinstance(self.network, AutoencoderConfig):
+            return Autoencoder(self.network)
         return UNet(self.network) if isinstance(self.network, UNetConfig) else Hourglass(self.network)
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a TOML file with the tables ``network`` (its ``kind``: "unet" or "hourglass"), ``training``, ``data``,
-    ``machine`` and ``normalization``, whose keys are the attributes of `UNetConfig` or `HourglassConfig`,
-    `TrainConfig`, `DataConfig`, `Machine` and `Normalization`.
+    """Read a TOML file with the tables ``network`` (its ``kind``: "unet", "hourglass" or "autoencoder"), ``training``,
+    ``data``, ``machine`` and ``normalization``, whose keys are the attributes of `UNetConfig`, `HourglassConfig` or
+    `AutoencoderConfig`, `TrainConfig`, `DataConfig`, `Machine` and `Normalization`.
 
     Raises:
         CryoFMError: no such file, no TOML, unknown or missing keys, values that do not fit; each by name.

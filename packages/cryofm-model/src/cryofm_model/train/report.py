@@ -1,27 +1,36 @@
-"""What a run says of itself: rows of ``log.csv``, pictures of samples, a progress bar with throughput and time left."""
+"""What a run says of itself: rows of ``log.csv``, pictures of samples, a progress bar with throughput and time left.
+
+The computing that a run has done by a row is in its column ``gflop``, as the paper estimates it for figures 8 and 15:
+three times an evaluation for each crop, the backward pass being twice the forward pass. A multiplication and an
+addition are two operations.
+"""
 
 import csv
+import math
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
+import attrs
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from cryofm_model.flow import flow_matching_loss
+from cryofm_model.networks.flops import counted_gflop, forward_gflop
+from cryofm_model.networks.hourglass import Hourglass
 from cryofm_model.train._png import write_png
 from cryofm_model.train.config import UNIT, Step, TrainConfig
 from cryofm_model.train.distributed import rank_and_world
 
-__all__ = ["VALIDATION_TIMES", "Report", "denoising_fsc", "sample", "validation_loss"]
+__all__ = ["VALIDATION_TIMES", "FlowValidation", "Report", "Validation", "denoising_fsc", "sample", "validation_loss"]
 
 VALIDATION_TIMES = (0.1, 0.3, 0.5, 0.7, 0.9)
 _PROBE_TIME = 0.7
-_SAMPLES, _SAMPLE_STEPS = 3, 16
+SAMPLES, SAMPLE_STEPS = 3, 16  # of a picture
 _A_MINUTE = 60.0
 
 
@@ -116,40 +125,95 @@ def _beside(shown: Tensor | None, which: slice, device: torch.device) -> list[Te
     return [] if shown is None else [shown[which].to(device)]
 
 
+class Validation(Protocol):
+    """What is measured of a network during its training, on crops that it is not trained on."""
+
+    @property
+    def crops(self) -> Tensor:
+        """In model units (n, z, y, x)."""
+        ...
+
+    @property
+    def columns(self) -> Sequence[str]:
+        """The names of the scores."""
+        ...
+
+    def scores(self, network: nn.Module, /) -> list[float]:
+        """One value for each column."""
+        ...
+
+    def maps(self, network: nn.Module, seed: int, /) -> Tensor:
+        """What a picture shows, (rows, z, y, x); the first a crop."""
+        ...
+
+    def gflop(self, network: nn.Module, side: int, /) -> float:
+        """What training on one crop costs, forward and backward; NaN where nobody can tell."""
+        ...
+
+
+@attrs.frozen(eq=False)
+class FlowValidation:
+    """Of a velocity network: v-MSE at fixed times, FSC of one denoising step, samples.
+
+    Attributes:
+        crops: see `Validation`.
+        shown: beside the crops, to a conditional network.
+    """
+
+    crops: Tensor
+    shown: Tensor | None = None
+    columns = (*(f"v_mse_t{t}" for t in VALIDATION_TIMES), f"fsc_auc_t{_PROBE_TIME}")
+
+    def scores(self, network: nn.Module) -> list[float]:
+        """As `Validation.scores`."""
+        losses = validation_loss(network, self.crops, shown=self.shown)
+        return [*losses, denoising_fsc(network, self.crops, shown=self.shown)]
+
+    def maps(self, network: nn.Module, seed: int) -> Tensor:
+        """A crop, what is shown of it, and samples."""
+        shape = (SAMPLES, *self.crops.shape[1:])
+        first = None if self.shown is None else self.shown[0]
+        drawn = sample(network, shape, SAMPLE_STEPS, torch.Generator().manual_seed(seed), first)
+        seen = [] if self.shown is None else [self.shown[:1, 0]]
+        return torch.cat([self.crops[:1], *seen, drawn])
+
+    def gflop(self, network: nn.Module, side: int) -> float:
+        """Three evaluations."""
+        if isinstance(network, Hourglass):  # whose neighbourhoods cost what they have to, however they are computed
+            return 3 * forward_gflop(network.config, (side,) * 3)
+        shown = [] if self.shown is None else [(1, self.shown.shape[1], *(side,) * 3)]
+        try:
+            return 3 * counted_gflop(network, (1, *(side,) * 3), (1,), *shown)
+        except (RuntimeError, NotImplementedError):  # a stranger's network that looks at its values
+            return math.nan
+
+
 class Report:
     """The outputs of a run, as a context; every process of it makes one, the first writes.
 
     Args:
         folder: of the run.
-        validation: crops (n, z, y, x).
+        validation: what is measured.
         config: the run.
         number: steps that a checkpoint has behind it; rows of the log beyond it are dropped, to be made again.
         seen: voxels likewise.
-        shown: beside the validation crops, to a conditional network.
+        network: what is trained, for what a step of it costs.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        validation: Tensor,
-        config: TrainConfig,
-        number: int,
-        seen: int,
-        shown: Tensor | None = None,
+        self, folder: Path, validation: Validation, config: TrainConfig, number: int, seen: int, network: nn.Module
     ) -> None:
-        self._folder, self._validation, self._config, self._shown = folder, validation, config, shown
+        self._folder, self._validation, self._config = folder, validation, config
         self._writes = rank_and_world()[0] == 0
         self._losses: list[float] = []
         self._since, self._seen = time.monotonic(), seen
         if self._writes:
+            self._cost = {side: validation.gflop(network, side) for side in {side for _, side, _ in config.stages}}
+            self._gflop = sum(self._cost[step.side] * step.batch for step in config.plan() if step.number < number)
             (folder / "samples").mkdir(parents=True, exist_ok=True)
-            log = folder / "log.csv"
-            rows = list(csv.reader(log.open(newline="", encoding="utf-8", errors="replace"))) if log.exists() else []
-            columns = ["step", "crops", "rate", "loss", *(f"v_mse_t{t}" for t in VALIDATION_TIMES)]
-            columns += [f"fsc_auc_t{_PROBE_TIME}", "gradient_norm", "crops_per_s"]
-            whole = [row for row in rows[1:] if len(row) == len(columns) and row[0].isdecimal()]  # one may be cut off
-            with log.open("w", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerows([columns, *(row for row in whole if int(row[0]) <= number)])
+            self._columns = ["step", "crops", "rate", "loss", *validation.columns]
+            self._columns += ["gradient_norm", "gflop", "crops_per_s"]
+            _keep_rows(folder / "log.csv", self._columns, number)
         self._bar = _bar(
             total=config.crops,
             initial=seen // UNIT,
@@ -170,6 +234,8 @@ class Report:
     def step(self, step: Step, loss: float) -> None:
         """Count a step."""
         self._losses.append(loss)
+        if self._writes:
+            self._gflop += self._cost[step.side] * step.batch
         self._bar.update(min(step.voxels / UNIT, self._bar.total - self._bar.n))
         self._bar.set_postfix(loss=f"{np.mean(self._losses):.3f}", side=step.side, refresh=False)
 
@@ -178,21 +244,31 @@ class Report:
         seen, seconds = step.seen + step.voxels, time.monotonic() - self._since
         device = next(network.parameters()).device
         with torch.autocast(device.type, torch.bfloat16, enabled=self._config.precision == "bf16"):
-            scores = validation_loss(network, self._validation, shown=self._shown)
-            scores += [denoising_fsc(network, self._validation, shown=self._shown)]
-            shape = (_SAMPLES, *self._validation.shape[1:])
-            first = None if self._shown is None else self._shown[0]
-            noise = torch.Generator().manual_seed(self._config.seed)
-            drawn = sample(network, shape, _SAMPLE_STEPS, noise, first)
+            scores = self._validation.scores(network)
+            maps = self._validation.maps(network, self._config.seed)
         if self._writes:
             speed = (seen - self._seen) / UNIT / seconds
             row = [step.number + 1, seen // UNIT, f"{rate:.2e}", f"{np.mean(self._losses):.5f}"]
+            row += [f"{value:.4f}" for value in (*scores, norm)]
             with (self._folder / "log.csv").open("a", newline="", encoding="utf-8") as file:
-                csv.writer(file).writerow([*row, *(f"{s:.4f}" for s in scores), f"{norm:.4f}", f"{speed:.2f}"])
-            picture = self._folder / "samples" / f"step-{step.number + 1:08d}.png"
-            seen_map = [] if self._shown is None else [self._shown[:1, 0]]
-            write_png(picture, _sections(torch.cat([self._validation[:1], *seen_map, drawn])))
+                csv.writer(file).writerow([*row, f"{self._gflop:.6g}", f"{speed:.2f}"])
+            write_png(self._folder / "samples" / f"step-{step.number + 1:08d}.png", _sections(maps))
         self._losses, self._since, self._seen = [], time.monotonic(), seen
+
+
+def _keep_rows(log: Path, columns: Sequence[str], number: int) -> None:
+    """Write a log with these columns and the whole rows of the one that is there, up to a step."""
+    rows: list[dict[str, str]] = []
+    if log.exists():
+        with log.open(newline="", encoding="utf-8", errors="replace") as file:
+            for row in csv.DictReader(file):  # of an older version maybe, with fewer columns
+                whole = None not in row and None not in row.values()  # one may be cut off
+                if whole and row.get("step", "").isdecimal() and int(row["step"]) <= number:
+                    rows.append(row)
+    with log.open("w", newline="", encoding="utf-8") as file:
+        table = csv.DictWriter(file, columns, restval="", extrasaction="ignore")
+        table.writeheader()
+        table.writerows(rows)
 
 
 def _sections(maps: Tensor) -> Tensor:

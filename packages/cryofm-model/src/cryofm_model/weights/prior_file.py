@@ -30,9 +30,10 @@ from cryofm_model.weights._settings import check_settings, check_values
 from cryofm_model.weights.published import published_prior
 from cryofm_model.weights.published_unet3d import SecondModel, is_unet3d, second_prior
 
-__all__ = ["BUNDLED_PRIORS", "load_prior", "save_prior"]
+__all__ = ["BUNDLED_PRIORS", "LATENT_FORMAT", "load_prior", "save_prior", "settings_of"]
 
 _FORMAT = "cryofm-prior-1"
+LATENT_FORMAT = "cryofm-latent-1"  # of `cryofm_model.latent.files`
 BUNDLED_PRIORS = ("cryofm-tiny", "cryofm-tiny-fine", "cryofm-tiny-particles")
 # Each kind of network: how a file names it, its class, and the class of its configuration.
 _NETWORKS: dict[str, tuple[Any, Any]] = {
@@ -157,6 +158,8 @@ def _load(path: Path, **told: Any) -> Prior:
 
 
 def _prior(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> Prior:
+    if metadata.get("format") == LATENT_FORMAT:
+        raise WeightsError(f"{path} is of latents, not of volumes; cryofm_model.latent.load_latent reads it")
     if metadata.get("format") != _FORMAT:
         raise WeightsError(
             f"{path} says format {metadata.get('format')!r}, expected {_FORMAT!r}; write it with save_prior"
@@ -177,7 +180,7 @@ def _prior(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
     if missing or metadata["network"] not in _NETWORKS:
         raise WeightsError(f"{path}: metadata lack {missing} or name an unknown network {metadata.get('network')!r}")
     network_class, config_class = _NETWORKS[metadata["network"]]
-    config = _made(config_class, metadata["config"])
+    config = settings_of(config_class, metadata["config"])
     # Before it is built: every block has tensors of its own, and a file of few tensors no network of many.
     if sum(config.depths) > len(tensors):
         raise WeightsError(f"{path} holds {len(tensors)} tensors, too few for the depths {config.depths}")
@@ -187,7 +190,7 @@ def _prior(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
     tables: dict[str, Any] = {key: _table(key, metadata[key]) for key in statistics}
     return kind(
         network=build(partial(network_class, config), tensors, path),
-        normalization=_made(Normalization, metadata["normalization"]),
+        normalization=settings_of(Normalization, metadata["normalization"]),
         voxel_size=voxel_size,
         box=box,
         about={k: value for k, value in metadata.items() if k not in (*_REQUIRED, *statistics, "conditional")},
@@ -196,7 +199,7 @@ def _prior(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
     )
 
 
-def _made(kind: Any, text: str) -> Any:
+def settings_of(kind: Any, text: str) -> Any:
     """Settings from JSON, each checked for its kind before they meet each other."""
     values = json.loads(text)
     if not isinstance(values, dict):
