@@ -60,7 +60,7 @@ def write_half_map_results(
     if settings["keep_envelope"]:
         result = result.with_envelope(grid.like.voxel_size)
     if settings["halves"]:
-        for name, half in zip(HALF_NAMES, result.halves, strict=True):
+        for name, half in zip(HALF_NAMES, result.each_half(), strict=True):
             data = grid.written(half, given.median + result.offset)
             write_map(folder / name, attrs.evolve(grid.like, data=data, labels=(VIEWING_NOTE,)))
     if settings.get("fsc_weighted"):
@@ -175,8 +175,12 @@ def curves_of(
 ) -> dict[str, FscCurve]:
     """FSC between the halves, measured and restored; of one map between what was measured and restored."""
     if isinstance(result, RestoredHalfMaps):
-        one, two = map(grid.written, result.halves)
-        return {HALVES: grid.compare(given.maps[0].data, given.maps[1].data), SELF: grid.compare(one, two)}
+        measured = grid.compare(given.maps[0].data, given.maps[1].data)
+        if grid.mask is not None:
+            return {HALVES: measured, SELF: grid.compare(*map(grid.written, result.each_half()))}
+        table = result.self_consistency.cpu().double().numpy()
+        at = np.interp(measured.frequency * 2 * grid.voxel_size, np.linspace(0, 1, len(table)), table)
+        return {HALVES: measured, SELF: attrs.evolve(measured, correlation=at)}
     # With the truth at hand nobody needs to know how much of the map is new.
     agreement = AGREEMENT + ("" if result.missing is None else ", missing directions included")
     return {} if given.truth else {agreement: grid.compare(candidates["input"], candidates[RESTORED])}

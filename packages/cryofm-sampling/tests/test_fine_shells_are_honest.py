@@ -4,7 +4,16 @@ import attrs
 import pytest
 import torch
 
-from cryofm_ops import NoiseEstimate, SpectralNoise, fourier_filter, radial, radial_mean, rfft, shell_sizes
+from cryofm_ops import (
+    NoiseEstimate,
+    SpectralNoise,
+    estimate_noise_power,
+    fourier_filter,
+    radial,
+    radial_mean,
+    rfft,
+    shell_sizes,
+)
 from cryofm_sampling.half_maps.fine import FineFilter
 from cryofm_sampling.half_maps.protein import ProteinPlot, log_power
 
@@ -55,7 +64,7 @@ def test_a_shared_artefact_is_not_sharpened():
     signal = (log_power(NU) - b_factor / 2 * NU**2).exp()
     both = drawn(signal, 0) + drawn(torch.full_like(signal, common), 1)
     halves = [both + drawn(torch.full_like(signal, 1e-6), 2 + k) for k in range(2)]
-    fine = FineFilter.of(*halves, voxel_size=1.0, b_factor=b_factor, width=1.5)
+    fine = FineFilter.of(estimate_noise_power(*halves), SHAPE, voxel_size=1.0, b_factor=b_factor, width=1.5)
     power = radial_mean(rfft(fine((halves[0] + halves[1]) / 2)).abs().square(), SHAPE)
     assert (power / log_power(NU).exp())[1:].max() < 2
     naive = attrs.evolve(fine, signal=fine.signal + fine.common, common=torch.zeros_like(fine.common))

@@ -146,6 +146,10 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now = self.most = 0
         self.known: dict[int, int] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch would load its whole compiler, to keep it away: 1.5 s and 100 MiB
+
     def __torch_dispatch__(
         self, operation: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
