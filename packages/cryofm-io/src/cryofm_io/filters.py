@@ -12,6 +12,8 @@ from cryofm_io.errors import GeometryError
 
 __all__ = ["filtered_by_shell", "low_pass"]
 
+Transfer = Callable[[NDArray[Any]], NDArray[Any]]
+
 _EDGE = 0.2  # full width of the edge over 1/resolution
 
 
@@ -53,10 +55,14 @@ def filtered_by_shell(data: NDArray[Any], gain: NDArray[Any]) -> NDArray[np.floa
     return _filtered(data, lambda radius: np.interp(longest * radius, shells, gain))
 
 
-def _filtered(data: NDArray[Any], transfer: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[np.float32]:
-    spectrum = scipy.fft.rfftn(np.asarray(data, np.float32))
-    z, y, x = np.fft.fftfreq(data.shape[0]), np.fft.fftfreq(data.shape[1]), np.fft.rfftfreq(data.shape[2])
+def _filtered(data: NDArray[Any], transfer: Transfer) -> NDArray[np.float32]:
+    return multiplied(np.asarray(scipy.fft.rfftn(np.asarray(data, np.float32), norm="ortho")), transfer, data.shape)
+
+
+def multiplied(spectrum: NDArray[Any], transfer: Transfer, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """A half transform, which is lost, times a function of the frequency in cycles a voxel, and back."""
+    z, y, x = np.fft.fftfreq(shape[0]), np.fft.fftfreq(shape[1]), np.fft.rfftfreq(shape[2])
     lateral = y[:, None] ** 2 + x**2
     for plane, kz in zip(spectrum, z, strict=True):  # by planes, to spare memory
         plane *= transfer(np.sqrt(kz**2 + lateral)).astype(np.float32)
-    return np.asarray(scipy.fft.irfftn(spectrum, s=data.shape, overwrite_x=True), dtype=np.float32)
+    return np.asarray(scipy.fft.irfftn(spectrum, s=shape, norm="ortho", overwrite_x=True), dtype=np.float32)
