@@ -85,8 +85,9 @@ def write_results(
     """Write the restored map, its samples, curves, pictures and ``run.json``, and say what was gained."""
     solvent = given.median + result.offset
     halves = result if isinstance(result, RestoredHalfMaps) else None
+    own = automatic_mask(halves.linear.cpu().numpy(), grid.like.voxel_size) if halves and grid.mask is None else None
     candidates = {
-        name: grid.written(x, 0.0 if name == MASKED else solvent) for name, x in candidates_of(result, grid).items()
+        name: grid.written(x, 0.0 if name == MASKED else solvent) for name, x in candidates_of(result, own).items()
     }
     write_map(folder / "restored.mrc", attrs.evolve(grid.like, data=candidates[RESTORED], labels=(VIEWING_NOTE,)))
     if halves:
@@ -134,12 +135,14 @@ def write_results(
     if result.sampling:
         record["drawing"] = dict(result.sampling)
     write_run(folder / "run.json", record | {"took": cost()})
+    maps = {"restored": candidates[RESTORED]} | (
+        {"linear": candidates[WIENER]} if halves else {"observed": candidates["input"]}
+    )
+    known: dict[str, Any] = {name: attrs.evolve(grid.like, data=x) for name, x in maps.items()}
     if halves:
-        measured: dict[str, Any] = {"halves": given.maps}
-    else:
-        measured = {"observed": attrs.evolve(grid.like, data=candidates["input"])}
-    del candidates, pictures  # of large maps what a report takes is most of a run's memory
-    write_report(folder, mask=grid.mask, **measured)
+        known |= {"halves": given.maps, "automatic_mask": own}
+    del candidates, pictures, maps  # of large maps what a report takes is most of a run's memory
+    write_report(folder, mask=grid.mask, **known)
     report(result, curves, scores, grid, given, where)
 
 
@@ -158,15 +161,13 @@ def record_of(halves: RestoredHalfMaps) -> dict[str, Any]:
     }
 
 
-def candidates_of(result: RestoredMap, grid: PriorGrid) -> dict[str, Tensor]:
+def candidates_of(result: RestoredMap, mask: Volume | None) -> dict[str, Tensor]:
     """The maps to compare: what was measured, what else one would look at, and the restored one."""
     if not isinstance(result, RestoredHalfMaps):
         return {"input": result.observed, RESTORED: result.map}
     maps = {INPUT: result.observed, WIENER: result.linear}
-    if grid.mask is None:
-        mask = automatic_mask(result.linear.cpu().numpy(), grid.like.voxel_size)
-        if mask is not None:
-            maps[MASKED] = result.linear * torch.from_numpy(mask).to(result.linear)
+    if mask is not None:
+        maps[MASKED] = result.linear * torch.from_numpy(mask).to(result.linear)
     return maps | {RESTORED: result.map}
 
 

@@ -35,8 +35,13 @@ def low_pass(data: NDArray[Any], resolution: float, voxel_size: float) -> NDArra
     """
     if data.ndim != 3:
         raise GeometryError(f"expected a 3-D map (z, y, x), got shape {data.shape}")
+    return _filtered(data, up_to(resolution, voxel_size))
+
+
+def up_to(resolution: float, voxel_size: float) -> Transfer:
+    """What `low_pass` multiplies with, by the frequency in cycles a voxel."""
     cutoff = positive("voxel size", voxel_size, "Å") / positive("resolution", resolution, "Å")
-    return _filtered(data, lambda radius: 0.5 - 0.5 * np.sin(np.pi * ((radius / cutoff - 1) / _EDGE).clip(-0.5, 0.5)))
+    return lambda radius: 0.5 - 0.5 * np.sin(np.pi * ((radius / cutoff - 1) / _EDGE).clip(-0.5, 0.5))
 
 
 def filtered_by_shell(data: NDArray[Any], gain: NDArray[Any]) -> NDArray[np.float32]:
@@ -51,8 +56,13 @@ def filtered_by_shell(data: NDArray[Any], gain: NDArray[Any]) -> NDArray[np.floa
         >>> bool(np.allclose(filtered_by_shell(noise, np.full(6, 2.0)), 2 * noise, atol=1e-5))
         True
     """
-    shells, longest = np.arange(1, len(gain) + 1), max(data.shape)
-    return _filtered(data, lambda radius: np.interp(longest * radius, shells, gain))
+    return _filtered(data, by_shell(gain, data.shape))
+
+
+def by_shell(gain: NDArray[Any], shape: tuple[int, ...]) -> Transfer:
+    """What `filtered_by_shell` multiplies with, by the frequency in cycles a voxel of that box."""
+    shells, longest = np.arange(1, len(gain) + 1), max(shape)
+    return lambda radius: np.interp(longest * radius, shells, gain)
 
 
 def _filtered(data: NDArray[Any], transfer: Transfer) -> NDArray[np.float32]:

@@ -104,7 +104,7 @@ def _least_at_nyquist(spectrum: Spectrum, shape: tuple[int, ...]) -> float:
         # leave a cone without any power, none of them has some.
         radii = [(last, wide), *((k, max(wide * k / last - 1.5 / n, 1.1 / n)) for k in planes)]
         discs = [(k, distance <= radius**2) for k, radius in radii]
-        end, *others = (float(np.mean(np.abs(spectrum.take(k, axis)[disc]) ** 2)) for k, disc in discs)
+        end, *others = (float(np.mean(np.abs(np.take(spectrum, k, axis)[disc]) ** 2)) for k, disc in discs)
         if np.median(others) > 1e-5 * overall:  # nor has a missing wedge, along some axis
             found.append(end / float(np.median(others)))
     nothing = profile[-1] < _NOTHING * profile.max()  # not even a smooth filter's tail, only rounding errors

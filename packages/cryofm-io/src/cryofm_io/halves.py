@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cryofm_io.density_map import DensityMap, check_same_grid
 from cryofm_io.errors import HalfMapError, MapWarning
-from cryofm_io.fsc import FscCurve, curve_of_sums, shell_sums, transform, unit
+from cryofm_io.fsc import FscCurve, curve_of_sums, middle_value, shell_sums, transform, unit
 from cryofm_io.half_frames import other_frame
 from cryofm_io.half_noise import Places, least_at_nyquist, places
 from cryofm_io.resample import fourier_resample
@@ -36,7 +36,6 @@ _MIN_SKEW = -0.5
 # The noise of a reconstruction rises about as the frequency does, since central slices thin out; sharpening by
 # 75 Å² lifts the last shells of 1.5 Å voxels thirtyfold over those at a quarter of Nyquist.
 _MAX_RISE = 30
-_MANY = 10**6  # voxels, of which a part has the same median
 
 
 def check_half_maps(half1: DensityMap, half2: DensityMap, *, allow_masked: bool = False) -> None:
@@ -67,7 +66,7 @@ def check_half_maps(half1: DensityMap, half2: DensityMap, *, allow_masked: bool 
     check_same_grid(half1, half2, what="the half maps")
     shape = half1.shape
     # Beside a constant single precision would lose the rest.
-    one, two = (unit(half.data - _middle_value(half.data)) for half in (half1, half2))
+    one, two = (unit(half.data - middle_value(half.data)) for half in (half1, half2))
     a, b = transform(one), transform(two)
     sums = shell_sums(a, b, shape)
     curve = curve_of_sums(sums, shape, half1.voxel_size)
@@ -160,7 +159,7 @@ def check_contrast(data: NDArray[Any]) -> None:
         >>> blob[6:10, 6:10, 6:10] = 1
         >>> check_contrast(blob)
     """
-    _check_tail(_coarse(data - _middle_value(data)))
+    _check_tail(_coarse(data - middle_value(data)))
 
 
 def _check_tail(coarse: NDArray[Any]) -> None:
@@ -178,12 +177,6 @@ def _skewness(data: NDArray[Any]) -> float:
 
 def _coarse(data: NDArray[Any]) -> NDArray[Any]:
     return fourier_resample(data, [max(4, n // 4) for n in data.shape])
-
-
-def _middle_value(data: NDArray[Any]) -> np.floating:
-    """About the median: of every third voxel along each axis, where there are many."""
-    step = 3 if data.size > _MANY else 1
-    return data.dtype.type(np.median(data[::step, ::step, ::step]))
 
 
 def _middle(data: NDArray[Any]) -> NDArray[Any]:
