@@ -29,7 +29,7 @@ from cryofm_io import (
     read_map,
     read_mask,
 )
-from cryofm_model import BUNDLED_PRIORS, Prior, load_prior
+from cryofm_model import BUNDLED_PRIORS, CalibratedPrior, Prior, load_prior
 from cryofm_model.data.particles import FILLED
 from cryofm_ops import (
     AnisotropicNoise,
@@ -41,10 +41,11 @@ from cryofm_ops import (
     radial_mean,
     rfft,
 )
-from cryofm_sampling import Tiled, check_memory
+from cryofm_sampling import Guided, Inpainting, PlugAndPlay, PosteriorFlow, Sampler, Tiled, check_memory
 
 DATA = Path(__file__).parent / "data"
-EVALUATIONS, FEWER = 60, 25  # of the network in a restoration of half maps, by the examples
+TRIALS, SIDE = 45, 48  # evaluations for scale and envelope, about, of a cube of that side (`fit_envelope`)
+TRIALS_OF_ONE = 56  # for the scale of a map with a wedge, of all of it
 COARSE = 3.5  # Å a voxel, beyond which a prior of details has nothing to hold on to
 LEAST_FILLED = 1 / 3  # of the box of a prior of whole particles
 COARSENED = 2.0  # by which voxels may become coarser for a particle to fit
@@ -75,7 +76,9 @@ def read_one_map(path: Path, *, voxel_size: float | None) -> Measured:
     return Measured((density,), median)
 
 
-def check_room(args: argparse.Namespace, path: Path, prior: Prior, names: list[str], *, gradients: bool) -> None:
+def check_room(
+    args: argparse.Namespace, path: Path, prior: Prior, names: list[str], sampler: Sampler | None, *, halves: bool
+) -> None:
     """Refuse, before anything is read, a job for which there is too little memory or disk; say what it needs.
 
     Args:
@@ -83,12 +86,14 @@ def check_room(args: argparse.Namespace, path: Path, prior: Prior, names: list[s
         path: Of a map like those that are given; its header is read.
         prior: The one that was chosen.
         names: Of the results.
-        gradients: Whether they pass through the network.
+        sampler: That will restore.
+        halves: Whether two half maps are given.
     """
     size = map_size(path, voxel_size=args.voxel_size)
     coarse = args.prior in BUNDLED_PRIORS and size.voxel_size > COARSE  # whose prior takes the map's voxels or coarser
     target = GridTransform.of(size, size.voxel_size if coarse else prior.voxel_size).target
     tiled = in_tiles(prior, target, args.precision)
+    gradients = isinstance(sampler, Guided)
     need = check_memory(
         target, tiled, device=device_of(prior), gradients=gradients, own=size.shape, samples=args.samples
     )
@@ -97,22 +102,47 @@ def check_room(args: argparse.Namespace, path: Path, prior: Prior, names: list[s
     disk = check_disk(args.out, map_bytes * sum(name.endswith(".mrc") for name in names), map_bytes, state)
     print(f"needs about {need} of memory, {disk}")
     if vars(args).get("dry_run"):
-        seconds = time_of_one(tiled, target, device_of(prior))
+        assert sampler is not None
+        seconds = time_of_one(tiled, target, device_of(prior), gradients=gradients)
+        restoring = evaluations(sampler, halves=halves, samples=args.samples)
+        of_part = of_all = 0
+        if isinstance(prior, CalibratedPrior):
+            of_part = TRIALS if halves and None in (args.scale, args.b_factor) else 0
+            of_all = TRIALS_OF_ONE if "tilt_min" in args and not halves and args.scale is None else 0
+        tried = f", some {of_part} of a cube of {SIDE}" if of_part else f", some {of_all}" if of_all else ""
+        whole = restoring + of_all + of_part * min(1.0, SIDE**3 / math.prod(target))
+        gradient = ", with its gradient," if gradients else ""
+        told = f"{restoring} restore{tried}{' find the scale' if tried else ''}: {whole * seconds / 60:.2g} min"
         raise OnlyPlanned(
-            f"a grid of {by(target)} voxels of the prior's; one evaluation of the network on it takes about "
-            f"{seconds:.2g} s here and now, a restoration some "
-            f"{EVALUATIONS} (with --scale and --b-factor {FEWER}), {EVALUATIONS * seconds / 60:.2g} min"
+            f"a grid of {by(target)} voxels of the prior's; one evaluation of the network on all of it{gradient} takes "
+            f"about {seconds:.2g} s here and now; {told}, less where much is solvent"
         )
 
 
-def time_of_one(tiled: Tiled, shape: tuple[int, ...], device: torch.device) -> float:
+def evaluations(sampler: Sampler, *, halves: bool, samples: int) -> int:
+    """Of the network, that restore one map, or two halves and with `PlugAndPlay` their mean, and draw samples."""
+    if isinstance(sampler, PlugAndPlay):
+        drawing = PosteriorFlow() if halves else PosteriorFlow(first=sampler)
+        more = samples and halves  # one that tells how far samples are to spread
+        return (3 if halves else 1) * sampler.iterations + drawing.nfe * (samples + bool(more))
+    assert isinstance(sampler, Guided | Inpainting)
+    return (2 if halves else 1) * sampler.steps + PosteriorFlow().nfe * samples
+
+
+def time_of_one(tiled: Tiled, shape: tuple[int, ...], device: torch.device, *, gradients: bool = False) -> float:
     """Seconds that one evaluation of a prior in tiles takes, by one tile."""
-    x = torch.zeros((tiled.tile,) * 3, device=device)
-    with torch.inference_mode():
-        tiled.velocity(x, torch.tensor(0.5))  # a first time takes longer
+    x = torch.zeros((tiled.tile,) * 3, device=device, requires_grad=gradients)
+
+    def once() -> float:
         start = time.perf_counter()
-        tiled.velocity(x, torch.tensor(0.5))
-        took = time.perf_counter() - start
+        with torch.set_grad_enabled(gradients):
+            v = tiled.velocity(x, torch.tensor(0.5))
+            if gradients:
+                torch.autograd.grad(v.sum(), x)
+        return time.perf_counter() - start
+
+    once()  # a first time takes longer
+    took = once()
     stride = tiled.tile - tiled.overlap
     return took * math.prod(max(1, math.ceil((n - tiled.overlap) / stride)) for n in shape)
 

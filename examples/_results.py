@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import numpy as np
 import torch
+from _command_line import Written
 from _flags import UNCERTAINTY, sample_names
 from _maps import Measured, PriorGrid, Volume
 from _record import cost, write_run
@@ -23,7 +24,6 @@ from cryofm_io import (
     plot_slices,
     write_fsc_csv,
     write_map,
-    write_report,
 )
 from cryofm_ops import fourier_filter, radial, radial_mean, rfft
 from cryofm_sampling import RestoredHalfMaps, RestoredMap
@@ -54,7 +54,7 @@ def result_names(samples: int, *, halves: bool = False, linear: bool = False, we
 
 def write_half_map_results(
     folder: Path, result: RestoredHalfMaps, given: Measured, grid: PriorGrid, provenance: dict[str, Any]
-) -> None:
+) -> Written:
     """`write_results`, with the envelope and the halves where the settings ask for them."""
     settings = provenance["settings"]
     if settings["keep_envelope"]:
@@ -66,7 +66,7 @@ def write_half_map_results(
     if settings.get("fsc_weighted"):
         data = grid.written(fsc_weighted(result), given.median + result.offset)
         write_map(folder / WEIGHTED, attrs.evolve(grid.like, data=data, labels=(VIEWING_NOTE,)))
-    write_results(folder, result, given, grid, provenance)
+    return write_results(folder, result, given, grid, provenance)
 
 
 def fsc_weighted(result: RestoredHalfMaps) -> Tensor:
@@ -81,8 +81,8 @@ def fsc_weighted(result: RestoredHalfMaps) -> Tensor:
 
 def write_results(
     folder: Path, result: RestoredMap, given: Measured, grid: PriorGrid, provenance: dict[str, Any]
-) -> None:
-    """Write the restored map, its samples, curves, pictures and ``run.json``, and say what was gained."""
+) -> Written:
+    """Write the restored map, its samples, curves, pictures and ``run.json``; say what was gained; return the rest."""
     solvent = given.median + result.offset
     halves = result if isinstance(result, RestoredHalfMaps) else None
     own = automatic_mask(halves.linear.cpu().numpy(), grid.like.voxel_size) if halves and grid.mask is None else None
@@ -135,15 +135,11 @@ def write_results(
     if result.sampling:
         record["drawing"] = dict(result.sampling)
     write_run(folder / "run.json", record | {"took": cost()})
-    maps = {"restored": candidates[RESTORED]} | (
-        {"linear": candidates[WIENER]} if halves else {"observed": candidates["input"]}
-    )
-    known: dict[str, Any] = {name: attrs.evolve(grid.like, data=x) for name, x in maps.items()}
-    if halves:
-        known |= {"halves": given.maps, "automatic_mask": own}
-    del candidates, pictures, maps  # of large maps what a report takes is most of a run's memory
-    write_report(folder, mask=grid.mask, **known)
     report(result, curves, scores, grid, given, where)
+    maps = {"restored": candidates[RESTORED]}
+    maps |= {"linear": candidates[WIENER]} if halves else {"observed": candidates["input"]}
+    page: dict[str, Any] = {name: attrs.evolve(grid.like, data=x) for name, x in maps.items()} | {"mask": grid.mask}
+    return Written(result.doubts, page | ({"halves": given.maps, "automatic_mask": own} if halves else {}))
 
 
 def record_of(halves: RestoredHalfMaps) -> dict[str, Any]:
@@ -178,7 +174,8 @@ def curves_of(
     if isinstance(result, RestoredHalfMaps):
         measured = grid.compare(given.maps[0].data, given.maps[1].data)
         if grid.mask is not None:
-            return {HALVES: measured, SELF: grid.compare(*map(grid.written, result.each_half()))}
+            one, two = map(grid.written, result.each_half())
+            return {HALVES: measured, SELF: grid.compare(one, two)}
         table = result.self_consistency.cpu().double().numpy()
         at = np.interp(measured.frequency * 2 * grid.voxel_size, np.linspace(0, 1, len(table)), table)
         return {HALVES: measured, SELF: attrs.evolve(measured, correlation=at)}

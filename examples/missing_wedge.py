@@ -26,6 +26,7 @@ import _first  # noqa: F401
 import attrs
 import torch
 from _command_line import (
+    Written,
     checkpoint,
     chosen_prior,
     chosen_sampler,
@@ -53,7 +54,6 @@ from cryofm_io import read_subtomogram_poses
 from cryofm_ops import MissingWedge, coverage_from_tilts
 from cryofm_sampling import (
     FourierModel,
-    Guided,
     RestoredHalfMaps,
     RestoredMap,
     coverage_model,
@@ -65,13 +65,13 @@ from cryofm_sampling import (
 )
 
 
-def run(args: argparse.Namespace, folder: Path) -> RestoredMap:
+def run(args: argparse.Namespace, folder: Path) -> Written | None:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
     tilts = MissingWedge(args.tilt_min, args.tilt_max, args.tilt_axis)
     counted = None if args.poses is None else coverage_of(args.poses, tilts, args.sym)
     prior = chosen_prior(args)
     sampler = chosen_sampler(args, prior, noiseless=args.half2 is None)
-    check_room(args, args.half1 or DEMO_MAP, prior, names(args), gradients=isinstance(sampler, Guided))
+    check_room(args, args.half1 or DEMO_MAP, prior, names(args), sampler, halves=args.half2 is not None)
     given = measured(args, tilts)
     prior = fitting_prior(args.prior, prior, given)
     grid = PriorGrid.of(given.maps[0], prior, args.mask)
@@ -114,10 +114,9 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredMap:
         if counted is not None and isinstance(result, RestoredHalfMaps) and isinstance(result.model, FourierModel):
             record |= {"particles": result.model.record}
         if isinstance(result, RestoredHalfMaps):
-            write_half_map_results(folder, result, given, grid, record)
-        else:
-            write_results(folder, result, given, grid, record)
-    return result
+            return write_half_map_results(folder, result, given, grid, record)
+        return write_results(folder, result, given, grid, record)
+    return None
 
 
 def measured(args: argparse.Namespace, tilts: MissingWedge) -> Measured:

@@ -83,7 +83,7 @@ def changes_of(
 ) -> tuple[NDArray[np.float32], list[Change]]:
     """The same of what is left of a difference and of the noise; both are lost."""
     z, near = difference, noise
-    least = max(float(noise[_inside(noise.shape)].std()), 1e-30)
+    least = max(float(_inside(noise).std()), 1e-30)
     near *= noise
     scipy.ndimage.gaussian_filter(near, max(_NEAR / like.voxel_size, _ENOUGH), output=near)
     np.sqrt(near, out=near)
@@ -94,9 +94,10 @@ def changes_of(
     return z, found[:most]
 
 
-def _inside(shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    z, y, x = (((np.arange(n) - n // 2) / n) ** 2 for n in shape)
-    return np.asarray(z[:, None, None] + y[:, None] + x < _SPHERE**2)
+def _inside(values: NDArray[Any]) -> NDArray[Any]:
+    """Those within the sphere."""
+    z, y, x = (((np.arange(n) - n // 2) / n) ** 2 for n in values.shape)
+    return np.concatenate([plane[y[:, None] + x < _SPHERE**2 - at] for plane, at in zip(values, z, strict=True)])
 
 
 def _places(z: NDArray[Any], sign: int, threshold: float, map: DensityMap) -> list[Change]:

@@ -78,37 +78,38 @@ class _Data:
         quantiles = [float(q) for q in np.percentile(restored.data, [*_WIDEST, *_SHOWN, 50])]
         known: dict[str, Any] = {"widest": _some(*quantiles[:2]), "shown": _some(*quantiles[2:4])}
         level = np.float32(quantiles[4])
-        after = transform(restored.data)
+        before = transform(restored.data if linear is None else linear.data)
         if run.halves is None:
             if run.observed is not None:
                 known["mean"] = run.observed.data - np.float32(np.median(run.observed.data)) + level
-            before = after if linear is None else transform(linear.data)
-            return cls(run, mask, shell_sums(before, after, restored.shape), **known)
+            return cls(run, mask, shell_sums(before, before, restored.shape), **known)
         shape, voxel_size = restored.shape, restored.voxel_size
         a, b = (transform(half.data - np.median(half.data)) for half in run.halves)  # beside a constant all is lost
         sums = shell_sums(a, b, shape)
         unmasked, cones = curve_of_sums(sums, shape, voxel_size), conical_fsc_of(a, b, shape, voxel_size)
-        known |= {"sums": sums, "unmasked": unmasked, "cones": cones}
-        if linear is None:
-            known["results"] = shell_sums(after, after, shape)
-        else:
-            before = transform(linear.data)
-            known["results"] = shell_sums(before, after, shape)
+        known |= {"sums": sums, "unmasked": unmasked, "cones": cones, "results": shell_sums(before, before, shape)}
+        reach = noise = None
+        if linear is not None:
             cross, _, _, _ = shell_sums((a + b) / 2, before, shape)
             power = (2 * sums[0] + sums[1] + sums[2]) / 4  # of the mean
             known["gain"] = np.nan_to_num(cross / np.maximum(power, 1e-30))
-            if (reach := _reach_of(unmasked, voxel_size)) is not None:
-                after -= before
-                low = up_to(reach, voxel_size)
-                difference, shown = multiplied(after, low, shape), by_shell(known["gain"], shape)
-                noise = multiplied((a - b) / 2, lambda radius: low(radius) * shown(radius), shape)
-                known["z"], known["places"] = changes_of(difference, noise, linear, threshold=_THRESHOLD)
-                del difference, noise
-            del before
-        del after
+            reach = _reach_of(unmasked, voxel_size)
+        if reach is not None:
+            low, shown = up_to(reach, voxel_size), by_shell(known["gain"], shape)
+            noise = multiplied((a - b) / 2, lambda radius: low(radius) * shown(radius), shape)
         if mask is not None:
             known["inside"] = masked_fsc_of(a, b, voxel_size, mask, white=True)
         del a, b
+        if linear is not None:
+            after = transform(restored.data)
+            known["results"] = shell_sums(before, after, shape)
+            if noise is not None:
+                after -= before
+                del before
+                difference = multiplied(after, low, shape)
+                del after
+                known["z"], known["places"] = changes_of(difference, noise, linear, threshold=_THRESHOLD)
+                del difference, noise
         mean = run.halves[0].data + run.halves[1].data
         mean /= 2
         mean += level - np.float32(np.median(mean))

@@ -177,7 +177,6 @@ def restore_half_maps(
     trusted = last_trusted(predicted, seen1, seen2) if means else 1.0  # a sample differs from what it predicts
     nowhere = means and judged.worse
     end = min(trusted, grid.band) / grid.band  # of the halves' own Nyquist frequency
-    both = (half1 + half2) / 2
     fine = None
     if end < 1 or nowhere:
         shells = shells or estimate_noise_power(half1, half2, allow_masked=True)
@@ -202,13 +201,17 @@ def restore_half_maps(
         own = None if seed is None else torch.Generator(generator.device).manual_seed(seed + 1)
         return joined(x, fine(data, x, own), end, limit)
 
+    def mean_of_halves() -> Tensor:  # made anew for every sample, and not kept for them
+        return (half1 + half2) / 2
+
+    both = mean_of_halves()
     seen = ((one, half1), (two, half2))
     result = RestoredHalfMaps.of(
         attrs.evolve(restored[0], x=whole(restored[0].x, mean, both)),
         both,
         fit,
         samples=drawn,
-        way=lambda x, k: whole(x, mean, both, seeds[k]),
+        way=lambda x, k: whole(x, mean, mean_of_halves(), seeds[k]),
         missing=model.missing,
         linear=filtered(mean, both),
         each_half=lambda: (whole(draw.x, *data) for draw, data in zip(restored[1:], seen, strict=True)),
