@@ -54,19 +54,20 @@ Volume = NDArray[np.floating]
 
 
 class Measured(NamedTuple):
-    """One map or two half maps less their medians, the mean of these, and the truth, where it is known."""
+    """One map or two half maps less their medians, the mean of these, and what else is known."""
 
     maps: tuple[DensityMap, ...]
     median: float = 0.0
     truth: DensityMap | None = None
+    fsc: FscCurve | None = None  # between half maps from files
 
 
 def read_half_maps(half1: Path, half2: Path, *, voxel_size: float | None, allow_masked: bool) -> Measured:
     """Two half maps, judged by whether they can tell their noise."""
     maps = [read_map(path, voxel_size=voxel_size) for path in (half1, half2)]
-    check_half_maps(*maps, allow_masked=allow_masked)
-    (one, median1), (two, median2) = map(less_median, maps)
-    return Measured((one, two), (median1 + median2) / 2)
+    curve = check_half_maps(*maps, allow_masked=allow_masked)
+    (one, median1), (two, median2) = (less_median(maps.pop(0)) for _ in range(2))
+    return Measured((one, two), (median1 + median2) / 2, fsc=curve)
 
 
 def read_one_map(path: Path, *, voxel_size: float | None) -> Measured:
@@ -276,7 +277,9 @@ class PriorGrid:
     def written(self, x: Tensor, solvent: float = 0.0) -> Volume:
         """What is to be written of a map without solvent: masked, or, where there is no mask, in its solvent."""
         result: Volume = x.cpu().numpy()
-        return result + solvent if self.mask is None else result * self.mask
+        if self.mask is not None:
+            return result * self.mask
+        return result + solvent if solvent else result
 
     def compare(self, a: Volume, b: Volume, region: FourierOperator | None = None) -> FscCurve:
         """FSC on the prior's grid, inside the mask, of all coefficients or those of a region.

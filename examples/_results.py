@@ -135,9 +135,10 @@ def write_results(
     if result.sampling:
         record["drawing"] = dict(result.sampling)
     write_run(folder / "run.json", record | {"took": cost()})
-    report(result, curves, scores, grid, given, where)
     maps = {"restored": candidates[RESTORED]}
     maps |= {"linear": candidates[WIENER]} if halves else {"observed": candidates["input"]}
+    del candidates, pictures
+    report(result, curves, scores, grid, given, where)
     page: dict[str, Any] = {name: attrs.evolve(grid.like, data=x) for name, x in maps.items()} | {"mask": grid.mask}
     return Written(result.doubts, page | ({"halves": given.maps, "automatic_mask": own} if halves else {}))
 
@@ -230,7 +231,9 @@ def report(
     estimate = "the posterior mean" if result.settings["estimate"] == "mean" else result.settings["estimate"]
     print(f"restored by {result.settings['algorithm']} ({estimate}) in {result.nfe} network evaluations")
     if HALVES in curves:
-        own = fsc(given.maps[0].data, given.maps[1].data, grid.like.voxel_size, grid.mask)
+        own = given.fsc
+        if own is None or grid.mask is not None:
+            own = fsc(given.maps[0].data, given.maps[1].data, grid.like.voxel_size, grid.mask)
         print(f"half maps: FSC_0.143 {crossing(own)}{where}; a restored map has no resolution of its own")
         end, finest = getattr(result, "restored_to", 0.0), own.resolution(0.143)
         if end >= max(given.maps[0].shape) * grid.like.voxel_size:

@@ -38,13 +38,16 @@ _MIN_SKEW = -0.5
 _MAX_RISE = 30
 
 
-def check_half_maps(half1: DensityMap, half2: DensityMap, *, allow_masked: bool = False) -> None:
+def check_half_maps(half1: DensityMap, half2: DensityMap, *, allow_masked: bool = False) -> FscCurve:
     """Check that two maps are the unmasked, unfiltered halves of one data set.
 
     Args:
         half1: One half map.
         half2: The other.
         allow_masked: Accept masked, filtered or resampled halves: the noise estimated from them is too small.
+
+    Returns:
+        The FSC between them.
 
     Raises:
         GridMismatchError: The halves differ in shape, voxel size or position.
@@ -90,6 +93,7 @@ def check_half_maps(half1: DensityMap, half2: DensityMap, *, allow_masked: bool 
     _, power, _, count = shell_sums(noise, noise, shape)
     if not allow_masked:
         _check_nyquist(one - two, noise)
+        del noise
         if min(shape) >= _LEAST_SIDE:
             _check_noise(
                 one, two, places(a, b, (sums[1] / count, scale**2 * sums[2] / count, power / count), shape), curve
@@ -106,6 +110,7 @@ def check_half_maps(half1: DensityMap, half2: DensityMap, *, allow_masked: bool 
         )
         warnings.warn(message, MapWarning, stacklevel=2)
     _check_tail(coarse[0] + scale * coarse[1])
+    return curve
 
 
 def _scale(sums: NDArray[np.float64]) -> float:
