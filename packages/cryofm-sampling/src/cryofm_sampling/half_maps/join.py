@@ -5,7 +5,6 @@ the best linear filter makes of the data, with the same envelope removed. The tw
 """
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -58,7 +57,6 @@ def joined(restored: Tensor, linear: Tensor, end: float, limit: float = 1.0) -> 
     return irfft(fine + weight * (rfft(restored) - fine), shape)
 
 
-@lru_cache(maxsize=1)  # of one map after the other
 def _weight(shape: Box, end: float, limit: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Of what is restored, on the half grid."""
     n = max(shape) // 2 + 1
