@@ -1,5 +1,7 @@
 """Beyond the prior's band: what is signal, what the filter leaves open, and that samples carry it."""
 
+import math
+
 import attrs
 import pytest
 import torch
@@ -9,6 +11,7 @@ from cryofm_ops import (
     SpectralNoise,
     estimate_noise_power,
     fourier_filter,
+    frequencies,
     radial,
     radial_mean,
     rfft,
@@ -88,6 +91,25 @@ def test_samples_spread_as_the_filter_errs():
     assert apart[1:].max() < 4  # standard errors
     again = fine(data, everywhere, torch.Generator().manual_seed(3)) - out
     assert torch.equal(spread, again)
+
+
+def test_a_map_is_filtered_level_by_level():
+    """By the definition, in double precision: filters of powers of 4 of v, between which log v interpolates."""
+    signal, noise = torch.linspace(3, 0.5, N).double(), torch.full((N,), 0.5).double()
+    fine = FineFilter(signal, 0.1 * signal, noise, signal, torch.linspace(1, 4, N).double(), 1.5)
+    data, restored = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    restored[:20] *= 5
+    smooth = torch.exp(-2 * (torch.pi * 1.5 * frequencies(SHAPE)) ** 2)
+    v = fourier_filter(restored**2, smooth).clamp(min=0)
+    v /= v.mean()
+    wanted, level = torch.zeros_like(data), v.clamp(4.0**-3, 4.0**3).log() / math.log(4)
+    for k in range(-3, 4):
+        u = 4.0**k
+        gain = u * signal / (u * 1.1 * signal + noise) * fine.sharpening
+        wanted += (1 - (level - k).abs()).clamp(min=0) * fourier_filter(data, radial(gain, SHAPE))
+    torch.testing.assert_close(fine(data, restored), wanted * (64 * v).clamp(max=1))
+    single = fine(data.float(), restored.float()).double()
+    torch.testing.assert_close(single, wanted * (64 * v).clamp(max=1), atol=1e-5, rtol=1e-5)
 
 
 def test_samples_spread_where_density_is():
