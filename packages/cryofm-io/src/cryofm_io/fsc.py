@@ -154,7 +154,10 @@ def unit(x: NDArray[Any]) -> NDArray[Any]:
         return x
     exponent = math.frexp(largest)[1]
     real = x.astype(np.float64 if x.dtype == np.float64 else np.float32, copy=False)
-    return np.asarray(np.ldexp(real, -exponent))
+    first = -exponent // 2  # the whole power may be beyond single precision; ldexp would do, slowly
+    scaled: NDArray[Any] = np.multiply(real, real.dtype.type(2.0**first))
+    np.multiply(scaled, real.dtype.type(2.0 ** (-exponent - first)), out=scaled)
+    return scaled
 
 
 def transform(x: NDArray[Any], mask: NDArray[Any] | None = None) -> NDArray[Any]:

@@ -180,6 +180,8 @@ def _by_shell(values: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np
 
 
 def _moved(spectrum: Spectrum, shift: tuple[int, ...], shape: tuple[int, ...]) -> Spectrum:
+    if not any(shift):
+        return spectrum
     z, y, x = (np.fft.fftfreq(shape[0]), np.fft.fftfreq(shape[1]), np.fft.rfftfreq(shape[2]))
     ramps = [np.exp(-2j * np.pi * f * s).astype(spectrum.dtype) for f, s in zip((z, y, x), shift, strict=True)]
     return np.asarray(spectrum * ramps[0][:, None, None] * ramps[1][:, None] * ramps[2])
