@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cryofm_io.changes import Change, changes_of
 from cryofm_io.conical_fsc import ConicalFsc, conical_fsc_of
 from cryofm_io.density_map import DensityMap
-from cryofm_io.filters import by_shell, filtered_by_shell, multiplied, up_to
+from cryofm_io.filters import Transfer, by_shell, filtered_by_shell, multiplied, up_to
 from cryofm_io.fsc import FscCurve, curve_of_sums, fsc, shell_sums, transform
 from cryofm_io.masked_fsc import MaskedFsc, masked_fsc_of
 from cryofm_io.masks import automatic_mask
@@ -88,22 +88,23 @@ class _Data:
         sums = shell_sums(a, b, shape)
         unmasked, cones = curve_of_sums(sums, shape, voxel_size), conical_fsc_of(a, b, shape, voxel_size)
         known |= {"sums": sums, "unmasked": unmasked, "cones": cones, "results": shell_sums(before, before, shape)}
-        reach = noise = None
+        low: Transfer | None = None
+        noise: Floats | None = None
         if linear is not None:
             cross, _, _, _ = shell_sums((a + b) / 2, before, shape)
             power = (2 * sums[0] + sums[1] + sums[2]) / 4  # of the mean
             known["gain"] = np.nan_to_num(cross / np.maximum(power, 1e-30))
-            reach = _reach_of(unmasked, voxel_size)
-        if reach is not None:
-            low, shown = up_to(reach, voxel_size), by_shell(known["gain"], shape)
-            noise = multiplied((a - b) / 2, lambda radius: low(radius) * shown(radius), shape)
+            if (reach := _reach_of(unmasked, voxel_size)) is not None:
+                low = coarse = up_to(reach, voxel_size)
+                shown = by_shell(known["gain"], shape)
+                noise = multiplied((a - b) / 2, lambda radius: coarse(radius) * shown(radius), shape)
         if mask is not None:
             known["inside"] = masked_fsc_of(a, b, voxel_size, mask, white=True)
         del a, b
         if linear is not None:
             after = transform(restored.data)
             known["results"] = shell_sums(before, after, shape)
-            if noise is not None:
+            if low is not None and noise is not None:
                 after -= before
                 del before
                 difference = multiplied(after, low, shape)
