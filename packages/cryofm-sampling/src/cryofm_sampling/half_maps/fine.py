@@ -78,20 +78,22 @@ class FineFilter:
         if restored is None:
             return self._filtered(rfft(data), shape, self._gain(1.0)).to(data)
         v, levels = self._where(restored), _LEVELS.to(data)
-        faint = (v / levels[0]).clamp_(max=1)
-        x = v.clamp_(levels[0], levels[-1]).log_()
-        step = float(levels[1].log() - levels[0].log())
+        x, logs = v.log_(), levels.log().tolist()
+        step, lowest, highest = logs[1] - logs[0], float(x.min()), float(x.max())
         out, open_ = torch.zeros_like(data), torch.zeros(())
         parts = [(out, rfft(data), self._gain)]
         if generator is not None:
             open_ = torch.zeros_like(data)
             parts.append((open_, rfft(white_noise(shape, generator, data)), lambda v: self._error(v).sqrt()))
-        for level in levels:
-            near = (x - level.log()).abs_().div_(-step).add_(1).clamp_(min=0)
-            if not near.any():
-                continue
+        for level, log in zip(levels.tolist(), logs, strict=True):
+            if (log > logs[0] and highest <= log - step) or (log < logs[-1] and lowest >= log + step):
+                continue  # no place is near it
             for total, spectrum, table in parts:
-                total.addcmul_(near, self._filtered(spectrum, shape, table(float(level))))
+                filtered = self._filtered(spectrum, shape, table(level))
+                near = x.clamp(logs[0], logs[-1]).sub_(log).abs_().div_(-step).add_(1).clamp_(min=0)
+                total.addcmul_(near, filtered)
+                del filtered, near  # of large maps this filter takes most of a run's memory
+        faint = x.sub_(logs[0]).exp_().clamp_(max=1)
         out *= faint
         return out if generator is None else out.addcmul_(open_, faint.sqrt_())
 

@@ -53,8 +53,10 @@ def joined(restored: Tensor, linear: Tensor, end: float, limit: float = 1.0) -> 
         return restored
     _, shape = split_shape(restored.shape)
     weight = _weight(shape, end, limit, restored.device, restored.dtype)
-    fine = rfft(linear)
-    return irfft(fine + weight * (rfft(restored) - fine), shape)
+    fine, spectrum = rfft(linear), rfft(restored)
+    spectrum.sub_(fine).mul_(weight).add_(fine)
+    del fine
+    return irfft(spectrum, shape)
 
 
 def _weight(shape: Box, end: float, limit: float, device: torch.device, dtype: torch.dtype) -> Tensor:

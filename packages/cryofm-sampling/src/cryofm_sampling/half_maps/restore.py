@@ -161,6 +161,7 @@ def restore_half_maps(
     restored, drawn = runs.restored_and_drawn(fit.normalization, likelihoods, sampler, drawing, wanted, shape)
     if not means:
         restored = [average(*restored), *restored]
+    del likelihoods, wanted, whole_data  # what follows is on the halves' own grid, and takes most of all
 
     seen1, seen2 = model.comparable(one), model.comparable(two)
     predicted, other = (model.predict(draw.x) for draw in restored[1:])
@@ -177,6 +178,7 @@ def restore_half_maps(
     trusted = last_trusted(predicted, seen1, seen2) if means else 1.0  # a sample differs from what it predicts
     nowhere = means and judged.worse
     end = min(trusted, grid.band) / grid.band  # of the halves' own Nyquist frequency
+    del seen1, seen2, predicted, other
     fine = None
     if end < 1 or nowhere:
         shells = shells or estimate_noise_power(half1, half2, allow_masked=True)
