@@ -85,6 +85,7 @@ def write_results(
     """Write the restored map, its samples, curves, pictures and ``run.json``; say what was gained; return the rest."""
     solvent = given.median + result.offset
     halves = result if isinstance(result, RestoredHalfMaps) else None
+    curves = curves_of(result, given, grid)  # first: of large maps the candidates take much
     own = automatic_mask(halves.linear.cpu().numpy(), grid.like.voxel_size) if halves and grid.mask is None else None
     candidates = {
         name: grid.written(x, 0.0 if name == MASKED else solvent) for name, x in candidates_of(result, own).items()
@@ -95,7 +96,7 @@ def write_results(
     names = sample_names(provenance["settings"]["samples"])
     uncertainty = write_samples(folder, grid, names, (grid.written(x, solvent) for x in result.each_sample()))
 
-    curves, pictures = curves_of(result, given, grid, candidates), pictures_of(candidates, uncertainty)
+    pictures = pictures_of(candidates, uncertainty)
     scores: dict[str, dict[str, float]] = {}
     if (truth := given.truth) is not None:
         pictures["truth"] = truth.data
@@ -168,9 +169,7 @@ def candidates_of(result: RestoredMap, mask: Volume | None) -> dict[str, Tensor]
     return maps | {RESTORED: result.map}
 
 
-def curves_of(
-    result: RestoredMap, given: Measured, grid: PriorGrid, candidates: dict[str, Volume]
-) -> dict[str, FscCurve]:
+def curves_of(result: RestoredMap, given: Measured, grid: PriorGrid) -> dict[str, FscCurve]:
     """FSC between the halves, measured and restored; of one map between what was measured and restored."""
     if isinstance(result, RestoredHalfMaps):
         measured = grid.compare(given.maps[0].data, given.maps[1].data)
@@ -182,7 +181,7 @@ def curves_of(
         return {HALVES: measured, SELF: attrs.evolve(measured, correlation=at)}
     # With the truth at hand nobody needs to know how much of the map is new.
     agreement = AGREEMENT + ("" if result.missing is None else ", missing directions included")
-    return {} if given.truth else {agreement: grid.compare(candidates["input"], candidates[RESTORED])}
+    return {} if given.truth else {agreement: grid.compare(grid.written(result.observed), grid.written(result.map))}
 
 
 def pictures_of(candidates: dict[str, Volume], uncertainty: Volume | None) -> dict[str, Volume]:
