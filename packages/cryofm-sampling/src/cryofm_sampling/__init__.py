@@ -39,8 +39,11 @@ from cryofm_sampling.half_maps import (
 )
 from cryofm_sampling.misfit import misfit
 from cryofm_sampling.models import (
+    Assessment,
+    LeftOut,
     RankedModels,
     Trust,
+    Verdict,
     models_by_algorithm_3,
     models_of_class_averages,
     models_of_particles,
@@ -83,6 +86,7 @@ __all__ = [
     "AbInitio",
     "Alike",
     "ArrayLike",
+    "Assessment",
     "BlindGuided",
     "Blocks",
     "Calibrated",
@@ -105,6 +109,7 @@ __all__ = [
     "HalfMapModel",
     "HeldOut",
     "Inpainting",
+    "LeftOut",
     "LogLikelihood",
     "MisfitWarning",
     "Models",
@@ -130,6 +135,7 @@ __all__ = [
     "Tiled",
     "Trust",
     "VelocityField",
+    "Verdict",
     "WedgeAlike",
     "WeightedHalf",
     "calibrate",
