@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor
 import cryofm_io
 import cryofm_model
 import cryofm_ops
-from cryofm_io import CryoFMError, output_folder
+from cryofm_io import CryoFMError, output_folder, write_report
 from cryofm_model import CalibratedPrior, ConditionalPrior, Prior, WeightsError, load_prior
 from cryofm_sampling import (
     Checkpoint,
@@ -34,7 +34,6 @@ from cryofm_sampling import (
     Inpainting,
     PlugAndPlay,
     Progress,
-    RestoredMap,
     Sampler,
     Tiled,
     everyone,
@@ -46,8 +45,15 @@ OTHER_FILES = 10 * 2**20  # bytes, of pictures, tables, records and the report
 ERRORS = (cryofm_io.CryoFMError, cryofm_ops.CryoFMError, cryofm_model.CryoFMError)
 
 
+class Written(NamedTuple):
+    """Of a restored map that is written: what speaks against it, and the maps for its page, whose making takes many."""
+
+    doubts: tuple[str, ...]
+    page: dict[str, Any]
+
+
 def run_script(
-    args: argparse.Namespace, names: list[str], run: Callable[[argparse.Namespace, Path], RestoredMap | None]
+    args: argparse.Namespace, names: list[str], run: Callable[[argparse.Namespace, Path], Written | None]
 ) -> None:
     """Run with a folder for the files ``names``; nothing appears in the output folder unless everything went well."""
     logging.basicConfig(format="note: %(message)s")
@@ -56,8 +62,10 @@ def run_script(
         with joined(args.device), silent_unless_first():
             results = output_folder(args.out, names, overwrite=args.overwrite, read=named_files(args))
             with results if is_first() else TemporaryDirectory() as folder:
-                result = run(args, Path(folder))
+                written = run(args, Path(folder))  # of which only this is kept
                 if is_first():
+                    if written is not None:
+                        write_report(Path(folder), **written.page)
                     seal(Path(folder))
                 stack.enter_context(signals(signal.SIG_IGN))  # what is left to do takes a moment
             ours, alone = is_first(), everyone() is None
@@ -65,7 +73,7 @@ def run_script(
             state.remove_parts(4 + args.samples)
         if ours:
             print(f"results in {args.out}: {', '.join(names)}")
-    if alone and result is not None and result.doubts:  # of several processes torchrun would make a crash of it
+    if alone and written is not None and written.doubts:  # of several processes torchrun would make a crash of it
         raise DoubtfulError("the results are written, and are not to be trusted (see above)")
 
 

@@ -29,7 +29,7 @@ from cryofm_io import (
     read_map,
     read_mask,
 )
-from cryofm_model import BUNDLED_PRIORS, Prior, load_prior
+from cryofm_model import BUNDLED_PRIORS, CalibratedPrior, Prior, load_prior
 from cryofm_model.data.particles import FILLED
 from cryofm_ops import (
     AnisotropicNoise,
@@ -41,10 +41,11 @@ from cryofm_ops import (
     radial_mean,
     rfft,
 )
-from cryofm_sampling import Tiled, check_memory, signal_end
+from cryofm_sampling import Guided, Inpainting, PlugAndPlay, PosteriorFlow, Sampler, Tiled, check_memory, signal_end
 
 DATA = Path(__file__).parent / "data"
-EVALUATIONS, FEWER = 60, 25  # of the network in a restoration of half maps, by the examples
+TRIALS, SIDE = 45, 48  # evaluations for scale and envelope, about, of a cube of that side (`fit_envelope`)
+TRIALS_OF_ONE = 56  # for the scale of a map with a wedge, of all of it
 COARSE = 3.5  # Å a voxel, beyond which a prior of details has nothing to hold on to
 FINE = 2.9  # Å; data that reach further show what cryofm-tiny, to 3 Å, does not know
 LEAST_FILLED = 1 / 3  # of the box of a prior of whole particles
@@ -54,19 +55,20 @@ Volume = NDArray[np.floating]
 
 
 class Measured(NamedTuple):
-    """One map or two half maps less their medians, the mean of these, and the truth, where it is known."""
+    """One map or two half maps less their medians, the mean of these, and what else is known."""
 
     maps: tuple[DensityMap, ...]
     median: float = 0.0
     truth: DensityMap | None = None
+    fsc: FscCurve | None = None  # between half maps from files
 
 
 def read_half_maps(half1: Path, half2: Path, *, voxel_size: float | None, allow_masked: bool) -> Measured:
     """Two half maps, judged by whether they can tell their noise."""
     maps = [read_map(path, voxel_size=voxel_size) for path in (half1, half2)]
-    check_half_maps(*maps, allow_masked=allow_masked)
-    (one, median1), (two, median2) = map(less_median, maps)
-    return Measured((one, two), (median1 + median2) / 2)
+    curve = check_half_maps(*maps, allow_masked=allow_masked)
+    (one, median1), (two, median2) = (less_median(maps.pop(0)) for _ in range(2))
+    return Measured((one, two), (median1 + median2) / 2, fsc=curve)
 
 
 def read_one_map(path: Path, *, voxel_size: float | None) -> Measured:
@@ -76,7 +78,9 @@ def read_one_map(path: Path, *, voxel_size: float | None) -> Measured:
     return Measured((density,), median)
 
 
-def check_room(args: argparse.Namespace, path: Path, prior: Prior, names: list[str], *, gradients: bool) -> None:
+def check_room(
+    args: argparse.Namespace, path: Path, prior: Prior, names: list[str], sampler: Sampler | None, *, halves: bool
+) -> None:
     """Refuse, before anything is read, a job for which there is too little memory or disk; say what it needs.
 
     Where only the data can tell whether a finer prior is taken, what it needs is said when `fitting_prior` has done so.
@@ -86,13 +90,15 @@ def check_room(args: argparse.Namespace, path: Path, prior: Prior, names: list[s
         path: Of a map like those that are given; its header is read.
         prior: The one that was chosen.
         names: Of the results.
-        gradients: Whether they pass through the network.
+        sampler: That will restore.
+        halves: Whether two half maps are given.
     """
     size = map_size(path, voxel_size=args.voxel_size)
     bundled = args.prior is None or args.prior in BUNDLED_PRIORS
     coarse = bundled and size.voxel_size > COARSE  # whose prior takes the map's voxels or coarser
     target = GridTransform.of(size, size.voxel_size if coarse else prior.voxel_size).target
     tiled = in_tiles(prior, target, args.precision)
+    gradients = isinstance(sampler, Guided)
     need = check_memory(
         target, tiled, device=device_of(prior), gradients=gradients, own=size.shape, samples=args.samples
     )
@@ -103,22 +109,47 @@ def check_room(args: argparse.Namespace, path: Path, prior: Prior, names: list[s
         return
     print(f"needs about {need} of memory, {disk}")
     if vars(args).get("dry_run"):
-        seconds = time_of_one(tiled, target, device_of(prior))
+        assert sampler is not None
+        seconds = time_of_one(tiled, target, device_of(prior), gradients=gradients)
+        restoring = evaluations(sampler, halves=halves, samples=args.samples)
+        of_part = of_all = 0
+        if isinstance(prior, CalibratedPrior):
+            of_part = TRIALS if halves and None in (args.scale, args.b_factor) else 0
+            of_all = TRIALS_OF_ONE if "tilt_min" in args and not halves and args.scale is None else 0
+        tried = f", some {of_part} of a cube of {SIDE}" if of_part else f", some {of_all}" if of_all else ""
+        whole = restoring + of_all + of_part * min(1.0, SIDE**3 / math.prod(target))
+        gradient = ", with its gradient," if gradients else ""
+        told = f"{restoring} restore{tried}{' find the scale' if tried else ''}: {whole * seconds / 60:.2g} min"
         raise OnlyPlanned(
-            f"a grid of {by(target)} voxels of the prior's; one evaluation of the network on it takes about "
-            f"{seconds:.2g} s here and now, a restoration some "
-            f"{EVALUATIONS} (with --scale and --b-factor {FEWER}), {EVALUATIONS * seconds / 60:.2g} min"
+            f"a grid of {by(target)} voxels of the prior's; one evaluation of the network on all of it{gradient} takes "
+            f"about {seconds:.2g} s here and now; {told}, less where much is solvent"
         )
 
 
-def time_of_one(tiled: Tiled, shape: tuple[int, ...], device: torch.device) -> float:
+def evaluations(sampler: Sampler, *, halves: bool, samples: int) -> int:
+    """Of the network, that restore one map, or two halves and with `PlugAndPlay` their mean, and draw samples."""
+    if isinstance(sampler, PlugAndPlay):
+        drawing = PosteriorFlow() if halves else PosteriorFlow(first=sampler)
+        more = samples and halves  # one that tells how far samples are to spread
+        return (3 if halves else 1) * sampler.iterations + drawing.nfe * (samples + bool(more))
+    assert isinstance(sampler, Guided | Inpainting)
+    return (2 if halves else 1) * sampler.steps + PosteriorFlow().nfe * samples
+
+
+def time_of_one(tiled: Tiled, shape: tuple[int, ...], device: torch.device, *, gradients: bool = False) -> float:
     """Seconds that one evaluation of a prior in tiles takes, by one tile."""
-    x = torch.zeros((tiled.tile,) * 3, device=device)
-    with torch.inference_mode():
-        tiled.velocity(x, torch.tensor(0.5))  # a first time takes longer
+    x = torch.zeros((tiled.tile,) * 3, device=device, requires_grad=gradients)
+
+    def once() -> float:
         start = time.perf_counter()
-        tiled.velocity(x, torch.tensor(0.5))
-        took = time.perf_counter() - start
+        with torch.set_grad_enabled(gradients):
+            v = tiled.velocity(x, torch.tensor(0.5))
+            if gradients:
+                torch.autograd.grad(v.sum(), x)
+        return time.perf_counter() - start
+
+    once()  # a first time takes longer
+    took = once()
     stride = tiled.tile - tiled.overlap
     return took * math.prod(max(1, math.ceil((n - tiled.overlap) / stride)) for n in shape)
 
@@ -306,7 +337,9 @@ class PriorGrid:
     def written(self, x: Tensor, solvent: float = 0.0) -> Volume:
         """What is to be written of a map without solvent: masked, or, where there is no mask, in its solvent."""
         result: Volume = x.cpu().numpy()
-        return result + solvent if self.mask is None else result * self.mask
+        if self.mask is not None:
+            return result * self.mask
+        return result + solvent if solvent else result
 
     def compare(self, a: Volume, b: Volume, region: FourierOperator | None = None) -> FscCurve:
         """FSC on the prior's grid, inside the mask, of all coefficients or those of a region.

@@ -8,6 +8,7 @@ from typing import Any
 import attrs
 import numpy as np
 import torch
+from _command_line import Written
 from _flags import UNCERTAINTY, sample_names
 from _maps import Measured, PriorGrid, Volume
 from _record import cost, write_run
@@ -23,7 +24,6 @@ from cryofm_io import (
     plot_slices,
     write_fsc_csv,
     write_map,
-    write_report,
 )
 from cryofm_ops import fourier_filter, radial, radial_mean, rfft
 from cryofm_sampling import RestoredHalfMaps, RestoredMap
@@ -54,19 +54,19 @@ def result_names(samples: int, *, halves: bool = False, linear: bool = False, we
 
 def write_half_map_results(
     folder: Path, result: RestoredHalfMaps, given: Measured, grid: PriorGrid, provenance: dict[str, Any]
-) -> None:
+) -> Written:
     """`write_results`, with the envelope and the halves where the settings ask for them."""
     settings = provenance["settings"]
     if settings["keep_envelope"]:
         result = result.with_envelope(grid.like.voxel_size)
     if settings["halves"]:
-        for name, half in zip(HALF_NAMES, result.halves, strict=True):
+        for name, half in zip(HALF_NAMES, result.each_half(), strict=True):
             data = grid.written(half, given.median + result.offset)
             write_map(folder / name, attrs.evolve(grid.like, data=data, labels=(VIEWING_NOTE,)))
     if settings.get("fsc_weighted"):
         data = grid.written(fsc_weighted(result), given.median + result.offset)
         write_map(folder / WEIGHTED, attrs.evolve(grid.like, data=data, labels=(VIEWING_NOTE,)))
-    write_results(folder, result, given, grid, provenance)
+    return write_results(folder, result, given, grid, provenance)
 
 
 def fsc_weighted(result: RestoredHalfMaps) -> Tensor:
@@ -81,12 +81,14 @@ def fsc_weighted(result: RestoredHalfMaps) -> Tensor:
 
 def write_results(
     folder: Path, result: RestoredMap, given: Measured, grid: PriorGrid, provenance: dict[str, Any]
-) -> None:
-    """Write the restored map, its samples, curves, pictures and ``run.json``, and say what was gained."""
+) -> Written:
+    """Write the restored map, its samples, curves, pictures and ``run.json``; say what was gained; return the rest."""
     solvent = given.median + result.offset
     halves = result if isinstance(result, RestoredHalfMaps) else None
+    curves = curves_of(result, given, grid)  # first: of large maps the candidates take much
+    own = automatic_mask(halves.linear.cpu().numpy(), grid.like.voxel_size) if halves and grid.mask is None else None
     candidates = {
-        name: grid.written(x, 0.0 if name == MASKED else solvent) for name, x in candidates_of(result, grid).items()
+        name: grid.written(x, 0.0 if name == MASKED else solvent) for name, x in candidates_of(result, own).items()
     }
     write_map(folder / "restored.mrc", attrs.evolve(grid.like, data=candidates[RESTORED], labels=(VIEWING_NOTE,)))
     if halves:
@@ -94,7 +96,7 @@ def write_results(
     names = sample_names(provenance["settings"]["samples"])
     uncertainty = write_samples(folder, grid, names, (grid.written(x, solvent) for x in result.each_sample()))
 
-    curves, pictures = curves_of(result, given, grid, candidates), pictures_of(candidates, uncertainty)
+    pictures = pictures_of(candidates, uncertainty)
     scores: dict[str, dict[str, float]] = {}
     if (truth := given.truth) is not None:
         pictures["truth"] = truth.data
@@ -134,13 +136,12 @@ def write_results(
     if result.sampling:
         record["drawing"] = dict(result.sampling)
     write_run(folder / "run.json", record | {"took": cost()})
-    if halves:
-        measured: dict[str, Any] = {"halves": given.maps}
-    else:
-        measured = {"observed": attrs.evolve(grid.like, data=candidates["input"])}
-    del candidates, pictures  # of large maps what a report takes is most of a run's memory
-    write_report(folder, mask=grid.mask, **measured)
+    maps = {"restored": candidates[RESTORED]}
+    maps |= {"linear": candidates[WIENER]} if halves else {"observed": candidates["input"]}
+    del candidates, pictures
     report(result, curves, scores, grid, given, where)
+    page: dict[str, Any] = {name: attrs.evolve(grid.like, data=x) for name, x in maps.items()} | {"mask": grid.mask}
+    return Written(result.doubts, page | ({"halves": given.maps, "automatic_mask": own} if halves else {}))
 
 
 def record_of(halves: RestoredHalfMaps) -> dict[str, Any]:
@@ -159,28 +160,29 @@ def record_of(halves: RestoredHalfMaps) -> dict[str, Any]:
     }
 
 
-def candidates_of(result: RestoredMap, grid: PriorGrid) -> dict[str, Tensor]:
+def candidates_of(result: RestoredMap, mask: Volume | None) -> dict[str, Tensor]:
     """The maps to compare: what was measured, what else one would look at, and the restored one."""
     if not isinstance(result, RestoredHalfMaps):
         return {"input": result.observed, RESTORED: result.map}
     maps = {INPUT: result.observed, WIENER: result.linear}
-    if grid.mask is None:
-        mask = automatic_mask(result.linear.cpu().numpy(), grid.like.voxel_size)
-        if mask is not None:
-            maps[MASKED] = result.linear * torch.from_numpy(mask).to(result.linear)
+    if mask is not None:
+        maps[MASKED] = result.linear * torch.from_numpy(mask).to(result.linear)
     return maps | {RESTORED: result.map}
 
 
-def curves_of(
-    result: RestoredMap, given: Measured, grid: PriorGrid, candidates: dict[str, Volume]
-) -> dict[str, FscCurve]:
+def curves_of(result: RestoredMap, given: Measured, grid: PriorGrid) -> dict[str, FscCurve]:
     """FSC between the halves, measured and restored; of one map between what was measured and restored."""
     if isinstance(result, RestoredHalfMaps):
-        one, two = map(grid.written, result.halves)
-        return {HALVES: grid.compare(given.maps[0].data, given.maps[1].data), SELF: grid.compare(one, two)}
+        measured = grid.compare(given.maps[0].data, given.maps[1].data)
+        if grid.mask is not None:
+            one, two = map(grid.written, result.each_half())
+            return {HALVES: measured, SELF: grid.compare(one, two)}
+        table = result.self_consistency.cpu().double().numpy()
+        at = np.interp(measured.frequency * 2 * grid.voxel_size, np.linspace(0, 1, len(table)), table)
+        return {HALVES: measured, SELF: attrs.evolve(measured, correlation=at)}
     # With the truth at hand nobody needs to know how much of the map is new.
     agreement = AGREEMENT + ("" if result.missing is None else ", missing directions included")
-    return {} if given.truth else {agreement: grid.compare(candidates["input"], candidates[RESTORED])}
+    return {} if given.truth else {agreement: grid.compare(grid.written(result.observed), grid.written(result.map))}
 
 
 def pictures_of(candidates: dict[str, Volume], uncertainty: Volume | None) -> dict[str, Volume]:
@@ -233,7 +235,9 @@ def report(
     estimate = "the posterior mean" if result.settings["estimate"] == "mean" else result.settings["estimate"]
     print(f"restored by {result.settings['algorithm']} ({estimate}) in {result.nfe} network evaluations")
     if HALVES in curves:
-        own = fsc(given.maps[0].data, given.maps[1].data, grid.like.voxel_size, grid.mask)
+        own = given.fsc
+        if own is None or grid.mask is not None:
+            own = fsc(given.maps[0].data, given.maps[1].data, grid.like.voxel_size, grid.mask)
         print(f"half maps: FSC_0.143 {crossing(own)}{where}; a restored map has no resolution of its own")
         end, finest = getattr(result, "restored_to", 0.0), own.resolution(0.143)
         if end >= max(given.maps[0].shape) * grid.like.voxel_size:

@@ -21,6 +21,7 @@ from typing import Any
 import _first  # noqa: F401
 import torch
 from _command_line import (
+    Written,
     checkpoint,
     chosen_prior,
     chosen_sampler,
@@ -40,8 +41,6 @@ from torch import Tensor
 from cryofm_io import read_poses
 from cryofm_ops import coverage_from_poses, estimate_alpha, wedge_alpha
 from cryofm_sampling import (
-    Guided,
-    RestoredHalfMaps,
     coverage_model,
     directional_model,
     everyone,
@@ -53,11 +52,12 @@ COUNTED = 10_000  # particles, by which a coverage is known within some per cent
 DEMO_LEVEL, DEMO_TILT, DEMO_AMPLITUDE = "3.2A", 45.0, math.sqrt(50)
 
 
-def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
+def run(args: argparse.Namespace, folder: Path) -> Written | None:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
     prior = chosen_prior(args)
     sampler = chosen_sampler(args, prior)
-    room = partial(check_room, args, args.half1 or DEMO_MAP, names=names(args), gradients=isinstance(sampler, Guided))
+    data = args.half1 or DEMO_MAP
+    room = partial(check_room, args, data, names=names(args), sampler=sampler, halves=True)
     room(prior)
     if args.half1 is None:
         given = demo(args.seed)
@@ -109,8 +109,8 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
         )
     if is_first():
         record = provenance(args, *([] if args.half1 else [DEMO_MAP, DEMO_CURVES])) | cones
-        write_half_map_results(folder, result, given, grid, record)
-    return result
+        return write_half_map_results(folder, result, given, grid, record)
+    return None
 
 
 def counted(path: Path, group: str = "C1") -> Callable[[tuple[int, int, int]], Tensor]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import _first  # noqa: F401
 import numpy as np
 import torch
-from _command_line import calibrated_prior, exit_code, in_tiles, run_script
+from _command_line import Written, calibrated_prior, exit_code, in_tiles, run_script
 from _flags import add_flags, add_samples_flag
 from _maps import DEMO_MAP, Measured, PriorGrid, demo_map
 from _record import provenance
@@ -46,7 +46,7 @@ class FlexibleDomain:
         return (1 - self.w(y)) * y + self.blur.adjoint(self.w(y) * y)
 
 
-def run(args: argparse.Namespace, folder: Path) -> None:
+def run(args: argparse.Namespace, folder: Path) -> Written:
     """From nothing to a restored map."""
     # Is it what it claims to be? A wrong adjoint, a changed input, a lost batch axis: all would be told.
     print("FlexibleDomain passes", ", ".join(check_operator(FlexibleDomain(8.0, voxel_size=1.5))))
@@ -65,7 +65,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         for chosen in [sampler] + args.samples * [PosteriorFlow(first=sampler)]  # of maps that the data allow
     )
     result = RestoredMap.of(draw, observed, ScaleFit(scale, (), 0), samples=samples, offset=0.0, grid=grid)
-    write_results(folder, result, Measured((truth,), truth=truth), grid, provenance(args, DEMO_MAP))
+    return write_results(folder, result, Measured((truth,), truth=truth), grid, provenance(args, DEMO_MAP))
 
 
 def main() -> None:

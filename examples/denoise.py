@@ -21,7 +21,16 @@ from typing import Any
 
 import _first  # noqa: F401
 import torch
-from _command_line import checkpoint, chosen_prior, chosen_sampler, exit_code, in_tiles, progress_bar, run_script
+from _command_line import (
+    Written,
+    checkpoint,
+    chosen_prior,
+    chosen_sampler,
+    exit_code,
+    in_tiles,
+    progress_bar,
+    run_script,
+)
 from _flags import above_zero, add_half_map_flags, parse_half_maps, positive
 from _maps import (
     DEMO_CURVES,
@@ -37,8 +46,6 @@ from _record import provenance
 from _results import WEIGHTED, result_names, write_half_map_results, write_results
 
 from cryofm_sampling import (
-    Guided,
-    RestoredHalfMaps,
     everyone,
     is_first,
     local_model,
@@ -49,11 +56,12 @@ from cryofm_sampling import (
 DEMO_LEVEL = "4.3A"
 
 
-def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
+def run(args: argparse.Namespace, folder: Path) -> Written | None:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
     prior = chosen_prior(args)
     sampler = chosen_sampler(args, prior)
-    room = partial(check_room, args, args.half1 or DEMO_MAP, names=names(args), gradients=isinstance(sampler, Guided))
+    data = args.half1 or DEMO_MAP
+    room = partial(check_room, args, data, names=names(args), sampler=sampler, halves=args.resolution is None)
     room(prior)
     if args.half1 is None:
         given = demo_half_maps(DEMO_LEVEL, args.seed)
@@ -89,7 +97,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
             )
         if is_first():
             print("without halves neither noise nor scale can be checked: believe no more of it than of the map")
-            write_results(folder, one, given, grid, record)
+            return write_results(folder, one, given, grid, record)
         return None
     half1, half2 = grid.tensors(given)
     local = None
@@ -107,8 +115,8 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
             **how,
         )
     if is_first():
-        write_half_map_results(folder, result, given, grid, record)
-    return result
+        return write_half_map_results(folder, result, given, grid, record)
+    return None
 
 
 def names(args: argparse.Namespace) -> list[str]:

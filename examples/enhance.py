@@ -26,16 +26,16 @@ from _maps import PriorGrid, check_room, read_half_maps, read_one_map
 from _record import provenance
 from _results import FILES, write_results
 
-from cryofm_sampling import Guided, RestoredMap, enhance_half_maps, enhance_map, everyone, is_first
+from cryofm_sampling import RestoredMap, enhance_half_maps, enhance_map, everyone, is_first
 
 STEPS = 200  # published
 
 
-def run(args: argparse.Namespace, folder: Path) -> RestoredMap:
+def run(args: argparse.Namespace, folder: Path) -> line.Written | None:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
     prior = line.chosen_conditional_prior(args)
     sampler = line.chosen_sampler(args, prior) if args.half2 else None
-    check_room(args, args.half1, prior, FILES, gradients=isinstance(sampler, Guided))
+    check_room(args, args.half1, prior, FILES, sampler, halves=args.half2 is not None)
     if sampler is not None:
         enhanced: Callable[..., RestoredMap] = partial(enhance_half_maps, sampler=sampler, b_factor=args.b_factor)
         given = read_half_maps(args.half1, args.half2, voxel_size=args.voxel_size, allow_masked=args.allow_masked)
@@ -57,11 +57,12 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredMap:
             callback=progress,
         )
     if is_first():
-        write_results(folder, result, given, grid, provenance(args))
+        written = write_results(folder, result, given, grid, provenance(args))
         shown = "the filtered mean of the halves" if args.half2 else "the map alone, with no data to keep it"
         how = f"tag {result.settings['tag']}, guidance {result.settings['weight']:g}"
         print(f"shown {shown}; {how}: what it adds is the prior's word")
-    return result
+        return written
+    return None
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

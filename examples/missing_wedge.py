@@ -27,6 +27,7 @@ import _first  # noqa: F401
 import attrs
 import torch
 from _command_line import (
+    Written,
     checkpoint,
     chosen_prior,
     chosen_sampler,
@@ -54,7 +55,6 @@ from cryofm_io import read_subtomogram_poses
 from cryofm_ops import MissingWedge, coverage_from_tilts
 from cryofm_sampling import (
     FourierModel,
-    Guided,
     RestoredHalfMaps,
     RestoredMap,
     coverage_model,
@@ -66,13 +66,14 @@ from cryofm_sampling import (
 )
 
 
-def run(args: argparse.Namespace, folder: Path) -> RestoredMap:
+def run(args: argparse.Namespace, folder: Path) -> Written | None:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
     tilts = MissingWedge(args.tilt_min, args.tilt_max, args.tilt_axis)
     counted = None if args.poses is None else coverage_of(args.poses, tilts, args.sym)
     prior = chosen_prior(args)
     sampler = chosen_sampler(args, prior, noiseless=args.half2 is None)
-    room = partial(check_room, args, args.half1 or DEMO_MAP, names=names(args), gradients=isinstance(sampler, Guided))
+    data = args.half1 or DEMO_MAP
+    room = partial(check_room, args, data, names=names(args), sampler=sampler, halves=args.half2 is not None)
     room(prior)
     given = measured(args, tilts)
     prior = fitting_prior(args, prior, given, room)
@@ -117,10 +118,9 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredMap:
         if counted is not None and isinstance(result, RestoredHalfMaps) and isinstance(result.model, FourierModel):
             record |= {"particles": result.model.record}
         if isinstance(result, RestoredHalfMaps):
-            write_half_map_results(folder, result, given, grid, record)
-        else:
-            write_results(folder, result, given, grid, record)
-    return result
+            return write_half_map_results(folder, result, given, grid, record)
+        return write_results(folder, result, given, grid, record)
+    return None
 
 
 def measured(args: argparse.Namespace, tilts: MissingWedge) -> Measured:

@@ -100,3 +100,19 @@ def test_a_dry_run_says_what_it_takes_and_does_nothing(run, half_maps, tmp_path,
     assert re.search(r"of memory, .* on disk", said)
     assert re.search(r"evaluation of the network .* s here and now", said)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("how", [(), ("--samples", "1"), ("--algorithm", "paper")])
+def test_a_dry_run_counts_the_evaluations_that_the_run_makes(run, half_maps, tmp_path, capsys, how):
+    from torch.nn.modules.module import register_module_forward_hook
+
+    line = (*half_maps, "--out", tmp_path / "out", "--scale", "1", "--b-factor", "0", "--steps", "2", *how)
+    assert run(*line, "--dry-run") == 0
+    said = int(re.search(r"here and now; (\d+) restore:", capsys.readouterr().out)[1])
+    made = []
+    hook = register_module_forward_hook(lambda module, *_: made.append(1) if type(module).__name__ == "UNet" else None)
+    try:
+        assert run(*line) == 0
+    finally:
+        hook.remove()
+    assert len(made) == said + 1  # one of a small cube, whose memory is measured

@@ -23,7 +23,11 @@ from cryofm_io import (
     MissingExtraError,
     OutputExistsError,
     Poses,
+    automatic_mask,
     changes,
+    conical_fsc,
+    filtered_by_shell,
+    fsc,
     low_pass,
     map_on_disk,
     read_images,
@@ -126,6 +130,54 @@ def test_what_was_added_is_named_where_it_is(run):
     assert place["z"] > 5
     marker = re.findall(r"^marker .* position (\S+) ", (run / "open.cxc").read_text(), re.MULTILINE)[0]
     assert [float(x) for x in marker.split(",")] == pytest.approx(place["position"], abs=0.01)
+
+
+def test_figures_are_what_the_plain_functions_find(run, halves):
+    """The page computes them by one transform of every map; here every figure is made by itself."""
+    figures = {figure["name"]: figure for figure in read_report(run / "report.html")["figures"]}
+
+    def series(name, label):
+        return np.array(next(s["y"] for s in figures[name]["series"] if s["label"] == label), float)
+
+    one, two = (half.data - np.median(half.data) for half in halves)
+    linear, restored = (read_map(run / f"{name}.mrc").data for name in ("linear", "restored"))
+    assert np.allclose(series("fsc-data", "halves"), fsc(one, two, 1.5).correlation, atol=1e-4)
+    assert np.allclose(
+        series("fsc-results", "restored against linear"), fsc(restored, linear, 1.5).correlation, atol=1e-4
+    )
+    along_z = conical_fsc(one, two, 1.5).correlation[2]
+    assert np.allclose(series("fsc-directions", "along z"), along_z, atol=1e-4, equal_nan=True)
+    mask = automatic_mask(linear - np.median(linear), 1.5)
+    white = [filtered_by_shell(x, 1 / np.sqrt(power(x))) for x in (one, two)]
+    assert np.allclose(series("fsc-data", "inside an automatic mask"), fsc(*white, 1.5, mask).correlation, atol=1e-4)
+    for label, data in (("input", (one + two) / 2), ("linear", linear), ("restored", restored)):
+        wanted = np.log(power(data))  # below e^-20 of single precision's rounding
+        assert np.allclose(series("wilson", label)[wanted > -20], wanted[wanted > -20], atol=1e-3)
+    assert np.allclose(series("noise", "noise of the mean"), np.log10(power((one - two) / 2)), atol=1e-3)
+
+
+def power(data):
+    """Mean of every shell but that of frequency 0."""
+    axes = np.meshgrid(*map(np.fft.fftfreq, data.shape), indexing="ij")
+    shell = np.rint(max(data.shape) * np.sqrt(sum(k**2 for k in axes))).astype(int)
+    spectrum = abs(np.fft.fftn(data.astype(float), norm="ortho")) ** 2
+    return np.array([spectrum[shell == s].mean() for s in range(1, max(data.shape) // 2 + 1)])
+
+
+def test_changes_are_those_of_a_search_in_the_whole_box():
+    rng = np.random.default_rng(7)
+    noise, signal = rng.normal(size=(2, 30, 34, 32)).astype(np.float32)
+    signal = 40 * low_pass(signal, 8, 1.5) * (np.abs(np.arange(32) - 16) < 7)
+    before = DensityMap(low_pass(noise, 6, 1.5), 1.5)
+    z, places = changes(before, attrs.evolve(before, data=before.data + signal), noise, 6.0, threshold=4.0, most=999)
+    wanted = set()
+    for sign in (1, -1):
+        near = np.lib.stride_tricks.sliding_window_view(np.pad(sign * z, 4, constant_values=-np.inf), (9, 9, 9))
+        peak = (sign * z == near.max(axis=(3, 4, 5))) & (sign * z > 4)
+        wanted |= set(z[peak].tolist())
+        assert sum(p.volume for p in places if sign * p.z > 0) == pytest.approx(1.5**3 * (sign * z > 4).sum())
+    assert len(wanted) > 3
+    assert {place.z for place in places} == wanted
 
 
 def test_noise_changes_nothing():

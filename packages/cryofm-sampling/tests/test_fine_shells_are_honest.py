@@ -6,7 +6,17 @@ import attrs
 import pytest
 import torch
 
-from cryofm_ops import NoiseEstimate, SpectralNoise, fourier_filter, radial, radial_mean, rfft, shell_sizes
+from cryofm_ops import (
+    NoiseEstimate,
+    SpectralNoise,
+    estimate_noise_power,
+    fourier_filter,
+    frequencies,
+    radial,
+    radial_mean,
+    rfft,
+    shell_sizes,
+)
 from cryofm_sampling import signal_end
 from cryofm_sampling.half_maps.envelope import fine_b_factor
 from cryofm_sampling.half_maps.fine import FineFilter
@@ -68,7 +78,7 @@ def test_halves_to_3_8_angstrom_tell_the_envelope_without_the_prior():
     for resolution, found in ((3.5, b_factor), (4.6, None)):
         level = float((log_power(1 / torch.tensor(resolution)) - b_factor / 2 / resolution**2).exp()) * 6
         halves = [drawn(signal, 0) + drawn(torch.full_like(signal, level), 1 + k) for k in range(2)]
-        told = fine_b_factor(*halves, voxel_size=1.0)
+        told = fine_b_factor(estimate_noise_power(*halves), SHAPE, voxel_size=1.0)
         assert told == (None if found is None else pytest.approx(found, abs=15))
 
 
@@ -78,7 +88,7 @@ def test_a_shared_artefact_is_not_sharpened():
     signal = (log_power(NU) - b_factor / 2 * NU**2).exp()
     both = drawn(signal, 0) + drawn(torch.full_like(signal, common), 1)
     halves = [both + drawn(torch.full_like(signal, 1e-6), 2 + k) for k in range(2)]
-    fine = FineFilter.of(*halves, voxel_size=1.0, b_factor=b_factor, width=1.5)
+    fine = FineFilter.of(estimate_noise_power(*halves), SHAPE, voxel_size=1.0, b_factor=b_factor, width=1.5)
     power = radial_mean(rfft(fine((halves[0] + halves[1]) / 2)).abs().square(), SHAPE)
     assert (power / log_power(NU).exp())[1:].max() < 2
     naive = attrs.evolve(fine, signal=fine.signal + fine.common, common=torch.zeros_like(fine.common))
@@ -102,6 +112,25 @@ def test_samples_spread_as_the_filter_errs():
     assert apart[1:].max() < 4  # standard errors
     again = fine(data, everywhere, torch.Generator().manual_seed(3)) - out
     assert torch.equal(spread, again)
+
+
+def test_a_map_is_filtered_level_by_level():
+    """By the definition, in double precision: filters of powers of 4 of v, between which log v interpolates."""
+    signal, noise = torch.linspace(3, 0.5, N).double(), torch.full((N,), 0.5).double()
+    fine = FineFilter(signal, 0.1 * signal, noise, signal, torch.linspace(1, 4, N).double(), 1.5)
+    data, restored = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    restored[:20] *= 5
+    smooth = torch.exp(-2 * (torch.pi * 1.5 * frequencies(SHAPE)) ** 2)
+    v = fourier_filter(restored**2, smooth).clamp(min=0)
+    v /= v.mean()
+    wanted, level = torch.zeros_like(data), v.clamp(4.0**-3, 4.0**3).log() / math.log(4)
+    for k in range(-3, 4):
+        u = 4.0**k
+        gain = u * signal / (u * 1.1 * signal + noise) * fine.sharpening
+        wanted += (1 - (level - k).abs()).clamp(min=0) * fourier_filter(data, radial(gain, SHAPE))
+    torch.testing.assert_close(fine(data, restored), wanted * (64 * v).clamp(max=1))
+    single = fine(data.float(), restored.float()).double()
+    torch.testing.assert_close(single, wanted * (64 * v).clamp(max=1), atol=1e-5, rtol=1e-5)
 
 
 def test_samples_spread_where_density_is():

@@ -1,5 +1,8 @@
 """What memory there is: what is free, within control groups of either version and the limits of the process."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -111,3 +114,13 @@ def test_what_a_network_takes_is_measured_with_it():
     tight, wide = (Tiled(Wide(width).float(), tile=96, overlap=16) for width in (2, 200))
     needed = [check_memory((96, 96, 96), tiled, device=CPU).needed for tiled in (tight, wide)]
     assert needed[1] - needed[0] == pytest.approx(1.25 * 0.65 * 2 * 198 * x * 96**3, rel=0.2)
+
+
+def test_asking_does_not_load_the_compiler():
+    """Torch's, which would take longer than all that is asked for."""
+    program = (
+        "import sys, torch; from cryofm_sampling import Tiled, check_memory; "
+        "check_memory((8, 8, 8), Tiled(lambda x, t: -x, tile=64, overlap=16), device=torch.device('cpu')); "
+        "sys.exit('torch._dynamo' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -75,39 +75,55 @@ def changes(
         raise GridMismatchError(f"changes of shapes {before.shape}, {after.shape}, noise {noise.shape}; all must agree")
     voxel_size = before.voxel_size
     difference, drawn = (low_pass(x, resolution, voxel_size) for x in (after.data - before.data, noise))
-    near = np.sqrt(scipy.ndimage.gaussian_filter(drawn**2, max(_NEAR / voxel_size, _ENOUGH)))
+    return changes_of(difference, drawn, before, threshold=threshold, most=most)
+
+
+def changes_of(
+    difference: NDArray[np.float32], noise: NDArray[np.float32], like: DensityMap, *, threshold: float, most: int = 20
+) -> tuple[NDArray[np.float32], list[Change]]:
+    """The same of what is left of a difference and of the noise; both are lost."""
+    z, near = difference, noise
+    least = max(float(_inside(noise).std()), 1e-30)
+    near *= noise
+    scipy.ndimage.gaussian_filter(near, max(_NEAR / like.voxel_size, _ENOUGH), output=near)
+    np.sqrt(near, out=near)
     # Outside a sphere halves may be flattened, and one draw tells little of a place: it is not below the average.
-    z = difference / np.maximum(near, drawn[_inside(drawn.shape)].std()).clip(1e-30)
-    found = [place for sign in (1, -1) for place in _places(sign * z, sign, threshold, before)]
+    z /= np.maximum(near, np.float32(least), out=near)
+    found = [place for sign in (1, -1) for place in _places(z, sign, threshold, like)]
     found.sort(key=lambda place: -place.volume)
-    return np.asarray(z, np.float32), found[:most]
+    return z, found[:most]
 
 
-def _inside(shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    z, y, x = (((np.arange(n) - n // 2) / n) ** 2 for n in shape)
-    return np.asarray(z[:, None, None] + y[:, None] + x < _SPHERE**2)
+def _inside(values: NDArray[Any]) -> NDArray[Any]:
+    """Those within the sphere."""
+    z, y, x = (((np.arange(n) - n // 2) / n) ** 2 for n in values.shape)
+    return np.concatenate([plane[y[:, None] + x < _SPHERE**2 - at] for plane, at in zip(values, z, strict=True)])
 
 
 def _places(z: NDArray[Any], sign: int, threshold: float, map: DensityMap) -> list[Change]:
     """Each peak with the voxels above the threshold that are nearer to it than to another."""
-    highest = scipy.ndimage.maximum_filter(z, size=2 * max(1, round(_APART / map.voxel_size)) + 1)
-    peaks = np.argwhere((z == highest) & (z > threshold))
-    if not len(peaks):
+    reach = max(1, round(_APART / map.voxel_size))
+    beyond = sign * z > threshold
+    if not beyond.any():
         return []
-    owner = scipy.spatial.cKDTree(peaks).query(np.argwhere(z > threshold))[1]
+    part = scipy.ndimage.find_objects(beyond.view(np.uint8))[0]
+    near = tuple(slice(max(0, side.start - reach), side.stop + reach) for side in part)
+    highest, first = scipy.ndimage.maximum_filter(sign * z[near], size=2 * reach + 1), [side.start for side in near]
+    peaks = np.argwhere((sign * z[near] == highest) & beyond[near]) + first
+    owner = scipy.spatial.cKDTree(peaks).query(np.argwhere(beyond[near]) + first)[1]
     volumes = np.bincount(owner, minlength=len(peaks)) * map.voxel_size**3
     found = []
     for peak, volume in zip(peaks, volumes, strict=True):
-        index = peak[::-1] + [_vertex(z, peak, axis) for axis in (2, 1, 0)]
+        index = peak[::-1] + [_vertex(z, sign, peak, axis) for axis in (2, 1, 0)]
         x, y, w = (float(p + map.voxel_size * i) for p, i in zip(map.position, index, strict=True))
-        found.append(Change((x, y, w), float(volume), sign * float(z[tuple(peak)])))
+        found.append(Change((x, y, w), float(volume), float(z[tuple(peak)])))
     return found
 
 
-def _vertex(z: NDArray[Any], peak: NDArray[Any], axis: int) -> float:
+def _vertex(z: NDArray[Any], sign: int, peak: NDArray[Any], axis: int) -> float:
     """Where between voxels the peak is, by a parabola through three of them."""
     if not 0 < peak[axis] < z.shape[axis] - 1:
         return 0.0
-    low, mid, high = (float(z[tuple(peak + step * (np.arange(3) == axis))]) for step in (-1, 0, 1))
+    low, mid, high = (sign * float(z[tuple(peak + step * (np.arange(3) == axis))]) for step in (-1, 0, 1))
     bend = low - 2 * mid + high
     return 0.5 * (low - high) / bend if bend < 0 else 0.0

@@ -13,6 +13,8 @@ from cryofm_io.fsc import FscCurve, transform
 
 __all__ = ["ConicalFsc", "conical_fsc"]
 
+Spectrum = NDArray[np.complexfloating[Any, Any]]
+
 _GOLDEN = (1 + math.sqrt(5)) / 2
 
 
@@ -85,9 +87,23 @@ def conical_fsc(
     if not 5 <= half_angle_deg <= 90:
         raise GeometryError(f"cones of half-angle {half_angle_deg:g} degrees: it must lie between 5 and 90")
     positive("voxel size", voxel_size, "Å")
+    spectra = transform(a, mask), transform(b, mask)
+    return conical_fsc_of(*spectra, a.shape, voxel_size, half_angle_deg=half_angle_deg, directions=directions)
+
+
+def conical_fsc_of(
+    a: Spectrum,
+    b: Spectrum,
+    shape: tuple[int, ...],
+    voxel_size: float,
+    *,
+    half_angle_deg: float = 20.0,
+    directions: int = 40,
+) -> ConicalFsc:
+    """The same of two maps' transforms."""
     axes, cosine = np.concatenate([np.eye(3), _half_sphere(directions)]), math.cos(math.radians(half_angle_deg))
-    z, y, x = a.shape
-    longest = max(a.shape)
+    z, y, x = shape
+    longest = max(shape)
     ky, kx = np.fft.fftfreq(y)[:, None], np.fft.rfftfreq(x)
     friedel = np.full(len(kx), 2.0)  # the half transform stands for k and -k ...
     friedel[0] = 1  # ... except on the planes that are their own mirror image
@@ -96,7 +112,7 @@ def conical_fsc(
     friedel = np.broadcast_to(friedel, (y, len(kx))).ravel()
     last = longest // 2
     sums = np.zeros((4, len(axes), last + 1))
-    for kz, plane_a, plane_b in zip(np.fft.fftfreq(z), transform(a, mask), transform(b, mask), strict=True):
+    for kz, plane_a, plane_b in zip(np.fft.fftfreq(z), a, b, strict=True):
         radius = np.sqrt(kz**2 + ky**2 + kx**2).ravel()
         shell = np.rint(longest * radius).astype(np.intp)
         inside = np.flatnonzero((shell >= 1) & (shell <= last))
@@ -110,7 +126,7 @@ def conical_fsc(
                 row[cone] += np.bincount(shell[inside[which]], value[which], minlength=last + 1)
     cross, power_a, power_b, count = sums[:, :, 1:]
     if not (count > 0).all(axis=0).any():
-        raise GeometryError(f"a box of shape {a.shape} is too small for cones of {half_angle_deg:g} degrees")
+        raise GeometryError(f"a box of shape {shape} is too small for cones of {half_angle_deg:g} degrees")
     with np.errstate(divide="ignore", invalid="ignore"):
         correlation = cross / np.sqrt(power_a * power_b)
     correlation[~np.isfinite(correlation)] = np.nan

@@ -12,6 +12,8 @@ from cryofm_io.errors import GeometryError
 
 __all__ = ["filtered_by_shell", "low_pass"]
 
+Transfer = Callable[[NDArray[Any]], NDArray[Any]]
+
 _EDGE = 0.2  # full width of the edge over 1/resolution
 
 
@@ -33,8 +35,13 @@ def low_pass(data: NDArray[Any], resolution: float, voxel_size: float) -> NDArra
     """
     if data.ndim != 3:
         raise GeometryError(f"expected a 3-D map (z, y, x), got shape {data.shape}")
+    return _filtered(data, up_to(resolution, voxel_size))
+
+
+def up_to(resolution: float, voxel_size: float) -> Transfer:
+    """What `low_pass` multiplies with, by the frequency in cycles a voxel."""
     cutoff = positive("voxel size", voxel_size, "Å") / positive("resolution", resolution, "Å")
-    return _filtered(data, lambda radius: 0.5 - 0.5 * np.sin(np.pi * ((radius / cutoff - 1) / _EDGE).clip(-0.5, 0.5)))
+    return lambda radius: 0.5 - 0.5 * np.sin(np.pi * ((radius / cutoff - 1) / _EDGE).clip(-0.5, 0.5))
 
 
 def filtered_by_shell(data: NDArray[Any], gain: NDArray[Any]) -> NDArray[np.float32]:
@@ -49,14 +56,23 @@ def filtered_by_shell(data: NDArray[Any], gain: NDArray[Any]) -> NDArray[np.floa
         >>> bool(np.allclose(filtered_by_shell(noise, np.full(6, 2.0)), 2 * noise, atol=1e-5))
         True
     """
-    shells, longest = np.arange(1, len(gain) + 1), max(data.shape)
-    return _filtered(data, lambda radius: np.interp(longest * radius, shells, gain))
+    return _filtered(data, by_shell(gain, data.shape))
 
 
-def _filtered(data: NDArray[Any], transfer: Callable[[NDArray[Any]], NDArray[Any]]) -> NDArray[np.float32]:
-    spectrum = scipy.fft.rfftn(np.asarray(data, np.float32))
-    z, y, x = np.fft.fftfreq(data.shape[0]), np.fft.fftfreq(data.shape[1]), np.fft.rfftfreq(data.shape[2])
+def by_shell(gain: NDArray[Any], shape: tuple[int, ...]) -> Transfer:
+    """What `filtered_by_shell` multiplies with, by the frequency in cycles a voxel of that box."""
+    shells, longest = np.arange(1, len(gain) + 1), max(shape)
+    return lambda radius: np.interp(longest * radius, shells, gain)
+
+
+def _filtered(data: NDArray[Any], transfer: Transfer) -> NDArray[np.float32]:
+    return multiplied(np.asarray(scipy.fft.rfftn(np.asarray(data, np.float32), norm="ortho")), transfer, data.shape)
+
+
+def multiplied(spectrum: NDArray[Any], transfer: Transfer, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """A half transform, which is lost, times a function of the frequency in cycles a voxel, and back."""
+    z, y, x = np.fft.fftfreq(shape[0]), np.fft.fftfreq(shape[1]), np.fft.rfftfreq(shape[2])
     lateral = y[:, None] ** 2 + x**2
     for plane, kz in zip(spectrum, z, strict=True):  # by planes, to spare memory
         plane *= transfer(np.sqrt(kz**2 + lateral)).astype(np.float32)
-    return np.asarray(scipy.fft.irfftn(spectrum, s=data.shape, overwrite_x=True), dtype=np.float32)
+    return np.asarray(scipy.fft.irfftn(spectrum, s=shape, norm="ortho", overwrite_x=True), dtype=np.float32)

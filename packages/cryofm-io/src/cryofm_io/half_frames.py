@@ -56,14 +56,15 @@ class Frame:
         return f"moved by {x}, {y}, {z} voxels (x, y, z)"
 
 
-def other_frame(first: Floats, second: Floats) -> Frame | None:
+def other_frame(first: Floats, second: Floats, a: Spectrum, b: Spectrum) -> Frame | None:
     """The frame in which the halves fit far better than as they are; none where there is none.
 
     Args:
         first: ``(z, y, x)``.
         second: Of the same shape.
+        a: Transform of the first.
+        b: Of the second.
     """
-    a, b = transform(first), transform(second)
     count = _independent(a, first.shape)
     here, chance = _information(a, b, count, first.shape)
     there, shift = _best_shift(a, b, count, first.shape)
@@ -106,10 +107,11 @@ def _frames(shape: tuple[int, ...]) -> Iterator[Frame]:
 
 def _independent(a: Spectrum, shape: tuple[int, ...]) -> NDArray[np.float64]:
     """By shell the number of independent values: fewer where a filter left few of a shell's coefficients."""
-    power = np.abs(a) ** 2
-    power /= power.max()
+    power = a.real**2 + a.imag**2
+    largest = float(power.max())
+    power /= largest
     _, squares, _, count = shell_sums(power, power, shape)
-    total = shell_sums(a, a, shape)[1] / float(np.max(np.abs(a) ** 2))
+    total = shell_sums(a, a, shape)[1] / largest
     with np.errstate(all="ignore"):  # of what is as random as noise the mean square is twice the squared mean
         return np.asarray(count * np.nan_to_num(2 * total**2 / (count * squares)).clip(0, 1))
 
@@ -178,6 +180,8 @@ def _by_shell(values: NDArray[np.float64], shape: tuple[int, ...]) -> NDArray[np
 
 
 def _moved(spectrum: Spectrum, shift: tuple[int, ...], shape: tuple[int, ...]) -> Spectrum:
+    if not any(shift):
+        return spectrum
     z, y, x = (np.fft.fftfreq(shape[0]), np.fft.fftfreq(shape[1]), np.fft.rfftfreq(shape[2]))
     ramps = [np.exp(-2j * np.pi * f * s).astype(spectrum.dtype) for f, s in zip((z, y, x), shift, strict=True)]
     return np.asarray(spectrum * ramps[0][:, None, None] * ramps[1][:, None] * ramps[2])

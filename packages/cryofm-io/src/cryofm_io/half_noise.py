@@ -6,9 +6,9 @@ is some at every frequency, and that of one half says nothing of that of the oth
 
 import attrs
 import numpy as np
-import scipy  # its parts load when they are needed
 from numpy.typing import NDArray
 
+from cryofm_io.filters import multiplied
 from cryofm_io.fsc import shell_sums, transform
 
 __all__ = ["Places", "least_at_nyquist", "places"]
@@ -43,18 +43,24 @@ class Places:
     shared: float
 
 
-def places(first: Floats, second: Floats) -> Places:
-    """Look at two halves, scaled alike, place by place."""
-    shape = first.shape
-    a, b = transform(first), transform(second)
+def places(a: Spectrum, b: Spectrum, power: tuple[NDArray[np.float64], ...], shape: tuple[int, ...]) -> Places:
+    """Look at two halves, scaled alike, place by place.
+
+    Args:
+        a: Transform of one half.
+        b: Of the other.
+        power: By shell the mean power of both, and of their difference.
+        shape: Of the halves.
+    """
+    of_a, of_b, of_noise = map(_amplitude, power)
     # White, so that many values of a place are independent.
-    amplitude = _amplitude(a - b, shape)
-    noise, *halves = (_variance(_filtered(spectrum, amplitude, shape)) for spectrum in (a - b, a, b))
+    one, two = (_filtered(spectrum, of_noise, shape) for spectrum in (a, b))
+    halves, noise = [_variance(one), _variance(two)], _variance(one - two)
     # For what they share each by its own filter, as one may be sharpened.
-    white = [_filtered(spectrum, _amplitude(spectrum, shape), shape) for spectrum in (a, b)]
-    covariance = _blocks(white[0] * white[1]) - _blocks(white[0]) * _blocks(white[1])
+    one, two = _filtered(a, of_a, shape), _filtered(b, of_b, shape)
+    covariance = _blocks(one * two) - _blocks(one) * _blocks(two)
     with np.errstate(all="ignore"):
-        correlation = np.nan_to_num(covariance / np.sqrt(_variance(white[0]) * _variance(white[1])))
+        correlation = np.nan_to_num(covariance / np.sqrt(_variance(one) * _variance(two)))
         alone = [np.nan_to_num(half / noise) for half in halves]
     radius = np.sqrt(sum(x**2 for x in np.meshgrid(*(_centres(n) for n in shape), indexing="ij")))
     inside, core = noise[radius < _INSIDE], noise[radius < _CORE]
@@ -70,21 +76,23 @@ def places(first: Floats, second: Floats) -> Places:
     )
 
 
-def least_at_nyquist(difference: Floats) -> float:
+def least_at_nyquist(difference: Floats, spectrum: Spectrum) -> float:
     """The power of the noise at the highest frequencies of an axis, relative to that at lower ones.
 
     Halves that were resampled to finer voxels have none there, and others about as much.  The least of three axes; of
-    the whole box, and of one that fades out, where what a filter or an interpolation makes at its edges is not seen.
+    the whole box, whose transform is known, and of one that fades out, where what a filter or an interpolation makes at
+    its edges is not seen.
     """
-    windows = np.ix_(*(np.sin(np.pi * (np.arange(n) + 0.5) / n) ** 2 for n in difference.shape))
-    return min(_least_at_nyquist(x) for x in (difference, difference * windows[0] * windows[1] * windows[2]))
+    z, y, x = (np.sin(np.pi * (np.arange(n, dtype=np.float32) + 0.5) / n) ** 2 for n in difference.shape)
+    faded = transform(difference * z[:, None, None] * (y[:, None] * x))
+    return min(_least_at_nyquist(q, difference.shape) for q in (spectrum, faded))
 
 
-def _least_at_nyquist(difference: Floats) -> float:
-    spectrum = transform(difference)
-    shape = difference.shape
+def _least_at_nyquist(spectrum: Spectrum, shape: tuple[int, ...]) -> float:
     lateral = [np.abs(np.fft.fftfreq(n)) for n in shape[:2]] + [np.fft.rfftfreq(shape[2])]
-    overall = float(np.mean(np.abs(spectrum) ** 2))
+    _, power_of, _, count = shell_sums(spectrum, spectrum, shape)
+    profile = power_of / count
+    overall = float(power_of.sum() / count.sum())
     found = [1.0]
     for axis, n in enumerate(shape):
         planes = [max(1, round(part * n)) for part in (0.1, 0.25, 0.4)]
@@ -96,41 +104,35 @@ def _least_at_nyquist(difference: Floats) -> float:
         # leave a cone without any power, none of them has some.
         radii = [(last, wide), *((k, max(wide * k / last - 1.5 / n, 1.1 / n)) for k in planes)]
         discs = [(k, distance <= radius**2) for k, radius in radii]
-        end, *others = (float(np.mean(np.abs(spectrum.take(k, axis)[disc]) ** 2)) for k, disc in discs)
+        end, *others = (float(np.mean(np.abs(np.take(spectrum, k, axis)[disc]) ** 2)) for k, disc in discs)
         if np.median(others) > 1e-5 * overall:  # nor has a missing wedge, along some axis
             found.append(end / float(np.median(others)))
-    _, power_of, _, count = shell_sums(spectrum, spectrum, shape)
-    profile = power_of / count
     nothing = profile[-1] < _NOTHING * profile.max()  # not even a smooth filter's tail, only rounding errors
     return 0.0 if nothing else min(*found, float(profile[-1] / np.median(profile)))
 
 
-def _amplitude(spectrum: Spectrum, shape: tuple[int, ...]) -> NDArray[np.float64]:
+def _amplitude(power: NDArray[np.float64]) -> NDArray[np.float64]:
     """By shell, and never so small that what is divided by it is all there is."""
-    _, power, _, count = shell_sums(spectrum, spectrum, shape)
-    amplitude = np.sqrt(power / count)
+    amplitude = np.sqrt(power)
     return np.asarray(np.maximum(amplitude, 1e-4 * amplitude.max()))
 
 
 def _filtered(spectrum: Spectrum, amplitude: NDArray[np.float64], shape: tuple[int, ...]) -> Floats:
     """Back to voxels, the shells divided by these amplitudes, without the corners of the spectrum."""
-    z, y, x = np.fft.fftfreq(shape[0]), np.fft.fftfreq(shape[1]), np.fft.rfftfreq(shape[2])
-    shells = np.arange(1, len(amplitude) + 1)
-    white = np.empty_like(spectrum)
-    for i, kz in enumerate(z):  # by planes, to spare memory
-        radius = max(shape) * np.sqrt(kz**2 + y[:, None] ** 2 + x**2)
-        edge = np.clip((len(amplitude) + 0.5 - radius) / (_EDGE * len(amplitude)), 0, 1)  # soft, or it would ring
-        white[i] = spectrum[i] / np.interp(radius, shells, amplitude) * np.sin(np.pi / 2 * edge) ** 2
+    shells = np.arange(1, len(amplitude) + 2)
+    edge = np.clip((len(amplitude) + 0.5 - shells) / (_EDGE * len(amplitude)), 0, 1)  # soft, or it would ring
+    gain = np.sin(np.pi / 2 * edge) ** 2 / np.append(amplitude, amplitude[-1])
+    white = spectrum.copy()
     white[0, 0, 0] = 0
-    return np.asarray(scipy.fft.irfftn(white, s=shape, norm="ortho"))
+    return multiplied(white, lambda radius: np.interp(max(shape) * radius, shells, gain), shape)
 
 
 def _blocks(values: Floats) -> NDArray[np.float64]:
     """Averages over cubes, about the centre of the box."""
     cut = tuple(slice((n % _BLOCK) // 2, (n % _BLOCK) // 2 + n // _BLOCK * _BLOCK) for n in values.shape)
     nz, ny, nx = (n // _BLOCK for n in values.shape)
-    cubes = values[cut].reshape(nz, _BLOCK, ny, _BLOCK, nx, _BLOCK)
-    return np.asarray(cubes.mean(axis=(1, 3, 5), dtype=np.float64))
+    planes = values[cut].reshape(nz, _BLOCK, ny * _BLOCK, nx * _BLOCK).sum(axis=1, dtype=np.float64)
+    return np.asarray(planes.reshape(nz, ny, _BLOCK, nx, _BLOCK).sum(axis=(2, 4)) / _BLOCK**3)
 
 
 def _variance(values: Floats) -> NDArray[np.float64]:

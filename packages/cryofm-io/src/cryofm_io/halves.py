@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 
 from cryofm_io.density_map import DensityMap, check_same_grid
 from cryofm_io.errors import HalfMapError, MapWarning
-from cryofm_io.fsc import FscCurve, fsc, shell_sums, transform
+from cryofm_io.fsc import FscCurve, curve_of_sums, middle_value, shell_sums, transform, unit
 from cryofm_io.half_frames import other_frame
-from cryofm_io.half_noise import least_at_nyquist, places
+from cryofm_io.half_noise import Places, least_at_nyquist, places
 from cryofm_io.resample import fourier_resample
 
 __all__ = ["check_contrast", "check_half_maps"]
@@ -38,13 +38,16 @@ _MIN_SKEW = -0.5
 _MAX_RISE = 30
 
 
-def check_half_maps(half1: DensityMap, half2: DensityMap, *, allow_masked: bool = False) -> None:
+def check_half_maps(half1: DensityMap, half2: DensityMap, *, allow_masked: bool = False) -> FscCurve:
     """Check that two maps are the unmasked, unfiltered halves of one data set.
 
     Args:
         half1: One half map.
         half2: The other.
         allow_masked: Accept masked, filtered or resampled halves: the noise estimated from them is too small.
+
+    Returns:
+        The FSC between them.
 
     Raises:
         GridMismatchError: The halves differ in shape, voxel size or position.
@@ -64,52 +67,63 @@ def check_half_maps(half1: DensityMap, half2: DensityMap, *, allow_masked: bool 
         cryofm_io.errors.HalfMapError: the two half maps are equal; ...
     """
     check_same_grid(half1, half2, what="the half maps")
-    curve = fsc(half1.data, half2.data, half1.voxel_size)
+    shape = half1.shape
+    # Beside a constant single precision would lose the rest.
+    one, two = (unit(half.data - middle_value(half.data)) for half in (half1, half2))
+    a, b = transform(one), transform(two)
+    sums = shell_sums(a, b, shape)
+    curve = curve_of_sums(sums, shape, half1.voxel_size)
     if np.array_equal(half1.data, half2.data) or np.nanmin(curve.correlation) > 1 - 1e-5:
         raise HalfMapError("the two half maps are equal; noise cannot be estimated, give two independent halves")
-    coarse = [_coarse(half.data).ravel() for half in (half1, half2)]
-    correlation = float(np.corrcoef(coarse)[0, 1])
-    if correlation < -max(0.1, 5 / len(coarse[0]) ** 0.5):  # halves of nothing but noise are within 1/√N of 0
+    coarse = [_coarse(half) for half in (one, two)]
+    correlation = float(np.corrcoef([half.ravel() for half in coarse])[0, 1])
+    if correlation < -max(0.1, 5 / coarse[0].size ** 0.5):  # halves of nothing but noise are within 1/√N of 0
         raise HalfMapError(
             f"the half maps have a correlation of {correlation:.2f}: one is inverted; protein must be positive in both"
         )
-    # Beside a constant single precision would lose the rest.
-    one, two = (half.data - np.median(half.data) for half in (half1, half2))
-    if (frame := other_frame(one, two)) is not None:
+    if (frame := other_frame(one, two, a, b)) is not None:
         raise HalfMapError(
             f"the half maps fit better with the second one {frame}: they do not lie in one frame; give both as one "
             "reconstruction wrote them, or bring them into one frame first"
         )
+    scale = np.float32(_scale(sums))
+    two *= scale
+    b *= scale
+    noise = a - b
+    _, power, _, count = shell_sums(noise, noise, shape)
     if not allow_masked:
-        two = two * np.float32(_scale(one, two))
-        _check_nyquist(one, two)
-        if min(one.shape) >= _LEAST_SIDE:
-            _check_noise(one, two, curve)
+        _check_nyquist(one - two, noise)
+        del noise
+        if min(shape) >= _LEAST_SIDE:
+            _check_noise(
+                one, two, places(a, b, (sums[1] / count, scale**2 * sums[2] / count, power / count), shape), curve
+            )
     ratio = float(half2.data.std() / half1.data.std())
     if abs(ratio - 1) > _MAX_SCALE:
         message = f"the second half map's scale is {ratio:.3g} times the first's; are they from one reconstruction?"
         warnings.warn(message, MapWarning, stacklevel=2)
-    rise = _rise_of_noise(half1.data - half2.data)
+    rise = _rise(power, count)
     if rise > _MAX_RISE:
         message = (
             f"the noise is {rise:.0f} times stronger at Nyquist than at a quarter of it: sharpened half maps? "
             "Give unsharpened ones"
         )
         warnings.warn(message, MapWarning, stacklevel=2)
-    check_contrast(half1.data + half2.data)
+    _check_tail(coarse[0] + scale * coarse[1])
+    return curve
 
 
-def _scale(one: NDArray[Any], two: NDArray[Any]) -> float:
+def _scale(sums: NDArray[np.float64]) -> float:
     """What the second half must be multiplied with, by the shells in which the halves agree."""
-    cross, power1, power2, _ = shell_sums(transform(one), transform(two), one.shape)
+    cross, power1, power2, _ = sums
     with np.errstate(all="ignore"):
         weight = np.nan_to_num(cross / np.sqrt(power1 * power2)).clip(0) ** 4
         scale = float(np.sqrt(np.sum(weight * power1) / np.sum(weight * power2)))
     return scale if 0 < scale < np.inf else 1.0
 
 
-def _check_nyquist(one: NDArray[Any], two: NDArray[Any]) -> None:
-    at_nyquist = least_at_nyquist(one - two)
+def _check_nyquist(difference: NDArray[Any], spectrum: NDArray[Any]) -> None:
+    at_nyquist = least_at_nyquist(difference, spectrum)
     if at_nyquist < _MIN_AT_NYQUIST:
         raise HalfMapError(
             f"the half maps have no power at Nyquist (noise {at_nyquist:.0e} of that at lower frequencies): filtered, "
@@ -117,9 +131,8 @@ def _check_nyquist(one: NDArray[Any], two: NDArray[Any]) -> None:
         )
 
 
-def _check_noise(one: NDArray[Any], two: NDArray[Any], curve: FscCurve) -> None:
+def _check_noise(one: NDArray[Any], two: NDArray[Any], found: Places, curve: FscCurve) -> None:
     """Refuse halves whose difference is no noise of a reconstruction, saying which case it is."""
-    found = places(one, two)
     least = min(found.evenness / _MIN_EVENNESS, found.rim / _MIN_RIM, found.alone / _MIN_ALONE)
     values = [(half, value) for half in (one, two) for value in (0, half[0, 0, 0])]
     if least < 1 or max(share_filled(_middle(half), value) for half, value in values) > _MAX_CONSTANT:
@@ -151,8 +164,12 @@ def check_contrast(data: NDArray[Any]) -> None:
         >>> blob[6:10, 6:10, 6:10] = 1
         >>> check_contrast(blob)
     """
-    # Molecules are few bright voxels.  On a coarse grid the noise no longer hides the sign of the tail.
-    if _skewness(_coarse(data)) < _MIN_SKEW:
+    _check_tail(_coarse(data - middle_value(data)))
+
+
+def _check_tail(coarse: NDArray[Any]) -> None:
+    """Molecules are few bright voxels; on a coarse grid the noise no longer hides the sign of the tail."""
+    if _skewness(coarse) < _MIN_SKEW:
         message = "the density has its tail on the negative side: inverted contrast? Protein must be positive"
         warnings.warn(message, MapWarning, stacklevel=2)
 
@@ -164,7 +181,7 @@ def _skewness(data: NDArray[Any]) -> float:
 
 
 def _coarse(data: NDArray[Any]) -> NDArray[Any]:
-    return fourier_resample(data - np.median(data), [max(4, n // 4) for n in data.shape])
+    return fourier_resample(data, [max(4, n // 4) for n in data.shape])
 
 
 def _middle(data: NDArray[Any]) -> NDArray[Any]:
@@ -181,10 +198,8 @@ def share_filled(data: NDArray[Any], value: float) -> float:
     return float(same.mean())
 
 
-def _rise_of_noise(difference: NDArray[Any]) -> float:
+def _rise(power: NDArray[np.float64], count: NDArray[np.float64]) -> float:
     """Mean power of the last tenth of the shells relative to that of the shells around a quarter of Nyquist."""
-    spectrum = transform(difference)
-    _, power, _, count = shell_sums(spectrum, spectrum, difference.shape)
     shells = len(count)
     near = slice(shells // 5, max(3 * shells // 10, shells // 5 + 1))
     last = slice(-max(1, shells // 10), None)

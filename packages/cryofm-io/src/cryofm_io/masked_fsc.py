@@ -4,6 +4,7 @@ Chen et al., Ultramicroscopy 135:24, 2013: the phases of both halves are made ra
 masked halves then still share is the mask's doing, and comes off.
 """
 
+from collections.abc import Iterator
 from typing import Any
 
 import attrs
@@ -12,12 +13,17 @@ import scipy  # its parts load when they are needed
 from numpy.typing import NDArray
 
 from cryofm_io.checks import positive
-from cryofm_io.fsc import FscCurve, fsc, transform
+from cryofm_io.errors import GridMismatchError
+from cryofm_io.fsc import FscCurve, curve_of_sums, shell_sums, transform, unit
 
 __all__ = ["MaskedFsc", "masked_fsc"]
 
 _TRUE_UP_TO = 0.8  # of the unmasked FSC: phases coarser than that stay
+_FAINT = 1e-8  # of the strongest shell's power, that is brought to one with the others
 _BEYOND = 2  # shells from there on, where the correction begins, as in RELION
+
+
+Spectrum = NDArray[np.complexfloating[Any, Any]]
 
 
 @attrs.frozen(eq=False)
@@ -64,15 +70,36 @@ def masked_fsc(
         >>> bool(abs(curves.corrected.correlation[-6:]).mean() < 0.3), round(curves.randomised_from)
         (True, 9)
     """
-    unmasked, masked = fsc(half1, half2, voxel_size), fsc(half1, half2, voxel_size, mask)
+    if not half1.shape == half2.shape == mask.shape or half1.ndim != 3:
+        shapes = f"{half1.shape} and {half2.shape} inside a mask of {mask.shape}"
+        raise GridMismatchError(f"FSC of shapes {shapes}: they must be (z, y, x), and alike")
+    positive("voxel size", voxel_size, "Å")
+    return masked_fsc_of(transform(unit(half1)), transform(unit(half2)), voxel_size, mask, seed=seed)
+
+
+def masked_fsc_of(
+    a: Spectrum, b: Spectrum, voxel_size: float, mask: NDArray[Any], *, white: bool = False, seed: int = 0
+) -> MaskedFsc:
+    """The same of the halves' transforms, which are lost; ``white``: every shell of either brought to one power."""
+    shape = mask.shape
+    sums = shell_sums(a, b, shape)
+    unmasked = curve_of_sums(sums, shape, voxel_size)
+    if white:
+        _whiten(a, sums[1] / sums[3], shape)
+        _whiten(b, sums[2] / sums[3], shape)
+
+    def inside() -> FscCurve:
+        return curve_of_sums(shell_sums(_masked(a, mask), _masked(b, mask), shape), shape, voxel_size)
+
+    masked = inside()
     below = np.flatnonzero(np.nan_to_num(unmasked.correlation) < _TRUE_UP_TO)
     if not below.size:
         return MaskedFsc(unmasked, masked, masked, masked, None)
     first = int(below[0])
     rng = np.random.default_rng(seed)
-    least = (first + 1 - 0.5) / (max(half1.shape) * positive("voxel size", voxel_size, "Å"))
-    one, two = (_random_phases(half, least * voxel_size, rng) for half in (half1, half2))
-    randomised = fsc(one, two, voxel_size, mask)
+    for half in (a, b):
+        _random_phases(half, (first + 1 - 0.5) / max(shape), shape, rng)
+    randomised = inside()
     with np.errstate(divide="ignore", invalid="ignore"):
         true = (masked.correlation - randomised.correlation) / (1 - randomised.correlation)
     corrected = np.where(np.arange(len(true)) >= first + _BEYOND, true, masked.correlation)
@@ -80,14 +107,37 @@ def masked_fsc(
     return MaskedFsc(unmasked, masked, randomised, curve, float(1 / unmasked.frequency[first]))
 
 
-def _random_phases(data: NDArray[Any], least: float, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Random phases from that frequency on, in cycles a voxel; amplitudes stay."""
-    spectrum = transform(data)
-    # White noise has phases with the symmetry of a real map; any others would change amplitudes on the way back.
-    phases = transform(rng.standard_normal(data.shape, dtype=np.float32))
-    z, y, x = np.fft.fftfreq(data.shape[0]), np.fft.fftfreq(data.shape[1]), np.fft.rfftfreq(data.shape[2])
+def _masked(spectrum: Spectrum, mask: NDArray[Any]) -> Spectrum:
+    inside = np.asarray(scipy.fft.irfftn(spectrum, s=mask.shape, norm="ortho"))
+    inside *= mask
+    return transform(inside)
+
+
+def _whiten(spectrum: Spectrum, power: NDArray[np.float64], shape: tuple[int, ...]) -> None:
+    """Divide by the amplitude, linear between shells."""
+    gain, longest = 1 / np.sqrt(np.maximum(power, _FAINT * power.max())), max(shape)
+    for plane, radius in zip(spectrum, _radii(shape), strict=True):
+        plane *= np.interp(longest * radius, np.arange(1, len(gain) + 1), gain).astype(np.float32)
+
+
+def _random_phases(spectrum: Spectrum, least: float, shape: tuple[int, ...], rng: np.random.Generator) -> None:
+    """Give it random phases from that frequency on, in cycles a voxel; amplitudes stay."""
+    width = spectrum.shape[2]
+    # Where the half transform holds both k and -k, their phases are opposite: that of k less that of -k.
+    mirrored = {}
+    for column in {0, width - 1} if shape[2] % 2 == 0 else {0}:
+        turns = rng.random(shape[:2], np.float32)
+        mirrored[column] = turns - np.roll(np.flip(turns), 1, (0, 1))
+    for i, (plane, radius) in enumerate(zip(spectrum, _radii(shape), strict=True)):
+        turns = rng.random((shape[1], width), np.float32)
+        for column, both in mirrored.items():
+            turns[:, column] = both[i]
+        beyond = radius >= least
+        plane[beyond] = np.abs(plane[beyond]) * np.exp(np.complex64(2j * np.pi) * turns[beyond])
+
+
+def _radii(shape: tuple[int, ...]) -> Iterator[NDArray[np.float64]]:
+    """Lengths of the frequencies, in cycles a voxel, plane by plane to spare memory."""
+    y, x = np.fft.fftfreq(shape[1]), np.fft.rfftfreq(shape[2])
     lateral = y[:, None] ** 2 + x**2
-    for plane, phase, kz in zip(spectrum, phases, z, strict=True):
-        beyond = np.sqrt(kz**2 + lateral) >= least
-        plane[beyond] = np.abs(plane[beyond]) * phase[beyond] / np.abs(phase[beyond]).clip(1e-30)
-    return np.asarray(scipy.fft.irfftn(spectrum, s=data.shape, norm="ortho"), dtype=np.float32)
+    return (np.sqrt(kz**2 + lateral) for kz in np.fft.fftfreq(shape[0]))

@@ -8,12 +8,12 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from cryofm_io.changes import changes
-from cryofm_io.conical_fsc import conical_fsc
+from cryofm_io.changes import Change, changes_of
+from cryofm_io.conical_fsc import ConicalFsc, conical_fsc_of
 from cryofm_io.density_map import DensityMap
-from cryofm_io.filters import filtered_by_shell
-from cryofm_io.fsc import FscCurve, fsc, shell_sums, transform
-from cryofm_io.masked_fsc import masked_fsc
+from cryofm_io.filters import Transfer, by_shell, filtered_by_shell, multiplied, up_to
+from cryofm_io.fsc import FscCurve, curve_of_sums, fsc, shell_sums, transform
+from cryofm_io.masked_fsc import MaskedFsc, masked_fsc_of
 from cryofm_io.masks import automatic_mask
 from cryofm_io.mrc_write import VIEWING_NOTE
 from cryofm_io.report.figures import figure, fsc_figure, histogram, of_resolution
@@ -27,6 +27,7 @@ FORMAT = 1  # of what a page holds; another one cannot be shown again
 INPUT, LINEAR, RESTORED, SPREAD = "input", "linear", "restored", "uncertainty"
 _AGREE = 0.05  # least FSC of shells that count in what one half says of the other
 _ALIKE = 0.8  # cFAR, from where on all directions are
+_WIDEST, _SHOWN = [0.02, 99.995], [0.5, 99.8]  # percentiles
 _THRESHOLD = 5.0  # standard deviations
 _WRONG = "missing views or a preferred orientation; the map is smeared along the bad directions"
 
@@ -35,52 +36,99 @@ Floats = NDArray[np.floating]
 
 @attrs.frozen(eq=False)
 class _Data:
-    """A run, and what is computed of it once."""
+    """A run, and what is computed of it once: by transforms of its maps, of which no two are made of one map.
+
+    Attributes:
+        run: All of it.
+        mask: That of the run, or an automatic one.
+        widest: From the darkest to the brightest of the restored map that surfaces have.
+        shown: The same of slices.
+        sums: Of the halves, by `shell_sums`.
+        unmasked: FSC of the halves.
+        inside: The same inside the mask, every shell of one power first.
+        cones: The same by direction.
+        results: Of linear and restored map, by `shell_sums`; where there is no linear one, of the restored one twice.
+        gain: What the linear filter did, shell by shell.
+        z: By how many standard deviations of the noise every voxel changed.
+        places: Where most changed.
+        mean: What was measured, with the solvent's value of the restored map.
+    """
 
     run: Run
-    mean: DensityMap | None  # of what was measured
     mask: Floats | None
-    drawn: bool  # whether the mask was made here
-    filtered_noise: Floats | None  # a draw of the noise in the linear map
-    unmasked: FscCurve | None
+    results: NDArray[np.float64]
+    widest: tuple[float, float]
+    shown: tuple[float, float]
+    sums: NDArray[np.float64] | None = None
+    unmasked: FscCurve | None = None
+    inside: MaskedFsc | None = None
+    cones: ConicalFsc | None = None
+    gain: Floats | None = None
+    z: Floats | None = None
+    places: list[Change] = attrs.field(factory=list)
+    mean: Floats | None = None
 
     @classmethod
     def of(cls, run: Run) -> "_Data":
-        mean = run.observed
-        if run.halves is not None:
-            one, two = _halves(run)
-            mean = attrs.evolve(run.halves[0], data=(one + two) / 2)
-        base = run.restored if run.linear is None else run.linear
-        mask = run.mask
+        restored, linear = run.restored, run.linear
+        mask = run.mask if run.mask is not None else run.automatic_mask
         if mask is None:
+            base = restored if linear is None else linear
             mask = automatic_mask(base.data - np.median(base.data), base.voxel_size)
-        noise = unmasked = None
-        if run.halves is not None and mean is not None:
-            one, two = _halves(run)
-            unmasked = fsc(one, two, base.voxel_size)
-            if run.linear is not None:
-                noise = filtered_by_shell((one - two) / 2, _gain(mean.data, run.linear.data))
-        return cls(run, mean, mask, run.mask is None, noise, unmasked)
-
-
-def _halves(run: Run) -> tuple[Floats, Floats]:
-    """As measured, less their medians."""
-    one, two = (half.data - np.median(half.data) for half in run.halves or ())
-    return one, two
+        quantiles = [float(q) for q in np.percentile(restored.data, [*_WIDEST, *_SHOWN, 50])]
+        known: dict[str, Any] = {"widest": _some(*quantiles[:2]), "shown": _some(*quantiles[2:4])}
+        level = np.float32(quantiles[4])
+        before = transform(restored.data if linear is None else linear.data)
+        if run.halves is None:
+            if run.observed is not None:
+                known["mean"] = run.observed.data - np.float32(np.median(run.observed.data)) + level
+            return cls(run, mask, shell_sums(before, before, restored.shape), **known)
+        shape, voxel_size = restored.shape, restored.voxel_size
+        a, b = (transform(half.data - np.median(half.data)) for half in run.halves)  # beside a constant all is lost
+        sums = shell_sums(a, b, shape)
+        unmasked, cones = curve_of_sums(sums, shape, voxel_size), conical_fsc_of(a, b, shape, voxel_size)
+        known |= {"sums": sums, "unmasked": unmasked, "cones": cones, "results": shell_sums(before, before, shape)}
+        low: Transfer | None = None
+        noise: Floats | None = None
+        if linear is not None:
+            cross, _, _, _ = shell_sums((a + b) / 2, before, shape)
+            power = (2 * sums[0] + sums[1] + sums[2]) / 4  # of the mean
+            known["gain"] = np.nan_to_num(cross / np.maximum(power, 1e-30))
+            if (reach := _reach_of(unmasked, voxel_size)) is not None:
+                low = coarse = up_to(reach, voxel_size)
+                shown = by_shell(known["gain"], shape)
+                noise = multiplied((a - b) / 2, lambda radius: coarse(radius) * shown(radius), shape)
+        if mask is not None:
+            known["inside"] = masked_fsc_of(a, b, voxel_size, mask, white=True)
+        del a, b
+        if linear is not None:
+            after = transform(restored.data)
+            known["results"] = shell_sums(before, after, shape)
+            if low is not None and noise is not None:
+                after -= before
+                del before
+                difference = multiplied(after, low, shape)
+                del after
+                known["z"], known["places"] = changes_of(difference, noise, linear, threshold=_THRESHOLD)
+                del difference, noise
+        mean = run.halves[0].data + run.halves[1].data
+        mean /= 2
+        mean += level - np.float32(np.median(mean))
+        return cls(run, mask, mean=mean, **known)
 
 
 def content_of(run: Run) -> dict[str, Any]:
     """Everything, as what JSON holds."""
     data = _Data.of(run)
-    z, places = _what_changed(data)
-    numbers, directional = _numbers(data), _directional(data)
+    gained, directional = _gained(data), _directional(data)
+    numbers = _numbers(data, gained)
     figures = [made for made in (*_curves(data), directional, _wilson(data), _noise(data), _densities(data)) if made]
     warnings = [*run.record.get("doubts", []), *_warnings(data, directional)]
-    volumes = _volumes(data, z)
+    volumes = _volumes(data)
     content = {
         "format": FORMAT,
         "title": f"{run.name.removesuffix('.py')}: {_what(run)}",
-        **_verdict(data, numbers),
+        **_verdict(data, gained),
         "numbers": numbers[:3],
         "more_numbers": numbers[3:],
         "comparison": None,
@@ -89,7 +137,7 @@ def content_of(run: Run) -> dict[str, Any]:
         "pairs": None,
         "warnings": warnings,
         "figures": figures,
-        "places": None if z is None else [attrs.asdict(place) for place in places],
+        "places": None if data.z is None else [attrs.asdict(place) for place in data.places],
         "threshold": _THRESHOLD,
         "resolution_of_changes": _reach(data),
         **volumes,
@@ -109,7 +157,7 @@ def _what(run: Run) -> str:
 # Numbers and verdict
 
 
-def _numbers(data: _Data) -> list[dict[str, Any]]:
+def _numbers(data: _Data, gained: "_Gained | None") -> list[dict[str, Any]]:
     """The most important first."""
     record, numbers = data.run.record, []
 
@@ -125,8 +173,8 @@ def _numbers(data: _Data) -> list[dict[str, Any]]:
     if slope is not None:
         add("slope of the other half", f"{slope:.2f}", "what one half, restored, has to be multiplied by to predict "
             "the other: about 1; right results have 0.8 to 1.3", 0.8 <= slope <= 1.3)  # fmt: skip
-    if (gain := _gained(data)) is not None:
-        baseline, restored, how = gain
+    if gained is not None:
+        baseline, restored, how = gained
         add("gained over the masked, sharpened mean", f"{restored - baseline:+.3f}", f"{how}: {restored:.3f} restored, "
             f"{baseline:.3f} masked and sharpened", restored >= baseline)  # fmt: skip
     if (held := record.get("held_out")) is not None:
@@ -147,7 +195,10 @@ def _numbers(data: _Data) -> list[dict[str, Any]]:
     return numbers
 
 
-def _gained(data: _Data) -> tuple[float, float, str] | None:
+_Gained = tuple[float, float, str]
+
+
+def _gained(data: _Data) -> _Gained | None:
     """The masked, sharpened mean, the restored map, and how they were judged."""
     truth = data.run.record.get("against_the_truth") or {}
     restored = truth.get(RESTORED)
@@ -156,11 +207,11 @@ def _gained(data: _Data) -> tuple[float, float, str] | None:
         return baseline["fsc_auc"], restored["fsc_auc"], "area under the FSC against the truth"
     if data.run.halves is None or data.run.restored_halves is None or data.mask is None or data.unmasked is None:
         return None
-    one, two = _halves(data.run)
+    one, two = (half.data - np.median(half.data) for half in data.run.halves)
     used = np.nan_to_num(data.unmasked.correlation) > _AGREE
-    if not used.any() or data.mean is None or data.run.linear is None:
+    if not used.any() or data.gain is None:
         return None
-    sharp = filtered_by_shell(one, _gain(data.mean.data, data.run.linear.data)) * data.mask
+    sharp = filtered_by_shell(one, data.gain) * data.mask
     voxel_size = data.run.restored.voxel_size
     masked, found = (
         fsc(x, two, voxel_size).correlation[used].mean() for x in (sharp, data.run.restored_halves[0].data)
@@ -168,7 +219,7 @@ def _gained(data: _Data) -> tuple[float, float, str] | None:
     return float(masked), float(found), "mean FSC of one half's map with the other half, as measured"
 
 
-def _verdict(data: _Data, numbers: list[dict[str, Any]]) -> dict[str, Any]:
+def _verdict(data: _Data, gained: _Gained | None) -> dict[str, Any]:
     doubts = data.run.record.get("doubts", [])
     if doubts:
         return {"trusted": False, "verdict": f"Do not trust this map: {'; '.join(doubts)}."}
@@ -181,8 +232,8 @@ def _verdict(data: _Data, numbers: list[dict[str, Any]]) -> dict[str, Any]:
         )
         return {"trusted": None, "verdict": alone}
     said = "The checks found nothing against this map: one half, restored, predicts the other as it should"
-    if (gain := _gained(data)) is not None:
-        baseline, restored, how = gain
+    if gained is not None:
+        baseline, restored, how = gained
         better = "better" if restored >= baseline else "worse"
         said += f", and by the {how} it is {abs(restored - baseline):.3f} {better} than the masked, sharpened mean"
     return {"trusted": True, "verdict": said + "."}
@@ -210,13 +261,10 @@ def _warnings(data: _Data, directional: dict[str, Any] | None) -> list[str]:
 def _curves(data: _Data) -> list[dict[str, Any]]:
     """FSC of the data, and of the results."""
     figures, run, voxel_size = [], data.run, data.run.restored.voxel_size
-    if data.unmasked is not None and run.halves is not None:
+    if data.unmasked is not None:
         curves = {"halves": data.unmasked}
-        if data.mask is not None:
-            # White first, or a mask's soft edge would carry strong noise of fine shells over to weaker ones.
-            one, two = map(_whitened, _halves(run))
-            inside = masked_fsc(one, two, voxel_size, data.mask)
-            which = "an automatic mask" if data.drawn else "your mask"
+        if (inside := data.inside) is not None:
+            which = "an automatic mask" if run.mask is None else "your mask"
             curves |= {
                 f"inside {which}": inside.masked,
                 "the same, phases randomised": inside.randomised,
@@ -235,7 +283,7 @@ def _curves(data: _Data) -> list[dict[str, Any]]:
         )
     against = {name: curve for name, curve in run.curves.items() if name != "half maps"}
     if run.linear is not None:
-        against["restored against linear"] = fsc(run.restored.data, run.linear.data, voxel_size)
+        against["restored against linear"] = curve_of_sums(data.results, run.restored.shape, voxel_size)
     if against:
         figures.append(
             fsc_figure(
@@ -251,10 +299,8 @@ def _curves(data: _Data) -> list[dict[str, Any]]:
 
 
 def _directional(data: _Data) -> dict[str, Any] | None:
-    if data.run.halves is None:
+    if (cones := data.cones) is None:
         return None
-    one, two = _halves(data.run)
-    cones = conical_fsc(one, two, data.run.restored.voxel_size)
     area = cones.auc
     worst, best = int(area.argmin()), int(area.argmax())
     names = {"along x": 0, "along y": 1, "along z": 2, f"worst, {_axis(cones.directions[worst])}": worst}
@@ -276,13 +322,17 @@ def _axis(direction: Floats) -> str:
 
 
 def _wilson(data: _Data) -> dict[str, Any]:
-    maps = {INPUT: data.mean, LINEAR: data.run.linear, RESTORED: data.run.restored}
-    series = {}
-    for label, one in maps.items():
-        if one is not None:
-            power, frequency = _power(one.data), _frequencies(one)
-            with np.errstate(divide="ignore"):
-                series[label] = (frequency**2, np.log(power))
+    _, linear, restored, count = data.results
+    powers = {RESTORED: restored} if data.run.linear is None else {LINEAR: linear, RESTORED: restored}
+    if data.sums is not None:
+        cross, power1, power2, _ = data.sums
+        powers = {INPUT: (2 * cross + power1 + power2) / 4} | powers
+    elif data.mean is not None:
+        spectrum = transform(data.mean)
+        powers = {INPUT: shell_sums(spectrum, spectrum, data.run.restored.shape)[1]} | powers
+    frequency = _frequencies(data.run.restored)
+    with np.errstate(divide="ignore"):
+        series = {label: (frequency**2, np.log(power / np.maximum(count, 1))) for label, power in powers.items()}
     last = float(np.sqrt(series[RESTORED][0][-1]))
     return figure(
         "wilson",
@@ -298,10 +348,9 @@ def _wilson(data: _Data) -> dict[str, Any]:
 
 
 def _noise(data: _Data) -> dict[str, Any] | None:
-    if data.run.halves is None:
+    if data.sums is None:
         return None
-    one, two = map(transform, _halves(data.run))
-    cross, power1, power2, count = shell_sums(one, two, data.run.restored.shape)
+    cross, power1, power2, count = data.sums
     noise = np.maximum(power1 + power2 - 2 * cross, 0) / count / 4  # of the mean
     signal = cross / count
     frequency = _frequencies(data.run.restored)
@@ -323,13 +372,12 @@ def _noise(data: _Data) -> dict[str, Any] | None:
 
 
 def _densities(data: _Data) -> dict[str, Any]:
-    low, high = contrast(data.run.restored.data, widest=True)
     maps = {RESTORED: data.run.restored.data}
     if data.run.linear is not None:
         maps = {LINEAR: data.run.linear.data} | maps
     if data.mean is not None:
-        maps = {INPUT: _about(data.mean.data, data.run.restored.data)} | maps
-    return histogram(maps, low, high)
+        maps = {INPUT: data.mean} | maps
+    return histogram(maps, *data.widest)
 
 
 # What changed
@@ -337,36 +385,30 @@ def _densities(data: _Data) -> dict[str, Any]:
 
 def _reach(data: _Data) -> float | None:
     """Å that the data reach; where they reach Nyquist, that."""
-    if data.unmasked is None:
-        return None
-    found = data.unmasked.resolution(0.143)
-    return max(found, 2 * data.run.restored.voxel_size) if found < math.inf else None
+    return None if data.unmasked is None else _reach_of(data.unmasked, data.run.restored.voxel_size)
 
 
-def _what_changed(data: _Data) -> tuple[Floats | None, list[Any]]:
-    reach = _reach(data)
-    if data.filtered_noise is None or data.run.linear is None or reach is None:
-        return None, []
-    return changes(data.run.linear, data.run.restored, data.filtered_noise, reach, threshold=_THRESHOLD)
+def _reach_of(curve: FscCurve, voxel_size: float) -> float | None:
+    found = curve.resolution(0.143)
+    return max(found, 2 * voxel_size) if found < math.inf else None
 
 
 # Maps
 
 
-def _volumes(data: _Data, z: Floats | None) -> dict[str, Any]:
+def _volumes(data: _Data) -> dict[str, Any]:
     run = data.run
     maps: dict[str, Floats] = {}
     if data.mean is not None:
-        maps[INPUT] = _about(data.mean.data, run.restored.data)
+        maps[INPUT] = data.mean
     if run.linear is not None:
         maps[LINEAR] = run.linear.data
     maps[RESTORED] = run.restored.data
-    low, high = contrast(run.restored.data, widest=True)
-    packing: dict[str, tuple[Floats, float, float]] = {name: (x, low, high) for name, x in maps.items()}
+    packing: dict[str, tuple[Floats, float, float]] = {name: (x, *data.widest) for name, x in maps.items()}
     if run.uncertainty is not None:
         packing[SPREAD] = (run.uncertainty.data, 0.0, float(np.percentile(run.uncertainty.data, 99.95)))
-    if z is not None:
-        packing["change"] = (z, -8.0, 8.0)
+    if data.z is not None:
+        packing["change"] = (data.z, -8.0, 8.0)
     window = Window(run.restored, data.mask)
     shown = {name: (window.show(x), first, last) for name, (x, first, last) in packing.items()}
     inside = None if data.mask is None else window.show(data.mask) > 0.5
@@ -382,45 +424,23 @@ def _volumes(data: _Data, z: Floats | None) -> dict[str, Any]:
             "coarser": window.voxel_size > 1.001 * run.restored.voxel_size,
             "cut": any(part.stop - part.start < n for part, n in zip(window.box, run.restored.shape, strict=True)),
         },
-        "contrast": list(contrast(run.restored.data)),
+        "contrast": list(data.shown),
         "level": level(shown[RESTORED][0], inside),
     }
 
 
 def contrast(data: Floats, *, widest: bool = False) -> tuple[float, float]:
     """From the darkest to the brightest that a picture shows; ``widest`` for surfaces, whose levels lie higher."""
-    low, high = np.percentile(data, [0.02, 99.995] if widest else [0.5, 99.8])
+    return _some(*np.percentile(data, _WIDEST if widest else _SHOWN))
+
+
+def _some(low: float, high: float) -> tuple[float, float]:
     return float(low), float(max(high, low + 1e-12))
 
 
 def level(data: Floats, inside: NDArray[np.bool_] | None) -> float:
     """Where a surface encloses about a fifth of what a soft mask does."""
     return float(np.percentile(data if inside is None or not inside.any() else data[inside], 80))
-
-
-def _about(data: Floats, like: Floats) -> Floats:
-    """A map with the solvent's value of another."""
-    return np.asarray(data - np.float32(np.median(data)) + np.float32(np.median(like)))
-
-
-# Fourier space
-
-
-def _gain(before: Floats, after: Floats) -> Floats:
-    """What a filter did, shell by shell."""
-    cross, power, _, _ = shell_sums(transform(before), transform(after), before.shape)
-    return np.asarray(np.nan_to_num(cross / np.maximum(power, 1e-30)))
-
-
-def _whitened(data: Floats) -> Floats:
-    power = _power(data)
-    return filtered_by_shell(data, 1 / np.sqrt(np.maximum(power, 1e-8 * power.max())))
-
-
-def _power(data: Floats) -> Floats:
-    spectrum = transform(data)
-    _, power, _, count = shell_sums(spectrum, spectrum, data.shape)
-    return np.asarray(power / np.maximum(count, 1))
 
 
 def _frequencies(map: DensityMap) -> Floats:

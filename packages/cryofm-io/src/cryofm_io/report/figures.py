@@ -12,6 +12,7 @@ from cryofm_io.fsc import FscCurve
 __all__ = ["figure", "fsc_figure", "histogram", "of_resolution"]
 
 _FINEST = 7  # ticks
+_BINS = 80
 
 
 def figure(
@@ -81,11 +82,11 @@ def fsc_figure(
 
 def histogram(maps: Mapping[str, NDArray[Any]], low: float, high: float) -> dict[str, Any]:
     """How many voxels have which density, one scale for all."""
-    edges = np.linspace(low, high, 81)
+    edges = np.linspace(low, high, _BINS + 1)
     middle = (edges[1:] + edges[:-1]) / 2
     counts = {}
     for label, data in maps.items():
-        count = np.histogram(data, edges)[0].astype(float)
+        count = np.histogram(data, _BINS, (low, high))[0].astype(float)
         counts[label] = (middle, np.log10(np.where(count > 0, count, np.nan)))
     return figure(
         "histogram",

@@ -35,6 +35,7 @@ class Run:
         observed: The one map as measured, where there are no halves.
         restored_halves: Each restored by itself.
         mask: That the script was given.
+        automatic_mask: One that was made of the linear map, where none was given; None: none was made yet.
         curves: ``fsc.csv``.
     """
 
@@ -46,6 +47,7 @@ class Run:
     observed: DensityMap | None = None
     restored_halves: Pair | None = None
     mask: NDArray[np.float32] | None = None
+    automatic_mask: NDArray[np.float32] | None = None
     curves: dict[str, FscCurve] = attrs.field(factory=dict)
 
     @classmethod

@@ -7,7 +7,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops import Envelope, MissingWedge
+from cryofm_ops import Envelope, MissingWedge, estimate_noise_power
 from cryofm_sampling._common import split_shape
 from cryofm_sampling.errors import MisfitWarning
 from cryofm_sampling.half_maps._runs import Runs
@@ -122,7 +122,8 @@ class Alike:
         b = common.b_factor
         fine = None
         if common.restored_to > 2 * voxel_size * (1 + 1e-6):
-            fine = FineFilter.of(half1, half2, voxel_size=voxel_size, b_factor=b, width=grid.voxel_size)
+            found, (_, own) = estimate_noise_power(half1, half2, allow_masked=True), split_shape(half1.shape)
+            fine = FineFilter.of(found, own, voxel_size=voxel_size, b_factor=b, width=grid.voxel_size)
         runs = Runs(prior, generator.get_state(), generator.device, None, None, None)
         model = model.blurred(Envelope(b, grid.voxel_size), common.solvent_contrast)
         return cls(runs, common, model, fine, grid, voxel_size, sampler)

@@ -32,6 +32,7 @@ from torch import Tensor
 
 from cryofm_ops import (
     Envelope,
+    NoiseEstimate,
     Normalization,
     SpectralNoise,
     estimate_noise_power,
@@ -245,18 +246,17 @@ def wilson_line(model: FourierModel, prior: VelocityField, normalization: Normal
     return _Wilson(-2 * slope, y / 2, math.sqrt(x))
 
 
-def fine_b_factor(half1: Tensor, half2: Tensor, *, voxel_size: float) -> float | None:
+def fine_b_factor(found: NoiseEstimate, shape: Box, *, voxel_size: float) -> float | None:
     """B by the Wilson plot of what is finer than 6 Å, against proteins' own spectrum.
 
     Args:
-        half1: `(z, y, x)`, on its own grid.
-        half2: likewise.
+        found: of the halves on their own grid.
+        shape: of them (z, y, x).
         voxel_size: Å.
 
     Returns: None where the halves do not agree to 3.8 Å.
     """
-    _, shape = split_shape(half1.shape)
-    plot = ProteinPlot.of(estimate_noise_power(half1, half2, allow_masked=True), shape, voxel_size)
+    plot = ProteinPlot.of(found, shape, voxel_size)
     if plot is None or plot.end < 1 / _FINE:
         return None
     return min(max(plot.b_factor, _RANGE[0]), _RANGE[1])

@@ -13,7 +13,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops import Envelope, estimate_noise_power, fourier_filter, frequencies, irfft, radial, rfft, shell_sizes
+from cryofm_ops import Envelope, NoiseEstimate, irfft, radial, rfft, shell_sizes
 from cryofm_sampling._common import Box, split_shape, white_noise
 from cryofm_sampling.half_maps.protein import PROTEINS_FROM, ProteinPlot
 
@@ -45,18 +45,16 @@ class FineFilter:
     width: float
 
     @classmethod
-    def of(cls, half1: Tensor, half2: Tensor, *, voxel_size: float, b_factor: float, width: float) -> Self:
-        """Of the halves `(z, y, x)`, voxel size and width in Å."""
-        _, shape = split_shape(half1.shape)
-        found = estimate_noise_power(half1, half2, allow_masked=True)
-        n = len(found.fsc)
+    def of(cls, found: NoiseEstimate, shape: Box, *, voxel_size: float, b_factor: float, width: float) -> Self:
+        """By what was found of halves of that shape (z, y, x); voxel size and width in Å."""
+        n, device = len(found.fsc), found.fsc.device
         total = (found.signal_power + found.noise_power).double()
-        agreed = total * _sure(found.fsc.double().nan_to_num(0), shell_sizes(shape, n, device=half1.device))
-        envelope = Envelope(b_factor, voxel_size).table(n).to(half1.device)
+        agreed = total * _sure(found.fsc.double().nan_to_num(0), shell_sizes(shape, n, device=device))
+        envelope = Envelope(b_factor, voxel_size).table(n).to(device)
         plot = ProteinPlot.of(found, shape, voxel_size)
         signal = expected = agreed
         if plot is not None:
-            nu = torch.linspace(0, 0.5 / voxel_size, n, dtype=torch.float64, device=half1.device)
+            nu = torch.linspace(0, 0.5 / voxel_size, n, dtype=torch.float64, device=device)
             signal = torch.minimum(agreed, plot.highest(nu))
             fine = plot.sharp(nu, b_factor) * envelope.square()
             expected = torch.where(nu < PROTEINS_FROM, signal, fine)
@@ -69,8 +67,10 @@ class FineFilter:
 
         With a generator, a sample: what the filter leaves open is drawn.
 
+        >>> from cryofm_ops import estimate_noise_power
         >>> halves = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
-        >>> fine = FineFilter.of(*halves, voxel_size=1.0, b_factor=0.0, width=1.5)
+        >>> found = estimate_noise_power(*halves)
+        >>> fine = FineFilter.of(found, (16, 16, 16), voxel_size=1.0, b_factor=0.0, width=1.5)
         >>> bool((fine(halves[0], torch.zeros(16, 16, 16)).abs() < 1e-3).all())
         True
         """
@@ -78,19 +78,24 @@ class FineFilter:
         if restored is None:
             return self._filtered(rfft(data), shape, self._gain(1.0)).to(data)
         v, levels = self._where(restored), _LEVELS.to(data)
-        x = v.clamp(levels[0], levels[-1]).log()
-        step = float(levels[1].log() - levels[0].log())
-        out, open_, spectrum = torch.zeros_like(data), torch.zeros_like(data), rfft(data)
-        white = None if generator is None else rfft(white_noise(shape, generator, data))
-        for level in levels:
-            near = (x - level.log()).abs_().div_(-step).add_(1).clamp_(min=0)
-            if not near.any():
-                continue
-            out += near * self._filtered(spectrum, shape, self._gain(float(level)))
-            if white is not None:
-                open_ += near.mul_(self._filtered(white, shape, self._error(float(level)).sqrt()))
-        faint = (v / levels[0]).clamp(max=1)
-        return out * faint + open_ * faint.sqrt()
+        x, logs = v.log_(), levels.log().tolist()
+        step, lowest, highest = logs[1] - logs[0], float(x.min()), float(x.max())
+        out, open_ = torch.zeros_like(data), torch.zeros(())
+        parts = [(out, rfft(data), self._gain)]
+        if generator is not None:
+            open_ = torch.zeros_like(data)
+            parts.append((open_, rfft(white_noise(shape, generator, data)), lambda v: self._error(v).sqrt()))
+        for level, log in zip(levels.tolist(), logs, strict=True):
+            if (log > logs[0] and highest <= log - step) or (log < logs[-1] and lowest >= log + step):
+                continue  # no place is near it
+            for total, spectrum, table in parts:
+                filtered = self._filtered(spectrum, shape, table(level))
+                near = x.clamp(logs[0], logs[-1]).sub_(log).abs_().div_(-step).add_(1).clamp_(min=0)
+                total.addcmul_(near, filtered)
+                del filtered, near  # of large maps this filter takes most of a run's memory
+        faint = x.sub_(logs[0]).exp_().clamp_(max=1)
+        out *= faint
+        return out if generator is None else out.addcmul_(open_, faint.sqrt_())
 
     @staticmethod
     def _filtered(spectrum: Tensor, shape: Box, table: Tensor) -> Tensor:
@@ -110,9 +115,13 @@ class FineFilter:
     def _where(self, restored: Tensor) -> Tensor:
         """V: 1 in the mean."""
         _, shape = split_shape(restored.shape)
-        smooth = torch.exp(-2 * (torch.pi * self.width * frequencies(shape)).square()).to(restored)
-        v = fourier_filter(restored.square(), smooth).clamp(min=0)
-        return v / v.mean().clamp(min=torch.finfo(v.dtype).tiny)
+        spectrum = rfft(restored.square())
+        for axis, n in enumerate(shape):
+            nu = torch.fft.fftfreq(n, dtype=torch.float64)[: spectrum.shape[axis]]
+            smooth = torch.exp(-2 * (torch.pi * self.width * nu).square()).to(spectrum.real)
+            spectrum *= smooth.reshape(-1, *[1] * (2 - axis))
+        v = irfft(spectrum, shape).clamp_(min=0)
+        return v.div_(v.mean().clamp(min=torch.finfo(v.dtype).tiny))
 
 
 def _sure(fsc: Tensor, sizes: Tensor) -> Tensor:

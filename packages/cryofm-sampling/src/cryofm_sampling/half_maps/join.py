@@ -5,7 +5,6 @@ the best linear filter makes of the data, with the same envelope removed. The tw
 """
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -58,11 +57,12 @@ def joined(restored: Tensor, linear: Tensor, end: float, limit: float = 1.0) -> 
         return restored
     _, shape = split_shape(restored.shape)
     weight = _weight(shape, end, limit, restored.device, restored.dtype)
-    fine = rfft(linear)
-    return irfft(fine + weight * (rfft(restored) - fine), shape)
+    fine, spectrum = rfft(linear), rfft(restored)
+    spectrum.sub_(fine).mul_(weight).add_(fine)
+    del fine
+    return irfft(spectrum, shape)
 
 
-@lru_cache(maxsize=1)  # of one map after the other
 def _weight(shape: Box, end: float, limit: float, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Of what is restored, on the half grid."""
     n = max(shape) // 2 + 1

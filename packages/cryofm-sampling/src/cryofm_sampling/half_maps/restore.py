@@ -12,6 +12,7 @@ from cryofm_ops import (
     Envelope,
     GridMismatchError,
     LinearOperator,
+    estimate_noise_power,
     fourier_filter,
     frequencies,
 )
@@ -144,8 +145,11 @@ def restore_half_maps(
     fit: ScaleFit | EnvelopeFit
     b = b_factor
     enveloped = voxel_size is not None and grid.voxel_size <= _COARSE
+    _, shape_of_halves = split_shape(half1.shape)
+    shells = None
     if b is None and enveloped:
-        b = fine_b_factor(half1, half2, voxel_size=own_size)
+        shells = estimate_noise_power(half1, half2, allow_masked=True)
+        b = fine_b_factor(shells, shape_of_halves, voxel_size=own_size)
     known = b_factor is not None and scale is not None
     if isinstance(model, FourierModel) and enveloped and runs.calibrated and not known:
         fit = _envelope(runs, model, one, two, grid.voxel_size, (scale, b, solvent_contrast))
@@ -166,6 +170,7 @@ def restore_half_maps(
     restored, drawn = runs.restored_and_drawn(fit.normalization, likelihoods, sampler, drawing, wanted, shape)
     if not means:
         restored = [average(*restored), *restored]
+    del likelihoods, wanted, whole_data  # what follows is on the halves' own grid, and takes most of all
 
     seen1, seen2 = model.comparable(one), model.comparable(two)
     predicted, other = (model.predict(draw.x) for draw in restored[1:])
@@ -182,11 +187,11 @@ def restore_half_maps(
     trusted = last_trusted(predicted, seen1, seen2) if means else 1.0  # a sample differs from what it predicts
     nowhere = means and judged.worse
     end = min(trusted, band) / grid.band  # of the halves' own Nyquist frequency
-    both = (half1 + half2) / 2
-    _, shape_of_halves = split_shape(both.shape)
+    del seen1, seen2, predicted, other
     fine = None
     if end < 1 or nowhere:
-        fine = FineFilter.of(half1, half2, voxel_size=own_size, b_factor=b, width=grid.voxel_size)
+        shells = shells or estimate_noise_power(half1, half2, allow_masked=True)
+        fine = FineFilter.of(shells, shape_of_halves, voxel_size=own_size, b_factor=b, width=grid.voxel_size)
     limit = min(1 / grid.band, 1.0)
 
     def in_solvent(x: Tensor) -> Tensor:
@@ -211,17 +216,20 @@ def restore_half_maps(
         own = None if seed is None else torch.Generator(generator.device).manual_seed(seed + 1)
         return joined(x, fine(data, x, own), end, limit)
 
-    seen = ((mean, both), (one, half1), (two, half2))
-    map_, first, second = (whole(draw.x, *data) for draw, data in zip(restored, seen, strict=True))
+    def mean_of_halves() -> Tensor:  # made anew for every sample, and not kept for them
+        return (half1 + half2) / 2
+
+    both = mean_of_halves()
+    seen = ((one, half1), (two, half2))
     result = RestoredHalfMaps.of(
-        attrs.evolve(restored[0], x=map_),
+        attrs.evolve(restored[0], x=whole(restored[0].x, mean, both)),
         both,
         fit,
         samples=drawn,
-        way=lambda x, k: whole(x, mean, both, seeds[k]),
+        way=lambda x, k: whole(x, mean, mean_of_halves(), seeds[k]),
         missing=model.missing,
         linear=filtered(mean, both),
-        halves=(first, second),
+        each_half=lambda: (whole(draw.x, *data) for draw, data in zip(restored[1:], seen, strict=True)),
         model=model,
         b_factor=b,
         restored_to=own_size * max(shape_of_halves) if nowhere else 2 * own_size / min(end, 1.0),

@@ -174,7 +174,8 @@ class RestoredHalfMaps(RestoredMap):
 
     Attributes:
         linear: what the best linear filter makes of `observed`, sharp as well.
-        halves: each half restored by itself, with the noise power, envelope and scale that both halves show.
+        each_half: makes one restored half after the other, each restored by itself, with the noise power, envelope and
+            scale that both halves show.
         model: how the halves came about, on the prior's grid: the FSC between them, their noise.
         b_factor: B of the envelope exp(−B ν² / 4) that was removed, Å²; 0 where none was.
         restored_to: Å, from where on the map is the linear filter's; twice the voxel size where it is nowhere.
@@ -189,7 +190,7 @@ class RestoredHalfMaps(RestoredMap):
     """
 
     linear: Tensor
-    halves: tuple[Tensor, Tensor]
+    each_half: Callable[[], Iterator[Tensor]]
     model: HalfMapModel
     b_factor: float
     restored_to: float
@@ -198,6 +199,12 @@ class RestoredHalfMaps(RestoredMap):
     amplitude: float = 1.0
     widening: float = 1.0
     solvent_contrast: float = 0.0
+
+    @property
+    def halves(self) -> tuple[Tensor, Tensor]:
+        """Both of `each_half`."""
+        one, two = self.each_half()
+        return one, two
 
     @property
     def fsc(self) -> Tensor:
@@ -225,12 +232,11 @@ class RestoredHalfMaps(RestoredMap):
     def with_envelope(self, voxel_size: float) -> Self:
         """The same maps as blurred as the data, whose voxel size in Å this is."""
         blur = Envelope(self.b_factor, voxel_size)
-        one, two = self.halves
         return attrs.evolve(
             self,
             map=blur(self.map),
             linear=blur(self.linear),
-            halves=(blur(one), blur(two)),
+            each_half=lambda: map(blur, self.each_half()),
             each_sample=lambda: map(blur, self.each_sample()),
         )
 

@@ -27,12 +27,14 @@ from cryofm_sampling.protocols import VelocityField
 
 __all__ = ["Memory", "check_available", "check_memory"]
 
-# Bytes for each voxel: of the maps' own grid, of the prior's for estimates and beside the network, of a tile.
-_OWN, _GRID, _BESIDE, _SAMPLE, _SPREAD, _RESAMPLED = 126, 182, 60, 4, 24, 16
+# Bytes for each voxel: of the maps' own grid, of the prior's for estimates and beside the network, of a tile. Maps of
+# more than 32 MiB the C library gives back as soon as they are gone; of smaller ones it keeps some.
+_OWN, _OWN_BEYOND, _GRID, _BESIDE, _SAMPLE, _SPREAD, _RESAMPLED = 97, 50, 182, 60, 4, 24, 16
+_KEPT = 8 * 2**20  # voxels of 4 bytes
 _CROP = 32  # side of what a network is measured on, voxels, or twice as much
 _WORKSPACE = 1.25  # what kernels take beside the tensors that are seen
 _SEEN = 0.65  # of the box by the network, between a small molecule and one that fills it
-_LATER = 170 * 2**20  # bytes, of libraries that load later
+_LATER = 120 * 2**20  # bytes, of libraries that load later
 _CGROUPS = Path("/sys/fs/cgroup")
 _PROC = Path("/proc")
 
@@ -90,7 +92,8 @@ def check_memory(
         """Of a box of that fraction of the voxels."""
         voxels, written = fraction * math.prod(shape), fraction * math.prod(own or shape)
         network = _SEEN * min(tiled.tile**3, voxels) * each
-        stages = written * (_OWN + _SPREAD * (samples > 1)), voxels * _GRID, network + voxels * _BESIDE
+        maps = _OWN * min(written, _KEPT) + _OWN_BEYOND * max(written - _KEPT, 0)
+        stages = maps + written * _SPREAD * (samples > 1), voxels * _GRID, network + voxels * _BESIDE
         return round(max(stages) + voxels * _SAMPLE * samples + beside + _LATER * (device.type == "cpu"))
 
     sides = own or shape
@@ -145,6 +148,10 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.most = 0
         self.known: dict[int, int] = {}
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # or torch would load its whole compiler, to keep it away: 1.5 s and 100 MiB
 
     def __torch_dispatch__(
         self, operation: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
