@@ -44,6 +44,16 @@ def test_inspect_map_finds_trouble(call, half_maps, tmp_path, capsys):
     assert "bad.mrc" in capsys.readouterr().out
 
 
+def test_a_volume_that_is_marked_as_a_stack_is_no_trouble(call, half_maps, tmp_path, capsys):
+    write_map(tmp_path / "marked.mrc", DensityMap(read_map(half_maps[0]).data[:25, :25, :25], 1.3))
+    with (tmp_path / "marked.mrc").open("r+b") as file:
+        for at, value in ((88, 0), (36, 1)):  # ISPG and MZ
+            file.seek(at)
+            file.write(value.to_bytes(4, "little"))
+    assert call("inspect_map", tmp_path / "marked.mrc") == 0
+    assert "header     ISPG 0 and MZ 1 mark a stack of images" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("width", "said"), [(5, "prior cryofm-tiny-particles"), (1, "trouble: denoise.py: no bundled")]
 )

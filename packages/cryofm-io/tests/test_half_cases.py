@@ -138,3 +138,16 @@ def test_halves_in_two_frames(deviation, change, message, allow_masked):
     first, second = cases.halves(deviation)
     with pytest.raises(HalfMapError, match=f"{message}.*: they do not lie in one frame"):
         check(first, change(second), allow_masked=allow_masked)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(lambda x: x[::-1], "mirrored along z"), (lambda x: np.roll(x, 8, 0), "moved by"), (lambda x: x, None)],
+)
+def test_frames_are_told_where_the_halves_agree_in_a_few_shells(change, message):
+    first, second = cases.halves(0.7)  # FSC 0.5 in the first five shells
+    if message is None:
+        check(first, second)
+    else:
+        with pytest.raises(HalfMapError, match=message):
+            check(first, change(second))

@@ -146,6 +146,11 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now = self.most = 0
         self.known: dict[int, int] = {}
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Nothing is compiled: torch need not import its compiler, which takes a second and 70 MiB."""
+        return False
+
     def __torch_dispatch__(
         self, operation: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
