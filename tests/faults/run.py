@@ -452,8 +452,8 @@ class Session:
             self.wrong(script, f"{what}: it leaves {sorted(new)}", said)
         self.left = left
 
-    def kill(self, script: Script, lasts: tuple[float, float]) -> None:
-        """At a random moment, by a random signal, which goes to all its processes if it is Ctrl-C."""
+    def kill(self, script: Script, lasts: tuple[float, float]) -> bool:
+        """At a random moment, by a random signal, which goes to all its processes if it is Ctrl-C; False: too late."""
         name = self.rng.choice(("SIGKILL", "SIGKILL", "SIGTERM", "SIGHUP", "SIGINT"))
         number = getattr(signal, name)
         writes = (self.folder.parent / "writes").stat().st_size
@@ -476,6 +476,7 @@ class Session:
         status, said = process.ended()
         expected = {*script.fine, -number, *([130] if name in QUIET else [])}
         self.check(script, status, said, expected, name, script.fine if at_a_write else ())
+        return name != "too late"
 
     def full_disk(self, script: Script) -> None:
         """No file may be longer than so many bytes."""
@@ -530,8 +531,7 @@ def tortured(session: Session, script: Script, kills: int | None, seconds: float
     while killed < kills if kills is not None else not killed or time.monotonic() < end - 12 * lasts[0]:
         if script.goes_on and rng.random() < 0.5:  # begin anew
             shutil.rmtree(script.out, ignore_errors=True)
-        session.kill(script, lasts)
-        killed += 1
+        killed += session.kill(script, lasts)
     for _ in range(max(1, killed // 10)):
         if script.goes_on:
             shutil.rmtree(script.out, ignore_errors=True)

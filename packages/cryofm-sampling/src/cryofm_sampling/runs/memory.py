@@ -148,8 +148,7 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """Nothing is compiled: torch need not import its compiler, which takes a second and 70 MiB."""
-        return False
+        return False  # or torch would load its whole compiler, to keep it away: 1.5 s and 100 MiB
 
     def __torch_dispatch__(
         self, operation: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
