@@ -271,7 +271,7 @@ def whole(script: Script) -> str:
     """What is wrong with the results in a folder; nothing where they are whole or not there."""
     record = script.out / "run.json"
     if script.goes_on:
-        for path in script.out.glob("*.mrc"):
+        for path in script.out.glob("[!.]*.mrc"):
             if path.stat().st_size < 1024:
                 return f"{path.name} is cut off"
         return ""
