@@ -6,7 +6,7 @@ import warnings
 import half_cases as cases
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, zoom
 
 from cryofm_io import DensityMap, HalfMapError, check_half_maps
 
@@ -108,6 +108,15 @@ def test_one_half_is_masked(deviation):
 def test_halves_resampled_to_finer_voxels(deviation, more):
     made = [cases.finer(x, more) for x in cases.halves(deviation)]
     with pytest.raises(HalfMapError, match=r"no power at Nyquist .* resampled to finer voxels"):
+        check(*made)
+    check(*made, allow_masked=True)
+
+
+@pytest.mark.parametrize("deviation", DEVIATIONS)
+@pytest.mark.parametrize(("sides", "order"), [((32, 40), 1), ((40, 44), 3), ((20, 40), 3), ((27, 40), 1)])
+def test_halves_that_were_interpolated(deviation, sides, order):
+    made = [zoom(x, sides[1] / sides[0], order=order) for x in cases.halves(deviation, n=sides[0])]
+    with pytest.raises(HalfMapError, match=r"resampled by interpolation|no power at Nyquist"):
         check(*made)
     check(*made, allow_masked=True)
 
