@@ -1,9 +1,11 @@
 """Everything one does with this repository.
 
-``nox -s demo | train-smoke | tests | lint | types | build``, and, longer, ``docs | lowest | fuzz | faults``.
+``nox -s demo | train-smoke | quick | tests | lint | types | api | build``, and, longer,
+``docs | lowest | siblings | robust | fuzz | faults``; ``release`` is the dry run of one.
 """
 
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -20,6 +22,8 @@ EXTRAS = {
     "cryofm-sampling": "[likelihood]",
     "cryofm-model": "[train]",
 }
+# Tensors in tests are tiny: threads would spend their time waiting for each other, on a busy machine ten times as long.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
 CODE = ("packages", "examples", "benchmarks", "docs", "tests", "noxfile.py")
 
 
@@ -52,9 +56,10 @@ def train_smoke(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Every test of every package, and the examples on tiny input."""
-    install_all(session, "pytest-xdist")
+    install_all(session, "pytest-xdist", "griffe")
     suites = [f"packages/{package}/tests" for package in PACKAGES]
-    session.run("python", "-m", "pytest", "-q", "-n", "2", "--dist", "loadfile", *suites, "tests", *session.posargs)
+    parallel = ("-n", "2", "--dist", "loadfile")
+    session.run("python", "-m", "pytest", "-q", *parallel, *suites, "tests", *session.posargs, env=ONE_THREAD)
 
 
 def lowest_versions(extras: dict[str, str]) -> list[str]:
@@ -93,6 +98,64 @@ def lowest(session: nox.Session, what: str) -> None:
         ["packages/cryofm-model/tests", "tests"] if what == "scripts" else [f"packages/{p}/tests" for p in PACKAGES]
     )
     session.run("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", *suites, *session.posargs)
+
+
+def released(package: str) -> str | None:
+    """The tag of the oldest release that today's siblings still permit, or None where there is none yet."""
+    version = tomllib.loads(Path("packages", package, "pyproject.toml").read_text(encoding="utf-8"))["project"][
+        "version"
+    ]
+    line = version.rpartition(".")[0]
+    tags = subprocess.run(["git", "tag", "--list", f"{package}@{line}.*"], capture_output=True, text=True, check=True)
+    return min(tags.stdout.split(), key=lambda tag: int(tag.rpartition(".")[2]), default=None)
+
+
+@nox.session
+@nox.parametrize("package", PACKAGES)
+def siblings(session: nox.Session, package: str) -> None:
+    """The tests of one package with the oldest releases of the others that it permits; and a stranger's with both."""
+    made = Path(session.create_tmp()).resolve()
+    newest, oldest = made / "newest", made / "oldest"
+    wheel = ("pip", "wheel", "--quiet", "--no-deps", "--wheel-dir")
+    session.run(*wheel, str(newest), *(str(Path("packages", name)) for name in PACKAGES))
+    for name in PACKAGES:
+        if tag := released(name):
+            session.run("git", "worktree", "add", "--force", "--detach", str(made / tag), tag, external=True)
+            session.run(*wheel, str(oldest), str(made / tag / "packages" / name))
+            session.run("git", "worktree", "remove", "--force", str(made / tag), external=True)
+        else:
+            session.log(f"{name} has no release yet: the oldest one permitted is this one")
+            session.run(*wheel, str(oldest), str(Path("packages", name)))
+    own = next(newest.glob(f"{package.replace('-', '_')}-*.whl"))
+    others = [str(path) for path in oldest.glob("*.whl") if not path.name.startswith(package.replace("-", "_"))]
+    session.install("-c", "constraints.txt", f"{own}[test]", *others)
+    stranger = Path("tests", "third_party").resolve()
+    suites = [str(Path("packages", package, "tests").resolve())]
+    pytest = ("python", "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow")
+    if package == "cryofm-ops":  # which is all that the stranger's project needs
+        suites.append(str(stranger))
+        session.install("--no-deps", str(stranger))
+        session.install("--force-reinstall", "--no-deps", *map(str, oldest.glob("cryofm_ops-*.whl")))
+        session.run(*pytest, str(stranger))
+        session.install("--force-reinstall", "--no-deps", str(own))
+    with session.chdir(session.create_tmp()):  # so that only the installed wheels can be imported
+        session.run(*pytest, *suites, *session.posargs, env={"PYTHONSAFEPATH": "1"})
+
+
+@nox.session
+@nox.parametrize("how", ("order", "optimised", "double", "threads", "warnings"))
+def robust(session: nox.Session, how: str) -> None:
+    """The tests as others may run them: in any order, `python -O`, in float64, with two threads, under `-W error`."""
+    install_all(session, "pytest-randomly", "pytest-xdist")
+    order = ("-p", "randomly") if how == "order" else ("-p", "no:randomly")
+    python = ("python", "-O") if how == "optimised" else ("python",)
+    more = {"double": ("-p", "double"), "warnings": ("-W", "error")}.get(how, ())
+    suites = [f"packages/{package}/tests" for package in PACKAGES]
+    env = ONE_THREAD | {"PYTHONPATH": "tests/robust"} | ({"OMP_NUM_THREADS": "2"} if how == "threads" else {})
+    parallel = ("-n", "2", "--dist", "loadfile")
+    session.run(
+        *(*python, "-m", "pytest", "-q", *parallel, *order, *more, "-m", "not slow", *suites, *session.posargs), env=env
+    )
 
 
 @nox.session
@@ -145,6 +208,13 @@ def types(session: nox.Session) -> None:
 
 
 @nox.session
+def api(session: nox.Session) -> None:
+    """The public names against those of the last release: no change unannounced; ``-- --write`` is part of one."""
+    session.install("griffe")
+    session.run("python", "tests/api.py", *session.posargs)
+
+
+@nox.session
 @nox.parametrize("package", PACKAGES)
 def build(session: nox.Session, package: str) -> None:
     """Build the wheels; install one alone, with what it declares, and run its own tests against it; slow ones not."""
@@ -157,3 +227,23 @@ def build(session: nox.Session, package: str) -> None:
     with session.chdir(session.create_tmp()):  # so that only the installed wheel can be imported
         quick = ("-m", "not slow", "-p", "no:cacheprovider")
         session.run("python", "-m", "pytest", "-q", *quick, str(tests), env={"PYTHONSAFEPATH": "1"})
+
+
+@nox.session
+def release(session: nox.Session) -> None:
+    """``-- PACKAGE``: what a release of it would upload, built and checked; nothing leaves this machine."""
+    (package,) = session.posargs
+    folder = Path("packages", package)
+    version = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    if not re.search(
+        rf"^## {re.escape(version)} – \d{{4}}-\d\d-\d\d$", (folder / "CHANGELOG.md").read_text("utf-8"), re.M
+    ):
+        session.warn(f"{folder}/CHANGELOG.md has no section '## {version} – DATE' yet")
+    session.install("build", "griffe", "twine")
+    session.run("python", "tests/api.py", str(folder))
+    dist = Path(session.create_tmp(), package)
+    session.run("python", "-m", "build", "--outdir", str(dist), str(folder))
+    session.run("python", "-m", "twine", "check", "--strict", *map(str, sorted(dist.iterdir())))
+    for path in sorted(dist.iterdir()):
+        session.log(f"{path.name}: {path.stat().st_size / 2**20:.2f} MiB")
+    session.log(f"to release it: git tag {package}@{version} && git push --tags && twine upload {dist}/*")
