@@ -99,7 +99,7 @@ from cryofm_sampling import (
 
 FILES = ["poses.star", "pairs.png", "scores.csv", "report.html", "open.cxc", "run.json"]
 FEWEST_AVERAGES, MOST_AVERAGES, FEWEST_PARTICLES, MOST_PARTICLES = 6, 100, 100, 1000
-LINES = 140 * 2**20  # bytes, of the search for poses: with 6 class averages next to none, with 12 and 24 twice as much
+LINES = 300 * 2**20  # bytes, of the search for poses of 12 class averages, and of torch's compiler, which LBFGS loads
 AGREE_DEG = 15.0  # between models that tell the same story
 SMALLEST = 0.1  # of a class's fair share of the particles, below which it is taken as empty
 NOTE = "The hand of a model is not in its images: its mirror image fits as well."

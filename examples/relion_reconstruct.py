@@ -22,7 +22,6 @@ import sys
 import time
 import traceback
 import warnings
-from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -172,7 +171,7 @@ def main() -> int | None:
         try:
             from _streams import outlived_streams
         except ImportError:  # of which the process that restores will tell
-            outlived_streams = nullcontext
+            return hook(arguments)
         with outlived_streams():
             return hook(arguments)
     import _first  # noqa: F401

@@ -122,8 +122,8 @@ def _check_nyquist(one: NDArray[Any], two: NDArray[Any]) -> None:
 def _check_lattice(one: NDArray[Any], two: NDArray[Any]) -> None:
     if beats_of_a_lattice(one - two):
         raise HalfMapError(
-            "the noise of the half maps is weaker in some planes than in those beside them: resampled by interpolation, "
-            f"noise would be underestimated; {_WAY}, on the grid of the reconstruction"
+            "the noise of the half maps is weaker in some planes than in those beside: resampled by interpolation; "
+            f"{_WAY}, on the grid of the reconstruction"
         )
 
 
