@@ -8,7 +8,7 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from cryofm_io import InputFileError, find_emdb_entry
+from cryofm_io import InputFileError, find_cryosparc_maps, find_emdb_entry
 from cryofm_sampling import PosteriorFlow
 
 UNCERTAINTY = "uncertainty.mrc"
@@ -70,7 +70,7 @@ class FromToml(argparse.Action):
 def add_half_map_flags(parser: argparse.ArgumentParser) -> None:
     """Two half maps and what is particular to them."""
     add = parser.add_argument
-    first = "first raw half map (MRC/CCP4, .gz too), or alone the folder of an EMDB entry; none: the example"
+    first = "first raw half map (MRC/CCP4, .gz too), or a folder, of an EMDB entry or cryoSPARC job; none: the example"
     add("half1", type=Path, nargs="?", help=first)
     add("half2", type=Path, nargs="?", help="second raw half map, on the same grid")
     add_map_flags(parser, "half maps")
@@ -135,12 +135,12 @@ def parse_half_maps(parser: argparse.ArgumentParser, arguments: list[str] | None
 
 
 def take_entry(args: argparse.Namespace) -> None:
-    """Of a folder of the EMDB in the place of the half maps: these, or the map and its resolution, and the mask.
+    """Of a folder of the EMDB or a cryoSPARC job: the half maps, or the map and its resolution, and the mask.
 
     Raises:
         InputFileError: It has none that the script can take.
     """
-    folder, entry = args.half1, find_emdb_entry(args.half1)
+    folder, entry = args.half1, find_cryosparc_maps(args.half1) or find_emdb_entry(args.half1)
     told = None if entry.header is None else entry.header.resolution
     if entry.half_maps is not None and vars(args).get("resolution") is None:
         args.half1, args.half2 = entry.half_maps

@@ -440,7 +440,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("images", type=Path, help="class averages: a stack (.mrcs) or a STAR file; with --ctf particles")
+    add("images", type=Path, help="class averages: a stack (.mrcs), a STAR file or a .cs; with --ctf particles")
     add("--voxel-size", type=float, help="of the images, Å per pixel (default: what the file says)")
     add("--mask-diameter", type=float, required=True, help="Å; a little more than the particle's longest side")
     add_symmetry_flag(parser)

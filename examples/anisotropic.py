@@ -137,7 +137,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     cone = "of the cones, degrees, 5 to 45 (default 10); wider for small boxes"
     add("--half-angle-deg", "--cone", type=float, default=10.0, help=cone)
-    poses = "STAR file of the particles that the halves are made of: noise by how many measured each voxel"
+    poses = "STAR file or .cs of the particles that the halves are made of: noise by how many measured each voxel"
     add("--poses", type=Path, help=poses)
     add_symmetry_flag(parser)
     add("--kept", type=float, nargs=2, metavar=("MIN", "MAX"), help="tilts in degrees between which noise is low")

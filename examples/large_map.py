@@ -42,7 +42,7 @@ from _command_line import (
 )
 from _flags import above_zero, add_flags, named_folder, positive, with_plain_numbers
 from _maps import COARSE, PriorGrid
-from _record import named_files, provenance, seal, write_run
+from _record import cost, named_files, provenance, seal, write_run
 from _results import record_of
 from _streams import bar
 from numpy.typing import NDArray
@@ -62,6 +62,7 @@ from cryofm_io import (
     held_folder,
     map_on_disk,
     output_folder,
+    write_report,
     write_sections,
 )
 from cryofm_model import CalibratedPrior
@@ -83,7 +84,7 @@ from cryofm_sampling import (
     wedge_model,
 )
 
-FILES = ["restored.mrc", "run.json"]
+FILES = ["restored.mrc", "report.html", "open.cxc", "run.json"]
 BLOCK = 160  # voxels of the prior's grid: one tile
 SPARSE = 4  # every so many voxels along each axis the median sees
 
@@ -359,7 +360,10 @@ def run(args: argparse.Namespace, folder: Path, state: Path) -> None:
     kept = job.solved(job.alike(found), state)
     if is_first():
         job.write(folder / "restored.mrc", kept, found["offset"])
-        write_run(folder / "run.json", provenance(args) | found | {"blocks": len(job.blocks), "note": VIEWING_NOTE})
+        checked = [[place.start, place.stop] for place in job.blocks[found["block"]]]
+        record = {"blocks": len(job.blocks), "checked_voxels": checked, "note": VIEWING_NOTE, "took": cost()}
+        write_run(folder / "run.json", provenance(args) | found | record)
+        write_report(folder, measured=[one.file for one in job.maps])
         print(f"scale {found.get('scale') or found['common']['scale']:.3g}, found on block {found['block']}")
         for doubt in found.get("checked", {}).get("doubts", []):
             warnings.warn(f"{doubt}: do not trust this map", stacklevel=1)

@@ -24,16 +24,25 @@ import torch
 from _command_line import by, check_disk, chosen_prior, exit_code, in_tiles, run_script
 from _flags import add_flags, positive
 from _maps import DEMO_MAP, demo_map, device_of
-from _record import provenance, write_run
+from _record import cost, provenance, write_run
 from _streams import bar
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cryofm_io import DensityMap, GridTransform, atomic_write, check_contrast, map_size, normalise_clean, read_map
+from cryofm_io import (
+    DensityMap,
+    GridTransform,
+    atomic_write,
+    check_contrast,
+    map_size,
+    normalise_clean,
+    read_map,
+    write_report,
+)
 from cryofm_ops import LowPass, WhiteNoise
 from cryofm_sampling import Rescaled, check_available, check_memory, log_likelihood
 
-FILES = ["likelihood.csv", "run.json"]
+FILES = ["likelihood.csv", "report.html", "run.json"]
 BENEATH = 0.05  # of the brightest voxels
 DEMO_RESOLUTIONS, DEMO_NOISES = (4.0, 8.0), (0.01, 0.05)  # Å; of the brightest voxels
 
@@ -89,7 +98,8 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         table.writeheader()
         table.writerows(rows)
     record = provenance(args, *([] if args.maps else [DEMO_MAP]))
-    write_run(folder / "run.json", record | {"algorithm": algorithm, "results": rows})
+    write_run(folder / "run.json", record | {"algorithm": algorithm, "results": rows, "took": cost()})
+    write_report(folder, cubes={name: cube.numpy() for name, cube in cubes.items()})
 
 
 def central(data: NDArray[np.float32], side: int) -> Tensor:

@@ -10,7 +10,8 @@ then not to be trusted (status 3).
 
 An average of subtomograms has no plain wedge: the particles lay in their tomograms in many ways. ``--poses``, their
 STAR file, tells how many of them measured each voxel of Fourier space, and so how much noise is left there. The limits
-of the tilts are --tilt-min and --tilt-max, or those in the file's columns cryofmTiltMin and cryofmTiltMax.
+of the tilts are --tilt-min and --tilt-max, or those in the file's columns cryofmTiltMin and cryofmTiltMax; of RELION's
+optimisation_set.star, in place of the particles', those of the tomograms.
 
 Without a map it restores the example in examples/data: EMD-3488 without what tilts beyond ±60° would measure. What is
 in the wedge then is the prior's word alone, and the result for looking and for building models only.
@@ -139,7 +140,8 @@ def coverage_of(path: Path, tilts: MissingWedge, group: str) -> Callable[[tuple[
         print(f"all tilted from {tilts.tilt_min:g} to {tilts.tilt_max:g} degrees, as told")
         each: MissingWedge | list[MissingWedge] = tilts
     else:
-        print("tilted as its columns cryofmTiltMin and cryofmTiltMax tell")
+        low, high = poses.tilts_deg[:, 0].min(), poses.tilts_deg[:, 1].max()
+        print(f"tilted as the file tells, from {low:.0f} to {high:.0f} degrees at most")
         each = [MissingWedge(low, high, tilts.tilt_axis) for low, high in poses.tilts_deg] * len(point_group(group))
     return partial(coverage_from_tilts, of_all_copies(poses.rotations, group), each)
 
@@ -157,7 +159,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--half2", type=Path, help="the other raw half map, on the same grid, where map is one of two halves")
     add("--tilt-min", type=float, default=-60.0, help="in degrees (default -60)")
     add("--tilt-max", type=float, default=60.0, help="in degrees (default 60)")
-    poses = "STAR file of the particles that two half maps are averages of: what each voxel was measured by"
+    poses = "STAR file or optimisation set of the particles that two half maps average: what measured each voxel"
     add("--poses", type=Path, help=poses)
     add_symmetry_flag(parser)
     add("--tilt-axis", choices=("x", "y"), default="y", help="the beam is along z (default y)")

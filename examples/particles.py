@@ -2,8 +2,9 @@
 
     python examples/particles.py particles.star --mask-diameter 180 --out DIR
 
-The STAR file is RELION's, or the poses.star of `abinitio.py`: angles, origins, CTFs, and stacks that are found from its
-folder or from one above it. Images are read batch by batch, so that any number of them takes the memory of a few boxes.
+The STAR file is RELION's, or the poses.star of `abinitio.py`; a refinement's .cs of cryoSPARC does as well: angles,
+origins, CTFs, and stacks that are found from its folder or from one above it. Images are read batch by batch, so that
+any number of them takes the memory of a few boxes.
 Their pixels have the size of the prior's voxels, within 0.5 % (1.5 Å of the bundled one; `relion_preprocess
 --rescale_angpix 1.5` makes such).
 
@@ -24,7 +25,7 @@ import torch
 from _command_line import by, check_disk, choose_device, exit_code, in_tiles, run_script
 from _command_line import calibrated_prior as chosen_prior
 from _flags import above_zero, add_flags, positive
-from _record import provenance, write_run
+from _record import cost, provenance, write_run
 from _streams import bar
 from numpy.typing import NDArray
 from torch import Tensor
@@ -38,6 +39,7 @@ from cryofm_io import (
     plot_slices,
     write_fsc_csv,
     write_map,
+    write_report,
 )
 from cryofm_ops import (
     CTF,
@@ -53,11 +55,14 @@ from cryofm_sampling import PlugAndPlay, Rescaled, check_memory, fit_scale, rest
 
 FILES = [
     "restored.mrc",
+    "linear.mrc",
     "reconstruction.mrc",
     "reconstruction_half1.mrc",
     "reconstruction_half2.mrc",
     "fsc.csv",
     "slices.png",
+    "report.html",
+    "open.cxc",
     "run.json",
 ]
 BATCH, NOISE_FROM = 100, 1000  # images
@@ -109,7 +114,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     tiled = in_tiles(prior, shape, args.precision)
     need = check_memory(shape, tiled, device=device)
     volume = 4 * particles.side**3
-    print(f"needs about {need} of memory, {check_disk(args.out, 4 * volume, volume)}")
+    print(f"needs about {need} of memory, {check_disk(args.out, 5 * volume, volume)}")
     print(f"{len(chosen)} particles of {by(shape[:2])} pixels of {size:g} Å; prior {args.prior} on {device}")
 
     diameter = args.mask_diameter / size
@@ -126,7 +131,8 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     nothing, power = torch.zeros(shape), float(whole.data.square().mean()) / float(whole.spectrum.mean()) ** 2
     one, two, both = (data.condition(nothing, NO_PRIOR * power).mean for data in (*halves, whole))
     agreement = estimate_noise_power(one, two)
-    visible = fourier_filter(both, radial(agreement.fsc.nan_to_num(0).clamp(0, 1).to(both), shape))
+    gain = agreement.fsc.nan_to_num(0).clamp(0, 1)
+    visible = fourier_filter(both, radial((2 * gain / (1 + gain)).to(both), shape))  # Wiener's, of the mean
 
     generator = torch.Generator(device).manual_seed(args.seed)
     with bar(total=None, unit=" steps") as shown:
@@ -143,17 +149,18 @@ def run(args: argparse.Namespace, folder: Path) -> None:
             callback=lambda *_: shown.update(),
         )
 
-    maps = {"restored": draw.x.cpu(), "reconstruction": both, "reconstruction_half1": one, "reconstruction_half2": two}
-    for name, x in maps.items():
+    restored = draw.x.cpu()
+    made = {"reconstruction": both, "reconstruction_half1": one, "reconstruction_half2": two}
+    for name, x in ({"restored": restored, "linear": visible} | made).items():
         write_map(folder / f"{name}.mrc", DensityMap(x.numpy(), size))
     curves = {
-        "halves": fsc(one.numpy(), two.numpy(), size),
-        "reconstruction and restored": fsc(both.numpy(), maps["restored"].numpy(), size),
+        "half maps": fsc(one.numpy(), two.numpy(), size),
+        "reconstruction and restored": fsc(both.numpy(), restored.numpy(), size),
     }
     write_fsc_csv(folder / "fsc.csv", curves)
-    pictures = {"reconstruction": visible.numpy(), "restored": maps["restored"].numpy()}
+    pictures = {"reconstruction": visible.numpy(), "restored": restored.numpy()}
     plot_slices(pictures, folder / "slices.png", size)
-    resolution = curves["halves"].resolution(0.143)
+    resolution = curves["half maps"].resolution(0.143)
     record = {
         "particles": len(chosen),
         "voxel_size_angstrom": size,
@@ -161,7 +168,8 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         "scale": found.normalization.scale,
         "misfit": None if draw.misfit is None else float(draw.misfit),
     }
-    write_run(folder / "run.json", provenance(args) | record)
+    write_run(folder / "run.json", provenance(args) | record | {"took": cost()})
+    write_report(folder)
     print(f"halves agree to {resolution:.3g} Å (no mask); misfit {record['misfit']:.3g}, where about 1 is expected")
 
 
@@ -169,7 +177,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("particles", type=Path, help="STAR file of particles with angles")
+    add("particles", type=Path, help="particles with angles: a STAR file, or cryoSPARC's data set (.cs)")
     add("--mask-diameter", type=above_zero, required=True, help="of the particle, Å; beyond 1.3 times it is background")
     add("--invert", action="store_true", help="protein is dark in the images")
     add("--limit", type=positive, help="so many particles only, from the first on")

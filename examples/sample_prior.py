@@ -18,17 +18,17 @@ import torch
 from _command_line import by, check_disk, checkpoint, chosen_prior, exit_code, in_tiles, run_script
 from _flags import add_checkpoint_flag, add_flags, positive, sample_names
 from _maps import device_of
-from _record import provenance, write_run
+from _record import cost, provenance, write_run
 from _streams import bar
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cryofm_io import DensityMap, atomic_write, plot_slices, write_map
+from cryofm_io import DensityMap, atomic_write, plot_slices, write_map, write_report
 from cryofm_model import CalibratedPrior, Prior
 from cryofm_ops import radial_mean, rfft
 from cryofm_sampling import Flow, check_memory
 
-FILES = ["samples.png", "power.csv", "power.png", "run.json"]
+FILES = ["samples.png", "power.csv", "power.png", "report.html", "open.cxc", "run.json"]
 NOTE = "Drawn from a prior alone: no measurement, no molecule."
 
 
@@ -63,7 +63,8 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         "power_over_the_prior_s_data": ratio,
         "note": NOTE,
     }
-    write_run(folder / "run.json", provenance(args) | record)
+    write_run(folder / "run.json", provenance(args) | record | {"took": cost()})
+    write_report(folder)
     beside = "" if ratio is None else f"; median power {ratio:.2f} times that of the prior's data"
     print(f"{2 * args.steps - 1} network evaluations each{beside}")
 

@@ -26,6 +26,10 @@ from cryofm_ops import (
 from cryofm_sampling import Checkpoint, Rescaled
 from cryofm_sampling.samplers import flow
 
+pytest.importorskip("jinja2")
+from cryofm_io.report import read_report
+from cryofm_io.report.__main__ import main as report_again
+
 script = pytest.importorskip("_command_line")
 given = pytest.importorskip("_maps")
 results = pytest.importorskip("_results")
@@ -280,7 +284,7 @@ def test_missing_wedge_of_an_average_takes_the_particles(run, blobs, save, tmp_p
     line = (missing_wedge, one, "--half2", two, "--steps", 2, "--scale", 1, "--b-factor", 0)
     assert run(*line, "--poses", star) == 0
     said = capsys.readouterr()
-    assert "40 particles in particles.star: tilted as its columns cryofmTiltMin and cryofmTiltMax tell" in said.out
+    assert "40 particles in particles.star: tilted as the file tells, from -60 to 60 degrees at most" in said.out
     assert f"was measured by {coverage.min():g} to 40 of them" in said.out
     assert "poses" not in said.err
     assert record(tmp_path)["particles"]["most"] == 40
@@ -375,7 +379,11 @@ def test_missing_wedge_warns_of_inverted_contrast(run, blobs, save, capsys):
 
 def test_sample_prior(run, tmp_path):
     assert run(sample_prior, "--number", 2, "--side", 16, "--steps", 2) == 0
-    assert left(tmp_path) == {"sample_01.mrc", "sample_02.mrc", "samples.png", "power.csv", "power.png", "run.json"}
+    assert left(tmp_path) == {"sample_01.mrc", "sample_02.mrc", *sample_prior.FILES}
+    page = read_report(tmp_path / "out" / "report.html")
+    assert [volume["name"] for volume in page["volumes"]] == ["sample_01", "sample_02"]
+    assert page["figures"][0]["series"][0]["label"] == "the prior's data"
+    assert (tmp_path / "out" / "open.cxc").read_text().count("open sample_0") == 2
     one, two = (read_map(tmp_path / "out" / f"sample_0{i}.mrc") for i in (1, 2))
     assert one.shape == (16, 16, 16)
     assert one.voxel_size == 1.5
@@ -424,6 +432,9 @@ def test_likelihood_is_that_of_the_maps(run, blobs, save, tmp_path, capsys):
         assert float(row["bits_per_voxel"]) == pytest.approx(bits, rel=1e-5)
         assert float(row["standard_error_bits_per_voxel"]) > 0
     assert float(rows[1]["bits_per_voxel"]) > float(rows[0]["bits_per_voxel"]) + 1
+    page = read_report(tmp_path / "out" / "report.html")
+    assert [row["map"] for row in page["scores"]] == [str(one), str(two)]
+    assert f"the likeliest is {one}" in page["verdict"]
     captured = capsys.readouterr()
     assert re.search(r"two.mrc is not on the prior's scale.*--normalise", captured.err)
     assert "bits per voxel" in captured.out
@@ -559,6 +570,11 @@ def test_particles_are_reconstructed_and_restored(run, blobs, tmp_path, capsys):
     assert run(particles, star, "--mask-diameter", 26, "--steps", 2) == 0
     assert left(tmp_path) == set(particles.FILES)
     assert record(tmp_path)["particles"] == 150
+    page = read_report(tmp_path / "out" / "report.html")
+    assert len(page["sphere"]["above"]) + len(page["sphere"]["below"]) == page["sphere"]["of"] == 150
+    assert {volume["name"] for volume in page["volumes"]} == {"input", "linear", "restored", "change"}
+    assert report_again([str(tmp_path / "out")]) == 0
+    assert read_report(tmp_path / "out" / "report.html") == page
     assert 0.4 < record(tmp_path)["misfit"] < 1.3  # in so small a box the particle is in the background, too
     found = read_map(tmp_path / "out" / "reconstruction.mrc")
     low = fsc(found.data, blobs.data, 1.5).correlation[1:6]

@@ -8,6 +8,9 @@ import pytest
 
 from cryofm_io import read_map
 
+pytest.importorskip("jinja2")
+from cryofm_io.report import read_report
+
 script = pytest.importorskip("_command_line")
 large_map = pytest.importorskip("large_map")
 
@@ -59,6 +62,10 @@ def test_headers_are_judged_and_not_copied_and_a_damaged_state_is_mended_or_refu
     like, found, whole = read_map(half_maps[0]), read_map(out), out.read_bytes()
     assert (found.space_group, found.voxel_size, found.shape) == (1, 1.3, like.shape)
     assert (found.origin, found.nstart) == (like.origin, like.nstart)
+    page = read_report(tmp_path / "out" / "report.html")
+    assert page["grid"]["position"] == pytest.approx(found.position)
+    assert page["grid"]["shape"] == list(found.shape)
+    assert "the others were not checked" in page["warnings"][0]
 
     rng = np.random.default_rng(0)
     for name in ("blocks", "sums", *["found.json", "identity.json"] * 4):

@@ -40,7 +40,7 @@ def test_rubbish_angles_of_a_stack(tmp_path):
 @pytest.mark.parametrize(
     ("name", "start", "command"),
     [
-        ("particles.cs", b"\x93NUMPY\x01\0", "csparc2star.py"),
+        ("particles.cs", b"\x93NUMPY\x01\0", "read_images"),
         ("average.EM", b"\x06\0\0\x05", "e2proc3d.py"),
         ("stack.tif", b"II*\0", "tif2mrc"),
         ("disguised.mrc", b"MM\0*", "tif2mrc"),

@@ -172,3 +172,56 @@ def test_subtomograms_are_turned_by_their_own_angles_and_then_by_those_of_their_
 def test_subtomograms_whose_poses_cannot_be_known_are_refused(tmp_path, columns, row, message):
     with pytest.raises(InputFileError, match=message):
         read_subtomogram_poses(star(tmp_path / "particles.star", columns, [row]))
+
+
+def optimisation_set(folder, tilts, *, version, particles, series="data_{name}"):
+    """As RELION 4 and 5 write it: tilts of each tomogram by its name, about x and y in degrees."""
+    (folder / "series").mkdir(exist_ok=True)
+    heads, tables = ["data_global", "loop_", "_rlnTomoName", "_rlnTomoHand"], []
+    rows = [f"{name} -1" for name in tilts]
+    for name, own in tilts.items():
+        if version == 4:
+            turn = Rotation.from_euler("xyz", [(x, y, 85) for x, y in own], degrees=True).as_matrix()
+            projected = [" ".join(f"[{a:.9f},{b:.9f},{c:.9f},7]" for a, b, c in 1.3 * matrix) for matrix in turn]
+            tables += [f"data_{name}", "loop_", *(f"_rlnTomoProj{axis}" for axis in "XYZ"), *projected, ""]
+        else:
+            text = [series.format(name=name), "loop_", "_rlnTomoXTilt", "_rlnTomoYTilt", *(f"{x} {y}" for x, y in own)]
+            (folder / "series" / f"{name}.star").write_text("\n".join([*text, ""]))
+    if version == 5:
+        heads, rows = [*heads, "_rlnTomoTiltSeriesStarFile"], [f"{row} series/{row.split()[0]}.star" for row in rows]
+    (folder / "tomograms.star").write_text("\n".join([*heads, *rows, "", *tables]))
+    star(folder / "particles.star", ("rlnTomoName", *ANGLES, "rlnTomoVisibleFrames"), particles)
+    text = ["data_", "_rlnTomoParticlesFile particles.star", "_rlnTomoTomogramsFile tomograms.star", ""]
+    (folder / "set.star").write_text("\n".join(text))
+    return folder / "set.star"
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_tilts_are_those_of_the_frames_in_which_a_particle_is_seen(tmp_path, version):
+    tilts = {"TS_01": [(0, -51), (0, -10), (0, 42)], "TS_02": [(5, -38), (5, 60)]}
+    particles = ["TS_02 10 20 30 [1,1]", "TS_01 0 0 0 [1,1,1]", "TS_01 0 0 0 [0,1,1]"]
+    path = optimisation_set(tmp_path, tilts, version=version, particles=particles)
+    read = read_subtomogram_poses(path)
+    assert read.tilts_deg[1:] == pytest.approx(np.array([[-51, 42], [-10, 42]]), abs=1e-4)
+    # What a tilt measures is across the beam; of that, what has no part along y, has the angle that a wedge is told.
+    for tilt, found in zip((-38, 60), read.tilts_deg[0], strict=True):
+        beam = (Rotation.from_euler("y", tilt, degrees=True) * Rotation.from_euler("x", 5, degrees=True)).as_matrix()[2]
+        x, _, z = np.cross([0, 1, 0], beam)
+        assert found == pytest.approx(np.degrees(np.arctan(z / x)), abs=1e-4)
+    np.testing.assert_allclose(read.rotations[0], Poses.from_angles([PARTICLE], [[0, 0]]).rotations[0], atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("tilts", "particles", "words"),
+    [
+        ({"T1": [(0, -60), (0, 60)]}, ["T2 0 0 0 [1,1]"], "no tomogram T2"),
+        ({"T1": [(0, -60), (0, 60)]}, ["T1 0 0 0 [1,1,1]"], "rlnTomoVisibleFrames in row 1"),
+        ({"T1": [(0, -60), (0, 60)]}, ["T1 0 0 0 [0,0]"], "rlnTomoVisibleFrames in row 1"),
+        ({"T1": [(60, 0), (0, 60)]}, ["T1 0 0 0 [1,1]"], "60° off the plane across y"),
+        ({"T1": [(0, "x"), (0, 60)]}, ["T1 0 0 0 [1,1]"], "the tilts of T1 are no numbers"),
+        ({"T1": [(0, 10)]}, ["T1 0 0 0 [1]"], "tilts from 10 to 10 in row 1"),
+    ],
+)
+def test_sets_whose_tilts_cannot_be_known_are_refused(tmp_path, tilts, particles, words):
+    with pytest.raises(InputFileError, match=words):
+        read_subtomogram_poses(optimisation_set(tmp_path, tilts, version=5, particles=particles))

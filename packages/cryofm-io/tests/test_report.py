@@ -13,6 +13,8 @@ from pathlib import Path
 import attrs
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cryofm_io import (
     DensityMap,
@@ -23,6 +25,7 @@ from cryofm_io import (
     Poses,
     changes,
     low_pass,
+    map_on_disk,
     read_images,
     read_map,
     write_map,
@@ -34,6 +37,7 @@ pytest.importorskip("jinja2")
 from cryofm_io.report import read_report
 from cryofm_io.report.__main__ import main
 from cryofm_io.report.chimerax import chimerax_commands
+from cryofm_io.report.large import coarse
 from cryofm_io.report.run import Run
 from cryofm_io.report.volumes import Window
 
@@ -142,6 +146,22 @@ def test_slices_lie_where_the_map_says(run):
     assert {volume["name"] for volume in content["volumes"]} == {"input", "linear", "restored", "uncertainty", "change"}
 
 
+@given(
+    at=st.tuples(*(st.integers(6, n - 7) for n in SHAPE)),
+    voxel_size=st.floats(0.5, 3),
+    origin=st.tuples(*[st.one_of(st.just(0.0), st.floats(-500, 500))] * 3),
+    nstart=st.tuples(*[st.integers(-300, 300)] * 3),
+)
+@settings(max_examples=20, deadline=None)
+def test_places_are_where_the_map_lies(at, voxel_size, origin, nstart):
+    noise = np.random.default_rng(0).normal(size=(2, *SHAPE))
+    before = DensityMap(noise[0], voxel_size, origin=origin, nstart=nstart)
+    after = attrs.evolve(before, data=before.data + 30 * blob(at))
+    places = changes(before, after, noise[1], 3 * voxel_size)[1]
+    first = origin if any(origin) else voxel_size * np.array(nstart)
+    assert places[0].position == pytest.approx(first + voxel_size * np.array(at[::-1]), abs=0.6 * voxel_size)
+
+
 @pytest.mark.parametrize("shape", [(130, 140, 150), (64, 64, 64)])
 def test_what_is_cut_and_coarsened_stays_in_place(shape):
     at = (36, 41, 33)
@@ -153,6 +173,25 @@ def test_what_is_cut_and_coarsened_stays_in_place(shape):
     centre = [float((shown * g).sum() / shown.sum()) for g in np.indices(shown.shape)][::-1]
     found = [p + window.voxel_size * c for p, c in zip(window.position, centre, strict=True)]
     assert found == pytest.approx([5 + 1.1 * 33, -4 + 1.1 * 41, 300 + 1.1 * 36], abs=0.3)
+
+
+@pytest.mark.parametrize("shape", [(64, 66, 70), (4, 70, 66)])
+def test_a_map_larger_than_memory_is_coarsened_in_place(shape, tmp_path, monkeypatch):
+    monkeypatch.setattr("cryofm_io.report.large.MOST", 2500)
+    at = (min(33, shape[0] // 2), 30, 41)
+    grid = np.ogrid[: shape[0], : shape[1], : shape[2]]
+    data = np.exp(-sum((g - a) ** 2 for g, a in zip(grid, at, strict=True)) / 60).astype(np.float32)
+    write_map(tmp_path / "large.mrc", DensityMap(data, 1.1, nstart=(-20, 3, 7)))
+    first = map_on_disk(tmp_path / "large.mrc")
+    shown = coarse(first, attrs.evolve(first, data=3 * data))
+    assert 1000 < shown.data.size <= 2500
+    k = round(shown.voxel_size / 1.1)
+    cube = data[k * (shown.shape[0] - 1) :][:k, k : 2 * k, 2 * k : 3 * k]
+    assert shown.data[-1, 1, 2] == pytest.approx(2 * cube.mean(), rel=1e-4)
+    centre = [float((shown.data * g).sum() / shown.data.sum()) for g in np.indices(shown.shape)][::-1]
+    found = [p + shown.voxel_size * c for p, c in zip(shown.position, centre, strict=True)]
+    wanted = [1.1 * (start + a) for start, a in zip((-20, 3, 7), at[::-1], strict=True)]
+    assert found[:2] == pytest.approx(wanted[:2], abs=0.2)
 
 
 def test_the_verdict_follows_the_checks(run, halves, tmp_path):
@@ -223,6 +262,25 @@ def test_what_is_no_run_is_one_line(tmp_path, capsys):
     (tmp_path / "report.html").write_text("<html>")
     with pytest.raises(InputFileError, match="no report"):
         read_report(tmp_path / "report.html")
+
+
+def test_likelihoods_have_a_page_whatever_the_files_are_called(tmp_path, capsys):
+    name = b"odd\xff.mrc".decode("utf-8", "surrogateescape")
+    record = {"program": "likelihood.py", "command": f"likelihood.py {name}", "settings": {"maps": [name]}}
+    (tmp_path / "run.json").write_text(json.dumps(record))
+    table = f"map,voxels,bits_per_voxel,standard_error_bits_per_voxel\n{name},8,-1.5,0.123456789\nother.mrc,8,2,nan\n"
+    (tmp_path / "likelihood.csv").write_text(table, encoding="utf-8", errors="surrogateescape")
+    page = write_report(tmp_path, cubes={name: np.arange(8.0), "other.mrc": np.ones(8)})
+    before = read_report(page)
+    assert before["verdict"] == f"Of 2 maps the likeliest is {name}, with -1.5 ± 0.12346 bits per voxel."
+    assert [len(series["x"]) for series in before["figures"][0]["series"]] == [80, 80]
+    assert "odd?.mrc" in page.read_text(encoding="utf-8")
+    assert Page(page.read_text()).open == []
+    assert not (tmp_path / "open.cxc").exists()
+    assert main([str(tmp_path)]) == 0
+    assert read_report(page) == before  # its cubes are not in the folder
+    assert main([str(tmp_path), str(tmp_path), "--compare"]) == 2
+    assert "not compared" in capsys.readouterr().err
 
 
 def test_a_page_is_not_overwritten_unasked(run, halves):

@@ -6,6 +6,7 @@ Arrays are ``(z, y, x)``; positions are (x, y, z); lengths are in Å and frequen
 from cryofm_io.atomic import atomic_write
 from cryofm_io.changes import Change, changes
 from cryofm_io.conical_fsc import ConicalFsc, conical_fsc
+from cryofm_io.cryosparc import find_cryosparc_maps
 from cryofm_io.density_map import DensityMap, check_same_grid
 from cryofm_io.emdb import EmdbEntry, EmdbHeader, find_emdb_entry, read_emdb_header
 from cryofm_io.errors import (
@@ -88,6 +89,7 @@ __all__ = [
     "conical_fsc",
     "density_of_model",
     "filtered_by_shell",
+    "find_cryosparc_maps",
     "find_emdb_entry",
     "fourier_resample",
     "fsc",

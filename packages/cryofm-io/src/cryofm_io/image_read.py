@@ -19,16 +19,16 @@ from cryofm_io.mrc_read import as_float32, axis_codes, says_stack
 from cryofm_io.mrc_store import load
 from cryofm_io.voxel_size import Stated, settle_voxel_size, stated_voxel_size
 
-__all__ = ["ImagesOnDisk", "images_on_disk", "read_images"]
+__all__ = ["ImagesOnDisk", "find_named", "images_on_disk", "read_images"]
 
 
 def read_images(path: str | os.PathLike[str], *, voxel_size: float | None = None, strict: bool = False) -> ImageStack:
     """Read class averages or particles.
 
     Args:
-        path: A stack (.mrcs, .mrc, .ccp4, also .gz or .bz2), or a STAR file of RELION 3.0 or later that lists images
-            (rlnImageName) or class averages (rlnReferenceImage). The files that it names are looked for from its
-            folder, from the current one, and from those above its own.
+        path: A stack (.mrcs, .mrc, .ccp4, also .gz or .bz2), a STAR file of RELION 3.0 or later that lists images
+            (rlnImageName) or class averages (rlnReferenceImage), or a data set of cryoSPARC (.cs; blob/path). The files
+            that it names are looked for from its folder, from the current one, and from those above its own.
         voxel_size: Å; wins over whatever STAR file and header say about size, with a warning of what it overrides (not
             within 1 %).
         strict: Refuse images that are empty or damaged, which otherwise are named and left out.
@@ -52,7 +52,7 @@ def read_images(path: str | os.PathLike[str], *, voxel_size: float | None = None
         ImageStack(data=float32 (5, 8, 8), voxel_size=1.2, names=5 of them, ctf=None, poses=None, shares=None)
     """
     path = Path(path)
-    if ".star" in [suffix.lower() for suffix in path.suffixes[-2:]]:
+    if path.suffix.lower() == ".cs" or ".star" in [suffix.lower() for suffix in path.suffixes[-2:]]:
         return _read_star(path, voxel_size, strict)
     header, data = _load_images(path)
     if not says_stack(path, header) and (header.space_group != 0 or len(set(data.shape)) == 1):
@@ -78,7 +78,7 @@ def _read_star(path: Path, voxel_size: float | None, strict: bool) -> ImageStack
     names = list(table.names)
     headers = []
     for file, rows in rows_of.items():
-        found = _find(file, path)
+        found = find_named(file, path)
         header, sections = _load_images(found)
         headers.append(stated_voxel_size(header, "xy"))
         for row, index in rows:
@@ -144,7 +144,7 @@ def images_on_disk(path: str | os.PathLike[str]) -> ImagesOnDisk:
     """Open the images that a STAR file lists, of which there may be more than memory holds.
 
     Args:
-        path: A STAR file, see `read_images`; compressed stacks are unpacked into memory.
+        path: A STAR file or a data set of cryoSPARC, see `read_images`; compressed stacks are unpacked into memory.
 
     Raises:
         InputFileError: As `read_images`, but for values, which are not looked at.
@@ -166,7 +166,7 @@ def images_on_disk(path: str | os.PathLike[str]) -> ImagesOnDisk:
         if not (at and file and number.isdecimal() and len(number) < 10 and int(number) > 0):
             raise InputFileError(f"{path}: {name!r} is no image of a stack (000001@stack.mrcs)")
         places.append((file, int(number) - 1))
-    loaded = {file: _load_images(_find(file, path)) for file in dict.fromkeys(file for file, _ in places)}
+    loaded = {file: _load_images(find_named(file, path)) for file in dict.fromkeys(file for file, _ in places)}
     sections = {file: data for file, (_, data) in loaded.items()}
     for file, index in places:
         if index >= len(sections[file]):
@@ -200,7 +200,7 @@ def _star_voxel_size(table: ImageTable, headers: list[Stated], wished: float | N
     return settle_voxel_size(table.path, Stated(float(sizes[0])), wished)
 
 
-def _find(name: str, star: Path) -> Path:
+def find_named(name: str, star: Path) -> Path:
     """RELION names files from its project's folder, somewhere above the STAR file."""
     folders = [star.parent, Path(), *star.resolve().parents[1:]]
     for folder in folders:

@@ -10,6 +10,7 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
+from cryofm_io.cryosparc import read_data_set
 from cryofm_io.errors import InputFileError, MapWarning
 from cryofm_io.image_stack import ImageCtf, Poses
 from cryofm_io.star_text import Block, read_star
@@ -179,8 +180,8 @@ class ImageTable:
 
 
 def read_table(path: Path) -> ImageTable:
-    """The images that a STAR file lists, particles or class averages."""
-    blocks = read_star(path, _WANTED)
+    """The images that a STAR file or a data set of cryoSPARC (.cs) lists, particles or class averages."""
+    blocks = read_data_set(path) if path.suffix.lower() == ".cs" else read_star(path, _WANTED)
     for tag in _NAMES:
         for block in blocks:
             if names := block.column(tag):
@@ -194,6 +195,8 @@ def read_table(path: Path) -> ImageTable:
 
 def read_subtomograms(path: Path) -> ImageTable:
     """The particles of tomograms that a STAR file lists, volumes or stacks of a tilt series."""
+    if path.suffix.lower() == ".cs":
+        raise InputFileError(f"{path}: a data set of cryoSPARC lists no subtomograms; give RELION's STAR file")
     blocks = read_star(path, _WANTED)
     for block in blocks:
         names = next((names for tag in _PARTICLES if (names := block.column(tag))), None)

@@ -7,7 +7,7 @@ __all__ = ["what_else"]
 _EMAN = "e2proc3d.py IN OUT.mrc (EMAN2)"
 _EMAN_2D = "e2proc2d.py IN OUT.mrcs (EMAN2)"
 _BY_ENDING = {
-    ".cs": ("a cryoSPARC data set", "csparc2star.py IN OUT.star (pyem); give the STAR file"),
+    ".cs": ("a cryoSPARC data set, which lists images", "cryofm_io.read_images reads it"),
     ".em": ("an EM file", _EMAN),
     ".tif": ("a TIFF file", "tif2mrc IN OUT.mrc (IMOD)"),
     ".tiff": ("a TIFF file", "tif2mrc IN OUT.mrc (IMOD)"),
@@ -49,7 +49,7 @@ def what_else(path: Path, raw: bytes) -> str | None:
 
     Example:
         >>> what_else(Path("particles.cs"), b"")
-        'a cryoSPARC data set, not an MRC file; convert it: csparc2star.py IN OUT.star (pyem); give the STAR file'
+        'a cryoSPARC data set, which lists images, not an MRC file; cryofm_io.read_images reads it'
     """
     endings = [suffix.lower() for suffix in path.suffixes[-2:] if suffix.lower() not in (".gz", ".bz2")]
     ending = endings[-1] if endings else ""

@@ -76,7 +76,7 @@ class ReconstructionSums:
     def map(self, side: int | None = None, *, wiener: bool = False) -> NDArray[np.float32]:
         """The map of the sums in a cube of ``side`` voxels, at most P; N if not given.
 
-        With ``wiener`` RELION's d / (w + 1/τ²), which its own program makes more carefully close to frequency 0.
+        With ``wiener`` RELION's d / (w + 1/τ²), as versions 4 and 5 make it; 3.1 evens out w first, by its gridding.
         Otherwise the map that no prior damped, 0 where nothing was measured: d / (w + w̄), w̄ the mean of a shell, over
         the local mean of w / (w + w̄). A plain d / w would count a coefficient of the padded grid that hardly any image
         met as much as its neighbours.

@@ -13,6 +13,7 @@ from cryofm_io.errors import CryoFMError, GeometryError, InputFileError
 from cryofm_io.image_stack import ImageStack, Poses
 from cryofm_io.image_table import ANGLES, BOX_ANGLES, DEFOCUS, OPTICS, TILTS, read_subtomograms, read_table
 from cryofm_io.star_text import quoted
+from cryofm_io.tomograms import set_members, visible_tilts
 
 __all__ = ["SubtomogramPoses", "read_poses", "read_subtomogram_poses", "write_poses"]
 
@@ -21,7 +22,8 @@ def read_poses(path: str | os.PathLike[str]) -> Poses:
     """Read the poses of particles, and none of their images, which need not be there.
 
     Args:
-        path: A STAR file of RELION 3.0 or later with rlnAngleRot, rlnAngleTilt and rlnAnglePsi.
+        path: A STAR file of RELION 3.0 or later with rlnAngleRot, rlnAngleTilt and rlnAnglePsi, or a data set of
+            cryoSPARC (.cs) with alignments3D.
 
     Returns:
         The poses, shifts in Å; where these are stated in pixels, and no pixel size is, they are 0.
@@ -63,10 +65,12 @@ def read_subtomogram_poses(path: str | os.PathLike[str]) -> SubtomogramPoses:
     """Read how the particles of a subtomogram average lay in their tomograms; none of their volumes need be there.
 
     The particle's own angles come first, then those of its box, rlnTomoSubtomogramRot, -Tilt and -Psi, where there are
-    any (RELION 4 and 5). No label of RELION has the limits of the tilts: add columns cryofmTiltMin and cryofmTiltMax.
+    any (RELION 4 and 5). The limits of the tilts are those of the tomograms that an optimisation set names. No label of
+    RELION has them for a particle, but columns cryofmTiltMin and cryofmTiltMax may, that you add.
 
     Args:
-        path: A STAR file of RELION 3.0 or later with rlnAngleRot, rlnAngleTilt and rlnAnglePsi.
+        path: A STAR file of RELION 3.0 or later with rlnAngleRot, rlnAngleTilt and rlnAnglePsi, or RELION's
+            optimisation_set.star.
 
     Raises:
         InputFileError: The file lists no particles or no angles, images of single particles, or a value that can be
@@ -79,7 +83,8 @@ def read_subtomogram_poses(path: str | os.PathLike[str]) -> SubtomogramPoses:
         >>> read_subtomogram_poses("subtomograms.star").tilts_deg
         array([[-60.,  51.]])
     """
-    table = read_subtomograms(Path(path))
+    members = None if Path(path).suffix.lower() == ".cs" else set_members(Path(path))
+    table = read_subtomograms(Path(path) if members is None else members[0])
 
     def columns(tags: tuple[str, ...]) -> NDArray[np.float64] | None:
         found = {tag: table.finite(tag) for tag in tags}
@@ -95,6 +100,8 @@ def read_subtomogram_poses(path: str | os.PathLike[str]) -> SubtomogramPoses:
         if (angles := columns(tags)) is not None
     ]
     tilts = columns(TILTS)
+    if tilts is None and members is not None:
+        tilts = visible_tilts(table, members[1])
     if tilts is not None and (wrong := ~((tilts >= -90) & (tilts <= 90)).all(1) | (tilts[:, 0] >= tilts[:, 1])).any():
         row = int(wrong.argmax())
         raise InputFileError(

@@ -12,10 +12,10 @@ def compared(first: dict[str, Any], second: dict[str, Any], names: list[str]) ->
     """The content of a page that sets two side by side, the numbers of both, their curves and their maps.
 
     Raises:
-        InputFileError: One of them is of models made of images.
+        InputFileError: One of them restored no map.
     """
-    if first["scores"] or second["scores"]:
-        raise InputFileError("models made of images are not compared; give two runs that restored a map")
+    if any("restored" not in [volume["name"] for volume in one["volumes"]] for one in (first, second)):
+        raise InputFileError("models, samples and likelihoods are not compared; give two runs that restored a map")
     both = list(zip(names, (first, second), strict=True))
     told = [{number["label"]: number for number in [*one["numbers"], *one["more_numbers"]]} for one in (first, second)]
     rows = [

@@ -101,9 +101,8 @@ def content_of(run: Run) -> dict[str, Any]:
 
 def _what(run: Run) -> str:
     settings = run.record.get("settings", {})
-    names = [
-        str(settings[key]).replace("\\", "/").rsplit("/", 1)[-1] for key in ("half1", "half2") if settings.get(key)
-    ]
+    keys = ("half1", "half2", "particles")
+    names = [str(settings[key]).replace("\\", "/").rsplit("/", 1)[-1] for key in keys if settings.get(key)]
     return " and ".join(names) or "the example"
 
 
@@ -133,6 +132,9 @@ def _numbers(data: _Data) -> list[dict[str, Any]]:
     if (held := record.get("held_out")) is not None:
         add("gained over the half itself", f"{held['gain']:+.3f}", "mean FSC of one half, restored, with the other "
             "half, less that of the half as it is", held["gain"] >= -0.005)  # fmt: skip
+    if record.get("misfit") is not None:
+        add("misfit of the images", f"{record['misfit']:.3f}", "of what the restored map makes them to be, squared and "
+            "over the noise; about 1 is expected", 0.8 < record["misfit"] < 1.3)  # fmt: skip
     if "restored_to_angstrom" in record:
         add("the prior's finest detail", f"{record['restored_to_angstrom']:.2f} Å", "finer than this the map is your "
             "data, linearly filtered")  # fmt: skip
@@ -167,6 +169,9 @@ def _verdict(data: _Data, numbers: list[dict[str, Any]]) -> dict[str, Any]:
     doubts = data.run.record.get("doubts", [])
     if doubts:
         return {"trusted": False, "verdict": f"Do not trust this map: {'; '.join(doubts)}."}
+    if "held_out" not in data.run.record and data.run.halves is not None:
+        alone = "No half was restored by itself, so that nothing shows whether the prior is right: trust your halves."
+        return {"trusted": None, "verdict": alone}
     if "held_out" not in data.run.record:
         alone = (
             "Without half maps nothing could be checked: believe no more of this map than of the one it was made of."
@@ -191,9 +196,8 @@ def _warnings(data: _Data, directional: dict[str, Any] | None) -> list[str]:
     if "doubts" in record and not record["doubts"] and record.get("algorithm", {}).get("iterations", 8) < 8:
         found.append("Fewer than 8 steps leave much undone: the checks are not made then.")
     if data.run.uncertainty is None:
-        found.append(
-            "No samples were drawn, so nothing shows how much of the map is the prior's word: --samples 4 does."
-        )
+        does = ": --samples 4 does" if "samples" in record.get("settings", {}) else ""
+        found.append(f"No samples were drawn, so nothing shows how much of the map is the prior's word{does}.")
     return found
 
 

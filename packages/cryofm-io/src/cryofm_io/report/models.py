@@ -4,6 +4,7 @@ import base64
 import csv
 import json
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,9 @@ from cryofm_io.report.content import FORMAT, contrast, listed_provenance
 from cryofm_io.report.volumes import Window, packed
 from cryofm_io.star import read_poses
 
-__all__ = ["Pairs", "models_content"]
+__all__ = ["Pairs", "map_volumes", "models_content", "views"]
 
-_MODELS, _IMAGES = 4, 24  # shown
+_MODELS, _IMAGES, _VIEWS = 4, 24, 1500  # shown
 _AGREE = 15.0  # degrees
 
 Pairs = tuple[NDArray[Any], NDArray[Any]]
@@ -52,8 +53,8 @@ def models_content(folder: Path, pairs: Pairs | None = None, former: dict[str, A
         "places": None,
         "threshold": None,
         "resolution_of_changes": None,
-        **_volumes(shown),
-        "sphere": _sphere(folder / "poses.star"),
+        **map_volumes(shown),
+        "sphere": views(folder / "poses.star"),
         "pairs": _pairs(*pairs) if pairs is not None else (former or {}).get("pairs"),
         "provenance": listed_provenance(record),
         "note": VIEWING_NOTE,
@@ -100,14 +101,15 @@ def _judged(record: dict[str, Any], rows: list[dict[str, str]]) -> tuple[dict[st
     return {"trusted": trusted, "verdict": said}, numbers
 
 
-def _volumes(models: dict[str, DensityMap]) -> dict[str, Any]:
-    first = next(iter(models.values()))
+def map_volumes(maps: Mapping[str, DensityMap], like: str | None = None) -> dict[str, Any]:
+    """Maps on one grid as a page shows them, with the contrast of one of them, by default the first."""
+    first = next(iter(maps.values())) if like is None else maps[like]
     low, high = contrast(first.data, widest=True)
     window = Window(first, None)
     return {
         "volumes": [
             {"name": name, "low": low, "high": high, "data": packed(window.show(one.data), low, high)}
-            for name, one in models.items()
+            for name, one in maps.items()
         ],
         "grid": {
             "shape": list(window.shape),
@@ -121,21 +123,28 @@ def _volumes(models: dict[str, DensityMap]) -> dict[str, Any]:
     }
 
 
-def _sphere(path: Path) -> dict[str, Any] | None:
-    """Views from above and from below, in discs in which equal areas are equal parts of the sphere."""
+def views(path: Path) -> dict[str, Any] | None:
+    """Views from above and from below, in discs in which equal areas are equal parts of the sphere.
+
+    Of many they are some, evenly spread over the file.
+    """
     if not path.is_file():
         return None
     try:
-        rotations = read_poses(path).rotations
+        rotations = np.asarray(read_poses(path).rotations)
     except CryoFMError:  # the page can do without
         return None
-    views = np.asarray(rotations)[:, 2, :]  # what is turned to the beam, (x, y, z) of the model
-    radius = np.sqrt(1 - np.abs(views[:, 2]).clip(0, 1))
-    ring = np.hypot(views[:, 0], views[:, 1]).clip(1e-9)
-    points = (views[:, :2] / ring[:, None] * radius[:, None]).round(3)
+    number = len(rotations)
+    if number > _VIEWS:
+        rotations = rotations[np.linspace(0, number - 1, _VIEWS).round().astype(int)]
+    seen = rotations[:, 2, :]  # what is turned to the beam, (x, y, z) of the model
+    radius = np.sqrt(1 - np.abs(seen[:, 2]).clip(0, 1))
+    ring = np.hypot(seen[:, 0], seen[:, 1]).clip(1e-9)
+    points = (seen[:, :2] / ring[:, None] * radius[:, None]).round(3)
     return {
-        "above": [point.tolist() for point, view in zip(points, views, strict=True) if view[2] >= 0],
-        "below": [point.tolist() for point, view in zip(points, views, strict=True) if view[2] < 0],
+        "above": [point.tolist() for point, view in zip(points, seen, strict=True) if view[2] >= 0],
+        "below": [point.tolist() for point, view in zip(points, seen, strict=True) if view[2] < 0],
+        "of": number,
     }
 
 

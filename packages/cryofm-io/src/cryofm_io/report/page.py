@@ -10,8 +10,10 @@ from cryofm_io.atomic import atomic_write
 from cryofm_io.errors import InputFileError, MissingExtraError
 from cryofm_io.report.chimerax import chimerax_commands, model_commands
 from cryofm_io.report.content import FORMAT, content_of
-from cryofm_io.report.models import Pairs, models_content
-from cryofm_io.report.run import Run
+from cryofm_io.report.large import large_content
+from cryofm_io.report.models import Pairs, models_content, views
+from cryofm_io.report.others import likelihood_content, samples_content
+from cryofm_io.report.run import Run, input_file
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -24,15 +26,17 @@ _CONTENT = re.compile(r'<script type="application/json" id="content">(.*?)</scri
 def write_report(folder: str | os.PathLike[str], *, overwrite: bool = False, **known: Any) -> Path:
     """Leave ``report.html`` in a run's folder, and beside it ``open.cxc`` for ChimeraX.
 
-    The page needs no other file and no network.  A run is a folder with ``run.json`` and ``restored.mrc``, or
-    ``model_01.mrc``; whatever else of `Run` lies there, or where ``run.json`` says that the inputs lie, is taken in.
-    Where inputs are gone, the content of the page that is there already is shown again.
+    The page needs no other file and no network.  A run is a folder with ``run.json`` and ``restored.mrc``,
+    ``model_01.mrc``, ``sample_01.mrc`` or ``likelihood.csv``; whatever else of `Run` lies there, or where ``run.json``
+    says that the inputs lie, is taken in. Where inputs are gone, the content of the page that is there already is shown
+    again.
 
     Args:
         folder: Of the run.
         overwrite: Whether files that exist may be replaced.
         known: Fields of `cryofm_io.report.run.Run` that need not be read, or lie nowhere, such as ``halves``; of models
-            ``pairs``, the images and the best model's projections ``(K, y, x)``.
+            ``pairs``, the images and the best model's projections ``(K, y, x)``; of a map larger than memory
+            ``measured``, the one or two `cryofm_io.MapOnDisk`; of likelihoods ``cubes``, the densities by name.
 
     Returns:
         The page.
@@ -46,6 +50,8 @@ def write_report(folder: str | os.PathLike[str], *, overwrite: bool = False, **k
     environment()  # first what may be missing
     content = folder_content(folder, **known)
     write_page(page, content, overwrite=overwrite)
+    if not content["volumes"]:
+        return page
     with atomic_write(folder / "open.cxc", overwrite) as temporary:
         files = [name for name in ("linear.mrc", "restored.mrc", "uncertainty.mrc") if (folder / name).is_file()]
         models = [f"{volume['name']}.mrc" for volume in content["volumes"]]
@@ -55,20 +61,38 @@ def write_report(folder: str | os.PathLike[str], *, overwrite: bool = False, **k
 
 
 def folder_content(folder: Path, *, pairs: Pairs | None = None, **known: Any) -> dict[str, Any]:
-    """What a page of a folder says; of models, or of a restored map."""
-    page = folder / "report.html"
-    if (folder / "run.json").is_file() and (folder / "model_01.mrc").is_file():
-        return models_content(folder, pairs, read_report(page) if page.is_file() else None)
+    """What a page of a folder says: of models, of samples, of likelihoods, or of a restored map."""
+    path = folder / "run.json"
+    record = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def former() -> dict[str, Any] | None:
+        page = folder / "report.html"
+        return read_report(page) if page.is_file() else None
+
+    def holds(name: str) -> bool:
+        return bool(record) and (folder / name).is_file()
+
+    if holds("model_01.mrc"):
+        return models_content(folder, pairs, former())
+    if holds("likelihood.csv"):
+        return likelihood_content(folder, known.get("cubes"), None if "cubes" in known else former())
+    if holds("restored.mrc") and "checked_voxels" in record:
+        return large_content(folder, known.get("measured"), None if "measured" in known else former())
+    if holds("sample_01.mrc") and not holds("restored.mrc"):
+        return samples_content(folder)
     run = Run.of(folder, **known)
-    gone = run.halves is None and run.observed is None and page.is_file()
-    return read_report(page) if gone else content_of(run)
+    if run.halves is None and run.observed is None and (kept := former()) is not None:
+        return kept
+    content, particles = content_of(run), record.get("settings", {}).get("particles")
+    listed = None if particles is None else input_file(record, particles, folder)
+    return content if listed is None else content | {"sphere": views(listed)}
 
 
 def write_page(path: Path, content: dict[str, Any], *, overwrite: bool = False) -> None:
     """Write content as a page."""
     text = render(content)
     with atomic_write(path, overwrite) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="replace")  # names of files may hold any bytes
 
 
 def render(content: dict[str, Any]) -> str:

@@ -17,7 +17,7 @@ from cryofm_io.errors import CryoFMError, InputFileError, MapWarning
 from cryofm_io.fsc import FscCurve
 from cryofm_io.mrc_read import read_map, read_values
 
-__all__ = ["Run"]
+__all__ = ["Run", "input_file"]
 
 Pair = tuple[DensityMap, DensityMap]
 
@@ -31,7 +31,7 @@ class Run:
         restored: On the grid of the data, as all other maps.
         linear: What the best linear filter makes of the data.
         uncertainty: Standard deviation of the samples.
-        halves: The half maps as measured.
+        halves: The half maps as measured, or as images were made into.
         observed: The one map as measured, where there are no halves.
         restored_halves: Each restored by itself.
         mask: That the script was given.
@@ -70,6 +70,9 @@ class Run:
             inputs = tuple(_input(record, settings[name], folder) for name in given)
             if inputs and None not in inputs:  # one half alone is not what was restored
                 maps |= {"observed": inputs[0]} if len(inputs) == 1 else {"halves": inputs}
+            pair = [folder / f"reconstruction_half{i}.mrc" for i in (1, 2)]
+            if not given and all(path.is_file() for path in pair):  # which images were made into
+                maps["halves"] = tuple(map(_map, pair))
         if "mask" not in known and (mask := _input(record, settings.get("mask"), folder, mask=True)) is not None:
             maps["mask"] = mask.data
         if "curves" not in known:
@@ -93,15 +96,21 @@ def _map(path: Path) -> DensityMap | None:
 
 def _input(record: dict[str, Any], name: str | None, folder: Path, *, mask: bool = False) -> DensityMap | None:
     """A file of the command line, if it is there and still what it was."""
-    if name is None:
+    path = None if name is None else input_file(record, name, folder)
+    if path is None:
         return None
+    try:
+        return (read_values if mask else read_map)(path, voxel_size=record["settings"].get("voxel_size"))
+    except CryoFMError:  # the page can do without
+        return None
+
+
+def input_file(record: dict[str, Any], name: str, folder: Path) -> Path | None:
+    """Where a file of the command line lies, if it is still what it was."""
     wanted = record.get("inputs_sha256", {}).get(name)
     for path in (Path(name), folder / name):
         if wanted is not None and path.is_file() and _sum(path) == wanted:
-            try:
-                return (read_values if mask else read_map)(path, voxel_size=record["settings"].get("voxel_size"))
-            except CryoFMError:  # the page can do without
-                return None
+            return path
     return None
 
 

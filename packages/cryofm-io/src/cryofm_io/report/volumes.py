@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from cryofm_io.density_map import DensityMap
 from cryofm_io.grid import GridTransform
 
-__all__ = ["Window", "packed"]
+__all__ = ["MOST", "Window", "packed"]
 
 # Of each map, bytes: five at most are a third more as text, if nothing compresses, and leave room below 8 MB.
-_MOST = 1_050_000
+MOST = 1_050_000
 _MARGIN = 12.0  # Å about the molecule, where the whole box is too large
 
 
@@ -33,11 +33,11 @@ class Window:
 
     def __init__(self, like: DensityMap, mask: NDArray[Any] | None) -> None:
         box = tuple(slice(0, n) for n in like.shape)
-        if math.prod(like.shape) > _MOST and mask is not None and mask.any():
+        if math.prod(like.shape) > MOST and mask is not None and mask.any():
             box = tuple(_extent(mask, axis, round(_MARGIN / like.voxel_size)) for axis in range(3))
         self.box = box
         sides = [part.stop - part.start for part in box]
-        coarser = (math.prod(sides) / _MOST) ** (1 / 3)
+        coarser = (math.prod(sides) / MOST) ** (1 / 3)
         first = DensityMap(
             np.zeros(sides, np.float32),
             like.voxel_size,

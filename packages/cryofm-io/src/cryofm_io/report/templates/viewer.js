@@ -2,6 +2,25 @@
 (async () => {
   const content = JSON.parse(document.getElementById("content").textContent);
   const byId = (id) => document.getElementById(id);
+  // Figures
+
+  document.querySelectorAll(".chart").forEach((chart) => {
+    const figure = content.figures[chart.dataset.figure], svg = chart.querySelector("svg"), cursor = chart.querySelector(".cursor");
+    const outs = chart.querySelectorAll(".legend output");
+    svg.addEventListener("pointermove", (event) => {
+      const box = svg.getBoundingClientRect(), t = (600 * (event.clientX - box.left) / box.width - 58) / 500;
+      if (t < 0 || t > 1) return;
+      const x = figure.xlim[0] + t * (figure.xlim[1] - figure.xlim[0]);
+      cursor.setAttribute("x1", 500 * t); cursor.setAttribute("x2", 500 * t); cursor.style.visibility = "visible";
+      figure.series.forEach((series, i) => {
+        const k = series.x.reduce((best, value, j) => Math.abs(value - x) < Math.abs(series.x[best] - x) ? j : best, 0);
+        outs[i].textContent = series.y[k] === null ? "" : (+series.y[k].toPrecision(3));
+      });
+    });
+    svg.addEventListener("pointerleave", () => { cursor.style.visibility = "hidden"; outs.forEach((out) => { out.textContent = ""; }); });
+  });
+
+  if (!content.volumes.length) return;
   const { shape: [nz, ny, nx], voxel_size: size, position } = content.grid;
   const sides = { z: nz, y: ny, x: nx };
 
@@ -114,24 +133,6 @@
       byId("pairs").append(figure);
     });
   }
-
-  // Figures
-
-  document.querySelectorAll(".chart").forEach((chart) => {
-    const figure = content.figures[chart.dataset.figure], svg = chart.querySelector("svg"), cursor = chart.querySelector(".cursor");
-    const outs = chart.querySelectorAll(".legend output");
-    svg.addEventListener("pointermove", (event) => {
-      const box = svg.getBoundingClientRect(), t = (600 * (event.clientX - box.left) / box.width - 58) / 500;
-      if (t < 0 || t > 1) return;
-      const x = figure.xlim[0] + t * (figure.xlim[1] - figure.xlim[0]);
-      cursor.setAttribute("x1", 500 * t); cursor.setAttribute("x2", 500 * t); cursor.style.visibility = "visible";
-      figure.series.forEach((series, i) => {
-        const k = series.x.reduce((best, value, j) => Math.abs(value - x) < Math.abs(series.x[best] - x) ? j : best, 0);
-        outs[i].textContent = series.y[k] === null ? "" : (+series.y[k].toPrecision(3));
-      });
-    });
-    svg.addEventListener("pointerleave", () => { cursor.style.visibility = "hidden"; outs.forEach((out) => { out.textContent = ""; }); });
-  });
 
   // Surface: rays from the eye through a 3-D texture to where the density first exceeds the level
 
