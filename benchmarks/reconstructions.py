@@ -15,7 +15,7 @@ blurred by 100 Å², what comes out if no envelope is sought (``sharp``):
   (after the best factor where the truth's scale is not that of the halves);
 - ``most_lost_in_a_shell``: FSC of the input less that of the restored map;
 - ``inside_50``, ``_80``, ``_95``: with ``--samples``, how often the truth lies in the interval that should hold it so
-  often, over voxels where the linear estimate has density;
+  often, over voxels where the linear estimate has density (in the same units as the amplitudes);
 - ``doubts``: of the check, none for results that are to be believed.
 
 Rows are added as they are done; those that are there are not done again.
@@ -107,7 +107,7 @@ def read(
     return Problem(name, first, second, torch.from_numpy(true.data), float(one.voxel_size), b_factor)
 
 
-def row(problem: Problem, name: str, samples: int) -> dict[str, Any]:
+def row(problem: Problem, name: str, samples: int, dtype: torch.dtype | None) -> dict[str, Any]:
     """Restore, and compare."""
     prior, start = calibrated_prior(name), time.perf_counter()
     z, y, x = problem.truth.shape
@@ -116,7 +116,7 @@ def row(problem: Problem, name: str, samples: int) -> dict[str, Any]:
 
     def restored(**settings: Any) -> RestoredHalfMaps:
         return restore_half_maps(
-            Tiled.fitting(prior, grid.transform.target),
+            Tiled.fitting(prior, grid.transform.target, dtype=dtype),
             problem.half1,
             problem.half2,
             generator=torch.Generator().manual_seed(0),
@@ -137,11 +137,12 @@ def row(problem: Problem, name: str, samples: int) -> dict[str, Any]:
     powers = [radial_mean(rfft(v).abs().square(), (z, y, x)) for v in (result.map, problem.truth)]
     factor = 1.0 if problem.b_factor is not None else best_factor(result.map, problem.truth)
     amplitude = factor * (powers[0] / powers[1]).sqrt()[1:][agree[1:]]
-    inside = coverage(result, problem.truth)
+    inside = coverage(result, problem.truth / factor)
     return {
         "problem": problem.name,
         "b_factor": "" if problem.b_factor is None else problem.b_factor,
         "b_found": round(result.b_factor, 1),
+        "solvent_found": round(result.solvent_contrast, 2),
         **{f"auc_{key}": round(curves[key].auc, 4) if key in curves else "" for key in MAPS},
         **{f"error_{key}": round(error(maps[key], problem.truth), 4) if key in maps else "" for key in MAPS},
         **{
@@ -227,13 +228,14 @@ def main() -> None:
     add("--only", nargs="+", default=[""], help="problems in whose names one of these stands")
     add("--samples", type=int, default=0, help="to draw, for the coverage (default 0)")
     add("--prior", default="cryofm-tiny")
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network (default fp32)")
     add("--out", type=Path, required=True, help="CSV; rows are added")
     args = parser.parse_args()
     done = {line["problem"] for line in rows_of(args.out)}
     for name, make in problems(args, calibrated_prior(args.prior).voxel_size):
         if name in done or not any(part in name for part in args.only):
             continue
-        found = row(make(), args.prior, args.samples)
+        found = row(make(), args.prior, args.samples, torch.bfloat16 if args.precision == "bf16" else None)
         new = not args.out.exists()
         with args.out.open("a", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, found, lineterminator="\n")

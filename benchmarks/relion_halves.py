@@ -48,6 +48,7 @@ from cryofm_ops import (
     FourierProjector,
     compose,
     fourier_filter,
+    frequencies,
     radial_mean,
     random_rotations,
     rfft,
@@ -169,11 +170,19 @@ def level(signal: list[Tensor], noise: list[Tensor], voxel_size: float, resoluti
     return float(((s[near].log() - n[near].log()).mean().exp() * (1 - 0.143) / 0.143) ** 0.5)
 
 
-def envelope(signal: list[Tensor], truth: Tensor, voxel_size: float, resolution: float) -> tuple[float, float]:
-    """B and scale K of what was reconstructed without noise, K exp(−B ν² / 4) times the truth, to the resolution."""
+def envelope(
+    signal: list[Tensor], truth: Tensor, voxel_size: float, resolution: float, views: float | None
+) -> tuple[float, float]:
+    """B and scale K of what was reconstructed without noise, K exp(−B ν² / 4) times the truth, to the resolution.
+
+    Of preferred views, where most of them measure: close to the plane across their axis.
+    """
     z, y, x = truth.shape
     shape = (z, y, x)
     t = rfft(truth)
+    if views is not None:
+        highest = math.sin(math.radians(views)) / 2
+        t = t * (torch.fft.fftfreq(z)[:, None, None].abs() <= highest * frequencies(shape))
     ratio = radial_mean((rfft(signal[0] + signal[1]) / 2 * t.conj()).real, shape) / radial_mean(t.abs().square(), shape)
     nu = torch.linspace(0, 0.5 / voxel_size, len(ratio), dtype=torch.float64)
     used = (nu > 1 / 15) & (nu < 1 / resolution) & (ratio > 0)
@@ -203,7 +212,7 @@ def make(model: Path, args: argparse.Namespace, table: Path) -> None:
         for (b_factor, resolution), name in ((p, names[p]) for p in todo):
             signal = reconstructed(particles, particles.through(b_factor), folder)
             sigma = level(signal, noise, args.voxel_size, resolution)
-            found, scale = envelope(signal, truth, args.voxel_size, resolution)
+            found, scale = envelope(signal, truth, args.voxel_size, resolution, args.views)
             volumes = {f"half{k + 1}": signal[k] + sigma * noise[k] for k in range(2)} | {"truth": scale * truth}
             for part, volume in volumes.items():
                 write_map(args.out / f"{name}-{part}.mrc", DensityMap(volume.numpy(), args.voxel_size), overwrite=True)

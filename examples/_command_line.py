@@ -155,11 +155,14 @@ def of_all_copies(rotations: NDArray[np.float64], group: str) -> Tensor:
 
 
 def chosen_prior(args: argparse.Namespace) -> Prior:
-    """The prior that the command line names, on its device; ``args.precision``, if it is not told, is that device's."""
+    """The prior that the command line names, on its device; ``args.precision``, if it is not told, is that device's.
+
+    Where the data are to choose it (`fitting_prior`), the one that most of them take.
+    """
     device = choose_device(args.device)
     if args.precision is None:
         args.precision = "bf16" if has_bf16(device) else "fp32"
-    return load_prior(args.prior).to(device)
+    return load_prior(args.prior or "cryofm-tiny").to(device)
 
 
 def calibrated_prior(args: argparse.Namespace, otherwise: str | None = None) -> CalibratedPrior:

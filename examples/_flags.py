@@ -15,13 +15,16 @@ UNCERTAINTY = "uncertainty.mrc"
 MOST, EXTREME = 10**7, 1e15  # of what is counted; of numbers that are squared
 
 
-def add_flags(parser: argparse.ArgumentParser, *, steps: int | None, of: str) -> None:
-    """The flags of every script; ``of`` says what a step is; None: as many as it takes."""
+def add_flags(
+    parser: argparse.ArgumentParser, *, steps: int | None, of: str, prior: str | None = "cryofm-tiny"
+) -> None:
+    """The flags of every script; ``of`` says what a step is; None: as many as it takes, the prior that fits."""
     add = parser.add_argument
     add("--out", type=named_folder, required=True, help="folder for the results; made if need be")
     add("--steps", type=positive, default=steps, help=f"{of} (default {steps or 'as many as it takes'})")
     add("--seed", type=seed, default=0, help="of all random numbers; the same seed gives the same maps (default 0)")
-    add("--prior", default="cryofm-tiny", help="name, file or folder of a prior (default cryofm-tiny)")
+    fits = prior or "the bundled one that fits the data"
+    add("--prior", default=prior, help=f"name, file or folder of a prior (default {fits})")
     add("--device", default="cpu", help="torch device: cpu, cuda or cuda:1, … (default cpu)")
     precision = (
         "of the network (default bf16 where the processor has units for it, which is faster; likelihood.py: fp32)"
@@ -67,8 +70,8 @@ class FromToml(argparse.Action):
         setattr(namespace, self.dest, values)
 
 
-def add_half_map_flags(parser: argparse.ArgumentParser) -> None:
-    """Two half maps and what is particular to them."""
+def add_half_map_flags(parser: argparse.ArgumentParser, prior: str | None = "cryofm-tiny") -> None:
+    """Two half maps and what is particular to them; without a prior the one that fits."""
     add = parser.add_argument
     first = "first raw half map (MRC/CCP4, .gz too), or a folder, of an EMDB entry or cryoSPARC job; none: the example"
     add("half1", type=Path, nargs="?", help=first)
@@ -77,7 +80,8 @@ def add_half_map_flags(parser: argparse.ArgumentParser) -> None:
     add_envelope_flags(parser)
     masked = "take masked or filtered half maps; noise is then underestimated"
     add("--allow-masked", action="store_true", help=masked)
-    add_flags(parser, steps=8, of="network evaluations for each restored map, 2 or more; 1000 of the paper's")
+    of = "network evaluations for each restored map, 2 or more; 1000 of the paper's"
+    add_flags(parser, steps=8, of=of, prior=prior)
     add_algorithm_flags(parser, "Alg. 1")
 
 
@@ -104,6 +108,8 @@ def add_envelope_flags(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     envelope = "B factor of the half maps' envelope exp(-B ν²/4), Å², 0 for sharpened ones; found where it is not given"
     add("--b-factor", type=float, help=envelope)
+    solvent = "the solvent's density over the molecule's; found where it, or B and the scale, are not given"
+    add("--solvent-contrast", type=float, help=solvent)
     blurred = "leave the maps as blurred as the data; without it they are sharp"
     add("--keep-envelope", action="store_true", help=blurred)
     add("--halves", action="store_true", help="write both restored halves as well")

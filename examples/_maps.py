@@ -4,7 +4,7 @@ import argparse
 import csv
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -41,11 +41,12 @@ from cryofm_ops import (
     radial_mean,
     rfft,
 )
-from cryofm_sampling import Tiled, check_memory
+from cryofm_sampling import Tiled, check_memory, signal_end
 
 DATA = Path(__file__).parent / "data"
 EVALUATIONS, FEWER = 60, 25  # of the network in a restoration of half maps, by the examples
 COARSE = 3.5  # Å a voxel, beyond which a prior of details has nothing to hold on to
+FINE = 2.9  # Å; data that reach further show what cryofm-tiny, to 3 Å, does not know
 LEAST_FILLED = 1 / 3  # of the box of a prior of whole particles
 COARSENED = 2.0  # by which voxels may become coarser for a particle to fit
 DEMO_MAP, DEMO_CURVES = DATA / "EMD-3488.mrc.gz", DATA / "fsc_curves.csv"
@@ -78,6 +79,8 @@ def read_one_map(path: Path, *, voxel_size: float | None) -> Measured:
 def check_room(args: argparse.Namespace, path: Path, prior: Prior, names: list[str], *, gradients: bool) -> None:
     """Refuse, before anything is read, a job for which there is too little memory or disk; say what it needs.
 
+    Where only the data can tell whether a finer prior is taken, what it needs is said when `fitting_prior` has done so.
+
     Args:
         args: The command line.
         path: Of a map like those that are given; its header is read.
@@ -86,7 +89,8 @@ def check_room(args: argparse.Namespace, path: Path, prior: Prior, names: list[s
         gradients: Whether they pass through the network.
     """
     size = map_size(path, voxel_size=args.voxel_size)
-    coarse = args.prior in BUNDLED_PRIORS and size.voxel_size > COARSE  # whose prior takes the map's voxels or coarser
+    bundled = args.prior is None or args.prior in BUNDLED_PRIORS
+    coarse = bundled and size.voxel_size > COARSE  # whose prior takes the map's voxels or coarser
     target = GridTransform.of(size, size.voxel_size if coarse else prior.voxel_size).target
     tiled = in_tiles(prior, target, args.precision)
     need = check_memory(
@@ -95,6 +99,8 @@ def check_room(args: argparse.Namespace, path: Path, prior: Prior, names: list[s
     map_bytes = 4 * math.prod(size.shape)
     state = 8 * math.prod(target) * (3 + args.samples) if args.checkpoint is not None else 0
     disk = check_disk(args.out, map_bytes * sum(name.endswith(".mrc") for name in names), map_bytes, state)
+    if args.prior is None and 2 * size.voxel_size < FINE:
+        return
     print(f"needs about {need} of memory, {disk}")
     if vars(args).get("dry_run"):
         seconds = time_of_one(tiled, target, device_of(prior))
@@ -166,15 +172,69 @@ def device_of(prior: Prior) -> torch.device:
     return next(prior.network.parameters()).device
 
 
-def fitting_prior(name: str, prior: Prior, given: Measured) -> Prior:
-    """The prior of that name; for coarse maps the bundled one of whole particles, its voxels set by their size.
+def fitting_prior(args: argparse.Namespace, prior: Prior, given: Measured, room: Callable[[Prior], None]) -> Prior:
+    """The prior of the command line; where it names none, the bundled one that fits the data.
+
+    ``cryofm-tiny-fine`` where the data reach what ``cryofm-tiny`` does not know. For coarse maps the one of whole
+    particles, its voxels set by their size, also in the place of a bundled one that is named. Which one, and why, is
+    printed; the command line names it from then on.
+
+    Args:
+        args: The command line.
+        prior: What it names, or ``cryofm-tiny``.
+        given: The data.
+        room: `check_room`, of a prior; called where that was left to be said.
 
     Raises:
         CryoFMError: None fits.
     """
-    voxel_size, shape = given.maps[0].voxel_size, given.maps[0].shape
-    if name not in BUNDLED_PRIORS or (name == "cryofm-tiny" and voxel_size <= COARSE):
+    voxel_size = given.maps[0].voxel_size
+    if voxel_size > COARSE and (args.prior is None or args.prior in BUNDLED_PRIORS):
+        args.prior = "cryofm-tiny-particles"
+        return whole_particle_prior(prior, given)
+    if args.prior == "cryofm-tiny-particles":
+        return whole_particle_prior(prior, given)
+    if args.prior is not None:
         return prior
+    resolution = vars(args).get("resolution") or half_map_resolution(given.maps)
+    args.prior, seen = "cryofm-tiny", f"for voxels of {voxel_size:.3g} Å"
+    if resolution < math.inf:
+        seen = f"for data to {resolution:.3g} Å"
+    if resolution < FINE and (end := end_of_signal(given.maps)):
+        seen = f"{seen}, of which what is finer than {end:.3g} Å is no signal"
+    elif resolution < FINE:
+        args.prior, seen = "cryofm-tiny-fine", f"{seen}, beyond the 3 Å of cryofm-tiny"
+        prior = load_prior(args.prior).to(device_of(prior))
+    print(f"prior {args.prior}, {seen}")
+    if 2 * voxel_size < FINE:
+        room(prior)
+    return prior
+
+
+def half_map_resolution(maps: Sequence[DensityMap]) -> float:
+    """Where the FSC of two halves falls below 0.143, in the whole box, Å; infinite for one map alone."""
+    if len(maps) < 2:
+        return math.inf
+    one, two = maps
+    return fsc(one.data, two.data, one.voxel_size).resolution(0.143)
+
+
+def end_of_signal(maps: Sequence[DensityMap]) -> float:
+    """Where halves begin to agree about what is no signal, Å; 0 where nothing of that kind is found."""
+    one, *other = maps
+    if not other:
+        return 0.0
+    tensors = [torch.from_numpy(map.data) for map in maps]
+    return 1 / signal_end(*tensors, voxel_size=one.voxel_size)
+
+
+def whole_particle_prior(prior: Prior, given: Measured) -> Prior:
+    """The bundled prior of whole particles, its voxels set by the size of the one in the maps; where ``prior`` is.
+
+    Raises:
+        CryoFMError: It does not fit.
+    """
+    voxel_size, shape = given.maps[0].voxel_size, given.maps[0].shape
     particles = load_prior("cryofm-tiny-particles").to(device_of(prior))
     tensors = [torch.from_numpy(map.data) for map in given.maps]
     mean = sum(tensors[1:], tensors[0]) / len(tensors)

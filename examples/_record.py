@@ -19,9 +19,9 @@ from cryofm_io import atomic_write
 STARTED = time.perf_counter()
 
 
-def prior_file(name: str) -> Path | None:
+def prior_file(name: str | None) -> Path | None:
     """Where the weights of a prior are, unless it is a bundled one, which the version of its package tells."""
-    if name in cryofm_model.BUNDLED_PRIORS:
+    if name is None or name in cryofm_model.BUNDLED_PRIORS:
         return None
     return Path(name) / "model.safetensors" if Path(name).is_dir() else Path(name)
 

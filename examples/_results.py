@@ -149,6 +149,7 @@ def record_of(halves: RestoredHalfMaps) -> dict[str, Any]:
     return {
         f"noise_power_of_one_half{where_measured}": halves.noise_power.tolist(),
         "b_factor": halves.b_factor,
+        "solvent_contrast": halves.solvent_contrast,
         "restored_to_angstrom": halves.restored_to,
         "noise": getattr(halves.model, "record", {}),
         "held_out": attrs.asdict(halves.held_out),
@@ -223,7 +224,11 @@ def report(
     by_itself = isinstance(result, RestoredHalfMaps) or result.missing is not None
     untried = "as given" if by_itself else "as given, or by the brightest voxels"
     found = f"found in {fit.nfe} network evaluations" if fit.trials else untried
-    envelope = f", envelope B = {result.b_factor:.0f} Å²" if isinstance(result, RestoredHalfMaps) else ""
+    envelope = ""
+    if isinstance(result, RestoredHalfMaps):
+        envelope = f", envelope B = {result.b_factor:.0f} Å²"
+        if result.solvent_contrast:
+            envelope += f", solvent contrast {result.solvent_contrast:.2f}"
     print(f"scale {fit.normalization.scale:.3g}{envelope}, {found}")
     estimate = "the posterior mean" if result.settings["estimate"] == "mean" else result.settings["estimate"]
     print(f"restored by {result.settings['algorithm']} ({estimate}) in {result.nfe} network evaluations")

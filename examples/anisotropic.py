@@ -57,12 +57,13 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
     prior = chosen_prior(args)
     sampler = chosen_sampler(args, prior)
-    check_room(args, args.half1 or DEMO_MAP, prior, names(args), gradients=isinstance(sampler, Guided))
+    room = partial(check_room, args, args.half1 or DEMO_MAP, names=names(args), gradients=isinstance(sampler, Guided))
+    room(prior)
     if args.half1 is None:
         given = demo(args.seed)
     else:
         given = read_half_maps(args.half1, args.half2, voxel_size=args.voxel_size, allow_masked=args.allow_masked)
-    prior = fitting_prior(args.prior, prior, given)
+    prior = fitting_prior(args, prior, given, room)
     grid = PriorGrid.of(given.maps[0], prior, args.mask)
     tiled = in_tiles(prior, grid.transform.target, args.precision)
 
@@ -98,6 +99,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps:
             observe=model,
             sampler=sampler,
             b_factor=args.b_factor,
+            solvent_contrast=args.solvent_contrast,
             scale=args.scale,
             samples=args.samples,
             where=grid.where,

@@ -5,8 +5,9 @@
     python examples/denoise.py EMD-1234 --out DIR                       (an entry of the EMDB, as downloaded)
 
 The noise is measured on the halves, by frequency and direction; so are their scale and their envelope, and the map
-comes out sharp (``--keep-envelope`` leaves it as blurred as the data). What is finer than the prior knows is kept, as
-the best linear filter makes it of the halves.
+comes out sharp (``--keep-envelope`` leaves it as blurred as the data). The prior is the bundled one that the data need:
+to 3 Å, to 2 Å where they reach beyond 2.9 Å, or of whole particles. What is finer than it knows is kept, as the best
+linear filter makes it of the halves.
 
 Without half maps it restores the example in examples/data: EMD-3488 with noise of the paper's level 4.3 Å.
 The result is for looking at and for building models, never a target of refinement nor a claim of resolution.
@@ -14,6 +15,7 @@ The result is for looking at and for building models, never a target of refineme
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +53,15 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
     prior = chosen_prior(args)
     sampler = chosen_sampler(args, prior)
-    check_room(args, args.half1 or DEMO_MAP, prior, names(args), gradients=isinstance(sampler, Guided))
+    room = partial(check_room, args, args.half1 or DEMO_MAP, names=names(args), gradients=isinstance(sampler, Guided))
+    room(prior)
     if args.half1 is None:
         given = demo_half_maps(DEMO_LEVEL, args.seed)
     elif args.half2 is None:
         given = read_one_map(args.half1, voxel_size=args.voxel_size)
     else:
         given = read_half_maps(args.half1, args.half2, voxel_size=args.voxel_size, allow_masked=args.allow_masked)
-    prior = fitting_prior(args.prior, prior, given)
+    prior = fitting_prior(args, prior, given, room)
     grid = PriorGrid.of(given.maps[0], prior, args.mask)
     tiled = in_tiles(prior, grid.transform.target, args.precision)
 
@@ -99,6 +102,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredHalfMaps | None:
             half2,
             observe=local,  # None: the map plus noise that depends on direction, if it does
             b_factor=args.b_factor,
+            solvent_contrast=args.solvent_contrast,
             callback=progress,
             **how,
         )
@@ -116,7 +120,7 @@ def names(args: argparse.Namespace) -> list[str]:
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_half_map_flags(parser)
+    add_half_map_flags(parser, prior=None)
     local = "noise may differ from place to place, as where a molecule is flexible; slower"
     parser.add_argument("--local-noise", action="store_true", help=local)
     bands = "the same in each of so many bands of frequencies by itself, as where fine detail alone is lost (default 1)"

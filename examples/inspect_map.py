@@ -39,10 +39,11 @@ def halves(one: DensityMap, two: DensityMap) -> list[str]:
     return [str(warning.message) for warning in caught]
 
 
-def plan(maps: Sequence[DensityMap], prior: str) -> list[str]:
+def plan(maps: Sequence[DensityMap], prior: str | None) -> list[str]:
     """Say what denoise.py would do; why it would not."""
     try:
-        network = fitting_prior(prior, load_prior(prior), Measured(tuple(maps)))
+        args = argparse.Namespace(prior=prior)
+        network = fitting_prior(args, load_prior(prior or "cryofm-tiny"), Measured(tuple(maps)), lambda _: None)
         target = GridTransform.of(maps[0], network.voxel_size).target
         tiled = in_tiles(network, target, "fp32")
         memory = check_memory(target, tiled, device=torch.device("cpu"), own=maps[0].shape)
@@ -78,7 +79,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+", help="maps (MRC/CCP4, .gz too); two may be half maps")
     parser.add_argument("--voxel-size", type=float, help="Å, where the headers are wrong")
-    parser.add_argument("--prior", default="cryofm-tiny", help="name, file or folder of a prior (default cryofm-tiny)")
+    fits = "name, file or folder of a prior (default the bundled one that fits the data)"
+    parser.add_argument("--prior", help=fits)
     return run(parser.parse_args())
 
 

@@ -72,9 +72,10 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredMap:
     counted = None if args.poses is None else coverage_of(args.poses, tilts, args.sym)
     prior = chosen_prior(args)
     sampler = chosen_sampler(args, prior, noiseless=args.half2 is None)
-    check_room(args, args.half1 or DEMO_MAP, prior, names(args), gradients=isinstance(sampler, Guided))
+    room = partial(check_room, args, args.half1 or DEMO_MAP, names=names(args), gradients=isinstance(sampler, Guided))
+    room(prior)
     given = measured(args, tilts)
-    prior = fitting_prior(args.prior, prior, given)
+    prior = fitting_prior(args, prior, given, room)
     grid = PriorGrid.of(given.maps[0], prior, args.mask)
     tiled = in_tiles(prior, grid.transform.target, args.precision)
 
@@ -97,6 +98,7 @@ def run(args: argparse.Namespace, folder: Path) -> RestoredMap:
             observe=noisy,
             voxel_size=grid.like.voxel_size,
             b_factor=args.b_factor,
+            solvent_contrast=args.solvent_contrast,
         )
     with progress_bar() as progress:
         result = restored(

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from scipy.spatial.transform import Rotation
 
 from cryofm_io import (
     CryoFMError,
@@ -26,10 +25,10 @@ from cryofm_io import (
 )
 from cryofm_model import Hourglass, HourglassConfig
 from cryofm_ops import CTF, BlindProjections, FourierProjector, angular_distance_deg, random_rotations
-from cryofm_sampling import Trust
 
 script = pytest.importorskip("_command_line")
 abinitio = pytest.importorskip("abinitio")
+inputs = pytest.importorskip("_images")
 N, SIZE = 40, 4.0
 ROTATIONS = random_rotations(5, generator=torch.Generator().manual_seed(0))
 SHIFTS = np.full((5, 2), 2 * SIZE)
@@ -95,23 +94,6 @@ def test_symmetry_is_imposed(run, images, tmp_path):
     assert np.abs(x - x[:, ::-1, ::-1]).max() < 0.02 * x.max()
 
 
-@pytest.mark.parametrize("n", [32, 33])
-@pytest.mark.parametrize("name", ["C4", "D2", "T", "O", "I"])
-def test_the_mean_over_a_point_group_has_its_symmetry(name, n):
-    """Of a blob that is not round, against its copies in closed form."""
-    centre, sharp = np.array([3.0, -5.0, 6.5]), np.diag([0.05, 0.11, 0.16])  # (x, y, z)
-    grid = np.stack(np.meshgrid(*[np.arange(n) - n // 2] * 3, indexing="ij"), -1)[..., ::-1]
-
-    def blob(R):  # turned by R
-        d = grid - R @ centre
-        return np.exp(-np.einsum("...i,ij,...j->...", d, R @ sharp @ R.T, d))
-
-    group = Rotation.create_group(name).as_matrix()
-    expected = np.mean([blob(R) for R in group], 0)
-    found = abinitio.symmetrised(blob(np.eye(3)).astype(np.float32), name)
-    assert np.abs(found - expected).max() < 0.01 * expected.max()
-
-
 def test_algorithm_3_searches_its_poses(run, images, tmp_path, capsys):
     assert run(images, "--invert", "--keep", 2, "--algorithm", "paper", "--loss", "sg", "--background", 0.7) == 0
     out = tmp_path / "out"
@@ -154,7 +136,7 @@ def test_given_poses_are_brought_to_the_prepared_images(images):
     assert np.abs(prepared.shifts).max() > 8
     blind = BlindProjections(torch.from_numpy(prepared.images.data), 1.0, background=0.0)
     truth = torch.from_numpy(blobs(32, prepared.images.voxel_size)).float()
-    assert float(abinitio.at_given_poses(blind, prepared).log_prob(truth)) > 0.99  # mean correlation
+    assert float(inputs.at_given_poses(blind, prepared).log_prob(truth)) > 0.99  # mean correlation
 
 
 def test_published_weights_need_no_statistics(run, images, tmp_path, monkeypatch, capsys):
@@ -313,44 +295,19 @@ def test_classes_are_chosen_by_their_size(tmp_path, capsys):
 
     def chosen(stack, *arguments):
         line = ["c.star", "--mask-diameter", "20", "--out", str(tmp_path / "out"), *arguments]
-        return abinitio.chosen(abinitio.parse(line), stack)
+        return inputs.chosen(abinitio.parse(line), stack)
 
     stack = averages([0.2, 0.3, 0.001, 0.1, 0.399])
-    assert [name[:6] for name in chosen(stack).names] == ["000005", "000002", "000001", "000004"]
+    full, why = chosen(stack)
+    assert [name[:6] for name in full.names] == ["000005", "000002", "000001", "000004"]
+    assert why == {"000003@c.mrcs": "it has hardly any particles"}
     assert "1 of 5 classes have hardly any particles, and are left out" in capsys.readouterr().out
-    best = chosen(stack, "--classes", "2")
+    best, why = chosen(stack, "--classes", "2")
+    assert why["000004@c.mrcs"] == "--classes takes larger ones"
     assert np.array_equal(best.data, stack.data[[4, 1]])
     assert "2 classes with 70% of the particles" in capsys.readouterr().out
-    assert len(chosen(stack, "--strict")) == 5
+    assert len(chosen(stack, "--strict")[0]) == 5
     unknown = ImageStack(stack.data, SIZE)
-    assert chosen(unknown) is unknown
+    assert chosen(unknown)[0] is unknown
     with pytest.raises(CryoFMError, match=r"c\.star: --classes needs to know .* give RELION's \*_model\.star"):
         chosen(unknown, "--classes", "2")
-
-
-def test_a_verdict_needs_chains_and_images_that_were_left_out(capsys):
-    def verdict(differences, predicted, by_ring):
-        parts = (torch.tensor(part) for part in (differences, predicted, predicted, by_ring))
-        return abinitio.verdict(Trust(*parts), 160.0, 5.0)
-
-    far, well, images = [3.0, 9.0, 70.0], [0.9] * 9 + [0.4], [0.9, 0.8, 0.9, 1.0]
-    good = verdict(far, images, well)
-    assert good["determined"]
-    assert (good["chains_that_agree"], good["chains"]) == (2, 3)
-    assert good["predicted_to_angstrom"] == pytest.approx(160 / 9.8, abs=0.01)
-    assert "the images determine the model" in capsys.readouterr().out
-    assert not verdict([3.0, 60.0, 70.0], images, well)["determined"]  # chains disagree
-    assert not verdict(far, images, [0.9] * 7 + [0.4])["determined"]  # nothing is predicted to 20 Å
-    assert not verdict(far, [0.9, 0.8, 0.9, 0.3], well)["determined"]  # one image fits none of the others
-    assert verdict(far, images, [0.2] * 5)["predicted_to_angstrom"] is None
-    assert "in doubt" in capsys.readouterr().out
-
-
-def test_every_image_that_was_changed_is_named(capsys):
-    abinitio.say_what_was_done([1, 3.04, -1, 1, -0.4], [3], [0], {i: f"{i}@c" for i in range(5)})
-    said = capsys.readouterr().out
-    assert "1@c is 3 times as intense beside the others; it was put right" in said
-    assert "2@c is inverted beside the others" in said
-    assert "4@c is 0.4 times as intense and inverted" in said
-    assert "3@c fits none of the others; it was left out" in said
-    assert "0@c is hardly predicted by the others" in said

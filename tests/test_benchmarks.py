@@ -443,3 +443,23 @@ def test_masks_for_relions_references():
     assert tight.mean() < sphere.mean()
     diameter = relion.extent(truth, 2.0)
     assert 24 < diameter <= 44
+
+
+def test_a_dimer_has_a_half_turn_and_a_monomer_none():
+    """Blobs and their copies about an axis of their own, off the middle of the box."""
+    rng, n = np.random.default_rng(0), 32
+    axis = np.array([0.48, 0.6, 0.64])
+    turn = 2 * np.outer(axis, axis) - np.eye(3)
+    centres = rng.normal(0, 4, (8, 3))
+    grid = (
+        np.stack(np.meshgrid(*[np.arange(n)] * 3, indexing="ij"), -1)[..., ::-1] - n // 2 - np.array([2.0, -1.0, 1.0])
+    )
+
+    def density(at):
+        return torch.tensor(sum(np.exp(-((grid - c) ** 2).sum(-1) / 4) for c in at), dtype=torch.float32)
+
+    half_turn = load("class_averages").half_turn
+    found = half_turn(density(np.concatenate((centres, centres @ turn))))
+    assert len(found) == 2
+    assert found[1].numpy() == pytest.approx(turn, abs=0.05)
+    assert len(half_turn(density(centres))) == 1

@@ -10,9 +10,9 @@ import pytest
 script = pytest.importorskip("_command_line")
 NAMES = ("denoise", "anisotropic", "missing_wedge", "abinitio", "sample_prior", "likelihood", "large_map", "enhance")
 TABLE = Path(__file__).parents[1] / "docs" / "flags.md"
-OWN_DEFAULT = {"--steps", "--samples", "--side", "--tilt-min", "--tilt-max"}  # of each task
+OWN_DEFAULT = {"--steps", "--samples", "--side", "--tilt-min", "--tilt-max", "--prior"}  # of each task
 # What abinitio.py, whose data are images, and enhance.py, whose recipe is the published one, mean by themselves.
-OWN = {"abinitio": {"--algorithm", "--max-push", "--poses", "--prior"}, "enhance": {"--b-factor"}}
+OWN = {"abinitio": {"--algorithm", "--max-push", "--poses"}, "enhance": {"--b-factor"}}
 
 
 def parser_of(name, monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from cryofm_io import (
+    CryoFMError,
     GeometryError,
     GridMismatchError,
     ImageCtf,
@@ -365,3 +366,13 @@ def test_values_on_disk_are_looked_at_as_they_are_read(store, star):
     assert np.array_equal(images.read([0])[0], data[0])
     with pytest.raises(InputFileError, match=r"000003@stack\.mrcs: there are values that are not finite"):
         images.read([0, 1])
+
+
+def test_the_largest_classes_come_first_and_empty_ones_not_at_all():
+    data = np.random.default_rng(0).normal(size=(5, 8, 8))
+    stack = ImageStack(data, 2.0, [f"{i}@c" for i in range(5)], shares=[0.2, 0.3, 0.001, 0.1, 0.399])
+    assert stack.largest().names == ("4@c", "1@c", "0@c", "3@c")
+    assert np.array_equal(stack.largest(2).data, stack.data[[4, 1]])
+    assert stack.largest(least=0).names[-1] == "2@c"
+    with pytest.raises(CryoFMError, match="rlnClassDistribution"):
+        ImageStack(data, 2.0).largest(2)

@@ -174,6 +174,14 @@ def test_subtomograms_whose_poses_cannot_be_known_are_refused(tmp_path, columns,
         read_subtomogram_poses(star(tmp_path / "particles.star", columns, [row]))
 
 
+def test_the_nearest_rotations_are_taken():
+    """Of single precision, and with an error along every axis."""
+    true = Rotation.random(5, rng=np.random.default_rng(0)).as_matrix()
+    found = Poses.nearest((true * [1.001, 0.999, 1.0]).astype(np.float32), np.zeros((5, 2))).rotations
+    assert np.abs(found @ found.mT - np.eye(3)).max() < 1e-12
+    assert np.abs(found - true).max() < 1e-3
+
+
 def optimisation_set(folder, tilts, *, version, particles, series="data_{name}"):
     """As RELION 4 and 5 write it: tilts of each tomogram by its name, about x and y in degrees."""
     (folder / "series").mkdir(exist_ok=True)

@@ -358,6 +358,26 @@ def test_models_have_a_page(models):
     assert Page((folder / "report.html").read_text()).open == []
 
 
+def test_the_verdict_of_models_is_the_run_s_and_images_that_were_left_out_are_named(models):
+    """Two models that agree are not determined where the run says so."""
+    folder, images = models
+    verdict = {"chains_that_agree": 1, "chains": 7, "predicted_to_angstrom": 23.04, "determined": False}
+    why = {"3@c": "models of the others predict it with a correlation of 0.21"}
+    record = {"program": "abinitio.py", **verdict, "left_out_because": why, "doubtful": ["5@c"], "note": "Either hand."}
+    (folder / "run.json").write_text(json.dumps(record))
+    content = read_report(write_report(folder, pairs=(images, images)))
+    assert content["trusted"] is False
+    assert content["verdict"] == (
+        "1 of 7 other chains came to the best one's poses, and images that were left out are predicted to 23.0 Å: "
+        "the model is in doubt."
+    )
+    assert content["warnings"] == [
+        "3@c was left out: models of the others predict it with a correlation of 0.21.",
+        "5@c is hardly predicted by the others.",
+        "Either hand.",
+    ]
+
+
 def test_models_that_disagree_are_in_doubt_and_images_are_kept(models, capsys):
     folder, images = models
     before = read_report(write_report(folder, pairs=(images, images)))

@@ -1,6 +1,7 @@
 """A prior survives its file, and a file that is no prior is refused by name."""
 
 import json
+from importlib.resources import files
 from types import SimpleNamespace
 from typing import Protocol, runtime_checkable
 
@@ -155,9 +156,11 @@ def test_a_file_of_ours_says_everything_itself(saved):
         load_prior(saved, time_code="fp32", voxel_size=2.0)
 
 
-def test_bundled_prior_denoises():
-    prior = load_prior("cryofm-tiny")
-    assert prior.voxel_size == 1.5
+@pytest.mark.parametrize(("name", "voxel_size", "most"), [("cryofm-tiny", 1.5, 14), ("cryofm-tiny-fine", 1.0, 8)])
+def test_bundled_prior_denoises(name, voxel_size, most):
+    prior = load_prior(name)
+    assert prior.voxel_size == voxel_size
+    assert (files("cryofm_model") / "weights" / f"{name}.safetensors").stat().st_size < most * 2**20
     assert prior.denoising_error.shape[1] == 2
     assert (prior.denoising_error.diff(dim=0)[:, 0] > 0).all()
     z, y, x = torch.meshgrid(*(torch.arange(32.0) - 16,) * 3, indexing="ij")

@@ -13,6 +13,7 @@ from cryofm_ops import (
     polar_transform,
     pose_difference_deg,
     pose_log_evidence,
+    prepared_noise_power,
     random_rotations,
     refine_by_evidence,
     rotation_from_vector,
@@ -252,3 +253,32 @@ def test_background_is_what_surrounds_the_particle():
         assert float(power[r]) == pytest.approx(float(expected[shell == r].mean()), abs=0.04)
     with pytest.raises(GeometryError, match="leaves no background"):
         background_power(noise, 60.0)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_noise_of_images_in_a_box_is_that_of_their_transforms(masked):
+    """Noise falling with frequency, every image off centre, its transform cropped to half of the pixels."""
+    generator = torch.Generator().manual_seed(0)
+    noise = torch.randn(200, 48, 48, generator=generator)
+    noise = (noise + noise.roll(1, -1) + noise.roll(1, -2) + noise.roll((1, 1), (-2, -1))) / 4
+    shift = torch.tensor([3, -5])  # (x, y), in pixels of 1.5
+    moved = noise.roll((-5, 3), (1, 2))
+    small = torch.fft.ifftshift(torch.fft.fftshift(torch.fft.fft2(moved), dim=(1, 2))[:, 12:36, 12:36], dim=(1, 2)) / 4
+    x = torch.fft.ifft2(small).real
+    if masked:
+        x = x * ((torch.arange(24) - 12).square() + (torch.arange(24)[:, None] - 12).square() <= 5**2)
+    found = prepared_noise_power(
+        noise,
+        8,
+        diameter=30.0,
+        voxel_size=1.5,
+        box=24,
+        box_voxel_size=3.0,
+        scale=7.0,
+        shifts=1.5 * shift.expand(200, 2) if masked else None,
+    )
+    k = torch.fft.fftfreq(24, 1 / 24)
+    ring = (k.square() + k[:, None].square()).sqrt().round()
+    power = torch.fft.fft2(7 * x).abs().square().mean(0)
+    expected = [float(power[ring == r].mean()) for r in range(1, 9)]
+    assert found[2:].tolist() == pytest.approx(expected[2:], rel=0.1)

@@ -1,10 +1,14 @@
 """Beyond the prior's band: what is signal, what the filter leaves open, and that samples carry it."""
 
+import math
+
 import attrs
 import pytest
 import torch
 
 from cryofm_ops import NoiseEstimate, SpectralNoise, fourier_filter, radial, radial_mean, rfft, shell_sizes
+from cryofm_sampling import signal_end
+from cryofm_sampling.half_maps.envelope import fine_b_factor
 from cryofm_sampling.half_maps.fine import FineFilter
 from cryofm_sampling.half_maps.protein import ProteinPlot, log_power
 
@@ -44,9 +48,28 @@ def test_what_halves_share_beyond_the_line_is_no_signal():
     assert (plot.highest(NU) / signal)[NU >= 0.16].max() < 2
 
 
+@pytest.mark.parametrize("common", [0.0, 1e-5])
+def test_signal_ends_where_what_halves_share_is_none(common):
+    signal = (log_power(NU) - 150 / 2 * NU**2).exp()
+    both = drawn(signal, 0) + drawn(torch.full_like(signal, common), 1)
+    halves = [both + drawn(torch.full_like(signal, 1e-9), 2 + k) for k in range(2)]
+    end = signal_end(*halves, voxel_size=1.0)
+    assert end == (math.inf if common == 0 else pytest.approx(float(NU[signal > common][-1]), abs=0.05))
+
+
 def test_coarse_halves_tell_no_line():
     noise = shown(100.0)
     assert ProteinPlot.of(attrs.evolve(noise, fsc=torch.where(NU < 0.2, 1.0, 0.0).double()), SHAPE, 1.0) is None
+
+
+def test_halves_to_3_8_angstrom_tell_the_envelope_without_the_prior():
+    b_factor = 100.0
+    signal = (log_power(NU) - b_factor / 2 * NU**2).exp()
+    for resolution, found in ((3.5, b_factor), (4.6, None)):
+        level = float((log_power(1 / torch.tensor(resolution)) - b_factor / 2 / resolution**2).exp()) * 6
+        halves = [drawn(signal, 0) + drawn(torch.full_like(signal, level), 1 + k) for k in range(2)]
+        told = fine_b_factor(*halves, voxel_size=1.0)
+        assert told == (None if found is None else pytest.approx(found, abs=15))
 
 
 def test_a_shared_artefact_is_not_sharpened():

@@ -18,6 +18,7 @@ from cryofm_ops import (
     estimate_band_variances,
     estimate_local_variance,
     fourier_filter,
+    frequencies,
     gaussian_likelihood,
     radial,
     random_rotations,
@@ -41,6 +42,7 @@ from cryofm_sampling import (
     wedge_model,
 )
 from cryofm_sampling.half_maps._fsc import correlation
+from cryofm_sampling.half_maps.solvent import Solvent
 from cryofm_sampling.half_maps.tilts import doubt_of_tilts
 from cryofm_sampling.testing import GaussianPrior
 
@@ -117,10 +119,38 @@ def test_scale_and_envelope_are_found_where_they_are_not_given(prior):
     assert len(result.scale.trials) >= 7
     assert told == {"scale", "restoring"}
     assert 0 <= result.b_factor <= 300
-    known = restore_half_maps(prior, one, two, generator=seeded(1), voxel_size=1.5, b_factor=result.b_factor)
-    assert known.b_factor == result.b_factor
+    told = {"b_factor": result.b_factor, "solvent_contrast": result.solvent_contrast}
+    known = restore_half_maps(prior, one, two, generator=seeded(1), voxel_size=1.5, **told)
+    assert (known.b_factor, known.solvent_contrast) == (result.b_factor, result.solvent_contrast)
     scales = known.scale.normalization.scale, result.scale.normalization.scale
     assert scales[0] == pytest.approx(scales[1], rel=0.1)  # sought in the same way
+
+
+def in_solvent(contrast, noise, seed=0):
+    """What the prior knows, as it is in a solvent, and two halves of that."""
+    truth, one, two = made(noise, seed)
+    seen = Solvent(contrast, 1.5)(truth)
+    return seen, one - truth + seen, two - truth + seen
+
+
+def test_a_solvent_is_told_the_prior_and_stays_in_the_map(prior):
+    truth, one, two = in_solvent(0.7, noise=1.0)
+    how = {"generator": seeded(1), "voxel_size": 1.5, "scale": SCALE, "b_factor": 0.0, "samples": 1}
+    result, plain = (restore_half_maps(prior, one, two, **how, solvent_contrast=k) for k in (0.7, None))
+    assert (result.solvent_contrast, plain.solvent_contrast) == (0.7, 0.0)
+    coarse = (frequencies(SHAPE) < 0.12).float()
+    errors = [error(fourier_filter(x, coarse), fourier_filter(truth, coarse)) for x in (result.map, plain.map)]
+    assert errors[0] < 0.8 * errors[1]
+    assert all(error(x, truth) < 1.5 for x in (*result.samples, *result.halves, result.linear))
+
+
+@pytest.mark.parametrize("contrast", [0.0, 0.7])
+def test_the_solvent_is_found(prior, contrast, monkeypatch):
+    for name in ("_PENALTY", "_INSIDE_PENALTY"):  # what is known of proteins
+        monkeypatch.setattr(f"cryofm_sampling.half_maps.envelope.{name}", 0.0)
+    _, one, two = in_solvent(contrast, noise=0.6)
+    result = restore_half_maps(prior, one, two, generator=seeded(1), voxel_size=1.5, scale=SCALE)
+    assert result.solvent_contrast == pytest.approx(contrast, abs=0.25)
 
 
 @pytest.mark.parametrize("told", [None, 0.0])

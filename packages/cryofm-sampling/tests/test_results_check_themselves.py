@@ -56,6 +56,16 @@ def test_what_data_know_better_ends_the_restoration():
     assert last_trusted(one, one, two) == 1.0
 
 
+def test_many_small_losses_are_a_loss():
+    shape = (48, 48, 48)
+    x, *n = torch.randn(4, *shape, generator=torch.Generator().manual_seed(0))
+    one, two = x + n[0], x + n[1]
+    fine = (frequencies(shape) > 0.25).float()
+    # Some half an error in each shell, and several in all of them.
+    end = last_trusted(one + 0.25 * fourier_filter(n[2], fine), one, two)
+    assert 0.45 < end < 0.75
+
+
 def test_the_join_takes_each_from_where_it_is_due():
     generator = torch.Generator().manual_seed(0)
     low, high = torch.randn(2, *SHAPE, generator=generator)

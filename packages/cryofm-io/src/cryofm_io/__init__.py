@@ -47,6 +47,7 @@ from cryofm_io.report import write_report
 from cryofm_io.resample import fourier_resample
 from cryofm_io.simulate import simulate_density
 from cryofm_io.star import SubtomogramPoses, read_poses, read_subtomogram_poses, write_poses
+from cryofm_io.symmetry import symmetrised
 
 __all__ = [
     "VIEWING_NOTE",
@@ -122,6 +123,7 @@ __all__ = [
     "soft_mask",
     "spherical_mask",
     "sweep_partials",
+    "symmetrised",
     "to_grid",
     "write_fsc_csv",
     "write_fsc_star",

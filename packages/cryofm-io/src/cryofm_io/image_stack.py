@@ -10,7 +10,7 @@ import scipy
 from numpy.typing import NDArray
 
 from cryofm_io.checks import all_finite, positive
-from cryofm_io.errors import GeometryError
+from cryofm_io.errors import CryoFMError, GeometryError
 
 __all__ = ["ImageCtf", "ImageStack", "Poses"]
 
@@ -122,6 +122,12 @@ class Poses:
         turned = scipy.spatial.transform.Rotation.from_euler("ZYZ", angles, degrees=True)
         return cls(turned.as_matrix().mT, shifts)
 
+    @classmethod
+    def nearest(cls, rotations: Any, shifts: Any) -> Self:
+        """From matrices that are rotations but for rounding: the nearest ones, in double precision."""
+        u, _, v = np.linalg.svd(_as_float64(rotations))
+        return cls(u @ v, shifts)
+
     @property
     def angles_deg(self) -> NDArray[np.float64]:
         """RELION's (rot, tilt, psi), ``(K, 3)``; psi is 0 where tilt is 0 or 180 and only one angle is determined."""
@@ -195,3 +201,18 @@ class ImageStack:
             poses=self.poses and Poses(self.poses.rotations[at], self.poses.shifts[at]),
             shares=None if self.shares is None else self.shares[at],
         )
+
+    def largest(self, count: int | None = None, *, least: float = 0.1) -> Self:
+        """The class averages of the most particles, the largest first.
+
+        Args:
+            count: How many at most. None: all.
+            least: Of a class's fair share of the particles, below which it is taken as empty and left out.
+
+        Raises:
+            CryoFMError: The shares are not known.
+        """
+        if self.shares is None:
+            raise CryoFMError("nothing tells how many particles each class has (rlnClassDistribution)")
+        enough = self.shares >= least / len(self)
+        return self.chosen([i for i in np.argsort(-self.shares, kind="stable") if enough[i]][:count])

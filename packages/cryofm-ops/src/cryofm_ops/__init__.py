@@ -39,7 +39,7 @@ from cryofm_ops.noise.coverage import CoverageNoise, coverage_from_poses, covera
 from cryofm_ops.noise.from_cones import AlphaEstimate, estimate_alpha
 from cryofm_ops.noise.from_directions import DirectionalEstimate, estimate_directional_noise
 from cryofm_ops.noise.from_half_maps import NoiseEstimate, estimate_noise_power
-from cryofm_ops.noise.from_images import background_power
+from cryofm_ops.noise.from_images import background_power, prepared_noise_power
 from cryofm_ops.noise.from_poses import SliceDensity, alpha_from_poses
 from cryofm_ops.noise.local import LocalNoise, estimate_local_variance, windowed_noise_power
 from cryofm_ops.noise.stationary import SpectralNoise, StationaryNoise, WhiteNoise
@@ -200,6 +200,7 @@ __all__ = [
     "polar_transform",
     "pose_difference_deg",
     "pose_log_evidence",
+    "prepared_noise_power",
     "psi_bg",
     "psi_cor",
     "psi_sg",

@@ -140,6 +140,9 @@ def _numbers(data: _Data) -> list[dict[str, Any]]:
             "data, linearly filtered")  # fmt: skip
     if record.get("b_factor"):
         add("envelope removed", f"B = {record['b_factor']:.0f} Å²", "found from the halves, or given")
+    if record.get("solvent_contrast"):
+        add("solvent contrast", f"{record['solvent_contrast']:.2f}", "the solvent's density over the molecule's, by "
+            "which coarse features are weaker; the map keeps them so")  # fmt: skip
     add("voxel", f"{data.run.restored.voxel_size:.4g} Å", "box " + " × ".join(map(str, data.run.restored.shape[::-1])))
     return numbers
 

@@ -48,7 +48,7 @@ def models_content(folder: Path, pairs: Pairs | None = None, former: dict[str, A
         "more_numbers": [],
         "comparison": None,
         "scores": rows,
-        "warnings": [str(record["note"])] if "note" in record else [],
+        "warnings": _warnings(record),
         "figures": [],
         "places": None,
         "threshold": None,
@@ -77,7 +77,15 @@ def _judged(record: dict[str, Any], rows: list[dict[str, str]]) -> tuple[dict[st
     others = [float(row["poses_from_the_best_deg"]) for row in rows[1:] if row.get("poses_from_the_best_deg")]
     agree = sum(other < _AGREE for other in others)
     known = record.get("settings", {}).get("poses") == "given"
-    if known or not others:
+    if "determined" in record:
+        trusted = bool(record["determined"])
+        finest, chains = record.get("predicted_to_angstrom"), record.get("chains")
+        said = (
+            f"{record['chains_that_agree']} of {chains} other chains came to the best one's poses, and images that "
+            f"were left out are predicted to {'nothing' if finest is None else f'{finest:.1f} Å'}: "
+            + ("the images determine the model." if trusted else "the model is in doubt.")
+        )
+    elif known or not others:
         trusted, said = None, "There is one set of poses, so that nothing shows whether the images determine it."
     elif agree:
         trusted, said = True, f"{agree} of {len(others)} other models have the best one's poses: the images tell them."
@@ -99,6 +107,13 @@ def _judged(record: dict[str, Any], rows: list[dict[str, str]]) -> tuple[dict[st
             {"label": "voxel", "value": f"{record['voxel_size_angstrom']:.3g} Å", "note": note, "good": None}
         )
     return {"trusted": trusted, "verdict": said}, numbers
+
+
+def _warnings(record: dict[str, Any]) -> list[str]:
+    """Images that were left out or are doubtful, and what holds of every model."""
+    found = [f"{name} was left out: {why}." for name, why in record.get("left_out_because", {}).items()]
+    found += [f"{name} is hardly predicted by the others." for name in record.get("doubtful", [])]
+    return found + ([str(record["note"])] if "note" in record else [])
 
 
 def map_volumes(maps: Mapping[str, DensityMap], like: str | None = None) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from cryofm_model.weights.published_unet3d import SecondModel, is_unet3d, second
 __all__ = ["BUNDLED_PRIORS", "load_prior", "save_prior"]
 
 _FORMAT = "cryofm-prior-1"
-BUNDLED_PRIORS = ("cryofm-tiny", "cryofm-tiny-particles")
+BUNDLED_PRIORS = ("cryofm-tiny", "cryofm-tiny-fine", "cryofm-tiny-particles")
 # Each kind of network: how a file names it, its class, and the class of its configuration.
 _NETWORKS: dict[str, tuple[Any, Any]] = {
     "unet": (UNet, UNetConfig),

@@ -6,7 +6,7 @@ Tensors in, tensors out: no files. Imports `samplers`, `priors` and `runs`.
 from cryofm_sampling.half_maps.alike import Alike, Common, WedgeAlike
 from cryofm_sampling.half_maps.checks import HeldOut
 from cryofm_sampling.half_maps.enhance import enhance_half_maps, enhance_map
-from cryofm_sampling.half_maps.envelope import EnvelopeFit, fit_envelope
+from cryofm_sampling.half_maps.envelope import EnvelopeFit, fit_envelope, signal_end
 from cryofm_sampling.half_maps.missing_wedge import restore_missing_wedge
 from cryofm_sampling.half_maps.model import (
     FourierModel,
@@ -48,6 +48,7 @@ __all__ = [
     "restore_map",
     "restore_missing_wedge",
     "restore_weighted",
+    "signal_end",
     "stationary_model",
     "wedge_model",
 ]

@@ -34,18 +34,21 @@ class Common:
         b_factor: B of their envelope, Å².
         restored_to: Å, from where on the map is the linear filter's.
         power: mean square of that part, restored.
+        solvent_contrast: k of its solvent.
     """
 
     scale: float
     b_factor: float
     restored_to: float
     power: float
+    solvent_contrast: float = 0.0
 
     @classmethod
     def of(cls, result: RestoredHalfMaps) -> Self:
         """Of the part that was restored."""
         scale = result.scale.normalization.scale
-        return cls(scale, result.b_factor, result.restored_to, float(result.map.square().mean()))
+        power = float(result.map.square().mean())
+        return cls(scale, result.b_factor, result.restored_to, power, result.solvent_contrast)
 
 
 @attrs.frozen(eq=False)
@@ -121,7 +124,8 @@ class Alike:
         if common.restored_to > 2 * voxel_size * (1 + 1e-6):
             fine = FineFilter.of(half1, half2, voxel_size=voxel_size, b_factor=b, width=grid.voxel_size)
         runs = Runs(prior, generator.get_state(), generator.device, None, None, None)
-        return cls(runs, common, model.blurred(Envelope(b, grid.voxel_size)), fine, grid, voxel_size, sampler)
+        model = model.blurred(Envelope(b, grid.voxel_size), common.solvent_contrast)
+        return cls(runs, common, model, fine, grid, voxel_size, sampler)
 
     @torch.no_grad()
     def __call__(self, half1: Tensor, half2: Tensor, /) -> Tensor:
@@ -143,7 +147,7 @@ class Alike:
                 generator=self.runs.generator(),
                 sampler=self.sampler,
             )
-        x, data = self.grid.inverse(draw.x), (half1 + half2) / 2
+        x, data = self.grid.inverse(self.model.in_solvent(draw.x)), (half1 + half2) / 2
         if self.fine is None:
             return x
         # Its signal is that of the first ones, and in the mean this one has more or less of it.

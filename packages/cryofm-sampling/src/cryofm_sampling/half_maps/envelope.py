@@ -1,4 +1,4 @@
-"""Envelope and scale of half maps together, by what one half restored says of the other.
+"""Envelope, scale and solvent of half maps together, by what one half restored says of the other.
 
 y_i = K h ⊛ x + n_i, ĥ(ν) = exp(−B ν² / 4), x the sharp map in the prior's units. The correlation of the halves sees
 neither K nor a radial filter. A restoration does: with the wrong ones the prior fills in what does not fit, and tells
@@ -12,8 +12,12 @@ forgives wrong amplitudes, is climbed in B and in κ = log K − B ν₀² / 4, 
 ν₀ where the data weigh most, which B hardly moves. It begins at the Wilson plot's κ. Two things that are known of all
 maps count a little: their brightest voxels are 1, and the inside of a molecule is about 0.17 at 12 Å.
 
-Where the halves agree beyond the prior's band, its word is not needed: there all proteins have the same spectrum within
-a few Å² of B, and the Wilson plot against it gives B (`fine_b_factor`).
+At the top, k of the solvent (`solvent.py`) is freed, which the prior's maps do not have: without it a map in ice, too
+weak at low frequencies, is taken for a sharper one, with too small a B. It stays where it gains more than maps in a
+vacuum do.
+
+Where the halves agree to 3.8 Å, the prior's word on B is not needed: beyond 6 Å all proteins have the same spectrum
+within a few Å² of B, and the Wilson plot against it gives B (`fine_b_factor`).
 
 A region of 48³ voxels with most density is enough, and three network evaluations a trial.
 """
@@ -43,13 +47,14 @@ from cryofm_sampling.errors import MisfitWarning
 from cryofm_sampling.half_maps._fsc import correlation
 from cryofm_sampling.half_maps.model import FourierModel
 from cryofm_sampling.half_maps.protein import ProteinPlot, weighted_line
+from cryofm_sampling.half_maps.solvent import Solvent
 from cryofm_sampling.priors.rescaled import Rescaled
 from cryofm_sampling.protocols import Calibrated, VelocityField
 from cryofm_sampling.restore import restore
 from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
 from cryofm_sampling.scale import ScaledNormalization
 
-__all__ = ["SIDE", "EnvelopeFit", "densest", "fine_b_factor", "fit_envelope", "wilson_line"]
+__all__ = ["SIDE", "EnvelopeFit", "densest", "fine_b_factor", "fit_envelope", "signal_end", "wilson_line"]
 
 SIDE = 48  # voxels of the region
 _LEAST_FSC = 0.02  # of shells that are scored
@@ -59,14 +64,17 @@ _PENALTY = 0.3  # times the squared logarithm of what is above it
 _INSIDE = 0.17  # density of the inside at 12 Å: 0.13 to 0.25 in 17 maps
 _INSIDE_PENALTY, _INSIDE_SPREAD = 0.004, 0.3  # times the squared logarithm over the spread
 _INSIDE_AT = 18.0  # Å, the mean of the frequencies that make it
+_Point = tuple[float, float, float]  # B in Å², κ, k
 _RANGE = (0.0, 300.0)  # Å²; sharpened maps count as sharp
+_RANGES = (_RANGE, (-math.inf, math.inf), (-0.6, 0.75))
 _FIRST = (0.0, 60.0, 120.0, 180.0)  # Å²
-_STEPS = ((60.0, 0.45), (30.0, 0.22))  # of B in Å², of κ
+_STEPS: tuple[_Point, ...] = ((60.0, 0.45, 0.3), (30.0, 0.22, 0.15))
+_CONTRAST = 0.01  # what a solvent has to gain: up to 0.006 of maps in a vacuum, 0.018 and more of others
 _WORSE = 1e-4  # what moving from the start has to gain, per squared step of κ
-_CLIMB = 6  # moves at most with each step
+_CLIMB = 6  # rounds at most with each step
 _COARSEST = 12.0  # Å, of the Wilson plot
 _AGREE = 0.15  # least FSC of the Wilson plot
-_BEYOND = 1.05  # times the prior's band, to which halves have to agree for B to be told by the fine shells
+_FINE = 3.8  # Å, to which halves have to agree for B to be told by the fine shells: within 10 Å², to 4.6 Å within 37
 _DIMMED_AT = 3.6  # Å, beyond which a half that is too good to tell the envelope is dimmed for the trials
 _DIMMED_FSC = 0.143
 _TOP = 0.99999
@@ -79,16 +87,18 @@ class EnvelopeFit:
     Attributes:
         normalization: between model units and data units; its `scale` is 1/K.
         b_factor: B in Å².
-        trials: (B, scale, score).
+        trials: (B, scale, k, score).
         wilson_b_factor: B of the Wilson plot alone, which takes the deposited maps' sharpness for the prior's.
         nfe: network evaluations spent, in a region.
+        solvent_contrast: k of the solvent.
     """
 
     normalization: ScaledNormalization
     b_factor: float
-    trials: tuple[tuple[float, float, float], ...]
+    trials: tuple[tuple[float, float, float, float], ...]
     wilson_b_factor: float
     nfe: int
+    solvent_contrast: float = 0.0
 
 
 @torch.no_grad()
@@ -104,6 +114,7 @@ def fit_envelope(
     generator: torch.Generator,
     scale: float | None = None,
     b_factor: float | None = None,
+    solvent_contrast: float | None = None,
     sampler: PlugAndPlay = PlugAndPlay(iterations=3),  # noqa: B008 (frozen)
 ) -> EnvelopeFit:
     """Find B and the scale at which one half, restored, explains most of the other.
@@ -118,6 +129,7 @@ def fit_envelope(
         generator: one seed is drawn from it; every trial sees the same random numbers.
         scale: 1/K, where it is known. None: sought.
         b_factor: B in Å², where it is known. None: sought.
+        solvent_contrast: k of the solvent, where it is known. None: sought.
         sampler: restores the first half.
     """
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
@@ -129,61 +141,74 @@ def fit_envelope(
     one, part = _dimmed(one, part, voxel_size, fresh)
     held_out = part.comparable(two)
     fsc, inside = correlation(part.comparable(half1[box]), held_out), _inside((half1 + half2)[box] / 2, voxel_size)
-    scores: dict[tuple[float, float], float] = {}
+    scores: dict[tuple[float, float, float], float] = {}
 
     def scale_of(b: float, kappa: float) -> float:
         return math.exp(-kappa - b * start.pivot**2 / 4) if scale is None else scale
 
-    def score(b: float, kappa: float) -> float:
-        b = min(max(b, _RANGE[0]), _RANGE[1])
-        key = (round(b, 3), round(kappa, 4))
+    def score(b: float, kappa: float, k: float) -> float:
+        key = (round(b, 3), round(kappa, 4), round(k, 3))
         if key not in scores:
-            trial = part.blurred(Envelope(b, voxel_size))
+            trial = part.blurred(Envelope(b, voxel_size), k)
             units = Rescaled(prior, ScaledNormalization(normalization, scale_of(b, kappa)))
             own = torch.Generator(generator.device).manual_seed(seed)
             with warnings.catch_warnings():  # of most trials the scale is wrong
                 warnings.simplefilter("ignore", MisfitWarning)
                 x = restore(units, trial.observe(one, 1), shape=shape, generator=own, sampler=sampler).x
             found = _score(trial.predict(x), held_out, fsc) - _too_bright(x * scale_of(b, kappa))
-            found -= _other_inside(inside * scale_of(b, kappa) * math.exp(b / 4 / _INSIDE_AT**2))
+            whole = inside * math.exp(b / 4 / _INSIDE_AT**2) / Solvent(k, voxel_size).at(_INSIDE_AT)
+            found -= _other_inside(whole * scale_of(b, kappa))
             scores[key] = found - _WORSE * ((kappa - start.kappa) / _STEPS[0][1]) ** 2
         return scores[key]
 
-    b, kappa = _climbed(score, b_factor, start.kappa, moves_kappa=scale is None)
-    trials = tuple((b, scale_of(b, k), s) for (b, k), s in sorted(scores.items()))
+    known = (b_factor is not None, scale is not None, True)
+    first = [(b, start.kappa, solvent_contrast or 0.0) for b in (_FIRST if b_factor is None else (b_factor,))]
+    best = _climbed(score, max(first, key=lambda at: score(*at)), known, _STEPS)
+    if solvent_contrast is None:
+        freed = known[0], known[1], False
+        in_solvent = _climbed(score, best, freed, _STEPS[-1:])
+        if score(*in_solvent) > score(*best) + _CONTRAST:
+            best, known = in_solvent, freed
+    b, kappa, k = _top(score, best, known)
+    trials = tuple((b, scale_of(b, kappa), k, s) for (b, kappa, k), s in sorted(scores.items()))
     units = ScaledNormalization(normalization, scale_of(b, kappa))
-    return EnvelopeFit(units, b, trials, start.b_factor, len(scores) * sampler.iterations)
+    return EnvelopeFit(units, b, trials, start.b_factor, len(scores) * sampler.iterations, k)
 
 
-def _climbed(score: "_Scored", b: float | None, kappa: float, *, moves_kappa: bool) -> tuple[float, float]:
-    """The top of the score, from the best of a few first B, in two sizes of steps, and of the parabolas at the end."""
-    moves_b = b is None
-    if b is None:
-        b = max(_FIRST, key=lambda trial: score(trial, kappa))
-    for step_b, step_k in _STEPS:
+def _climbed(score: "_Scored", best: _Point, known: tuple[bool, ...], steps: tuple[_Point, ...]) -> _Point:
+    """The top of the score, up from a point along one axis after the other, by steps of several sizes."""
+    for size in steps:
         for _ in range(_CLIMB):
-            near = []
-            if moves_b:
-                near += [(min(max(b + step, _RANGE[0]), _RANGE[1]), kappa) for step in (-step_b, step_b)]
-            if moves_kappa:
-                near += [(b, kappa - step_k), (b, kappa + step_k)]
-            best = max([(b, kappa), *near], key=lambda at: score(*at))
-            if best == (b, kappa):
+            before = best
+            for axis in (1, 2, 0):
+                for step in () if known[axis] else (-size[axis], size[axis]):
+                    while score(*(near := _moved(best, axis, step))) > score(*best):
+                        best = near
+            if best == before:
                 break
-            b, kappa = best
-    step_b, step_k = _STEPS[-1]
-    top_b, top_k = b, kappa
-    if moves_kappa:
-        top_k += step_k * _parabola(score(b, kappa - step_k), score(b, kappa), score(b, kappa + step_k))
-    if moves_b and _RANGE[0] < b < _RANGE[1]:
-        top_b += step_b * _parabola(score(b - step_b, kappa), score(b, kappa), score(b + step_b, kappa))
-    return top_b, top_k
+    return best
+
+
+def _top(score: "_Scored", best: _Point, known: tuple[bool, ...]) -> _Point:
+    """Of the parabolas through a point that is higher than those beside it."""
+    top, middle = best, score(*best)
+    for axis, step in enumerate(_STEPS[-1]):
+        if not known[axis] and _RANGES[axis][0] < best[axis] < _RANGES[axis][1]:
+            low, high = (score(*_moved(best, axis, sign * step)) for sign in (-1, 1))
+            top = _moved(top, axis, step * _parabola(low, middle, high))
+    return top
+
+
+def _moved(at: _Point, axis: int, step: float) -> _Point:
+    low, high = _RANGES[axis]
+    b, kappa, k = (min(max(x + step, low), high) if i == axis else x for i, x in enumerate(at))
+    return b, kappa, k
 
 
 class _Scored(Protocol):
-    """(B, κ) -> how well; for annotations."""
+    """(B, κ, k) -> how well; for annotations."""
 
-    def __call__(self, b: float, kappa: float, /) -> float: ...
+    def __call__(self, b: float, kappa: float, k: float, /) -> float: ...
 
 
 def _parabola(low: float, middle: float, high: float) -> float:
@@ -220,22 +245,39 @@ def wilson_line(model: FourierModel, prior: VelocityField, normalization: Normal
     return _Wilson(-2 * slope, y / 2, math.sqrt(x))
 
 
-def fine_b_factor(half1: Tensor, half2: Tensor, *, voxel_size: float, band: float) -> float | None:
+def fine_b_factor(half1: Tensor, half2: Tensor, *, voxel_size: float) -> float | None:
     """B by the Wilson plot of what is finer than 6 Å, against proteins' own spectrum.
 
     Args:
         half1: `(z, y, x)`, on its own grid.
         half2: likewise.
         voxel_size: Å.
-        band: the last frequency that the prior knows, 1/Å.
 
-    Returns: None where the halves do not agree beyond the band.
+    Returns: None where the halves do not agree to 3.8 Å.
     """
     _, shape = split_shape(half1.shape)
     plot = ProteinPlot.of(estimate_noise_power(half1, half2, allow_masked=True), shape, voxel_size)
-    if plot is None or plot.end < _BEYOND * band:
+    if plot is None or plot.end < 1 / _FINE:
         return None
     return min(max(plot.b_factor, _RANGE[0]), _RANGE[1])
+
+
+def signal_end(half1: Tensor, half2: Tensor, *, voxel_size: float) -> float:
+    """The last frequency at which halves show signal, 1/Å; infinite where they agree about nothing else beyond it.
+
+    Reconstruction programs leave some of the strong, coarse shells in the fine ones, in both halves alike.
+
+    Args:
+        half1: `(z, y, x)`, on its own grid.
+        half2: likewise.
+        voxel_size: Å.
+
+    >>> signal_end(*torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0)), voxel_size=1.0)
+    inf
+    """
+    _, shape = split_shape(half1.shape)
+    plot = ProteinPlot.of(estimate_noise_power(half1, half2, allow_masked=True), shape, voxel_size)
+    return plot.end if plot is not None and plot.told and plot.beyond else math.inf
 
 
 def _score(predicted: Tensor, seen: Tensor, fsc: Tensor) -> float:

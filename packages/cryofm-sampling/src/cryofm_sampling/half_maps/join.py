@@ -17,14 +17,15 @@ from cryofm_sampling.half_maps._fsc import correlation
 __all__ = ["joined", "last_trusted"]
 
 _WIDTH = 4  # shells of the join
-_SLACK = 0.5  # standard errors by which a restored shell may predict the other half worse than the data do
+_SLACK = 0.5  # standard errors by which restored shells together may predict the other half worse than the data do
 
 
 def last_trusted(predicted: Tensor, half1: Tensor, half2: Tensor) -> float:
     """Up to which part of the Nyquist frequency half 1, restored, predicts half 2 no worse than half 1 itself does.
 
-    Both correlations share half 2, so their difference is judged by its own error, (1 − F²) √(2 / n). The cut is
-    where most has been gained before it.
+    Both correlations share half 2, so their difference is judged by its own error, (1 − F²) √(2 / n). Shells are
+    trusted to where most has been gained, and on from there to where all of those together lose no more than half of
+    their error.
 
     >>> x = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(0))
     >>> last_trusted(x, x, x)
@@ -33,9 +34,12 @@ def last_trusted(predicted: Tensor, half1: Tensor, half2: Tensor) -> float:
     _, shape = split_shape(half1.shape)
     got, had = (correlation(x, half2).double() for x in (predicted, half1))
     sizes = shell_sizes(shape, device=had.device)
-    error = (1 - had.clamp(0, 1).square()) * (2 / sizes).sqrt()
-    gain = (got - had + _SLACK * error + 1e-9) * sizes.sqrt()
-    return (int(gain[1:].cumsum(0).argmax()) + 1) / (len(gain) - 1)
+    gained = ((got - had + 1e-9) * sizes.sqrt())[1:].cumsum(0)
+    variance = (2 * (1 - had.clamp(0, 1).square()).square())[1:].cumsum(0)
+    most = int(gained.argmax())
+    lost, error = gained[most] - gained[most:], (variance[most:] - variance[most]).sqrt()
+    last = most + int((lost <= _SLACK * error).nonzero().max())
+    return (last + 1) / len(gained)
 
 
 def joined(restored: Tensor, linear: Tensor, end: float, limit: float = 1.0) -> Tensor:

@@ -35,6 +35,7 @@ from cryofm_ops import (
     windowed_noise_power,
 )
 from cryofm_sampling._common import Box, split_shape
+from cryofm_sampling.half_maps.solvent import Solvent
 from cryofm_sampling.half_maps.tilts import doubt_of_coverage, doubt_of_tilts
 
 __all__ = [
@@ -98,7 +99,7 @@ NoiseOn = Callable[[Box], tuple[Tensor, Tensor]]
 
 @attrs.frozen(eq=False, slots=False)
 class FourierModel:
-    """A `HalfMapModel` that is diagonal in Fourier space: y = m ĥ x + n, and nothing is known of the mean.
+    """A `HalfMapModel` that is diagonal in Fourier space: y = m ĥ ĉ x + n, and nothing is known of the mean.
 
     Attributes:
         fsc: radial table of the FSC between the halves.
@@ -107,6 +108,7 @@ class FourierModel:
         shape: of the halves (z, y, x).
         noise_on: shape -> noise power of one half, and m, how much was measured, 0 to 1, on its half grid.
         envelope: h, where there is one.
+        solvent: c, likewise; ĉ, which a restored density does not have.
         wedge: whether a part of Fourier space is missing by itself, as in tomography.
         record: what else is known of the noise, for a report.
         doubts: what speaks against what was told of the halves, in plain words.
@@ -118,13 +120,15 @@ class FourierModel:
     shape: Box
     noise_on: NoiseOn
     envelope: Envelope | None = None
+    solvent: Solvent | None = None
     wedge: bool = False
     record: dict[str, object] = attrs.field(factory=dict)
     doubts: tuple[str, ...] = ()
 
-    def blurred(self, envelope: Envelope) -> Self:
-        """The same with an envelope."""
-        return attrs.evolve(self, envelope=envelope)
+    def blurred(self, envelope: Envelope, contrast: float = 0.0) -> Self:
+        """The same with an envelope, and in a solvent of that contrast."""
+        solvent = Solvent(contrast, envelope.voxel_size) if contrast else None
+        return attrs.evolve(self, envelope=envelope, solvent=solvent)
 
     def on(self, shape: Box) -> Self:
         """The same for a part of the halves, of that shape."""
@@ -136,14 +140,19 @@ class FourierModel:
         return noise, measured * RemoveMean().transfer(self.shape).to(measured)
 
     @cached_property
-    def _amplitude(self) -> Tensor:
+    def _blur(self) -> Tensor:
         """Ĥ on the half grid."""
         if self.envelope is None:
             return torch.ones((), dtype=torch.float64)
         return self.envelope.transfer(self.shape)
 
+    @cached_property
+    def _amplitude(self) -> Tensor:
+        """Ĥ ĉ, likewise."""
+        return self._blur if self.solvent is None else self._blur * self.solvent.transfer(self.shape)
+
     def observe(self, y: Tensor, fraction: float, /) -> FourierGaussian:
-        """W = m² ĥ² / N, and the data over ĥ."""
+        """W = (m ĥ ĉ)² / N, and the data over ĥ ĉ."""
         (noise, measured), amplitude = self._grids, self._amplitude.to(y.device)
         precision = (measured * amplitude).square() / (fraction * noise)
         return FourierGaussian(precision.to(y), rfft(y) / amplitude.to(y), self.shape)
@@ -153,11 +162,11 @@ class FourierModel:
         """Of the best linear filter of the mean of both halves, over ĥ."""
         noise, measured = self._grids
         signal = radial(self.signal_power, self.shape)
-        return measured * signal / (signal + noise / 2) / self._amplitude.to(noise)
+        return measured * signal / (signal + noise / 2) / self._blur.to(noise)
 
     @property
     def operator(self) -> FourierMask:
-        """M ĥ."""
+        """M ĥ ĉ."""
         _, measured = self._grids
         return FourierMask(measured * self._amplitude.to(measured), self.shape)
 
@@ -166,8 +175,12 @@ class FourierModel:
         """1 − m of a missing wedge."""
         return FourierMask(1 - self.noise_on(self.shape)[1], self.shape) if self.wedge else None
 
+    def in_solvent(self, x: Tensor) -> Tensor:
+        """C x: with the contrast of the data."""
+        return x if self.solvent is None else self.solvent(x)
+
     def predict(self, x: Tensor, /) -> Tensor:
-        """M ĥ x."""
+        """M ĥ ĉ x."""
         return self.operator(x)
 
     def comparable(self, half: Tensor, /) -> Tensor:

@@ -37,12 +37,14 @@ class ProteinPlot:
         middle: the weighted mean of ν², 1/Å².
         height: of log S − log P, likewise.
         end: the last frequency at which the halves agree about what can be signal, 1/Å.
+        beyond: whether they agree beyond it, about what is none.
     """
 
     b_factor: float
     middle: float
     height: float
     end: float
+    beyond: bool
 
     @classmethod
     def of(cls, noise: NoiseEstimate, shape: Box, voxel_size: float) -> Self | None:
@@ -67,7 +69,7 @@ class ProteinPlot:
                 break
             end += 1
         middle, height, slope = line(end)
-        return cls(-2 * slope, middle, height, float(nu[end - 1]))
+        return cls(-2 * slope, middle, height, float(nu[end - 1]), end < last)
 
     @property
     def told(self) -> bool:

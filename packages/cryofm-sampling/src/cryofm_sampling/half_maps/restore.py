@@ -13,13 +13,14 @@ from cryofm_ops import (
     GridMismatchError,
     LinearOperator,
     fourier_filter,
+    frequencies,
 )
 from cryofm_sampling._common import split_shape
 from cryofm_sampling.errors import SettingError
 from cryofm_sampling.half_maps._fsc import correlation
 from cryofm_sampling.half_maps._runs import Predicting, Runs, average, check_scale, height
 from cryofm_sampling.half_maps.checks import held_out, widening
-from cryofm_sampling.half_maps.envelope import SIDE, EnvelopeFit, densest, fine_b_factor, fit_envelope
+from cryofm_sampling.half_maps.envelope import SIDE, EnvelopeFit, densest, fine_b_factor, fit_envelope, signal_end
 from cryofm_sampling.half_maps.fine import FineFilter
 from cryofm_sampling.half_maps.join import joined, last_trusted
 from cryofm_sampling.half_maps.model import (
@@ -41,6 +42,7 @@ from cryofm_sampling.scale import ScaleFit, fit_scale
 __all__ = ["restore_half_maps"]
 
 _SCALED = 64  # side of the cube where the scale alone is sought
+_FINE = 1.05 / 3  # 1/Å, beyond which a prior would be shown what halves agree about that is no signal
 _COARSE = 3.5  # Å a voxel of the prior, beyond which a map shows neither an envelope nor what all proteins share
 
 
@@ -58,6 +60,7 @@ def restore_half_maps(
     sampler: Sampler = PlugAndPlay(),  # noqa: B008 (frozen)
     b_factor: float | None = None,
     scale: float | None = None,
+    solvent_contrast: float | None = None,
     samples: int = 0,
     where: Tensor | None = None,
     checkpoint: Checkpoint | None = None,
@@ -91,6 +94,7 @@ def restore_half_maps(
             prior `Calibrated` and its grid one of details (up to 3.5 Å a voxel); otherwise 0.
         scale: what the halves are multiplied by to be the prior's. None: found; where the prior is not `Calibrated`, by
             the brightest voxels alone.
+        solvent_contrast: k of the halves, see `RestoredHalfMaps`. None: found with B or the scale; otherwise 0.
         samples: maps to draw by `PosteriorFlow`.
         where: where density can be, `(z, y, x)` on the halves' grid, true or a mask; a `Tiled` prior is evaluated there
             alone, and what is elsewhere is solvent. None: where the halves agree.
@@ -126,7 +130,12 @@ def restore_half_maps(
         grid = SameGrid(voxel_size or 1.0)
     own_size = voxel_size or 1.0
     one, two = grid.forward(half1), grid.forward(half2)
-    model = _model(one, two, observe, operator, grid)
+    band = grid.band
+    if voxel_size is not None and observe is None and 0.5 / grid.voxel_size > _FINE:
+        end = 2 * grid.voxel_size * signal_end(half1, half2, voxel_size=voxel_size)
+        if end < band:
+            band, one, two = end, _within(one, end), _within(two, end)
+    model = _model(one, two, observe, operator, band)
     runs = Runs(prior, generator.get_state(), generator.device, checkpoint, group, callback)
     runs = runs.within(_where(model, one, two) if where is None else on_grid(where, grid))
     seeds = torch.randint(2**62, (samples + 1,), generator=generator, device=generator.device).tolist()[:samples]
@@ -136,17 +145,17 @@ def restore_half_maps(
     fit: ScaleFit | EnvelopeFit
     b = b_factor
     enveloped = voxel_size is not None and grid.voxel_size <= _COARSE
-    if b is None and enveloped and grid.band > 1:
-        b = fine_b_factor(half1, half2, voxel_size=own_size, band=0.5 / grid.voxel_size)
+    if b is None and enveloped:
+        b = fine_b_factor(half1, half2, voxel_size=own_size)
     known = b_factor is not None and scale is not None
     if isinstance(model, FourierModel) and enveloped and runs.calibrated and not known:
-        fit = _envelope(runs, model, one, two, grid.voxel_size, scale, b)
-        b = fit.b_factor
-        model = model.blurred(Envelope(b, grid.voxel_size))
+        fit = _envelope(runs, model, one, two, grid.voxel_size, (scale, b, solvent_contrast))
+        b, k = fit.b_factor, fit.solvent_contrast
+        model = model.blurred(Envelope(b, grid.voxel_size), k)
     else:
-        b = b_factor or 0.0
+        b, k = b_factor or 0.0, solvent_contrast or 0.0
         if isinstance(model, FourierModel):
-            model = model.blurred(Envelope(b, grid.voxel_size))
+            model = model.blurred(Envelope(b, grid.voxel_size), k)
         fit = _scale(runs, model, one, two, scale)
     means, drawing = isinstance(sampler, PlugAndPlay), PosteriorFlow()
     if model.missing is not None and isinstance(sampler, PlugAndPlay):
@@ -173,7 +182,7 @@ def restore_half_maps(
         wider = widening(predicted, of_one, seen1, seen2, model.gain)
     trusted = last_trusted(predicted, seen1, seen2) if means else 1.0  # a sample differs from what it predicts
     nowhere = means and judged.worse
-    end = min(trusted, grid.band) / grid.band  # of the halves' own Nyquist frequency
+    end = min(trusted, band) / grid.band  # of the halves' own Nyquist frequency
     both = (half1 + half2) / 2
     _, shape_of_halves = split_shape(both.shape)
     fine = None
@@ -181,10 +190,14 @@ def restore_half_maps(
         fine = FineFilter.of(half1, half2, voxel_size=own_size, b_factor=b, width=grid.voxel_size)
     limit = min(1 / grid.band, 1.0)
 
+    def in_solvent(x: Tensor) -> Tensor:
+        """With the contrast that the data have, and the prior's maps have not."""
+        return model.in_solvent(x) if isinstance(model, FourierModel) else x
+
     def filtered(y: Tensor, data: Tensor) -> Tensor:
         """The best linear filter of y, the data on the prior's grid; beyond it of the data themselves."""
         linear = fourier_filter(y, model.gain.to(y))
-        linear = grid.inverse(linear - (linear.mean() - amplitude * restored[0].x.mean()))
+        linear = grid.inverse(linear - (linear.mean() - amplitude * in_solvent(restored[0].x).mean()))
         return linear if fine is None else joined(linear, fine(data), end, limit)
 
     def whole(x: Tensor, y: Tensor, data: Tensor, seed: int | None = None) -> Tensor:
@@ -193,7 +206,7 @@ def restore_half_maps(
             return filtered(y, data)
         if seed is not None:
             x = torch.lerp(restored[0].x, x, wider)
-        x = amplitude * grid.inverse(x)
+        x = amplitude * grid.inverse(in_solvent(x))
         if fine is None or nowhere:  # a sample says at least how little is known
             return x
         own = None if seed is None else torch.Generator(generator.device).manual_seed(seed + 1)
@@ -217,22 +230,29 @@ def restore_half_maps(
         held_out=judged,
         amplitude=amplitude,
         widening=wider,
+        solvent_contrast=k,
         doubts_of_data=model.doubts,
     )
     result.warn_of_doubts(stacklevel=3)
     return result
 
 
+def _within(x: Tensor, band: float) -> Tensor:
+    """What is coarser than a part of the Nyquist frequency."""
+    _, shape = split_shape(x.shape)
+    return fourier_filter(x, (2 * frequencies(shape, device=x.device) <= band).to(x))
+
+
 def _model(
-    one: Tensor, two: Tensor, observe: HalfMapModel | Observe | None, operator: LinearOperator | None, grid: Grid
+    one: Tensor, two: Tensor, observe: HalfMapModel | Observe | None, operator: LinearOperator | None, band: float
 ) -> FourierModel | ObservedModel:
     if isinstance(observe, FourierModel | ObservedModel):
         return observe
     if observe is not None:
-        return ObservedModel(stationary_model(one, two, band=grid.band), observe, operator)  # type: ignore[arg-type]
+        return ObservedModel(stationary_model(one, two, band=band), observe, operator)  # type: ignore[arg-type]
     if operator is not None:
         raise SettingError("an operator goes with observe, the likelihood of what it shows")
-    return directional_model(one, two, band=grid.band)
+    return directional_model(one, two, band=band)
 
 
 def _envelope(
@@ -241,10 +261,10 @@ def _envelope(
     one: Tensor,
     two: Tensor,
     voxel_size: float,
-    scale: float | None,
-    b_factor: float | None,
+    known: tuple[float | None, float | None, float | None],
 ) -> EnvelopeFit:
-    """Envelope and scale, by what one half restored explains of the other; the one alone where the other is known."""
+    """What is not known of scale, B and k, by what one half restored explains of the other."""
+    scale, b_factor, solvent_contrast = known
 
     def fit(units: VelocityField) -> EnvelopeFit:
         return fit_envelope(
@@ -257,6 +277,7 @@ def _envelope(
             generator=runs.generator(),
             scale=scale,
             b_factor=b_factor,
+            solvent_contrast=solvent_contrast,
         )
 
     return runs.agreed(fit, SIDE)

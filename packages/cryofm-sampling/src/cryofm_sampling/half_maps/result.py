@@ -184,6 +184,8 @@ class RestoredHalfMaps(RestoredMap):
             scale and envelope has seen to it.
         widening: by what samples were moved away from the map, so that they show the error with which one half,
             restored, predicts the other; 1 without samples.
+        solvent_contrast: k by which the data, and the maps, are less dense than in a vacuum, by 1 − k exp(−B_s ν² / 4)
+            with B_s = 750 Å²: the solvent's density over the molecule's; 0 where none was sought.
     """
 
     linear: Tensor
@@ -195,6 +197,7 @@ class RestoredHalfMaps(RestoredMap):
     held_out: HeldOut
     amplitude: float = 1.0
     widening: float = 1.0
+    solvent_contrast: float = 0.0
 
     @property
     def fsc(self) -> Tensor:

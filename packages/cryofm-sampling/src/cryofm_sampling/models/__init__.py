@@ -4,9 +4,19 @@ Tensors in, tensors out. Imports `samplers`, `priors` and `runs`.
 """
 
 from cryofm_sampling.models.algorithm_3 import models_by_algorithm_3
+from cryofm_sampling.models.assessment import Assessment, Verdict
 from cryofm_sampling.models.class_averages import models_of_class_averages
 from cryofm_sampling.models.particles import models_of_particles
-from cryofm_sampling.models.ranked import RankedModels
+from cryofm_sampling.models.ranked import LeftOut, RankedModels
 from cryofm_sampling.models.trust import Trust
 
-__all__ = ["RankedModels", "Trust", "models_by_algorithm_3", "models_of_class_averages", "models_of_particles"]
+__all__ = [
+    "Assessment",
+    "LeftOut",
+    "RankedModels",
+    "Trust",
+    "Verdict",
+    "models_by_algorithm_3",
+    "models_of_class_averages",
+    "models_of_particles",
+]

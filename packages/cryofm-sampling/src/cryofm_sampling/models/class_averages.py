@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cryofm_ops import ImagesInBand, Normalization, average_rings, image_scales, sample_poses
 from cryofm_sampling._common import calibrated
-from cryofm_sampling.models.ranked import RankedModels, Refining, normalization_of
+from cryofm_sampling.models.ranked import LeftOut, RankedModels, Refining, normalization_of
 from cryofm_sampling.models.trust import Trust, folds
 from cryofm_sampling.protocols import VelocityField
 
@@ -57,6 +57,7 @@ def models_of_class_averages(
     scales = image_scales(images)
     images = images / scales[:, None, None]
     short, nfe, rounds, used = min(_SHORT, levels), 0, 0, torch.arange(len(images), device=images.device)
+    left_out: list[LeftOut] = []
     while True:
         rings = average_rings(images[used], expected, noise.to(images))
         N, m = rings.noise, rings.transfer
@@ -79,13 +80,16 @@ def models_of_class_averages(
         rounds += 1
         if rounds == _ROUNDS or not strangers or len(used) - len(strangers) < _FEWEST:
             break
+        usual = float(trust.predicted.median())
+        left_out += [LeftOut(int(used[i]), float(trust.predicted[i]), usual) for i in strangers]
         used = used[[i for i in range(len(used)) if i not in strangers]]
     best = min(keep, chains)
     models = refine(screened.rotations[:best], screened.shifts_px[:best], levels=levels)
     log_evidence = poses.log_evidence[screened.chain][models.chain]
     scores = {"misfit": models.misfit, "log_evidence_of_first_poses": log_evidence}
     nfe += (levels + 3) * best
-    return RankedModels(models.x, models.rotations, models.shifts_px, scores, nfe, trust, scales, used)
+    missing = tuple(sorted(left_out, key=lambda one: one.number))
+    return RankedModels(models.x, models.rotations, models.shifts_px, scores, nfe, trust, scales, used, missing)
 
 
 def _expected(signal_power: Tensor, units: Normalization, radius: int, n: int) -> Tensor:

@@ -16,7 +16,30 @@ from cryofm_sampling.samplers.ab_initio import AbInitio, Models
 if TYPE_CHECKING:
     from cryofm_sampling.models.trust import Trust
 
-__all__ = ["RankedModels", "Refining"]
+__all__ = ["LeftOut", "RankedModels", "Refining"]
+
+
+@attrs.frozen
+class LeftOut:
+    """An image that the others do not predict, and of which no model was made.
+
+    Attributes:
+        number: among all images.
+        predicted: its correlation with models that have not seen it, over what its noise leaves.
+        usual: of half of the images it is more.
+    """
+
+    number: int
+    predicted: float
+    usual: float
+
+    @property
+    def why(self) -> str:
+        """The reason, in words."""
+        return (
+            f"models of the others predict it with a correlation of {self.predicted:.2f}, half of the images with "
+            f"{self.usual:.2f} or more"
+        )
 
 
 @attrs.frozen(eq=False)
@@ -32,6 +55,7 @@ class RankedModels:
         trust: of class averages, what speaks for the best model and against it.
         image_scales: of class averages, by what each was divided, `(K,)`.
         used: of class averages, the images that fit together and have poses here, by their numbers. None: all.
+        left_out: the others, and why.
     """
 
     x: Tensor
@@ -42,6 +66,7 @@ class RankedModels:
     trust: "Trust | None" = None
     image_scales: Tensor | None = None
     used: Tensor | None = None
+    left_out: tuple[LeftOut, ...] = ()
 
 
 @attrs.frozen(eq=False)
