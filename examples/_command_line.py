@@ -113,6 +113,7 @@ def exit_code(main: Callable[[], int | None], left: str = "no results were writt
             return 3
         except KeyboardInterrupt:
             goes_on = "; the same line goes on where it was" if "--checkpoint" in sys.argv else ""
+            sys.unraisablehook = lambda _: None  # of what libraries were just making
             print(f"interrupted; {left}{goes_on}", file=sys.stderr)
             return 130
         except (*ERRORS, OSError, MemoryError, RuntimeError) as error:

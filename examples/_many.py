@@ -17,6 +17,7 @@ from _streams import bar
 from cryofm_io import CryoFMError
 
 Item = TypeVar("Item")
+ENDS = {signal.SIGINT, signal.SIGTERM} | ({signal.SIGHUP} if sys.platform != "win32" else set())
 
 
 def failures(
@@ -49,14 +50,17 @@ def failures(
 
     with bar(total=len(items), unit=unit) as shown:
         with pool(processes) as several:
-            futures = {several.submit(job, item): item for item in items}
+            with undisturbed():
+                futures = {several.submit(job, item): item for item in items}
             for future in as_completed(futures):
                 done(futures[future], future)
         shown.update(-len(died))
         for item in died[:]:  # one of them ended the pool of all
             died.clear()
             with pool(1) as one:
-                done(item, one.submit(job, item))
+                with undisturbed():
+                    future = one.submit(job, item)
+                done(item, future)
             if died:
                 failed.append(f"{item}: its process died, perhaps of too little memory")
                 if strict:
@@ -76,8 +80,23 @@ def pool(processes: int) -> Iterator[ProcessPoolExecutor]:
         executor.shutdown(cancel_futures=True)
 
 
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Signals wait: what they raise while a process forks, Python may drop without a word, and nobody would stop."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _end_with(parent: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent speaks for all
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
     def watch() -> None:

@@ -168,7 +168,12 @@ def main() -> int | None:
     """As RELION calls it, or by hand."""
     arguments = sys.argv[1:]
     if arguments and arguments[-1].endswith(".star") and not {"--dry-run", "--help", "-h"} & set(arguments):
-        return hook(arguments)
+        try:
+            from _streams import outlived_streams
+        except ImportError:  # of which the process that restores will tell
+            return hook(arguments)
+        with outlived_streams():
+            return hook(arguments)
     import _first  # noqa: F401
     from _command_line import exit_code
 

@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
         truth = read_map(args.truth, voxel_size=args.voxel_size)
     else:
         truth = attrs.evolve(first, data=density_of_model(args.model, first))
-    mask = None if args.mask is None else read_mask(args.mask, first)
+    mask = None if args.mask is None else read_mask(args.mask, first, voxel_size=args.voxel_size)
     rows = []
     print(f"{'':40} FSC_AUC  FSC_0.5 (Å)  error")
     for path, map in zip(args.maps, maps, strict=True):

@@ -44,6 +44,16 @@ def test_inspect_map_finds_trouble(call, half_maps, tmp_path, capsys):
     assert "bad.mrc" in capsys.readouterr().out
 
 
+def test_a_volume_that_is_marked_as_a_stack_is_no_trouble(call, half_maps, tmp_path, capsys):
+    write_map(tmp_path / "marked.mrc", DensityMap(read_map(half_maps[0]).data[:25, :25, :25], 1.3))
+    with (tmp_path / "marked.mrc").open("r+b") as file:
+        for at, value in ((88, 0), (36, 1)):  # ISPG and MZ
+            file.seek(at)
+            file.write(value.to_bytes(4, "little"))
+    assert call("inspect_map", tmp_path / "marked.mrc") == 0
+    assert "header     ISPG 0 and MZ 1 mark a stack of images" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("width", "said"), [(5, "prior cryofm-tiny-particles"), (1, "trouble: denoise.py: no bundled")]
 )
@@ -100,6 +110,11 @@ def test_score_is_that_of_the_fsc(call, half_maps, tmp_path, capsys):
     assert float(second["fsc_auc"]) == pytest.approx(fsc(one.data, read_map(half_maps[1]).data, 1.3).auc)
     assert float(twice["error_at_best_scale"]) == pytest.approx(0, abs=1e-6)
     assert 0 < float(second["error_at_best_scale"]) < 1
+    wrong = attrs.evolve(one, data=np.ones_like(one.data), voxel_size=2.0)
+    write_map(tmp_path / "mask.mrc", wrong)
+    line = ("score", half_maps[0], "--truth", half_maps[0], "--mask", tmp_path / "mask.mrc")
+    assert call(*line) == 2
+    assert call(*line, "--voxel-size", 1.3) == 0
 
 
 def test_a_model_is_scored_where_it_lies(call, tmp_path, capsys):

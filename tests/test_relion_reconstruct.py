@@ -161,6 +161,17 @@ def test_it_outlives_its_own_end(job, capfd, monkeypatch, end):
     assert np.array_equal(values(f"{name()}.mrc"), values("own.mrc"))
 
 
+def test_it_outlives_who_reads_what_it_says(job, monkeypatch):
+    monkeypatch.setattr(script, "replace_map", lambda _: print("restored"))
+    monkeypatch.setattr("sys.argv", ["relion_reconstruct.py", f"{name()}.star"])
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr("sys.stdout", full)
+        ended = script.main()
+        monkeypatch.undo()
+    assert ended == 0
+    assert np.array_equal(values(job / f"{name()}.mrc"), values(job / "own.mrc"))
+
+
 def test_without_relions_own_map_there_is_nothing_to_go_on_with(job, capfd, monkeypatch):
     (job / "fail").touch()
     assert script.hook([f"{name()}.star"]) == 7

@@ -6,7 +6,7 @@ import warnings
 import half_cases as cases
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter, zoom
 
 from cryofm_io import DensityMap, HalfMapError, check_half_maps
 
@@ -113,6 +113,15 @@ def test_halves_resampled_to_finer_voxels(deviation, more):
 
 
 @pytest.mark.parametrize("deviation", DEVIATIONS)
+@pytest.mark.parametrize(("sides", "order"), [((32, 40), 1), ((40, 44), 3), ((20, 40), 3), ((27, 40), 1)])
+def test_halves_that_were_interpolated(deviation, sides, order):
+    made = [zoom(x, sides[1] / sides[0], order=order) for x in cases.halves(deviation, n=sides[0])]
+    with pytest.raises(HalfMapError, match=r"resampled by interpolation|no power at Nyquist"):
+        check(*made)
+    check(*made, allow_masked=True)
+
+
+@pytest.mark.parametrize("deviation", DEVIATIONS)
 def test_halves_resampled_to_coarser_voxels_are_good(deviation):
     check(*(cases.finer(x, -8) for x in cases.halves(deviation)))
 
@@ -138,3 +147,16 @@ def test_halves_in_two_frames(deviation, change, message, allow_masked):
     first, second = cases.halves(deviation)
     with pytest.raises(HalfMapError, match=f"{message}.*: they do not lie in one frame"):
         check(first, change(second), allow_masked=allow_masked)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [(lambda x: x[::-1], "mirrored along z"), (lambda x: np.roll(x, 8, 0), "moved by"), (lambda x: x, None)],
+)
+def test_frames_are_told_where_the_halves_agree_in_a_few_shells(change, message):
+    first, second = cases.halves(0.7)  # FSC 0.5 in the first five shells
+    if message is None:
+        check(first, second)
+    else:
+        with pytest.raises(HalfMapError, match=message):
+            check(first, change(second))

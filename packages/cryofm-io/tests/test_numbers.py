@@ -12,11 +12,13 @@ from cryofm_io import (
     ImageCtf,
     ImageStack,
     MapSize,
+    Poses,
     fsc,
     normalise_clean,
     particle_diameter,
     soft_mask,
     spherical_mask,
+    write_map,
 )
 
 CUBE = np.random.default_rng(5).normal(size=(8, 8, 8))
@@ -42,6 +44,19 @@ def test_values(value):
         normalise_clean(data)
     with pytest.raises(CryoFMError, match="voltage_kv of image 1"):
         ImageCtf(*(np.array([1.0, value if i == 3 else 1.0]) for i in range(7)))
+
+
+def test_what_no_file_can_hold(tmp_path):
+    for wrong in ({"nstart": (10**12, 0, 0)}, {"origin": (1e300, 0, 0)}):
+        with pytest.raises(CryoFMError, match=r"1e.300|32 bits"):
+            DensityMap(CUBE, 1.5, **wrong)
+    with pytest.raises(CryoFMError, match="a cell of 8e-300"):
+        write_map(tmp_path / "small.mrc", DensityMap(CUBE, 1e-300))
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(CryoFMError, match="complex values"):
+        DensityMap(1j * CUBE, 1.5)
+    with pytest.raises(CryoFMError, match=r"angles are \(K, 3\)"):
+        Poses.from_angles(np.zeros((3, 2)), np.zeros((3, 2)))
 
 
 def test_no_values_at_all():

@@ -134,6 +134,19 @@ def test_what_is_wrong_is_named_with_file_and_row(read, old, new, message):
     assert "images.star" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (OPTICS + PARTICLES + PARTICLES, "two tables data_particles list images; join them"),
+        (OPTICS + PARTICLES + PARTICLES.replace("data_particles", ""), "data_particles has rlnimagename twice"),
+        (OPTICS + PARTICLES.replace("_rlnMicrographName", "_rlnImageName"), "data_particles has rlnimagename twice"),
+    ],
+)
+def test_nothing_that_is_listed_is_lost(read, content, message):
+    with pytest.raises(InputFileError, match=message):
+        read(content)
+
+
 def test_bytes_of_any_kind(read):
     for content in (bytes(5000), b"\xff" * 5000, gzip.compress(b"\n" * 2**27), b"data_" * 10**5, b"' " * 10**5):
         with pytest.raises(InputFileError, match=r"images\.star"):

@@ -1,6 +1,11 @@
 """No setting is NaN, infinite or out of range: it is refused in one line that names it and its value."""
 
 import math
+import os
+import socket
+import subprocess
+import sys
+import zlib
 
 import numpy as np
 import pytest
@@ -133,3 +138,18 @@ def test_a_prior_is_written_through_no_link(tmp_path):
     save_prior(load_prior(), tmp_path / "a.safetensors")
     assert (tmp_path / "victim").read_text() == "mine"
     assert (tmp_path / "a.safetensors.partial").is_symlink()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there nobody asks whether a process lives")
+def test_what_a_dead_process_left_of_a_prior_goes_with_the_next(tmp_path):
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    machine = f"{zlib.crc32(socket.gethostname().encode()):08x}"
+    left, lives, another = (
+        tmp_path / f".partial-{machine}-{process}-0123456789abcdef-{name}.safetensors"
+        for process, name in ((dead.pid, "a"), (os.getpid(), "a"), (dead.pid, "b"))
+    )
+    for path in (left, lives, another):
+        path.touch()
+    save_prior(load_prior(), tmp_path / "a.safetensors")
+    assert sorted(tmp_path.iterdir()) == sorted([lives, another, tmp_path / "a.safetensors"])

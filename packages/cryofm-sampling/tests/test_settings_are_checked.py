@@ -8,6 +8,7 @@ import torch
 
 from cryofm_ops import (
     Identity,
+    MissingWedge,
     NoiseError,
     Normal,
     ObservationError,
@@ -29,12 +30,16 @@ from cryofm_sampling import (
     PlugAndPlayLoss,
     PosteriorFlow,
     Renoising,
+    Rescaled,
     ScaledNormalization,
     SettingError,
     Tiled,
     calibrate,
     chi_squared,
     log_likelihood,
+    restore_half_maps,
+    restore_map,
+    restore_missing_wedge,
 )
 from cryofm_sampling.testing import GaussianPrior
 
@@ -241,3 +246,18 @@ def test_tolerances_are_checked(name, tolerance):
         log_likelihood(PRIOR, torch.ones(4, 4, 4), generator=torch.Generator(), **{name: tolerance})
     with pytest.raises(SettingError, match="floating-point type"):
         log_likelihood(PRIOR, torch.ones(4, 4, 4, dtype=torch.int16), generator=torch.Generator())
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e15])
+def test_a_scale_that_leaves_no_map_is_refused(scale):
+    prior = Rescaled(GaussianPrior(1.0, (16, 16, 16)), SimpleNamespace(mean=0.0, std=1.0))
+    generator = torch.Generator().manual_seed(0)
+    one, two = (torch.randn(16, 16, 16, generator=generator) for _ in range(2))
+    tilts, wanted = MissingWedge(-90, 90), {"scale": scale, "generator": generator}
+    for restored in (
+        lambda: restore_half_maps(prior, one, two, **wanted),
+        lambda: restore_missing_wedge(prior, one, tilts, **wanted),
+        lambda: restore_map(prior, one, resolution=4.0, voxel_size=1.5, **wanted),
+    ):
+        with pytest.raises(SettingError, match="of the map's largest value"):
+            restored()

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 __all__ = ["DensityMap", "check_same_grid"]
 
 
+_FARTHEST = 1e38  # Å; of single precision
+
+
 def _as_float32(data: Any) -> NDArray[np.float32]:
+    if np.iscomplexobj(data):
+        raise GeometryError("complex values, a transform? A map is real")
     return np.ascontiguousarray(data, dtype=np.float32)
 
 
@@ -69,6 +74,10 @@ class DensityMap:
         all_finite("a map's values", self.data)
         for axis, position in zip("xyz", self.origin, strict=True):
             finite(f"origin {axis}", position, "Å")
+        if any(abs(position) > _FARTHEST for position in self.origin):
+            raise GeometryError(f"origin {self.origin} Å: no file can hold it")
+        if any(abs(start) >= 2**31 for start in self.nstart):
+            raise GeometryError(f"NSTART {self.nstart}: an MRC file has 32 bits for each")
 
     @property
     def shape(self) -> tuple[int, int, int]:

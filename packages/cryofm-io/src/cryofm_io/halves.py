@@ -11,6 +11,7 @@ from cryofm_io.density_map import DensityMap, check_same_grid
 from cryofm_io.errors import HalfMapError, MapWarning
 from cryofm_io.fsc import FscCurve, curve_of_sums, middle_value, shell_sums, transform, unit
 from cryofm_io.half_frames import other_frame
+from cryofm_io.half_lattice import beats_of_a_lattice
 from cryofm_io.half_noise import Places, least_at_nyquist, places
 from cryofm_io.resample import fourier_resample
 
@@ -98,6 +99,7 @@ def check_half_maps(half1: DensityMap, half2: DensityMap, *, allow_masked: bool 
             _check_noise(
                 one, two, places(a, b, (sums[1] / count, scale**2 * sums[2] / count, power / count), shape), curve
             )
+        _check_lattice(one, two)
     ratio = float(half2.data.std() / half1.data.std())
     if abs(ratio - 1) > _MAX_SCALE:
         message = f"the second half map's scale is {ratio:.3g} times the first's; are they from one reconstruction?"
@@ -128,6 +130,14 @@ def _check_nyquist(difference: NDArray[Any], spectrum: NDArray[Any]) -> None:
         raise HalfMapError(
             f"the half maps have no power at Nyquist (noise {at_nyquist:.0e} of that at lower frequencies): filtered, "
             f"or resampled to finer voxels, noise would be underestimated; {_WAY}, on the grid of the reconstruction"
+        )
+
+
+def _check_lattice(one: NDArray[Any], two: NDArray[Any]) -> None:
+    if beats_of_a_lattice(one - two):
+        raise HalfMapError(
+            "the noise of the half maps is weaker in some planes than in those beside: resampled by interpolation; "
+            f"{_WAY}, on the grid of the reconstruction"
         )
 
 

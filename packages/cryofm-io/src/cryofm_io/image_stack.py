@@ -116,10 +116,11 @@ class Poses:
             angles_deg: (rot, tilt, psi), ``(K, 3)``.
             shifts: What centres the images, (x, y) in Å, ``(K, 2)``.
         """
-        return cls(
-            scipy.spatial.transform.Rotation.from_euler("ZYZ", _as_float64(angles_deg), degrees=True).as_matrix().mT,
-            shifts,
-        )
+        angles = _as_float64(angles_deg)
+        if angles.ndim != 2 or angles.shape[1] != 3:
+            raise GeometryError(f"angles are (K, 3), got shape {angles.shape}")
+        turned = scipy.spatial.transform.Rotation.from_euler("ZYZ", angles, degrees=True)
+        return cls(turned.as_matrix().mT, shifts)
 
     @classmethod
     def nearest(cls, rotations: Any, shifts: Any) -> Self:

@@ -185,6 +185,8 @@ def read_table(path: Path) -> ImageTable:
     for tag in _NAMES:
         for block in blocks:
             if names := block.column(tag):
+                if sum(other.name == block.name and bool(other.column(tag)) for other in blocks) > 1:
+                    raise InputFileError(f"{path}: two tables data_{block.name} list images; join them to one table")
                 table = ImageTable(path, names, block, blocks)
                 _refuse_tilt_series(table)
                 return table

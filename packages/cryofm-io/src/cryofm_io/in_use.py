@@ -55,6 +55,7 @@ def held_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
         sweep_partials(folder)
         yield
     finally:
+        sweep_partials(folder)  # of workers that were killed with this process
         lock.unlink(missing_ok=True)
         os.close(descriptor)
 

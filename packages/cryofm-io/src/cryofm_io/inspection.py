@@ -12,7 +12,7 @@ from cryofm_io.density_map import DensityMap
 from cryofm_io.errors import CryoFMError, MapWarning
 from cryofm_io.fsc import shell_sums, transform
 from cryofm_io.halves import check_contrast, share_filled
-from cryofm_io.mrc_read import read_map
+from cryofm_io.mrc_read import AS_A_VOLUME, read_map
 from cryofm_io.particle_size import particle_diameter
 
 __all__ = ["Inspection", "inspect_map"]
@@ -68,7 +68,9 @@ def inspect_map(path: str | os.PathLike[str], *, voxel_size: float | None = None
         except (CryoFMError, OSError) as error:
             return Inspection(None, {}, (str(error),))
         check_contrast(map.data)
-    trouble = tuple(str(warning.message) for warning in caught if issubclass(warning.category, MapWarning))
+    said = [str(warning.message) for warning in caught if issubclass(warning.category, MapWarning)]
+    notes = [what.removeprefix(f"{path}: ") for what in said if what.endswith(AS_A_VOLUME)]  # nothing is to be done
+    trouble = tuple(what for what in said if not what.endswith(AS_A_VOLUME))
     limit = _band_limit(map)
     found = {
         "size": _size(map),
@@ -84,6 +86,8 @@ def inspect_map(path: str | os.PathLike[str], *, voxel_size: float | None = None
         "molecule": f"about {particle_diameter(map.data - np.median(map.data), map.voxel_size):.0f} Å across",
         "hand": "no map tells its own hand: a mirror image fits the data as well",
     }  # fmt: skip
+    if notes:
+        found["header"] = "; ".join(notes)
     return Inspection(map, found, trouble)
 
 

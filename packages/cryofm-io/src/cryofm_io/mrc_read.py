@@ -21,6 +21,8 @@ __all__ = ["MapOnDisk", "MapSize", "map_on_disk", "map_size", "read_map"]
 
 _log = logging.getLogger(__name__)
 
+AS_A_VOLUME = "read as a volume"
+
 
 def read_map(path: str | os.PathLike[str], *, voxel_size: float | None = None) -> DensityMap:
     """Read a map.
@@ -207,7 +209,7 @@ def _is_volume_all_the_same(path: Path, header: Header) -> bool:
     cube = sections == rows == columns
     thick = 0 < width < np.inf and abs(thickness * columns / (width * sections) - 1) < 1e-2
     if cube or thick:
-        found = f"{path}: ISPG 0 and MZ 1 mark a stack of images, but its shape or cell is a volume's: read as a volume"
+        found = f"{path}: ISPG 0 and MZ 1 mark a stack of images, but its shape or cell is a volume's: {AS_A_VOLUME}"
         warnings.warn(found, MapWarning, stacklevel=4)
     return cube or thick
 

@@ -25,6 +25,8 @@ __all__ = ["VIEWING_NOTE", "write_map", "write_sections"]
 VIEWING_NOTE = "Restored map: for viewing and model building aid, never for resolution claims."
 """The label that every restored map should carry in its header."""
 
+_CELL = (1e-37, 1e37)  # Å; of single precision
+
 
 def write_map(path: str | os.PathLike[str], map: DensityMap, overwrite: bool = False) -> None:
     """Write a map as 32-bit MRC2014, compressed if the name ends in .gz or .bz2.
@@ -111,7 +113,9 @@ def _header(
         header[f"n{axis}"] = header[f"m{axis}"] = n
         header[f"n{axis}start"] = start
         header["origin"][axis] = origin
-        header["cella"][axis] = n * map.voxel_size
+        if not _CELL[0] < (cell := n * map.voxel_size) < _CELL[1]:
+            raise GeometryError(f"a cell of {cell:g} Å: no file can hold it")
+        header["cella"][axis] = cell
     header["cellb"] = (90, 90, 90)
     header["mapc"], header["mapr"], header["maps"] = 1, 2, 3
     header["mode"] = 2

@@ -57,8 +57,8 @@ def output_folder(
             raise OutputExistsError(f"{folder} has {', '.join(existing)} already; give --overwrite to replace")
         refuse_to_lose(read, [*_left_by(folder), *(folder / name for name in names)])
         partial = partial_path(folder / "results")
-        partial.mkdir()
         try:
+            partial.mkdir()
             yield partial
             if not overwrite and (appeared := [name for name in names if (folder / name).exists()]):
                 kept = folder / partial.name.removeprefix(".partial-")

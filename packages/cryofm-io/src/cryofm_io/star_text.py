@@ -97,6 +97,10 @@ def _parse(path: Path, lines: Iterable[str], wanted: Iterable[str]) -> list[Bloc
         if not has_rows:
             has_rows = True
             store = [(i, []) for i, tag in enumerate(tags) if tag in kept]
+            names = [*blocks[-1].columns, *(tags[i][1:] for i, _ in store)]
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                said = f"line {number}: data_{blocks[-1].name} has {twice} twice"
+                raise InputFileError(f"{path}: not a readable STAR file ({said})")
             blocks[-1].columns.update({tags[i][1:]: values for i, values in store})
         cells = tokens(line)
         for i, values in store:

@@ -2,8 +2,13 @@
 
 import json
 import os
+import re
 import secrets
+import socket
+import sys
+import zlib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -19,6 +24,7 @@ __all__ = ["build", "read", "write"]
 _STORED = (torch.float32, torch.bfloat16, torch.float16, torch.float64)  # no less, which would grow fourfold
 # Bytes, and tensors that they describe: far more than published checkpoints have, and read in no time.
 _LONGEST_HEADER, _MOST_TENSORS = 2**21, 10_000
+_REPEATED = 40  # characters of the name that a temporary one repeats: names have a limit of 255 bytes
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -92,7 +98,8 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], *
     """
     if path.exists() and not overwrite:
         raise WeightsError(f"{path} exists; pass overwrite=True to replace it")
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(8)}.partial")  # which nobody can foresee
+    _sweep(path)
+    partial = path.with_name(f"{_ours()}{os.getpid()}-{secrets.token_hex(8)}-{path.name[-_REPEATED:]}")
     try:
         partial.touch(exist_ok=False)
         mode = partial.stat().st_mode
@@ -104,6 +111,32 @@ def write(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str], *
         raise WeightsError(f"{path} cannot be written ({error})") from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _ours() -> str:
+    """What the names begin with that processes of this machine write to; the process follows, and what is random."""
+    return f".partial-{zlib.crc32(socket.gethostname().encode()):08x}-"
+
+
+def _sweep(path: Path) -> None:
+    """Remove what processes that live no more left half-written of a file."""
+    name = re.compile(rf"{_ours()}(\d{{1,10}})-[0-9a-f]{{16}}-{re.escape(path.name[-_REPEATED:])}", re.DOTALL)
+    with suppress(OSError):  # of a folder that is not there, which is told later
+        for other in os.listdir(path.parent):
+            if (found := name.fullmatch(other)) and not _lives(int(found[1])):
+                path.with_name(other).unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    if sys.platform == "win32":
+        return True  # where asking would end it
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 def _sort_metadata(path: Path) -> None:

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from cryofm_ops import Likelihood, LinearOperator, Normalization
-from cryofm_sampling.errors import CapabilityError
+from cryofm_sampling.errors import CapabilityError, SettingError
 from cryofm_sampling.half_maps.result import Progress
 from cryofm_sampling.priors.rescaled import Rescaled
 from cryofm_sampling.priors.tiled import Tiled
@@ -26,10 +26,11 @@ from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
 from cryofm_sampling.samplers.posterior_flow import PosteriorFlow
 from cryofm_sampling.scale import ScaledNormalization
 
-__all__ = ["Predicting", "Runs", "average", "height", "top"]
+__all__ = ["Predicting", "Runs", "average", "check_scale", "height", "top"]
 
 Found = TypeVar("Found")
 _TOP = 0.99999  # quantile of the brightest voxels
+_LEAST_TOP, _MOST_TOP = 1e-3, 1e5  # of a map in the prior's units; noise may be far above the molecule
 
 
 @attrs.frozen
@@ -202,6 +203,18 @@ def average(one: Draw, two: Draw) -> Draw:
 def height(x: Tensor) -> float:
     """Of the brightest voxels over the solvent, if that is most of the box."""
     return top(x) - float(x.median())
+
+
+def check_scale(scale: float | None, x: Tensor) -> None:
+    """Refuse one that makes next to nothing of a map `x`, or next to infinity: rounding would leave no map.
+
+    Raises `SettingError`.
+    """
+    if scale is not None and not _LEAST_TOP <= scale * (highest := float(x.abs().max())) <= _MOST_TOP:
+        raise SettingError(
+            f"scale {scale:g} makes {scale * highest:.2g} of the map's largest value, {highest:.3g}; the prior's are "
+            "about 1, and without a scale it is found"
+        )
 
 
 def top(x: Tensor) -> float:

@@ -18,7 +18,7 @@ from cryofm_ops import (
     gaussian_likelihood,
 )
 from cryofm_sampling._common import split_shape
-from cryofm_sampling.half_maps._runs import Predicting, Runs, height
+from cryofm_sampling.half_maps._runs import Predicting, Runs, check_scale, height
 from cryofm_sampling.half_maps.envelope import densest
 from cryofm_sampling.half_maps.region import on_grid, where_dense
 from cryofm_sampling.half_maps.result import Grid, Progress, RestoredMap, SameGrid
@@ -97,6 +97,7 @@ def restore_missing_wedge(
     runs = runs.within(where_dense(whole) if where is None else on_grid(where, grid))
     seeds = torch.randint(2**62, (samples + 1,), generator=generator, device=generator.device).tolist()[:samples]
     y = tilts(whole)
+    check_scale(scale, y)
     fit = _scale(runs, y, tilts) if scale is None else ScaleFit(runs.scaled(scale), (), 0)
     drawing = PosteriorFlow(first=sampler if isinstance(sampler, PlugAndPlay) else PlugAndPlay(iterations=20))
     data = _data(y, tilts)

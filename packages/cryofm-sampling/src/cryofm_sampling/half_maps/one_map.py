@@ -13,7 +13,7 @@ from torch import Tensor
 from cryofm_ops import Envelope, GridMismatchError, fourier_filter, radial, radial_mean, rfft
 from cryofm_sampling._common import Box, split_shape
 from cryofm_sampling.errors import SettingError
-from cryofm_sampling.half_maps._runs import Runs, height
+from cryofm_sampling.half_maps._runs import Runs, check_scale, height
 from cryofm_sampling.half_maps.model import FourierModel
 from cryofm_sampling.half_maps.region import on_grid
 from cryofm_sampling.half_maps.result import Grid, Progress, RestoredMap, SameGrid
@@ -91,6 +91,7 @@ def restore_map(
     runs = runs.within(on_grid(where, grid))
     seeds = torch.randint(2**62, (samples + 1,), generator=generator, device=generator.device).tolist()[:samples]
     linear = fourier_filter(y, model.gain.to(y))
+    check_scale(scale, linear)
     fit = ScaleFit(runs.scaled(scale or 1 / height(linear)), (), 0)
     data = model.observe(y, 1 / 2)
     wanted = [(data, seed) for seed in seeds]

@@ -19,7 +19,7 @@ from cryofm_ops import (
 from cryofm_sampling._common import split_shape
 from cryofm_sampling.errors import SettingError
 from cryofm_sampling.half_maps._fsc import correlation
-from cryofm_sampling.half_maps._runs import Predicting, Runs, average, height
+from cryofm_sampling.half_maps._runs import Predicting, Runs, average, check_scale, height
 from cryofm_sampling.half_maps.checks import held_out, widening
 from cryofm_sampling.half_maps.envelope import SIDE, EnvelopeFit, densest, fine_b_factor, fit_envelope, signal_end
 from cryofm_sampling.half_maps.fine import FineFilter
@@ -142,6 +142,7 @@ def restore_half_maps(
     seeds = torch.randint(2**62, (samples + 1,), generator=generator, device=generator.device).tolist()[:samples]
 
     mean = (one + two) / 2
+    check_scale(scale, mean)
     fit: ScaleFit | EnvelopeFit
     b = b_factor
     enveloped = voxel_size is not None and grid.voxel_size <= _COARSE
