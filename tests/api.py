@@ -92,21 +92,21 @@ def lines(path: str, found: griffe.Object | griffe.Alias, package: str) -> Itera
 
 
 def fields(found: griffe.Class) -> Iterator[str]:
-    """What the constructor of an attrs class takes, those of its bases first."""
+    """What the constructor of an attrs class takes, bases first; a field declared again is where it is last."""
+    found_so_far: dict[str, tuple[bool, str]] = {}
     for one in (*reversed(found.mro()), found):
         for name, field in one.attributes.items():
             annotation, value = str(field.annotation), str(field.value)
-            if (
-                "property" in field.labels
-                or field.annotation is None
-                or "ClassVar" in annotation
-                or "init=False" in value
-            ):
+            no_field = "property" in field.labels or field.annotation is None or "ClassVar" in annotation
+            if no_field or "init=False" in value:
                 continue
-            required = field.value is None or (
-                "attrs.field(" in value and "default=" not in value and "factory=" not in value
-            )
-            yield f"{name.lstrip('_')}: {annotation}{'' if required else ' = ...'}"
+            default = field.value is not None and ("attrs.field(" not in value or re.search("default=|factory=", value))
+            keyword = "kw_only=True" in value or any("kw_only=True" in str(d.value) for d in one.decorators)
+            found_so_far.pop(name, None)
+            found_so_far[name] = keyword, f"{name.lstrip('_')}: {annotation}{' = ...' if default else ''}"
+    keywords = [field for keyword, field in found_so_far.values() if keyword]
+    yield from (field for keyword, field in found_so_far.values() if not keyword)
+    yield from ["*", *keywords] if keywords else []
 
 
 def signature(function: griffe.Function) -> str:

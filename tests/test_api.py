@@ -93,3 +93,14 @@ def test_every_public_name_has_a_line(name):
 
 def test_the_packages_keep_what_they_promised():
     assert main([]) == 0
+
+
+def test_a_field_that_a_subclass_declares_again_is_taken_once(tmp_path):
+    code = CODE.replace(
+        "def apply", '@attrs.frozen\nclass More(Made):\n    name: str = "two"\n    kind: int = 0\n\n\ndef apply'
+    )
+    package = Path(made(tmp_path, code.replace('"Made", ', '"Made", "More", ')))
+    assert main([str(package), "--write"]) == 0
+    assert (
+        "cryofm_made.More.__init__(size: int, name: str = ..., kind: int = ...)\n" in (package / "api.txt").read_text()
+    )
