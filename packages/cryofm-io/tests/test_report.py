@@ -41,6 +41,7 @@ pytest.importorskip("jinja2")
 from cryofm_io.report import read_report
 from cryofm_io.report.__main__ import main
 from cryofm_io.report.chimerax import chimerax_commands
+from cryofm_io.report.content import level
 from cryofm_io.report.large import coarse
 from cryofm_io.report.run import Run
 from cryofm_io.report.volumes import Window
@@ -212,6 +213,16 @@ def test_places_are_where_the_map_lies(at, voxel_size, origin, nstart):
     places = changes(before, after, noise[1], 3 * voxel_size)[1]
     first = origin if any(origin) else voxel_size * np.array(nstart)
     assert places[0].position == pytest.approx(first + voxel_size * np.array(at[::-1]), abs=0.6 * voxel_size)
+
+
+def test_a_surface_is_never_that_of_the_solvent():
+    """In a mask that is mostly solvent, as an automatic one of a flattened box may be."""
+    density = np.random.default_rng(0).normal(0, 0.02, (32, 32, 32)).astype(np.float32)
+    density[12:20, 12:20, 12:18] += 1
+    mask = np.zeros(density.shape, dtype=bool)
+    mask[4:28, 4:28, 4:28] = True
+    assert 0.1 < level(density, mask) < 0.5
+    assert (density > level(density, mask)).sum() == 8 * 8 * 6
 
 
 @pytest.mark.parametrize("shape", [(130, 140, 150), (64, 64, 64)])

@@ -29,6 +29,7 @@ _AGREE = 0.05  # least FSC of shells that count in what one half says of the oth
 _ALIKE = 0.8  # cFAR, from where on all directions are
 _WIDEST, _SHOWN = [0.02, 99.995], [0.5, 99.8]  # percentiles
 _THRESHOLD = 5.0  # standard deviations
+_DENSE = 0.2  # of the way from the solvent to the brightest, where a surface is shown at least
 _WRONG = "missing views or a preferred orientation; the map is smeared along the bad directions"
 
 Floats = NDArray[np.floating]
@@ -439,8 +440,10 @@ def _some(low: float, high: float) -> tuple[float, float]:
 
 
 def level(data: Floats, inside: NDArray[np.bool_] | None) -> float:
-    """Where a surface encloses about a fifth of what a soft mask does."""
-    return float(np.percentile(data if inside is None or not inside.any() else data[inside], 80))
+    """Where a surface encloses a fifth of what a soft mask does, or less, lest it be the solvent's."""
+    fifth = np.percentile(data if inside is None or not inside.any() else data[inside], 80)
+    solvent, bright = np.percentile(data, [50, 99.9])
+    return float(max(fifth, solvent + _DENSE * (bright - solvent)))
 
 
 def _frequencies(map: DensityMap) -> Floats:
