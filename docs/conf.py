@@ -8,6 +8,7 @@ import re
 project = "CryoFM toolkit"
 root_doc = "docs/index"
 include_patterns = [
+    "CONTRIBUTING.md",
     "docs/**.md",
     "examples/README.md",
     "examples/*/README.md",
