@@ -49,6 +49,7 @@ def test_good_halves(kind, caplog):
 
 
 @pytest.mark.parametrize("deviation", DEVIATIONS)
+@pytest.mark.slow
 def test_a_full_map_for_a_half(deviation):
     first, second = cases.halves(deviation)
     for full in ((first + second) / 2, first + second):

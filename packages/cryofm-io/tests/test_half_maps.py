@@ -104,6 +104,7 @@ def test_one_inverted_half(halves):
         check_half_maps(halves[0], attrs.evolve(halves[1], data=-gaussian_filter(halves[1].data, 1)))
 
 
+@pytest.mark.slow
 def test_halves_without_a_molecule_contradict_each_other_by_chance_only():
     rng = np.random.default_rng(0)
     for _ in range(20):

@@ -52,6 +52,7 @@ def log(folder):
 
 
 @pytest.mark.parametrize("kind", ["autoencoder", "flow"])
+@pytest.mark.slow
 def test_a_run_that_stopped_ends_as_if_it_never_had(kind, codec, tmp_path):
     whole = start(kind, tmp_path / "whole", codec)
 
@@ -94,6 +95,7 @@ def test_the_column_of_computing(codec, tmp_path):
     assert flow == pytest.approx(3 * forward_gflop(FLOW, (8, 8, 8)) + encoder)
 
 
+@pytest.mark.slow
 def test_an_autoencoder_learns(codec, tmp_path):
     crops = Blobs().crops(1, 16, np.random.default_rng(0))
     torch.manual_seed(0)

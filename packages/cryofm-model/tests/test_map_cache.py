@@ -109,12 +109,14 @@ def start(folder, mode):
     return subprocess.Popen([sys.executable, "-c", WORKER, str(folder), mode], stdout=subprocess.PIPE)
 
 
+@pytest.mark.slow
 def test_processes_side_by_side(tmp_path):
     workers = [start(tmp_path, "whole") for _ in range(2)]
     assert [worker.wait(120) for worker in workers] == [0, 0]
     assert len(list(tmp_path.iterdir())) == 12
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_what_it_had_finished(tmp_path):
     worker = start(tmp_path, "killed")
     assert worker.stdout.readline() == b"here\n"

@@ -198,6 +198,7 @@ def test_a_row_of_the_log_that_was_cut_off_is_made_again(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+@pytest.mark.slow
 def test_a_second_run_is_refused_with_the_number_of_the_first_until_that_is_killed(tmp_path):
     program = (
         "import sys, signal; from pathlib import Path; from cryofm_model.train.checkpoint import taken\n"

@@ -40,6 +40,7 @@ with processes("cpu"):
 """
 
 
+@pytest.mark.slow
 def test_every_process_is_told(tmp_path):
     config = TrainConfig(crops=1)
     network = UNet(UNetConfig(widths=(4, 8), depths=(1, 1), up_depths=(1,), conditioning=8))

@@ -100,6 +100,7 @@ def test_bf16_makes_about_the_same_run(whole, tmp_path):
     assert rounded == pytest.approx(exact, rel=0.02)
 
 
+@pytest.mark.slow
 def test_recomputing_makes_the_same_run_to_rounding_and_is_for_the_hourglass(tmp_path):
     machine = worker["Machine"](recompute=True)
     kept, recomputed = (

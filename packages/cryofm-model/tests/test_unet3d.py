@@ -175,6 +175,7 @@ def evaluated(
 
 
 @pytest.mark.parametrize("config", [SMALL, DEEP], ids=["small", "deep"])
+@pytest.mark.slow
 def test_the_network_is_the_published_formulas(config):
     network, exact = randomised(config), randomised(config).double()
     generator = torch.Generator().manual_seed(1)
@@ -261,6 +262,7 @@ def test_a_folder_is_a_prior_that_is_shown_a_volume(tmp_path):
     assert torch.equal(again.given(x, t, y, 1), prior.given(x, t, y, 1))
 
 
+@pytest.mark.slow
 def test_which_network_it_is_is_told_by_tensors_name_or_keyword_and_never_guessed(tmp_path, monkeypatch):
     # The shapes of the published networks, of which nobody needs the weights here.
     monkeypatch.setattr("cryofm_model.weights.published_unet3d.CRYOFM2", attrs.evolve(SMALL, conditions=1, tags=0))
@@ -313,6 +315,7 @@ def test_tensors_that_do_not_fit_are_named(tmp_path):
 
 
 @pytest.mark.parametrize("weight", [0.0, 2.0], ids=["plain", "guided"])
+@pytest.mark.slow
 def test_trajectories_are_the_published_ones(weight):
     """Euler and midpoint steps from t = 1 to 0 with a volume shown, by the formulas alone, in float64."""
     sampling = pytest.importorskip("cryofm_sampling")

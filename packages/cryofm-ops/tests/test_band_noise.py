@@ -58,6 +58,7 @@ def test_any_operator_is_conditioned_on_it():
     torch.testing.assert_close(found.flatten(), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_the_contract_of_a_noise():
     variances = 0.5 + torch.rand(3, 8, 8, 8, generator=torch.Generator().manual_seed(0))
     check_noise(BandNoise(variances, torch.tensor([2.0, 1.0])), shapes=[(8, 8, 8)])

@@ -126,6 +126,7 @@ def test_poses_are_found(count, off_px, chains):
     assert pose_difference_deg(rotations, found.rotations[0]) < 8
 
 
+@pytest.mark.slow
 def test_chains_do_not_depend_on_how_many_there_are():
     images = project(atoms(), views(4), torch.zeros(4, 2))
     options = {"diameter_px": 20.0, "noise": torch.zeros(9)}

@@ -169,10 +169,11 @@ def test_what_fails_slowly_fails_in_time():
     assert cpu_seconds(fails) < BUDGET
 
 
+@pytest.mark.slow
 def test_the_compiler_of_torch_stays_out():
     program = """
 import sys, torch
-from cryofm_ops import FourierProjector, Identity, Projector, WhiteNoise, gaussian_likelihood, stack
+from cryofm_ops import FourierProjector, Identity, WhiteNoise, gaussian_likelihood, stack
 from cryofm_ops.testing import check_likelihood, check_noise, check_operator
 
 twice = stack(Identity(), Identity())
@@ -180,9 +181,8 @@ y = torch.zeros(2, 3, 3, 3, dtype=torch.float64)
 check_operator(twice, shapes=[(3, 3, 3)])
 check_noise(WhiteNoise(1.0), shapes=[(3, 3, 3)])
 check_likelihood(gaussian_likelihood(twice, WhiteNoise(1.0), y), shapes=[(3, 3, 3)])
-for kind in (Projector, FourierProjector):
-    project = kind(torch.eye(3, dtype=torch.float64)[None], torch.zeros(1, 2), (3, 3, 3))
-    check_operator(project, shapes=[(3, 3, 3)])
+project = FourierProjector(torch.eye(3, dtype=torch.float64)[None], torch.zeros(1, 2), (3, 3, 3))
+check_operator(project, shapes=[(3, 3, 3)])
 assert "torch._dynamo" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

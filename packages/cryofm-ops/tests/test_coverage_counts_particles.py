@@ -159,6 +159,7 @@ def test_what_was_not_measured_is_not_used():
     torch.testing.assert_close(likelihood.spectral_data()[0, 0, :3], rfft(y)[0, 0, :3])
 
 
+@pytest.mark.slow
 def test_the_contract_of_a_noise():
     coverage = coverage_from_poses(random_rotations(200, generator=torch.Generator().manual_seed(0)).double(), 8)
     check_noise(CoverageNoise(torch.tensor([2.0, 1.0]), coverage, (8, 8, 8)), shapes=[(8, 8, 8)])

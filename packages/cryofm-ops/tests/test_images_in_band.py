@@ -158,6 +158,7 @@ def test_poses_move_to_where_the_images_agree(ctf):
     assert data.misfit(volume[None], found, shifts) < 0.2 * data.misfit(volume[None], off, s + 0.3)
 
 
+@pytest.mark.slow
 def test_poses_are_drawn_as_often_as_they_are_likely():
     """The mean log likelihood and rotation of many draws, beside those of all SO(3) weighed by the likelihood."""
     n, copies, generator = 9, 2000, torch.Generator().manual_seed(8)

@@ -119,6 +119,7 @@ def test_batches_are_summed_in_any_split_and_of_any_iterable():
     assert (split.observations, split.energy) == (whole.observations, pytest.approx(whole.energy))
 
 
+@pytest.mark.slow
 def test_it_keeps_its_contract():
     found = ToeplitzGaussian.from_images([images((5, 5, 5), 3)], WhiteNoise(0.5), shape=(5, 5, 5))
     passed = check_likelihood(found)  # seconds

@@ -208,6 +208,7 @@ def test_every_volume_of_a_batch_has_its_poses(kind, of_x, of_poses, monkeypatch
 
 
 @BOTH
+@pytest.mark.slow
 def test_derivatives_in_volume_images_rotations_and_shifts(kind):
     shape, (rotations, shifts) = (3, 4, 3), poses(2)
     x, y = draw(*shape).requires_grad_(), draw(2, 4, 3).requires_grad_()

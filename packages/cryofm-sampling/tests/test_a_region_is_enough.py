@@ -63,6 +63,7 @@ def tiled():
     return spikes, Tiled(Rescaled(calibrated, Spikes.normalization), 88, 0, multiple=8)
 
 
+@pytest.mark.slow
 def test_boxes_cover_what_is_there_and_a_margin_and_little_else():
     region = Region.around(two_bodies())
     assert len(region.boxes) == 2

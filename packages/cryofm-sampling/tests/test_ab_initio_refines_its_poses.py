@@ -91,6 +91,7 @@ def test_the_scale_of_the_images_is_found_and_does_not_matter(problem):
     assert float(other.scale[0]) == pytest.approx(float(one.scale[0]) / 100, rel=1e-2)
 
 
+@pytest.mark.slow
 def test_noisy_images_count_as_the_exact_posterior_says():
     """Of white noise within a small ball, whose posterior mean is a matter of linear algebra."""
     i = (torch.arange(N) - N // 2).double()
@@ -138,6 +139,7 @@ def test_poses_come_nearer(problem):
 
 
 @pytest.mark.parametrize("name", ["C4", "D2", "T"])
+@pytest.mark.slow
 def test_symmetric_models_from_mates_of_the_poses(name):
     """Each image at a mate of its pose, a little off; the prior knows the object's power alone."""
     group = torch.from_numpy(Rotation.create_group(name).as_matrix())
@@ -168,6 +170,7 @@ def test_symmetric_models_from_mates_of_the_poses(name):
     assert right > max(0.97, float(less) + 0.01)
 
 
+@pytest.mark.slow
 def test_poses_of_noisy_particles_are_found_from_nowhere(problem):
     """With CTFs, a signal-to-noise ratio of 1, and nothing known of poses or scale."""
     prior, generator = problem[0], torch.Generator().manual_seed(7)
@@ -195,6 +198,7 @@ def test_poses_of_noisy_particles_are_found_from_nowhere(problem):
     assert torch.corrcoef(torch.stack((models.x[0].flatten(), truth().flatten())))[0, 1] > 0.9
 
 
+@pytest.mark.slow
 def test_resumed_is_uninterrupted(problem, tmp_path):
     class Killed(Exception):
         pass
@@ -259,6 +263,7 @@ def test_what_it_needs(problem):
         run(problem, [rotations[:5]])
 
 
+@pytest.mark.slow
 def test_autocast_reaches_the_network_alone(problem):
     prior, images, rotations = problem
     starts = [turned(rotations, 4.0, seed) for seed in (1, 2)]

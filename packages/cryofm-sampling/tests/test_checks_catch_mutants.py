@@ -291,6 +291,7 @@ def test_there_are_enough_mutants():
     assert len(SAMPLERS) >= 10
 
 
+@pytest.mark.slow
 def test_a_right_sampler_passes_and_expected_failures_are_told():
     passed = check_sampler(Mute(), samples=False, expected_failures={"check_run": "it has no callback"})
     assert passed == ("check_dtype", "check_batching", "check_mean")

@@ -230,6 +230,7 @@ def test_two_runs_in_one_process_are_told_apart(tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+@pytest.mark.slow
 def test_a_second_process_is_refused_with_the_number_of_the_first_until_that_is_killed(tmp_path):
     path = tmp_path / "run"
     first = subprocess.Popen([sys.executable, __file__, str(path)], stdout=subprocess.PIPE, text=True)

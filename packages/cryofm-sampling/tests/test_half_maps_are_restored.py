@@ -95,6 +95,7 @@ def test_the_result_is_better_than_the_halves_and_says_what_it_is(prior):
     assert [done for _, done, _ in told] == list(range(1, total + 1))
 
 
+@pytest.mark.slow
 def test_samples_are_as_far_from_the_map_as_the_truth_whatever_the_prior_thinks_of_itself(prior):
     truth, one, two = made()
     too_sure = Rescaled(GaussianPrior(POWER / 4, SHAPE), SimpleNamespace(mean=0.0, std=1.0))
@@ -133,6 +134,7 @@ def in_solvent(contrast, noise, seed=0):
     return seen, one - truth + seen, two - truth + seen
 
 
+@pytest.mark.slow
 def test_a_solvent_is_told_the_prior_and_stays_in_the_map(prior):
     truth, one, two = in_solvent(0.7, noise=1.0)
     how = {"generator": seeded(1), "voxel_size": 1.5, "scale": SCALE, "b_factor": 0.0, "samples": 1}
@@ -154,6 +156,7 @@ def test_the_solvent_is_found(prior, contrast, monkeypatch):
 
 
 @pytest.mark.parametrize("told", [None, 0.0])
+@pytest.mark.slow
 def test_coarse_halves_have_no_envelope_and_their_scale_is_not_that_of_sharp_proteins(prior, told):
     _, one, two = made()
     coarse = restore_half_maps(prior, one, two, generator=seeded(1), voxel_size=12.0, b_factor=told)
@@ -162,6 +165,7 @@ def test_coarse_halves_have_no_envelope_and_their_scale_is_not_that_of_sharp_pro
     assert coarse.scale.trials == unitless.scale.trials  # by cross-validation alone, whatever B is told
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bits_and_the_generator_goes_on(prior):
     _, one, two = made()
     generator = seeded(3)
@@ -406,6 +410,7 @@ def test_where_the_prior_helps_nowhere_the_map_is_the_data():
     assert not torch.equal(result.samples[0], result.map)
 
 
+@pytest.mark.slow
 def test_a_killed_call_goes_on_to_the_same_bits(prior, tmp_path):
     _, one, two = made()
     how = {"scale": SCALE, "samples": 1}

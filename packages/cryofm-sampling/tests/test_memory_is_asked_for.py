@@ -116,6 +116,7 @@ def test_what_a_network_takes_is_measured_with_it():
     assert needed[1] - needed[0] == pytest.approx(1.25 * 0.65 * 2 * 198 * x * 96**3, rel=0.2)
 
 
+@pytest.mark.slow
 def test_asking_does_not_load_the_compiler():
     """Torch's, which would take longer than all that is asked for."""
     program = (

@@ -61,6 +61,7 @@ class Known:
 
 
 @pytest.mark.parametrize("guidance", ["paper", "gaussian"])
+@pytest.mark.slow
 def test_with_known_poses_it_is_alg_1(projections, guidance):
     _, images, rotations, shifts = projections
     likelihood = BlindProjections(images, 1.0, background=0.0).at(rotations, shifts)

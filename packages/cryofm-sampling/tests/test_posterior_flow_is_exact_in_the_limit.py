@@ -106,6 +106,7 @@ def test_what_is_drawn_together():
 
 
 @pytest.mark.parametrize("precision", [0.1, 10.0, 1e3, 1e5])
+@pytest.mark.slow
 def test_it_spreads_as_the_posterior_however_well_measured(precision):
     likelihood = data([precision] * 3)
     posterior = likelihood.condition(torch.zeros(BOX, dtype=torch.float64), radial(PRIOR.signal_power, BOX))

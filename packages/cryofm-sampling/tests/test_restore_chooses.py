@@ -168,6 +168,7 @@ def test_the_mode_of_every_pass_where_the_likelihood_only_has_log_prob(y, likeli
     assert closed.calls == 0
 
 
+@pytest.mark.slow
 def test_of_data_that_are_not_gaussian_the_mean_is_that_of_a_grid_and_the_misfit_that_of_the_mode(y, likelihood):
     def log_p(x, seen):
         return -0.5 * ((x / 0.09).exp() - (seen / 0.09).exp()).square() / 0.3**2
@@ -235,6 +236,7 @@ def test_samples_of_a_prior_without_statistics_are_guided(likelihood):
     assert "function has no signal_power and no denoising_error" in draw.settings["because"]
 
 
+@pytest.mark.slow
 def test_samples_of_a_likelihood_that_only_has_log_prob_spread_as_the_posterior(y):
     draw = run(Prior(1.0), LogProb(y), estimate="samples", samples=8)
     assert (draw.settings["algorithm"], draw.nfe) == ("PosteriorFlow", 32)
