@@ -62,6 +62,15 @@ def tests(session: nox.Session) -> None:
     session.run("python", "-m", "pytest", "-q", *parallel, *suites, "tests", *session.posargs, env=ONE_THREAD)
 
 
+@nox.session
+def quick(session: nox.Session) -> None:
+    """The packages' fast tests, stopping at the first that fails: the inner loop."""
+    install_all(session, "pytest-xdist")
+    suites = [f"packages/{package}/tests" for package in PACKAGES]
+    fast = ("-x", "-n", "2", "--dist", "loadfile", "-m", "not slow")
+    session.run("python", "-m", "pytest", "-q", *fast, *suites, *session.posargs, env=ONE_THREAD)
+
+
 def lowest_versions(extras: dict[str, str]) -> list[str]:
     """The oldest versions that the packages declare, of their own needs and of extras, as pip's constraints."""
     lowest: dict[str, tuple[int, ...]] = {}

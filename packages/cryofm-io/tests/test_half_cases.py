@@ -41,6 +41,7 @@ def _four_fold(data):
 
 
 @pytest.mark.parametrize("kind", GOOD)
+@pytest.mark.slow
 def test_good_halves(kind, caplog):
     with warnings.catch_warnings(), caplog.at_level(logging.INFO, logger="cryofm_io"):
         warnings.simplefilter("error")
@@ -63,6 +64,7 @@ def test_a_full_map_for_a_half(deviation):
 
 @pytest.mark.parametrize("deviation", DEVIATIONS)
 @pytest.mark.parametrize("outside", ["dither", "density", "floor", "sphere"])
+@pytest.mark.slow
 def test_masked_halves_whose_outside_is_not_equal(deviation, outside):
     rng = np.random.default_rng(4)
     mask = cases.mask()
@@ -87,6 +89,7 @@ def test_a_mask_of_a_hundredth_of_the_box(deviation):
 
 
 @pytest.mark.parametrize("deviation", DEVIATIONS)
+@pytest.mark.slow
 def test_a_filter_that_makes_edges(deviation):
     made = [gaussian_filter(x, 1.5) for x in cases.halves(deviation)]  # as if the box were mirrored at its sides
     with pytest.raises(HalfMapError, match="no power at Nyquist"):
@@ -94,6 +97,7 @@ def test_a_filter_that_makes_edges(deviation):
 
 
 @pytest.mark.parametrize("deviation", DEVIATIONS)
+@pytest.mark.slow
 def test_one_half_is_masked(deviation):
     first, second = cases.halves(deviation)
     dithered = second * cases.mask() + cases.noise(first.shape, 1e-6, 5)
@@ -106,6 +110,7 @@ def test_one_half_is_masked(deviation):
 
 @pytest.mark.parametrize("deviation", DEVIATIONS)
 @pytest.mark.parametrize("more", [2, 3, 14, 40])
+@pytest.mark.slow
 def test_halves_resampled_to_finer_voxels(deviation, more):
     made = [cases.finer(x, more) for x in cases.halves(deviation)]
     with pytest.raises(HalfMapError, match=r"no power at Nyquist .* resampled to finer voxels"):
@@ -115,6 +120,7 @@ def test_halves_resampled_to_finer_voxels(deviation, more):
 
 @pytest.mark.parametrize("deviation", DEVIATIONS)
 @pytest.mark.parametrize(("sides", "order"), [((32, 40), 1), ((40, 44), 3), ((20, 40), 3), ((27, 40), 1)])
+@pytest.mark.slow
 def test_halves_that_were_interpolated(deviation, sides, order):
     made = [zoom(x, sides[1] / sides[0], order=order) for x in cases.halves(deviation, n=sides[0])]
     with pytest.raises(HalfMapError, match=r"resampled by interpolation|no power at Nyquist"):
@@ -123,6 +129,7 @@ def test_halves_that_were_interpolated(deviation, sides, order):
 
 
 @pytest.mark.parametrize("deviation", DEVIATIONS)
+@pytest.mark.slow
 def test_halves_resampled_to_coarser_voxels_are_good(deviation):
     check(*(cases.finer(x, -8) for x in cases.halves(deviation)))
 
@@ -144,6 +151,7 @@ def test_halves_resampled_to_coarser_voxels_are_good(deviation):
         (lambda x: np.rot90(x, axes=(0, 1)), "axes in the order .* backwards"),
     ],
 )
+@pytest.mark.slow
 def test_halves_in_two_frames(deviation, change, message, allow_masked):
     first, second = cases.halves(deviation)
     with pytest.raises(HalfMapError, match=f"{message}.*: they do not lie in one frame"):
@@ -154,6 +162,7 @@ def test_halves_in_two_frames(deviation, change, message, allow_masked):
     ("change", "message"),
     [(lambda x: x[::-1], "mirrored along z"), (lambda x: np.roll(x, 8, 0), "moved by"), (lambda x: x, None)],
 )
+@pytest.mark.slow
 def test_frames_are_told_where_the_halves_agree_in_a_few_shells(change, message):
     first, second = cases.halves(0.7)  # FSC 0.5 in the first five shells
     if message is None:

@@ -130,6 +130,7 @@ def test_inverted_contrast(halves):
         check_contrast(1e4 - halves[0].data)
 
 
+@pytest.mark.slow
 def test_sharpened_halves_are_told():
     rng = np.random.default_rng(0)
     k2 = sum(f**2 for f in np.meshgrid(*(np.fft.fftfreq(32, 1.5),) * 3, indexing="ij"))

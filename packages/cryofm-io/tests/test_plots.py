@@ -92,6 +92,7 @@ def test_pairs_that_do_not_fit(tmp_path, drawn):
 
 
 @pytest.mark.parametrize("count", [1, 7, 103])
+@pytest.mark.slow
 def test_pairs(tmp_path, drawn, count):
     rng = np.random.default_rng(0)
     images = rng.normal(size=(count, 12, 12))

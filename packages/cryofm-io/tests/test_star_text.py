@@ -147,6 +147,7 @@ def test_nothing_that_is_listed_is_lost(read, content, message):
         read(content)
 
 
+@pytest.mark.slow
 def test_bytes_of_any_kind(read):
     for content in (bytes(5000), b"\xff" * 5000, gzip.compress(b"\n" * 2**27), b"data_" * 10**5, b"' " * 10**5):
         with pytest.raises(InputFileError, match=r"images\.star"):
@@ -175,6 +176,7 @@ def test_tilt_series_name_what_makes_volumes_of_them(read):
 @settings(max_examples=500)
 @given(st.text(st.characters(blacklist_categories=["Cs"])))
 @pytest.mark.parametrize("at", ["alone", "between"])
+@pytest.mark.slow
 def test_any_text_that_a_star_file_can_hold(tmp_path_factory, at, value):
     path = tmp_path_factory.getbasetemp() / "any.star"
     try:
@@ -198,6 +200,7 @@ NAMES = ["it's.mrcs", "a b.mrcs", "a\tb.mrcs", 'say "a".mrcs', "größe 東京.m
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(st.text(st.characters(blacklist_categories=["Cs", "Cc"], blacklist_characters="/@"), min_size=1, max_size=30))
+@pytest.mark.slow
 def test_poses_of_images_of_any_name(tmp_path, monkeypatch, name):
     check_round_trip(tmp_path, monkeypatch, name + ".mrcs")
 
@@ -255,6 +258,7 @@ def test_a_name_with_bytes_that_are_no_utf_8(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "cp932", "latin-1"])
+@pytest.mark.slow
 def test_the_locale_does_not_matter(tmp_path, encoding):
     """Python asks the locale only where no encoding is given."""
     code = """

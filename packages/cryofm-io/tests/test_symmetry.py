@@ -9,6 +9,7 @@ from cryofm_io import symmetrised
 
 @pytest.mark.parametrize("n", [32, 33])
 @pytest.mark.parametrize("name", ["C4", "D2", "T", "O", "I"])
+@pytest.mark.slow
 def test_the_mean_over_a_point_group_has_its_symmetry(name, n):
     """Of a blob that is not round, against its copies in closed form."""
     centre, sharp = np.array([3.0, -5.0, 6.5]), np.diag([0.05, 0.11, 0.16])  # (x, y, z)

@@ -33,6 +33,7 @@ def natten(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 @pytest.mark.parametrize(("shape", "kernel"), [((1, 9, 8, 10, 2, 16), 7), ((2, 5, 6, 7, 1, 16), 4)], ids=str)
+@pytest.mark.slow
 def test_flex_attention_agrees_with_the_tiles(shape: tuple[int, ...], kernel: int) -> None:
     """Its backward pass exists on a GPU only."""
     q, k, v = (a.detach() for a in draw(*shape))

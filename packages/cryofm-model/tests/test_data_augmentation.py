@@ -106,6 +106,7 @@ def test_a_crop_holds_density_and_nothing_below_solvent(density, turn):
     assert crops.min() == np.float32(EMPTY)
 
 
+@pytest.mark.slow
 def test_centres_are_the_dilated_mask(density):
     """All of it is reached, and nothing beyond: the mask's voxels moved by up to a quarter of the side."""
     padded = np.pad(density.astype(np.float32), 8, constant_values=np.float32(EMPTY))

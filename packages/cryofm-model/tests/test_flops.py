@@ -29,6 +29,7 @@ def test_table_4() -> None:
     assert round(forward_gflop(CRYOFM_L, (128, 128, 128), rule="table 4"), 2) == 427.26
 
 
+@pytest.mark.slow
 def test_linear_maps_cost_what_torch_counts() -> None:
     with FlopCounterMode(display=False) as counter:
         Hourglass(TINY)(torch.zeros(1, *BOX, 2), torch.tensor(0.5))

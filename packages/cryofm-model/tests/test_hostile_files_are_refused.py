@@ -83,6 +83,7 @@ def damaged(content, kind, rng, head):
 
 
 @pytest.mark.parametrize("kind", ["unet", "hourglass", "published"])
+@pytest.mark.slow
 def test_damaged_priors(kind, path):
     told = {}
     if kind == "published":
@@ -178,6 +179,7 @@ def test_made_up_published_tensors(path):
 
 
 @pytest.mark.parametrize("count", [9_000, 20_000, 10**5])
+@pytest.mark.slow
 def test_headers_that_are_all_of_the_file(count, path):
     """Tensors of no size: nothing but their names takes memory."""
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}

@@ -172,6 +172,7 @@ def window(i: int, n: int, kernel: int) -> tuple[int, int]:
     ],
     ids=["three levels", "even kernel in a cube", "two channels", "global only"],
 )
+@pytest.mark.slow
 def test_every_stage_follows_the_formulas(config: HourglassConfig, shape: tuple[int, ...]) -> None:
     network = filled(config)
     x = torch.randn(2, *shape, generator=generator(1), dtype=torch.float64)

@@ -76,6 +76,7 @@ def test_a_run_that_stopped_ends_as_if_it_never_had(kind, codec, tmp_path):
     assert all(np.isfinite(float(rows[0][0][column])) for column in columns)
 
 
+@pytest.mark.slow
 def test_the_column_of_computing(codec, tmp_path):
     """Three evaluations a crop, and the encoder once for a flow over latents; rows of an old log, without it, stay."""
     start("autoencoder", tmp_path / "a", codec)

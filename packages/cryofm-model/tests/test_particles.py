@@ -32,6 +32,7 @@ def test_turned_and_centred_particle_is_the_turned_and_centred_object():
     assert np.abs(found - expected).max() < 0.08 * expected.max()  # the centre of mass is that of density above a level
 
 
+@pytest.mark.slow
 def test_large_particles_get_larger_voxels():
     long = POINTS * 5
     found, voxel_size = whole_particle(blobs(long, MASSES, 160, 2.0, 12.0), 2.0, 32, finest=5.0)

@@ -188,6 +188,7 @@ def test_what_the_dead_left_is_swept_and_nothing_else(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names[1:])
 
 
+@pytest.mark.slow
 def test_a_row_of_the_log_that_was_cut_off_is_made_again(tmp_path):
     with pytest.raises(InterruptedError):
         worker["start"]("unet", tmp_path, worker["Blobs"](worker["interrupt"]))

@@ -33,6 +33,7 @@ def whole(tmp_path_factory):
     return folder, worker["start"]("unet", folder)
 
 
+@pytest.mark.slow
 def test_what_a_run_leaves(whole):
     folder, _ = whole
     assert sorted(p.name for p in folder.iterdir()) == ["checkpoint-00000006", "log.csv", "samples"]

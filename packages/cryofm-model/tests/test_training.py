@@ -73,12 +73,14 @@ def run(maps, folder, config=SHORT, **options):
     return train(UNet(SMALL), maps, torch.from_numpy(blobs(2)[None, :32, :32, :32]).float(), config, folder, **options)
 
 
+@pytest.mark.slow
 def test_resuming_with_other_settings_is_refused(maps, tmp_path):
     run(maps, tmp_path)
     with pytest.raises(CryoFMError, match=r"seed: 0 there, 1 here"):
         run(maps, tmp_path, TrainConfig(crops=2, stages=SHORT.stages, lr=1e-3, warmup=3, seed=1))
 
 
+@pytest.mark.slow
 def test_training_learns(maps, tmp_path):
     validation = torch.from_numpy(blobs(2)[None, :32, :32, :32]).float()
     before = validation_loss(UNet(SMALL), validation)

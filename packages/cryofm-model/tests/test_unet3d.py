@@ -238,6 +238,7 @@ def folder(tmp_path: Path, name: str, network: UNet3D) -> Path:
     return tmp_path / name
 
 
+@pytest.mark.slow
 def test_a_folder_is_a_prior_that_is_shown_a_volume(tmp_path):
     network = randomised(SMALL)
     source = folder(tmp_path, "cryofm2-emready", network)

@@ -56,6 +56,7 @@ def half(shape):
 @pytest.mark.parametrize("snr", [10, 1, 0.1])
 @pytest.mark.parametrize("name", ALPHAS)
 @pytest.mark.parametrize(("shape", "rms"), [((32, 32, 32), 0.07), ((40, 48, 45), 0.045)], ids=str)
+@pytest.mark.slow
 def test_a_known_alpha_is_recovered_cone_by_cone(name, snr, shape, rms, generator):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the wedge of strong noise has a low cFAR

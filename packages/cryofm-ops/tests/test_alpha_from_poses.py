@@ -28,6 +28,7 @@ def backprojected_counts(rotations, n):
 
 
 @pytest.mark.parametrize("tilt_deg", [15, 40])
+@pytest.mark.slow
 def test_density_is_that_of_a_backprojection(tilt_deg, generator):
     # Slices inserted point by point by the nearest voxel; counts averaged over a shell within 12° of each direction.
     n, views = 33, poses(tilt_deg, generator, n=500)

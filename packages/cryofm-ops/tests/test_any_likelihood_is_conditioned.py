@@ -74,6 +74,7 @@ def test_a_variance_for_each_volume_is_that_variance():
         torch.testing.assert_close(both[k], data.condition_from(mean[k], mean[k], v).mean, atol=1e-6, rtol=0)
 
 
+@pytest.mark.slow
 def test_draws_have_the_posterior_covariance(generator):
     # 6 standard errors for each of 12² entries: a false alarm in 3e-7 of all seeds; the seed is fixed.
     draws, shape = 4000, (2, 2, 3)
@@ -115,6 +116,7 @@ def of_voxels(case):
 
 
 @pytest.mark.parametrize("case", ["saturated", "exponential", "outliers", "multiplied"])
+@pytest.mark.slow
 def test_voxel_by_voxel_the_mode_is_that_of_a_grid(case):
     y, log_p, lost = of_voxels(case)
     grid = torch.linspace(-6, 6, 6001, dtype=F64)
@@ -195,6 +197,7 @@ def test_where_the_prior_ties_voxels_the_mean_is_that_of_a_chain(generator):
     assert (mode - mean).norm() > 0.15 * mean.norm()
 
 
+@pytest.mark.slow
 def test_where_log_p_is_quadratic_the_mean_is_the_mode(oracle, generator):
     m = torch.randn(oracle.size // 2, oracle.size, generator=generator, dtype=F64)
     data = Proximal(

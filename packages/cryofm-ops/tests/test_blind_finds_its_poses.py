@@ -81,6 +81,7 @@ def test_poses_that_are_known(data):
     assert gaussian.log_prob(volume).item() == pytest.approx(0, abs=1e-9)
 
 
+@pytest.mark.slow
 def test_every_volume_of_a_batch_has_its_own_poses(data):
     volume, _, _, images = data
     batch = torch.stack((volume, blobs(2)))
@@ -92,6 +93,7 @@ def test_every_volume_of_a_batch_has_its_own_poses(data):
 
 
 @pytest.mark.parametrize("stop_gradient", [False, True])
+@pytest.mark.slow
 def test_a_guided_step_raises_the_correlation(data, stop_gradient):
     """One line of Algorithm 3: poses at x̂_0, then a step along the normalised gradient."""
     _, _, _, images = data
@@ -109,6 +111,7 @@ def test_a_guided_step_raises_the_correlation(data, stop_gradient):
     assert (values[-1] > values[0] + 0.003).all()
 
 
+@pytest.mark.slow
 def test_the_gaussian_form(data):
     volume, rotations, shifts, images = data
     likelihood = BlindGaussian(images, 1.5, noise=WhiteNoise(0.5)).refine(volume)
@@ -121,6 +124,7 @@ def test_the_gaussian_form(data):
     assert torch.nn.functional.cosine_similarity(posterior.mean.flatten(), volume.flatten(), dim=0) > 0.9
 
 
+@pytest.mark.slow
 def test_in_model_units(data):
     volume, _, _, images = data
     z = (volume - 0.2) / 0.7

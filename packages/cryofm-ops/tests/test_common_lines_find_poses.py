@@ -166,6 +166,7 @@ def test_lines_on_one_place_of_an_image_count_once():
     torch.testing.assert_close(_novelty(torch.full((3,), 7)), torch.full((3,), 0.5))
 
 
+@pytest.mark.slow
 def test_evidence_is_a_normal_density():
     """Against one covariance of real and imaginary parts together, from E[X(p) X(q)*] and E[X(p) X(q)]."""
     rotations, shifts = views(3), torch.zeros(3, 2)

@@ -111,6 +111,7 @@ def test_exactly_the_capabilities_of_all_the_parts(parts, capabilities, stacked)
 
 @pytest.mark.parametrize("parts", [c[0] for c in CASES if LinearOperator in c[1]])
 @pytest.mark.parametrize("kind", [compose, add, stack])
+@pytest.mark.slow
 def test_linear_parts_against_dense_matrices(parts, kind, oracle, generator):
     matrices = [
         oracle.filter(p.transfer(oracle.shape)) if isinstance(p, FourierMultiplier) else dense(p, oracle.shape)

@@ -70,6 +70,7 @@ def volumes(oracle, generator, dtype=torch.float64):
     return torch.randn(2, 3, *oracle.shape, generator=generator, dtype=torch.float64).to(dtype)
 
 
+@pytest.mark.slow
 def test_application_adjoint_and_inverse_are_the_dense_ones(operator, oracle, generator):
     a = oracle.filter(operator.transfer(oracle.shape))  # which fails where A is not real
     x = volumes(oracle, generator)

@@ -28,6 +28,7 @@ def noise(x, level, seed):
     ("shape", "extent"), [((32, 32, 32), ISOTROPIC), ((32, 32, 32), ALONG_Z), ((40, 28, 33), ALONG_X)]
 )
 @pytest.mark.parametrize("level", [0, 0.3, 3])
+@pytest.mark.slow
 def test_tilts_are_found(shape, level, extent):
     x = molecule(shape, extent)
     for low, high, axis in TILTS:

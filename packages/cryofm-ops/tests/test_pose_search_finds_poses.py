@@ -111,6 +111,7 @@ def test_score_is_the_correlation_without_the_means():
     torch.testing.assert_close(found.score, expected, atol=2e-3, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_batch_equals_each_volume_alone():
     rotations, shifts = poses(3)
     positions = [atoms(seed=s) for s in range(2)]

@@ -68,6 +68,7 @@ def gaussians(shape, rotations, shifts, sigma=1.5, n=20):
 @BOTH
 @SHAPES
 @pytest.mark.parametrize("with_ctf", [False, True])
+@pytest.mark.slow
 def test_adjoint_is_the_transposed_matrix(kind, shape, with_ctf):
     a = kind(*poses(3), shape, Filter(torch.tensor([1.0, 0.5, -2.0])) if with_ctf else None)
     n, m = math.prod(shape), 3 * math.prod(shape[1:])
@@ -80,6 +81,7 @@ def test_adjoint_is_the_transposed_matrix(kind, shape, with_ctf):
     assert isinstance(a, LinearOperator)
 
 
+@pytest.mark.slow
 def test_real_space_projection_equals_a_loop_over_rays():
     shape, (rotations, shifts) = (3, 4, 5), poses(2)
     x = draw(*shape)
@@ -166,6 +168,7 @@ def test_a_point_goes_where_relions_angles_send_it(kind):
 
 
 @BOTH
+@pytest.mark.slow
 def test_what_leaves_the_image_does_not_come_back(kind):
     """A volume of ones seen along its diagonal overhangs the image; moved almost out, nothing enters opposite."""
     shape = (16, 16, 16)
@@ -247,6 +250,7 @@ def test_bad_geometry_is_named():
 
 
 @BOTH
+@pytest.mark.slow
 def test_every_transform_of_torch_func_goes_through(kind, monkeypatch):
     shape = (4, 5, 3)
     project = kind(*poses(2), shape)

@@ -91,6 +91,7 @@ def group(name):
 
 
 @pytest.mark.parametrize("name", ["C4", "D2", "D3"])
+@pytest.mark.slow
 def test_pose_difference_tries_all_mates_of_all_views(name):
     """Against the plain difference from every choice of one mate for each view."""
     G = group(name)

@@ -29,6 +29,7 @@ def test_rotations_are_rotations_and_all_different(order):
 
 
 @pytest.mark.parametrize("order", ORDERS)
+@pytest.mark.slow
 def test_distances_from_random_rotations(order):
     distance, _ = nearest(order, 2000)
     assert distance.mean() == pytest.approx(MEAN[order], rel=0.03)
@@ -36,6 +37,7 @@ def test_distances_from_random_rotations(order):
 
 
 @pytest.mark.parametrize("order", [0, 1])
+@pytest.mark.slow
 def test_as_many_random_rotations_are_nearest_to_each(order):
     n = 100_000
     _, index = nearest(order, n)

@@ -112,6 +112,7 @@ def test_gradients_pass():
 
 
 @pytest.mark.parametrize("sampler", [PlugAndPlay(), Guided(steps=4)], ids=["plug-and-play", "guided"])
+@pytest.mark.slow
 def test_samplers_find_the_same(tiled, sampler):
     """The field is pointwise: whatever the orientation in which a box is shown, nothing within may change."""
     spikes, field = tiled

@@ -71,6 +71,7 @@ def run(problem, starts, seed=0, **options):
     )
 
 
+@pytest.mark.slow
 def test_right_poses_are_told_from_wrong_ones(problem):
     rotations = problem[-1]
     wrong = random_rotations(K, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
@@ -131,6 +132,7 @@ def test_noisy_images_count_as_the_exact_posterior_says():
     assert ours > 0.9 * best
 
 
+@pytest.mark.slow
 def test_poses_come_nearer(problem):
     rotations = problem[-1]
     start = turned(rotations, 6.0, 5)
@@ -287,6 +289,7 @@ def test_autocast_reaches_the_network_alone(problem):
     assert torch.equal(plain.misfit, rounded.misfit)
 
 
+@pytest.mark.slow
 def test_poses_of_another_precision_are_taken(problem):
     prior, images, rotations = problem
     singles = run((prior, images, rotations), [rotations.float()])

@@ -91,6 +91,7 @@ def test_conditioning_stays_in_single_precision(sampler, tmp_path):
 
 
 @pytest.mark.parametrize("sampler", [PlugAndPlay(), Guided(steps=8), Guided(steps=8, guidance="paper", max_push=0.1)])
+@pytest.mark.slow
 def test_close_to_single_precision(sampler):
     network, generator = Denoiser(), torch.Generator().manual_seed(0)
     examples = torch.randn(2, 8, 8, 8, generator=generator)

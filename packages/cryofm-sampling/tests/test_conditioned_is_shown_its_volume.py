@@ -115,6 +115,7 @@ def test_samples_are_of_the_posterior(integrator):
     assert float((x - variance / Shown.n2 * y).var()) == pytest.approx(variance, rel=0.03)
 
 
+@pytest.mark.slow
 def test_with_a_likelihood_it_is_told_of_both():
     """The volume is one measurement, the data another: their posterior, exactly where the prior is Gaussian."""
     y, z = noise(seed=1), noise(seed=2)

@@ -72,6 +72,7 @@ def error(x, truth):
     return float((x - x.mean() - truth + truth.mean()).square().sum() / (truth - truth.mean()).square().sum())
 
 
+@pytest.mark.slow
 def test_the_result_is_better_than_the_halves_and_says_what_it_is(prior):
     truth, one, two = made()
     told = []
@@ -111,6 +112,7 @@ def test_samples_are_as_far_from_the_map_as_the_truth_whatever_the_prior_thinks_
         assert 0.74 < float(inside.float().mean()) < 0.86
 
 
+@pytest.mark.slow
 def test_scale_and_envelope_are_found_where_they_are_not_given(prior):
     _, one, two = made()
     told = set()
@@ -147,6 +149,7 @@ def test_a_solvent_is_told_the_prior_and_stays_in_the_map(prior):
 
 
 @pytest.mark.parametrize("contrast", [0.0, 0.7])
+@pytest.mark.slow
 def test_the_solvent_is_found(prior, contrast, monkeypatch):
     for name in ("_PENALTY", "_INSIDE_PENALTY"):  # what is known of proteins
         monkeypatch.setattr(f"cryofm_sampling.half_maps.envelope.{name}", 0.0)
@@ -189,6 +192,7 @@ def test_a_half_depends_on_the_other_by_its_model_and_scale_alone(prior):
     assert not torch.equal(results[0].halves[1], results[1].halves[1])
 
 
+@pytest.mark.slow
 def test_a_constant_beneath_the_halves_is_found(prior):
     _, one, two = made()
     plain, lifted = (
@@ -209,6 +213,7 @@ class Blur:
         return (y + y.roll(-1, -1)) / 2
 
 
+@pytest.mark.slow
 def test_a_stranger_s_operator_and_noise_go_through_it(prior):
     truth, _, _ = made()
     generator, noise = seeded(7), WhiteNoise(0.2)
@@ -223,6 +228,7 @@ def test_a_stranger_s_operator_and_noise_go_through_it(prior):
     assert 0.8 < told.slope_of_the_other_half < 1.2
 
 
+@pytest.mark.slow
 def test_noise_that_depends_on_direction_is_used(prior):
     truth, _, _ = made()
 
@@ -435,6 +441,7 @@ def test_a_killed_call_goes_on_to_the_same_bits(prior, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_what_cannot_be_is_refused(prior):
     _, one, two = made()
     with pytest.raises(GridMismatchError, match=r"\(20, 20, 20\) and \(20, 20, 19\)"):
@@ -462,6 +469,7 @@ def test_one_map_of_a_stated_resolution(prior):
 
 
 @pytest.mark.filterwarnings("ignore::cryofm_sampling.MisfitWarning")
+@pytest.mark.slow
 def test_a_prior_without_statistics_restores_boxes_larger_than_where_scales_are_sought():
     """By the paper's algorithm, at the scale of the brightest voxels."""
     exact = GaussianPrior(POWER, (66, 8, 8))

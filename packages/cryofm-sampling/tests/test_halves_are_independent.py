@@ -42,6 +42,7 @@ SAMPLERS = [PlugAndPlay(), PosteriorFlow(4), Guided(steps=4), Renoising(), Renoi
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=str)
 @pytest.mark.parametrize("changed", [0, 1])
+@pytest.mark.slow
 def test_only_the_half_whose_data_change(sampler, changed):
     halves = list(torch.randn(2, *BOX, generator=torch.Generator().manual_seed(0)))
     before = restored(halves, sampler)

@@ -16,6 +16,7 @@ def wedge(seed=0):
     return gaussian_likelihood(operator, WhiteNoise(0.0), operator(y))
 
 
+@pytest.mark.slow
 def test_samples_of_the_missing_wedge_are_exact():
     missing = (wedge().spectral_precision() == 0).double().mean()
     assert 0.2 < missing < 0.6

@@ -76,6 +76,7 @@ def test_coloured_prior_within_the_stated_error(kit, distribution):
     assert abs(found.nats - dense(kit, x)) < 4 * error + 0.05  # 0.05: of 10 steps
 
 
+@pytest.mark.slow
 def test_tolerance_and_even_steps(kit):
     x = torch.randn(BOX, generator=torch.Generator().manual_seed(3))
     options = {"probes": 8, "seed": 4}
@@ -89,6 +90,7 @@ def test_tolerance_and_even_steps(kit):
         assert run(PRIOR, x, steps=n, probes=3).nfe == n * 4 * (1 + 3)
 
 
+@pytest.mark.slow
 def test_a_prior_that_rounds_its_time(monkeypatch):
     monkeypatch.setattr(sys.modules["cryofm_sampling.priors.log_likelihood"], "_MOST_STEPS", 100)  # 1000 take a while
     prior = GaussianPrior(torch.tensor([3.0, 3.0]))
@@ -132,6 +134,7 @@ def test_units(kit):
     torch.testing.assert_close(data.bits_per_voxel_error, data.standard_error / N / math.log(2))
 
 
+@pytest.mark.slow
 def test_volumes_do_not_depend_on_their_batch_and_tiles_serve():
     x = torch.randn(2, 2, *BOX, generator=torch.Generator().manual_seed(6))
     found = run(PRIOR, x)

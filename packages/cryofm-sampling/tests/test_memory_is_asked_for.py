@@ -105,6 +105,7 @@ class Wide(torch.nn.Module):
         return self.last(y)[0]
 
 
+@pytest.mark.slow
 def test_what_a_network_takes_is_measured_with_it():
     x = 4  # bytes; one volume goes in, and of so many channels there are two at once
     for width in (2, 50):

@@ -109,6 +109,7 @@ def test_it_shows_what_passes_show(monkeypatch, passes):
         assert t == pytest.approx(t_pnp, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_minimising_it_learns_the_power_that_makes_the_posterior_mean():
     generator = torch.Generator().manual_seed(1)
     network = Linear(0.2)

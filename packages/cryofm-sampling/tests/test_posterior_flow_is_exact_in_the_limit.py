@@ -48,6 +48,7 @@ def deviation(kit, steps, likelihood):
 
 
 @pytest.mark.parametrize("likelihood", [data([20.0, 2.0, 0.5]), data([3.0, 3.0, 3.0]), with_gaps_and_noiseless()])
+@pytest.mark.slow
 def test_its_error_falls_as_one_over_steps(kit, likelihood):
     found = [deviation(kit, steps, likelihood) for steps in (24, 50, 100, 200, 400)]
     assert found[0] < 0.05
@@ -83,6 +84,7 @@ class Blurred:
         return z + z.roll(-1, -3)
 
 
+@pytest.mark.slow
 def test_any_linear_operator():
     """By conjugate gradients, against the posterior of dense matrices."""
     one = torch.eye(60).reshape(60, *BOX)
@@ -132,6 +134,7 @@ def test_levels_never_rise(likelihood):
 
 
 @pytest.mark.parametrize("precision", [1e-6, 1e-3])
+@pytest.mark.slow
 def test_noise_that_drowns_the_signal_does_not_widen_the_flow(precision):
     y = rfft(precision**-0.5 * torch.randn(BOX, generator=torch.Generator().manual_seed(2), dtype=torch.float64))
     weak = attrs.evolve(data([precision] * 3), data=y)

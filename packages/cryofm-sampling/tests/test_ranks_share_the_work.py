@@ -177,6 +177,7 @@ def float64():
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])
+@pytest.mark.slow
 def test_tiles_are_those_of_one_process(found, size):
     v, *gradients = velocity_and_gradients(None)
     ranks = [found[rank][size][0] for rank in range(size)]

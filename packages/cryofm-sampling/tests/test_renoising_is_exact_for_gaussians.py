@@ -31,6 +31,7 @@ def measured(generator):
 
 
 @pytest.mark.parametrize("times", [(0.8, 0.4), (0.1,)])
+@pytest.mark.slow
 def test_mean_and_covariance(times):
     check_mean(Renoising(times), runs=200)
     check_covariance(Renoising(times), runs=300, bias=0.0)
@@ -42,6 +43,7 @@ def test_noiseless_coefficients_are_kept():
     check_covariance(Renoising((0.5,)), FourierGaussian(W, torch.fft.rfftn(y, norm="ortho"), BOX), runs=300, bias=0.0)
 
 
+@pytest.mark.slow
 def test_any_linear_operator(kit):
     """By conjugate gradients, against dense matrices."""
     generator = torch.Generator().manual_seed(3)

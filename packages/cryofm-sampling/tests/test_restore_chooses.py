@@ -298,6 +298,7 @@ def test_what_cannot_be_is_refused(likelihood):
         restore(GaussianPrior(1.0), likelihood, shape=(5, 8), generator=torch.Generator())
 
 
+@pytest.mark.slow
 def test_of_runs_in_several_poses_the_best_is_taken_and_not_their_mean(y):
     class Offset:  # y or its negative; nearer to y
         def refine(self, x):

@@ -117,6 +117,7 @@ def step_at_borders(v, tile, stride):
 
 @torch.no_grad()
 @pytest.mark.parametrize("field", [in_its_own_place, Convolutions().double()])
+@pytest.mark.slow
 def test_borders_do_not_show(field):
     x = torch.randn(56, 56, 56, generator=torch.Generator().manual_seed(0))
     assert step_at_borders(Tiled(field, 20, 8)(x, T), 20, 12) == pytest.approx(1, abs=0.05)
