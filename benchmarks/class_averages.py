@@ -12,7 +12,7 @@ and does so of one below 16.
 
 makes sets, where ``relion_refine`` of RELION 3.1 or later is installed: 1,600 particles of an atomic model at 3.75 Å
 in random views, off centre by 5 Å rms, defocus .8 to 2 µm, B = 100 Å², white noise; 20 classes, 12 iterations, the
-background set to zero.
+background set to zero. ``--initial-model MODELS... --out CSV`` has RELION's own initial model of the same particles.
 """
 
 import argparse
@@ -168,6 +168,58 @@ def make(model: Path, snr: float, sets: Path) -> None:
     name = f"{model.name.split('.')[0]}-snr{snr:g}"
     if (sets / name).exists():
         return
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        truth, mask, rotations, shifts = particles(model, snr, name, folder)
+        relion(
+            f"--iter 12 --K {CLASSES} --tau2_fudge 2 --particle_diameter {mask} --psi_step 12 --offset_range 3 --norm "
+            "--scale --pad 2 --maxsig 60 --strict_highres_exp 14 --dont_check_norm",
+            folder,
+        )
+        keep(folder, sets / name, rotations, shifts, truth, mask)
+
+
+def initial_model(model: Path, snr: float) -> dict[str, object]:
+    """What RELION makes of the particles themselves: its initial model by stochastic gradients, with its defaults."""
+    name = f"{model.name.split('.')[0]}-snr{snr:g}"
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        density, mask, rotations, _ = particles(model, snr, name, folder)
+        start = time.perf_counter()
+        relion(
+            "--sgd_ini_iter 50 --sgd_inbetween_iter 200 --sgd_fin_iter 50 --sgd_write_iter 50 --sgd_ini_resol 35 "
+            "--sgd_fin_resol 15 --sgd_ini_subset 100 --sgd_fin_subset 500 --sgd --denovo_3dref --K 1 --sym C1 "
+            f"--particle_diameter {mask} --oversampling 1 --healpix_order 1 --offset_range 6 --pad 1 --pool 30 --j 1",
+            folder,
+        )
+        found = torch.from_numpy(read_poses(max(folder.glob("run_it*_data.star"))).rotations).float()
+        made = read_map(max(folder.glob("run_it*_class001.mrc")), voxel_size=SIZE)
+    truth = torch.from_numpy(density)
+    return {
+        "set": name,
+        "kind": f"RELION's initial model of {PARTICLES} particles",
+        "fsc05": round(
+            resolution(aligned(torch.from_numpy(made.data.copy()), truth, found, rotations), truth, SIZE), 1
+        ),
+        "pose_error_deg": round(float(pose_difference_deg(found, rotations, half_turn(truth))), 1),
+        **dict.fromkeys(("chains_that_agree", "predicted_to", "determined", "right", "junk_left_out"), ""),
+        "others_left_out": "",
+        "seconds": round(time.perf_counter() - start),
+    }
+
+
+def relion(flags: str, folder: Path) -> None:
+    """A run on the particles of that folder."""
+    line = f"{TOOL} --i particles.star --o ./run --ctf --zero_mask --flatten_solvent --offset_step 2 --random_seed 1"
+    done = subprocess.run(f"{line} --preread_images {flags}".split(), cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise SystemExit(f"{TOOL} failed: {(done.stderr or done.stdout).strip()[-500:]}")
+
+
+def particles(
+    model: Path, snr: float, name: str, folder: Path
+) -> tuple[NDArray[np.float32], int, torch.Tensor, torch.Tensor]:
+    """Images of one structure, in that folder; its density, the mask's diameter, and the true poses, shifts in Å."""
     generator = torch.Generator().manual_seed(zlib.crc32(name.encode()))
     truth, diameter = whole(model)
     n = len(truth)
@@ -182,22 +234,13 @@ def make(model: Path, snr: float, sets: Path) -> None:
     y += (y[:, radius < diameter / 2].var(1).mean() / snr).sqrt() * torch.randn(y.shape, generator=generator)
     outside = y[:, radius > 0.58 * diameter]
     y = (y - outside.mean(1)[:, None, None]) / outside.std(1)[:, None, None]
-    mask = round(1.12 * diameter)
-    with tempfile.TemporaryDirectory() as temporary:
-        folder, one = Path(temporary), np.ones(PARTICLES)
-        names = [f"{i + 1:06d}@particles.mrcs" for i in range(PARTICLES)]
-        microscope = ImageCtf(u.numpy(), u.numpy(), 0 * one, 300 * one, 2.7 * one, 0.1 * one, 0 * one)
-        stack = ImageStack(y.numpy(), SIZE, names, microscope)
-        write_map(folder / "particles.mrcs", DensityMap(y.numpy(), SIZE))
-        unknown = Poses(np.tile(np.eye(3), (PARTICLES, 1, 1)), np.zeros((PARTICLES, 2)))
-        write_poses(folder / "particles.star", stack, unknown)
-        line = f"{TOOL} --i particles.star --o ./run --iter 12 --K {CLASSES} --tau2_fudge 2 --particle_diameter {mask}"
-        line += " --ctf --psi_step 12 --offset_range 3 --offset_step 2 --norm --scale --zero_mask --flatten_solvent"
-        line += " --pad 2 --maxsig 60 --strict_highres_exp 14 --random_seed 1 --dont_check_norm --preread_images"
-        done = subprocess.run(line.split(), cwd=folder, capture_output=True, text=True)
-        if done.returncode:
-            raise SystemExit(f"{TOOL} failed on {name}: {(done.stderr or done.stdout).strip()[-500:]}")
-        keep(folder, sets / name, rotations, SIZE * shifts, truth, mask)
+    one = np.ones(PARTICLES)
+    names = [f"{i + 1:06d}@particles.mrcs" for i in range(PARTICLES)]
+    microscope = ImageCtf(u.numpy(), u.numpy(), 0 * one, 300 * one, 2.7 * one, 0.1 * one, 0 * one)
+    write_map(folder / "particles.mrcs", DensityMap(y.numpy(), SIZE))
+    unknown = Poses(np.tile(np.eye(3), (PARTICLES, 1, 1)), np.zeros((PARTICLES, 2)))
+    write_poses(folder / "particles.star", ImageStack(y.numpy(), SIZE, names, microscope), unknown)
+    return truth, round(1.12 * diameter), rotations, SIZE * shifts
 
 
 def whole(model: Path) -> tuple[NDArray[np.float32], float]:
@@ -277,15 +320,16 @@ def main() -> None:
     add("--out", type=Path, help="CSV; rows that it has are not computed again")
     add("--kinds", nargs="+", choices=("plain", "junk"), default=["plain", "junk"])
     add("--make", nargs="+", type=Path, default=[], metavar="MODEL", help="PDB or mmCIF files, .gz too")
+    add("--initial-model", nargs="+", type=Path, default=[], metavar="MODEL", help="the same, for RELION's own")
     add("--snr", type=float, default=0.5, help="of a particle's pixel, within its diameter (default 0.5)")
     add("--sets", type=Path, default=Path("class_averages"), help="where sets are made")
     add("--flags", nargs=argparse.REMAINDER, default=[], help="what examples/abinitio.py is given beside")
     args = parser.parse_args()
-    if args.make and shutil.which(TOOL) is None:
+    if (args.make or args.initial_model) and shutil.which(TOOL) is None:
         sys.exit(f"{TOOL} of RELION is not on the PATH: nothing was made (Debian: package relion)")
     for model in args.make:
         make(model, args.snr, args.sets)
-    if not args.folders:
+    if not args.folders and not args.initial_model:
         return
     if args.out is None:
         parser.error("--out is needed")
@@ -293,6 +337,10 @@ def main() -> None:
     if args.out.exists():
         with args.out.open(newline="") as file:
             rows = [dict(row) for row in csv.DictReader(file)]
+    for model in args.initial_model:
+        rows.append(initial_model(model, args.snr))
+        write_csv(args.out, rows)
+        print(*rows[-1].values(), flush=True)
     for folder in args.folders:
         for kind in args.kinds:
             if (folder.name, kind) not in {(row["set"], row["kind"]) for row in rows}:

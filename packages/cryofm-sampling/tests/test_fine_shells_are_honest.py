@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cryofm_ops import (
+    Envelope,
     NoiseEstimate,
     SpectralNoise,
     estimate_noise_power,
@@ -17,7 +18,7 @@ from cryofm_ops import (
     rfft,
     shell_sizes,
 )
-from cryofm_sampling import signal_end
+from cryofm_sampling import signal_end, stationary_model
 from cryofm_sampling.half_maps.envelope import fine_b_factor
 from cryofm_sampling.half_maps.fine import FineFilter
 from cryofm_sampling.half_maps.protein import ProteinPlot, log_power
@@ -141,3 +142,16 @@ def test_samples_spread_where_density_is():
     spread = fine(data, restored, torch.Generator().manual_seed(0))
     assert spread[12:18, 12:18, 12:18].std() > 0.7
     assert spread[30:].abs().max() < 0.01
+
+
+def test_the_linear_filter_does_not_sharpen_what_halves_do_not_share():
+    """An envelope that was found far too steep, as of maps that a prior does not know, leaves the map what it is."""
+    signal = (log_power(NU) - 100 * NU**2).exp()
+    truth = drawn(signal, 0)
+    halves = [truth + drawn(torch.full_like(signal, 3 * float(signal[len(signal) // 2])), 1 + k) for k in range(2)]
+    plain, envelope = stationary_model(*halves), Envelope(400.0, 1.0)
+    gain, blur = plain.blurred(envelope).gain, envelope.transfer(SHAPE).to(truth)
+    reach = 0.5 * int((plain.fsc[1:] < 0.143).nonzero()[0]) / (len(plain.fsc) - 1)
+    shared = frequencies(SHAPE) <= reach
+    torch.testing.assert_close(gain[shared], (plain.gain / blur)[shared])
+    assert float(gain[~shared].max()) < 1 / float(blur[shared].min())

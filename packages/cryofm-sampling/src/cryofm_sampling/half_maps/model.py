@@ -94,6 +94,8 @@ class HalfMapModel(Protocol):
         ...
 
 
+_AGREE = 0.143  # FSC
+
 NoiseOn = Callable[[Box], tuple[Tensor, Tensor]]
 
 
@@ -159,10 +161,18 @@ class FourierModel:
 
     @property
     def gain(self) -> Tensor:
-        """Of the best linear filter of the mean of both halves, over ĥ."""
+        """Of the best linear filter of the mean of both halves, over ĥ.
+
+        Where the halves do not agree, over ĥ of the last shell where they do: what chance leaves there would drown the
+        map if it were sharpened any further.
+        """
         noise, measured = self._grids
-        signal = radial(self.signal_power, self.shape)
-        return measured * signal / (signal + noise / 2) / self._blur.to(noise)
+        signal, blur = radial(self.signal_power, self.shape), self._blur.to(noise)
+        ends = (self.fsc[1:] < _AGREE).nonzero()
+        reach = 0.5 * (int(ends[0]) if len(ends) else len(self.fsc) - 1) / (len(self.fsc) - 1)
+        if blur.ndim:
+            blur = blur.clamp(min=float(blur[frequencies(self.shape, device=blur.device) <= reach].min()))
+        return measured * signal / (signal + noise / 2) / blur
 
     @property
     def operator(self) -> FourierMask:
