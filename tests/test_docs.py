@@ -15,6 +15,7 @@ DOCS = ROOT / "docs"
 PAGES = [path for path in DOCS.rglob("*.md") if "build" not in path.parts]
 READMES = [
     ROOT / "README.md",
+    ROOT / "CONTRIBUTING.md",
     *ROOT.glob("examples/**/*.md"),
     *ROOT.glob("packages/*/*.md"),
     *ROOT.glob("benchmarks/**/*.md"),
