@@ -14,8 +14,8 @@ RUN is a folder of `train_prior.py`: an autoencoder, a flow over the latents of 
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
+from _figures import plot_power
 from _inputs import clean
 from _protocol import ANISOTROPIC, SPECTRAL, Score, crop, degraded
 from _runs import Run, evaluation_gflop
@@ -107,13 +107,7 @@ def plot(drawn: dict[str, Tensor], powers: dict[str, Tensor], voxel_size: float,
             axis.imshow(volume[len(volume) // 2].numpy(), cmap="gray", vmin=0, vmax=0.8)
             axis.set(xticks=[], yticks=[])
         row[0].set_ylabel(name)
-    axis = right.subplots()
-    for name, power in powers.items():
-        frequency = np.arange(1, len(power)) / (2 * (len(power) - 1) * voxel_size)
-        axis.plot(frequency, power[1:].numpy(), label=name)
-    axis.set(yscale="log", xlabel="spatial frequency (1/Å)", ylabel="mean power per coefficient")
-    axis.legend()
-    axis.grid(alpha=0.3)
+    plot_power(right.subplots(), powers, voxel_size)
     figure.savefig(path, dpi=110)
 
 

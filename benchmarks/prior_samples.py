@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from _figures import plot_power
 from _inputs import calibrated_prior, clean
 from _protocol import BOX, crop, degraded
 from _table import write_csv
@@ -115,12 +116,7 @@ def plot(samples: Tensor, crops: Tensor, powers: dict[str, NDArray[np.float64]],
         for axis, volume in zip(part.subplots(4, 4).flat, volumes, strict=False):
             axis.imshow(volume[BOX[0] // 2], cmap="gray", vmin=0, vmax=0.8)
             axis.axis("off")
-    axis = parts[2].subplots()
-    for name, power in powers.items():
-        axis.plot(np.arange(1, 33) / 96, power[1:], label=name)
-    axis.set(yscale="log", xlabel="spatial frequency (1/Å)", ylabel="mean power per coefficient")
-    axis.legend()
-    axis.grid(alpha=0.3)
+    plot_power(parts[2].subplots(), powers, 1.5)
     figure.savefig(path, dpi=110)
 
 

@@ -227,7 +227,7 @@ def fitting_prior(args: argparse.Namespace, prior: Prior, given: Measured, room:
         return whole_particle_prior(prior, given)
     if args.prior is not None:
         return prior
-    resolution = vars(args).get("resolution") or half_map_resolution(given.maps)
+    resolution = vars(args).get("resolution") or half_map_resolution(given)
     args.prior, seen = "cryofm-tiny", f"for voxels of {voxel_size:.3g} Å"
     if resolution < math.inf:
         seen = f"for data to {resolution:.3g} Å"
@@ -242,12 +242,12 @@ def fitting_prior(args: argparse.Namespace, prior: Prior, given: Measured, room:
     return prior
 
 
-def half_map_resolution(maps: Sequence[DensityMap]) -> float:
+def half_map_resolution(given: Measured) -> float:
     """Where the FSC of two halves falls below 0.143, in the whole box, Å; infinite for one map alone."""
-    if len(maps) < 2:
+    if len(given.maps) < 2:
         return math.inf
-    one, two = maps
-    return fsc(one.data, two.data, one.voxel_size).resolution(0.143)
+    one, two = given.maps
+    return (given.fsc or fsc(one.data, two.data, one.voxel_size)).resolution(0.143)
 
 
 def end_of_signal(maps: Sequence[DensityMap]) -> float:
@@ -255,8 +255,8 @@ def end_of_signal(maps: Sequence[DensityMap]) -> float:
     one, *other = maps
     if not other:
         return 0.0
-    tensors = [torch.from_numpy(map.data) for map in maps]
-    return 1 / signal_end(*tensors, voxel_size=one.voxel_size)
+    found = estimate_noise_power(*(torch.from_numpy(map.data) for map in maps), allow_masked=True)
+    return 1 / signal_end(found, one.shape, voxel_size=one.voxel_size)
 
 
 def whole_particle_prior(prior: Prior, given: Measured) -> Prior:

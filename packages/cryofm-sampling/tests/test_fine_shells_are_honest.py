@@ -64,7 +64,7 @@ def test_signal_ends_where_what_halves_share_is_none(common):
     signal = (log_power(NU) - 150 / 2 * NU**2).exp()
     both = drawn(signal, 0) + drawn(torch.full_like(signal, common), 1)
     halves = [both + drawn(torch.full_like(signal, 1e-9), 2 + k) for k in range(2)]
-    end = signal_end(*halves, voxel_size=1.0)
+    end = signal_end(estimate_noise_power(*halves, allow_masked=True), SHAPE, voxel_size=1.0)
     assert end == (math.inf if common == 0 else pytest.approx(float(NU[signal > common][-1]), abs=0.05))
 
 

@@ -35,7 +35,6 @@ from cryofm_ops import (
     NoiseEstimate,
     Normalization,
     SpectralNoise,
-    estimate_noise_power,
     fourier_filter,
     frequencies,
     radial,
@@ -262,21 +261,22 @@ def fine_b_factor(found: NoiseEstimate, shape: Box, *, voxel_size: float) -> flo
     return min(max(plot.b_factor, _RANGE[0]), _RANGE[1])
 
 
-def signal_end(half1: Tensor, half2: Tensor, *, voxel_size: float) -> float:
+def signal_end(found: NoiseEstimate, shape: Box, *, voxel_size: float) -> float:
     """The last frequency at which halves show signal, 1/Å; infinite where they agree about nothing else beyond it.
 
     Reconstruction programs leave some of the strong, coarse shells in the fine ones, in both halves alike.
 
     Args:
-        half1: `(z, y, x)`, on its own grid.
-        half2: likewise.
+        found: of the halves on their own grid.
+        shape: of them (z, y, x).
         voxel_size: Å.
 
-    >>> signal_end(*torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0)), voxel_size=1.0)
+    >>> from cryofm_ops import estimate_noise_power
+    >>> halves = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    >>> signal_end(estimate_noise_power(*halves), (16, 16, 16), voxel_size=1.0)
     inf
     """
-    _, shape = split_shape(half1.shape)
-    plot = ProteinPlot.of(estimate_noise_power(half1, half2, allow_masked=True), shape, voxel_size)
+    plot = ProteinPlot.of(found, shape, voxel_size)
     return plot.end if plot is not None and plot.told and plot.beyond else math.inf
 
 

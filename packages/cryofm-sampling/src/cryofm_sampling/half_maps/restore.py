@@ -1,6 +1,7 @@
 """Two half maps in, a restored map and what to know of it out."""
 
 import math
+from functools import cache
 
 import attrs
 import torch
@@ -12,6 +13,7 @@ from cryofm_ops import (
     Envelope,
     GridMismatchError,
     LinearOperator,
+    NoiseEstimate,
     estimate_noise_power,
     fourier_filter,
     frequencies,
@@ -130,10 +132,17 @@ def restore_half_maps(
     if grid is None:
         grid = SameGrid(voxel_size or 1.0)
     own_size = voxel_size or 1.0
+    _, shape_of_halves = split_shape(half1.shape)
+
+    @cache
+    def shells() -> NoiseEstimate:
+        """Of the halves on their own grid, if it is needed."""
+        return estimate_noise_power(half1, half2, allow_masked=True)
+
     one, two = grid.forward(half1), grid.forward(half2)
     band = grid.band
     if voxel_size is not None and observe is None and 0.5 / grid.voxel_size > _FINE:
-        end = 2 * grid.voxel_size * signal_end(half1, half2, voxel_size=voxel_size)
+        end = 2 * grid.voxel_size * signal_end(shells(), shape_of_halves, voxel_size=voxel_size)
         if end < band:
             band, one, two = end, _within(one, end), _within(two, end)
     model = _model(one, two, observe, operator, band)
@@ -146,11 +155,8 @@ def restore_half_maps(
     fit: ScaleFit | EnvelopeFit
     b = b_factor
     enveloped = voxel_size is not None and grid.voxel_size <= _COARSE
-    _, shape_of_halves = split_shape(half1.shape)
-    shells = None
     if b is None and enveloped:
-        shells = estimate_noise_power(half1, half2, allow_masked=True)
-        b = fine_b_factor(shells, shape_of_halves, voxel_size=own_size)
+        b = fine_b_factor(shells(), shape_of_halves, voxel_size=own_size)
     known = b_factor is not None and scale is not None
     if isinstance(model, FourierModel) and enveloped and runs.calibrated and not known:
         fit = _envelope(runs, model, one, two, grid.voxel_size, (scale, b, solvent_contrast))
@@ -191,8 +197,7 @@ def restore_half_maps(
     del seen1, seen2, predicted, other
     fine = None
     if end < 1 or nowhere:
-        shells = shells or estimate_noise_power(half1, half2, allow_masked=True)
-        fine = FineFilter.of(shells, shape_of_halves, voxel_size=own_size, b_factor=b, width=grid.voxel_size)
+        fine = FineFilter.of(shells(), shape_of_halves, voxel_size=own_size, b_factor=b, width=grid.voxel_size)
     limit = min(1 / grid.band, 1.0)
 
     def in_solvent(x: Tensor) -> Tensor:
