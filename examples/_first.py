@@ -1,7 +1,10 @@
-"""What comes before imports that take seconds: Ctrl-C ends the program at once, and what is missing is one line."""
+"""What comes before imports that take seconds: Ctrl-C ends the program at once, what is missing and what is wrong with
+the line is told."""
 
 import signal
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -21,3 +24,11 @@ if Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve().pare
             file=sys.stderr,
         )
         sys.exit(2)
+
+
+def check_line(parse: Callable[[], object]) -> None:
+    """Answer ``--help``, and refuse a line that is wrong in itself; it is parsed again, for good, when all is there."""
+    from _streams import outlived_streams  # which needs tqdm
+
+    with outlived_streams(), suppress(Exception):  # which `exit_code` will make a line of
+        parse()
