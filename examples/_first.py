@@ -10,17 +10,19 @@ from pathlib import Path
 
 OURS = ("cryofm_io", "cryofm_model", "cryofm_ops", "cryofm_sampling")
 NEEDED = (*OURS, "torch", "tqdm", "matplotlib", "jinja2", "scipy")
+ALSO = {"custom_operator.py": ("hypothesis", "pytest")}  # the contract kit
 
-
-if Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve().parent == Path(__file__).resolve().parent:
+program = Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve()
+if program.parent == Path(__file__).resolve().parent:
     # Nothing is at stake yet; `exit_code` takes over.  Who ignores Ctrl-C, as nohup does, still does.
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if missing := [name.replace("_", "-") for name in NEEDED if find_spec(name) is None]:
+    needed = (*NEEDED, *ALSO.get(program.name, ()))
+    if missing := [name.replace("_", "-") for name in needed if find_spec(name) is None]:
         print(
             f"error: not installed: {', '.join(missing)}; python -m pip install "
-            "'./packages/cryofm-io[atomic,plot,report]' ./packages/cryofm-ops ./packages/cryofm-sampling "
-            "'./packages/cryofm-model[train]' in the checkout",
+            "'./packages/cryofm-io[atomic,plot,report]' './packages/cryofm-ops[testing]' "
+            "'./packages/cryofm-sampling[likelihood]' './packages/cryofm-model[train]' in the checkout",
             file=sys.stderr,
         )
         sys.exit(2)
