@@ -14,7 +14,22 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import _first  # noqa: F401
+from _first import check_line
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="+", help="maps (MRC/CCP4, .gz too); two may be half maps")
+    parser.add_argument("--voxel-size", type=float, help="Å, where the headers are wrong")
+    fits = "name, file or folder of a prior (default the bundled one that fits the data)"
+    parser.add_argument("--prior", help=fits)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    check_line(parse)  # before imports that take seconds
+
 import torch
 from _command_line import by, exit_code, in_tiles
 from _maps import Measured, fitting_prior
@@ -76,12 +91,7 @@ def run(args: argparse.Namespace) -> int:
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", type=Path, nargs="+", help="maps (MRC/CCP4, .gz too); two may be half maps")
-    parser.add_argument("--voxel-size", type=float, help="Å, where the headers are wrong")
-    fits = "name, file or folder of a prior (default the bundled one that fits the data)"
-    parser.add_argument("--prior", help=fits)
-    return run(parser.parse_args())
+    return run(parse())
 
 
 if __name__ == "__main__":
