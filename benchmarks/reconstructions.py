@@ -5,7 +5,7 @@
     python benchmarks/reconstructions.py MAPS... --b-factors 0 50 100 150 --resolutions 2.7 3.6 4.6 --out CSV
 
 Of clean maps halves are made without RELION: an envelope exp(−B ν² / 4) and white noise whose FSC is .143 at a
-resolution. Everything else is found as ``denoise.py`` finds it. A row for each problem, of the mean of the halves
+resolution. Everything else is found as ``denoise.py`` finds it, the bundled prior included. A row for each problem, of the mean of the halves
 (``input``), the best linear filter, the masked, sharpened mean, the restored map, and, where particles were
 blurred by 100 Å², what comes out if no envelope is sought (``sharp``):
 
@@ -16,6 +16,7 @@ blurred by 100 Å², what comes out if no envelope is sought (``sharp``):
 - ``most_lost_in_a_shell``: FSC of the input less that of the restored map;
 - ``inside_50``, ``_80``, ``_95``: with ``--samples``, how often the truth lies in the interval that should hold it so
   often, over voxels where the linear estimate has density (in the same units as the amplitudes);
+- ``prior``: that was taken;
 - ``doubts``: of the check, none for results that are to be believed.
 
 Rows are added as they are done; those that are there are not done again.
@@ -23,6 +24,7 @@ Rows are added as they are done; those that are there are not done again.
 
 import argparse
 import csv
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,9 +38,11 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from cryofm_io import DensityMap, GridTransform, fsc, read_map, soft_mask
+from cryofm_model import CalibratedPrior
 from cryofm_ops import Envelope, LowPass, WhiteNoise, estimate_noise_power, radial_mean, rfft
 from cryofm_sampling import RestoredHalfMaps, Tiled, restore_half_maps, summarise
 
+EXAMPLES = Path(__file__).parents[1] / "examples"
 MAPS = ("input", "linear", "masked", "restored", "sharp")
 LEVELS = (50, 80, 95)  # per cent
 DENSITY = 0.15  # of the top of the linear estimate
@@ -107,9 +111,23 @@ def read(
     return Problem(name, first, second, torch.from_numpy(true.data), float(one.voxel_size), b_factor)
 
 
-def row(problem: Problem, name: str, samples: int, dtype: torch.dtype | None) -> dict[str, Any]:
+def fitting(problem: Problem) -> tuple[str, CalibratedPrior]:
+    """The bundled prior that the scripts take for such halves."""
+    if str(EXAMPLES) not in sys.path:
+        sys.path.append(str(EXAMPLES))
+    from _maps import Measured, fitting_prior
+
+    maps = [DensityMap(half.numpy(), problem.voxel_size) for half in (problem.half1, problem.half2)]
+    args = argparse.Namespace(prior=None)
+    prior = fitting_prior(args, calibrated_prior("cryofm-tiny"), Measured(tuple(maps)), lambda prior: None)
+    assert isinstance(prior, CalibratedPrior)
+    return args.prior, prior
+
+
+def row(problem: Problem, name: str | None, samples: int, dtype: torch.dtype | None) -> dict[str, Any]:
     """Restore, and compare."""
-    prior, start = calibrated_prior(name), time.perf_counter()
+    start = time.perf_counter()
+    name, prior = fitting(problem) if name is None else (name, calibrated_prior(name))
     z, y, x = problem.truth.shape
     like = DensityMap(problem.truth.numpy(), problem.voxel_size)
     grid = PriorGrid(GridTransform.of(like, prior.voxel_size))
@@ -140,6 +158,7 @@ def row(problem: Problem, name: str, samples: int, dtype: torch.dtype | None) ->
     inside = coverage(result, problem.truth / factor)
     return {
         "problem": problem.name,
+        "prior": name,
         "b_factor": "" if problem.b_factor is None else problem.b_factor,
         "b_found": round(result.b_factor, 1),
         "solvent_found": round(result.solvent_contrast, 2),
@@ -227,12 +246,12 @@ def main() -> None:
     add("--folder", type=Path, help="of halves that relion_halves.py made")
     add("--only", nargs="+", default=[""], help="problems in whose names one of these stands")
     add("--samples", type=int, default=0, help="to draw, for the coverage (default 0)")
-    add("--prior", default="cryofm-tiny")
+    add("--prior", help="None: the bundled one that fits, as the scripts choose it")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network (default fp32)")
     add("--out", type=Path, required=True, help="CSV; rows are added")
     args = parser.parse_args()
     done = {line["problem"] for line in rows_of(args.out)}
-    for name, make in problems(args, calibrated_prior(args.prior).voxel_size):
+    for name, make in problems(args, calibrated_prior(args.prior or "cryofm-tiny").voxel_size):
         if name in done or not any(part in name for part in args.only):
             continue
         found = row(make(), args.prior, args.samples, torch.bfloat16 if args.precision == "bf16" else None)
