@@ -5,9 +5,9 @@
     python benchmarks/reconstructions.py MAPS... --b-factors 0 50 100 150 --resolutions 2.7 3.6 4.6 --out CSV
 
 Of clean maps halves are made without RELION: an envelope exp(−B ν² / 4) and white noise whose FSC is .143 at a
-resolution. Everything else is found as ``denoise.py`` finds it, the bundled prior included. A row for each problem, of the mean of the halves
-(``input``), the best linear filter, the masked, sharpened mean, the restored map, and, where particles were
-blurred by 100 Å², what comes out if no envelope is sought (``sharp``):
+resolution. Everything else is found as ``denoise.py`` finds it, the bundled prior included. A row for each problem, of
+the mean of the halves (``input``), the best linear filter, the masked, sharpened mean, the restored map, and, where
+particles were blurred by 100 Å², what comes out if no envelope is sought (``sharp``):
 
 - ``auc``: FSC_AUC with the truth; ``error``: squared error after the best factor, since the scale of a truth may be a
   convention; ``raw``: as it is, in the units of the halves;
@@ -24,7 +24,6 @@ Rows are added as they are done; those that are there are not done again.
 
 import argparse
 import csv
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -38,11 +37,10 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from cryofm_io import DensityMap, GridTransform, fsc, read_map, soft_mask
-from cryofm_model import CalibratedPrior
+from cryofm_model import bundled_prior_for
 from cryofm_ops import Envelope, LowPass, WhiteNoise, estimate_noise_power, radial_mean, rfft
-from cryofm_sampling import RestoredHalfMaps, Tiled, restore_half_maps, summarise
+from cryofm_sampling import RestoredHalfMaps, Tiled, restore_half_maps, signal_end, summarise
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
 MAPS = ("input", "linear", "masked", "restored", "sharp")
 LEVELS = (50, 80, 95)  # per cent
 DENSITY = 0.15  # of the top of the linear estimate
@@ -111,23 +109,21 @@ def read(
     return Problem(name, first, second, torch.from_numpy(true.data), float(one.voxel_size), b_factor)
 
 
-def fitting(problem: Problem) -> tuple[str, CalibratedPrior]:
+def fitting(problem: Problem) -> str:
     """The bundled prior that the scripts take for such halves."""
-    if str(EXAMPLES) not in sys.path:
-        sys.path.append(str(EXAMPLES))
-    from _maps import Measured, fitting_prior
-
-    maps = [DensityMap(half.numpy(), problem.voxel_size) for half in (problem.half1, problem.half2)]
-    args = argparse.Namespace(prior=None)
-    prior = fitting_prior(args, calibrated_prior("cryofm-tiny"), Measured(tuple(maps)), lambda prior: None)
-    assert isinstance(prior, CalibratedPrior)
-    return args.prior, prior
+    half1, half2, voxel_size = problem.half1, problem.half2, problem.voxel_size
+    z, y, x = half1.shape
+    found = estimate_noise_power(half1, half2, allow_masked=True)
+    end = 1 / signal_end(found, (z, y, x), voxel_size=voxel_size)
+    resolution = fsc(half1.numpy(), half2.numpy(), voxel_size).resolution(0.143)
+    return bundled_prior_for(voxel_size, resolution=max(resolution, end))
 
 
 def row(problem: Problem, name: str | None, samples: int, dtype: torch.dtype | None) -> dict[str, Any]:
     """Restore, and compare."""
     start = time.perf_counter()
-    name, prior = fitting(problem) if name is None else (name, calibrated_prior(name))
+    name = name or fitting(problem)
+    prior = calibrated_prior(name)
     z, y, x = problem.truth.shape
     like = DensityMap(problem.truth.numpy(), problem.voxel_size)
     grid = PriorGrid(GridTransform.of(like, prior.voxel_size))
@@ -246,7 +242,7 @@ def main() -> None:
     add("--folder", type=Path, help="of halves that relion_halves.py made")
     add("--only", nargs="+", default=[""], help="problems in whose names one of these stands")
     add("--samples", type=int, default=0, help="to draw, for the coverage (default 0)")
-    add("--prior", help="None: the bundled one that fits, as the scripts choose it")
+    add("--prior", help="default: the bundled one that fits, as the scripts choose it")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network (default fp32)")
     add("--out", type=Path, required=True, help="CSV; rows are added")
     args = parser.parse_args()
