@@ -325,9 +325,10 @@ def _windowed(model: FourierModel, window: Tensor) -> FourierModel:
 
 
 def _beyond(model: FourierModel, n: int) -> Tensor:
-    """Of n shells, those where the halves have no signal at all: in a region's, what its cut left of other shells."""
+    """Of n shells, those where the halves have no signal at all, or in part: there is what the cut left of others."""
     last = float(model.signal_power.nonzero().max()) / (len(model.signal_power) - 1)
-    return torch.linspace(0, 1, n).to(model.signal_power.device) > last
+    end = last if last == 1 else last - 0.5 / (n - 1)
+    return torch.linspace(0, 1, n).to(model.signal_power.device) > end
 
 
 def _score(predicted: Tensor, seen: Tensor, fsc: Tensor) -> float:
