@@ -261,8 +261,8 @@ def fitting_prior(args: argparse.Namespace, prior: Prior, given: Measured, room:
         return prior
     resolution = vars(args).get("resolution") or half_map_resolution(given)
     seen = f"for data to {resolution:.3g} Å" if resolution < math.inf else f"for voxels of {voxel_size:.3g} Å"
-    if resolution < FINE and (end := end_of_signal(given.maps)):
-        resolution, seen = math.inf, f"{seen}, of which what is finer than {end:.3g} Å is no signal"
+    if resolution < FINE and (end := end_of_signal(given.maps)) > resolution:
+        resolution, seen = end, f"{seen}, of which what is finer than {end:.3g} Å is no signal"
     args.prior = bundled_prior_for(voxel_size, resolution=resolution)
     if args.prior == "cryofm-tiny-fine":
         seen = f"{seen}, beyond the 3 Å of cryofm-tiny"
