@@ -92,6 +92,7 @@ def run(args: argparse.Namespace, folder: Path) -> Written | None:
                 *grid.tensors(given),
                 resolution=args.resolution,
                 b_factor=args.b_factor or 0.0,
+                solvent_contrast=args.solvent_contrast or 0.0,
                 callback=progress,
                 **how,
             )
