@@ -295,7 +295,7 @@ def test_a_wedge_with_halves_and_without(prior):
 
 def near_the_beam(count, generator):
     """Rotations of particles that lie within 45° of one way up, such as in a membrane."""
-    rotations = random_rotations(10 * count, generator=generator)
+    rotations = random_rotations(10 * count, generator=generator, dtype=torch.float32)
     return rotations[rotations[:, 2, 2] > 0.7][:count]
 
 
