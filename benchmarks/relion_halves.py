@@ -193,11 +193,12 @@ def envelope(
     nu = torch.linspace(0, 0.5 / voxel_size, len(ratio), dtype=torch.float64)
     used = (nu > 1 / 15) & (nu < 1 / resolution) & (ratio > 0)
     weight = shell_sizes(shape)[used].double().sqrt()
-    x, y = nu[used].square(), ratio[used].log()
+    squared, logs = nu[used].square(), ratio[used].log()
     if flexible is not None:
         scale = float(ratio[1])
-        return -4 * float((weight * x * (y - math.log(scale))).sum() / (weight * x.square()).sum()), scale
-    slope, log_k = np.polyfit(x, y, 1, w=weight.sqrt())
+        slope = (weight * squared * (logs - math.log(scale))).sum() / (weight * squared.square()).sum()
+        return -4 * float(slope), scale
+    slope, log_k = np.polyfit(squared, logs, 1, w=weight.sqrt())
     return -4 * float(slope), math.exp(log_k)
 
 
