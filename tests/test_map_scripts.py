@@ -131,7 +131,8 @@ def test_page_of_a_mask(call, half_maps, tmp_path, capsys):
         == 0
     )
     assert read_report(page)["trusted"] is False  # it fills the box
-    assert "side of the box" in read_report(page)["verdict"]
+    assert "% of the box" in read_report(page)["warnings"][0]
+    assert "warning: the mask is" in capsys.readouterr().err
 
 
 def test_pages_of_scores_and_of_what_is_found(call, half_maps, tmp_path):
