@@ -19,8 +19,11 @@ from cryofm_io import (
     DensityMap,
     FscCurve,
     GridTransform,
+    InputFileError,
     check_contrast,
     check_half_maps,
+    find_cryosparc_maps,
+    find_emdb_entry,
     fsc,
     map_size,
     normalise_clean,
@@ -63,6 +66,33 @@ class Measured(NamedTuple):
     median: float = 0.0
     truth: DensityMap | None = None
     fsc: FscCurve | None = None  # between half maps from files
+
+
+def take_entry(args: argparse.Namespace) -> None:
+    """Of a folder of the EMDB or a cryoSPARC job: the half maps, or the map and its resolution, and the mask.
+
+    Of a line that names files, or nothing, that stays as it is.
+
+    Raises:
+        InputFileError: It has none that the script can take.
+    """
+    if args.half1 is None or args.half2 is not None or not args.half1.is_dir():
+        return
+    folder, entry = args.half1, find_cryosparc_maps(args.half1) or find_emdb_entry(args.half1)
+    told = None if entry.header is None else entry.header.resolution
+    if entry.half_maps is not None and vars(args).get("resolution") is None:
+        args.half1, args.half2 = entry.half_maps
+    elif entry.map is not None and "resolution" in vars(args) and (args.resolution or told):
+        args.half1, args.resolution = entry.map, args.resolution or told
+    else:
+        raise InputFileError(f"{folder} holds no half maps, and no map with a header that tells its resolution")
+    args.mask = args.mask or entry.mask
+    said = [str(path) for path in (args.half1, args.half2, args.mask) if path is not None]
+    if entry.header is not None:
+        resolution = "no resolution" if told is None else f"{told:g} Å"
+        contour = "" if entry.header.contour is None else f", contour {entry.header.contour:g}"
+        said.append(f"by its header {resolution}{contour}")
+    print(f"{folder}: {', '.join(said)}")
 
 
 def read_half_maps(half1: Path, half2: Path, *, voxel_size: float | None, allow_masked: bool) -> Measured:
@@ -231,8 +261,8 @@ def fitting_prior(args: argparse.Namespace, prior: Prior, given: Measured, room:
         return prior
     resolution = vars(args).get("resolution") or half_map_resolution(given)
     seen = f"for data to {resolution:.3g} Å" if resolution < math.inf else f"for voxels of {voxel_size:.3g} Å"
-    if resolution < FINE and (end := end_of_signal(given.maps)):
-        resolution, seen = math.inf, f"{seen}, of which what is finer than {end:.3g} Å is no signal"
+    if resolution < FINE and (end := end_of_signal(given.maps)) > resolution:
+        resolution, seen = end, f"{seen}, of which what is finer than {end:.3g} Å is no signal"
     args.prior = bundled_prior_for(voxel_size, resolution=resolution)
     if args.prior == "cryofm-tiny-fine":
         seen = f"{seen}, beyond the 3 Å of cryofm-tiny"

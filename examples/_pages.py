@@ -11,11 +11,6 @@ from cryofm_io import atomic_write
 Show = Callable[..., None]  # a content of cryofm_io.report's, and all its arguments but the first
 
 
-def add_report(parser: argparse.ArgumentParser) -> None:
-    """The flag."""
-    parser.add_argument("--report", type=Path, metavar="PAGE", help="page to look at as well, such as report.html")
-
-
 @contextmanager
 def page(path: Path | None, args: argparse.Namespace, *, overwrite: bool = False) -> Iterator[Show]:
     """Something to call with what the page shows; at once refused where it exists; nothing where there is no path."""

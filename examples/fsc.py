@@ -12,11 +12,33 @@ import argparse
 import sys
 from pathlib import Path
 
-import _first  # noqa: F401
+from _first import check_line
+from _flags import above_zero, named_folder
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("maps", type=Path, nargs="+", help="two raw half maps, or one map and --model")
+    add("--model", type=Path, help="an atomic model (PDB, mmCIF), fitted into the map")
+    add("--mask", type=Path, help="soft mask on the maps' grid (of halves default an automatic one)")
+    add("--local", action="store_true", help="the resolution from place to place as well: local_resolution.mrc")
+    add("--voxel-size", type=above_zero, help="Å, where the headers are wrong")
+    add("--out", type=named_folder, required=True, help="folder for the results; made if need be")
+    add("--overwrite", action="store_true", help="replace results that exist")
+    args = parser.parse_args(arguments)
+    if len(args.maps) != (2 if args.model is None else 1):
+        parser.error("give two half maps, or one map and --model")
+    return args
+
+
+if __name__ == "__main__":
+    check_line(parse)  # before imports that take seconds
+
 import attrs
 import numpy as np
 from _command_line import exit_code
-from _flags import above_zero, named_folder
 from _pages import Show, page
 
 import cryofm_io as io
@@ -64,18 +86,7 @@ def of_halves(
 
 def main() -> None:
     """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("maps", type=Path, nargs="+", help="two raw half maps, or one map and --model")
-    add("--model", type=Path, help="an atomic model (PDB, mmCIF), fitted into the map")
-    add("--mask", type=Path, help="soft mask on the maps' grid (of halves default an automatic one)")
-    add("--local", action="store_true", help="the resolution from place to place as well: local_resolution.mrc")
-    add("--voxel-size", type=above_zero, help="Å, where the headers are wrong")
-    add("--out", type=named_folder, required=True, help="folder for the results; made if need be")
-    add("--overwrite", action="store_true", help="replace results that exist")
-    args = parser.parse_args()
-    if len(args.maps) != (2 if args.model is None else 1):
-        parser.error("give two half maps, or one map and --model")
+    args = parse()
     names = (
         ["fsc.csv", "fsc.png", "fsc.xml", "report.html"]
         + ([] if args.model else ["fsc.star"])

@@ -14,11 +14,29 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import _first  # noqa: F401
+from _first import check_line
+from _flags import add_report_flag
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="+", help="maps (MRC/CCP4, .gz too); two may be half maps")
+    parser.add_argument("--voxel-size", type=float, help="Å, where the headers are wrong")
+    fits = "name, file or folder of a prior (default the bundled one that fits the data)"
+    parser.add_argument("--prior", help=fits)
+    parser.add_argument("--overwrite", action="store_true", help="replace a page that exists")
+    add_report_flag(parser)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    check_line(parse)  # before imports that take seconds
+
 import torch
 from _command_line import by, exit_code, in_tiles
 from _maps import Measured, fitting_prior
-from _pages import add_report, page
+from _pages import page
 
 from cryofm_io import (
     CryoFMError,
@@ -98,14 +116,7 @@ def say(found: dict[str, str]) -> None:
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", type=Path, nargs="+", help="maps (MRC/CCP4, .gz too); two may be half maps")
-    parser.add_argument("--voxel-size", type=float, help="Å, where the headers are wrong")
-    fits = "name, file or folder of a prior (default the bundled one that fits the data)"
-    parser.add_argument("--prior", help=fits)
-    parser.add_argument("--overwrite", action="store_true", help="replace a page that exists")
-    add_report(parser)
-    return run(parser.parse_args())
+    return run(parse())
 
 
 if __name__ == "__main__":

@@ -11,12 +11,37 @@ import argparse
 import sys
 from pathlib import Path
 
-import _first  # noqa: F401
+from _first import check_line
+from _flags import above_zero, add_report_flag
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("maps", type=Path, nargs="+", help="one map, or two half maps, whose mean is taken")
+    add("--out", type=Path, required=True, help="the mask, .mrc")
+    add("--threshold", type=float, help="density after the low pass; RELION's initial threshold (default by --level)")
+    add("--level", type=above_zero, default=0.2, help="threshold, of the highest density (default 0.2)")
+    add("--low-pass", type=above_zero, help="Å (default 10, of coarse voxels 4 of them)")
+    add("--extend", type=float, help="Å by which it is wider than the threshold says (default 3, or a voxel)")
+    add("--soft-edge", type=float, help="Å over which it then falls to 0 (default 6, or 3 voxels)")
+    add("--voxel-size", type=above_zero, help="Å, where the headers are wrong")
+    add("--overwrite", action="store_true", help="replace files that exist")
+    add_report_flag(parser)
+    args = parser.parse_args(arguments)
+    if len(args.maps) > 2:
+        parser.error("give one map or two half maps")
+    return args
+
+
+if __name__ == "__main__":
+    check_line(parse)  # before imports that take seconds
+
 import attrs
 import numpy as np
 from _command_line import exit_code
-from _flags import above_zero
-from _pages import add_report, page
+from _pages import page
 
 from cryofm_io import (
     MaskError,
@@ -62,22 +87,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("maps", type=Path, nargs="+", help="one map, or two half maps, whose mean is taken")
-    add("--out", type=Path, required=True, help="the mask, .mrc")
-    add("--threshold", type=float, help="density after the low pass; RELION's initial threshold (default by --level)")
-    add("--level", type=above_zero, default=0.2, help="threshold, of the highest density (default 0.2)")
-    add("--low-pass", type=above_zero, help="Å (default 10, of coarse voxels 4 of them)")
-    add("--extend", type=float, help="Å by which it is wider than the threshold says (default 3, or a voxel)")
-    add("--soft-edge", type=float, help="Å over which it then falls to 0 (default 6, or 3 voxels)")
-    add("--voxel-size", type=above_zero, help="Å, where the headers are wrong")
-    add("--overwrite", action="store_true", help="replace files that exist")
-    add_report(parser)
-    args = parser.parse_args()
-    if len(args.maps) > 2:
-        parser.error("give one map or two half maps")
-    run(args)
+    run(parse())
 
 
 if __name__ == "__main__":

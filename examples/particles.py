@@ -18,13 +18,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import _first  # noqa: F401
+from _first import check_line
+from _flags import above_zero, add_flags, positive
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("particles", type=Path, help="particles with angles: a STAR file, or cryoSPARC's data set (.cs)")
+    add("--mask-diameter", type=above_zero, required=True, help="of the particle, Å; beyond 1.3 times it is background")
+    add("--invert", action="store_true", help="protein is dark in the images")
+    add("--limit", type=positive, help="so many particles only, from the first on")
+    add_flags(parser, steps=None, of="passes of denoiser and data")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    check_line(parse)  # before imports that take seconds
+
 import attrs
 import numpy as np
 import torch
 from _command_line import by, check_disk, choose_device, exit_code, in_tiles, run_script
 from _command_line import calibrated_prior as chosen_prior
-from _flags import above_zero, add_flags, positive
 from _record import cost, provenance, write_run
 from _streams import bar
 from numpy.typing import NDArray
@@ -155,18 +172,6 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     write_run(folder / "run.json", provenance(args) | record | {"took": cost()})
     write_report(folder)
     print(f"halves agree to {resolution:.3g} Å (no mask); misfit {record['misfit']:.3g}, where about 1 is expected")
-
-
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("particles", type=Path, help="particles with angles: a STAR file, or cryoSPARC's data set (.cs)")
-    add("--mask-diameter", type=above_zero, required=True, help="of the particle, Å; beyond 1.3 times it is background")
-    add("--invert", action="store_true", help="protein is dark in the images")
-    add("--limit", type=positive, help="so many particles only, from the first on")
-    add_flags(parser, steps=None, of="passes of denoiser and data")
-    return parser.parse_args(arguments)
 
 
 def main() -> None:

@@ -14,12 +14,34 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import _first  # noqa: F401
+from _first import check_line
+from _flags import above_zero, add_report_flag
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("maps", type=Path, nargs="+", help="maps to score")
+    truth = parser.add_mutually_exclusive_group(required=True)
+    truth.add_argument("--truth", type=Path, help="a map")
+    truth.add_argument("--model", type=Path, help="an atomic model (PDB, mmCIF), fitted into the maps")
+    add("--mask", type=Path, help="soft mask, on the maps' grid")
+    add("--to", type=above_zero, help="Å, the finest that counts (default Nyquist)")
+    add("--out", type=Path, help=".csv file for the numbers")
+    add("--voxel-size", type=above_zero, help="Å, where the headers are wrong")
+    add("--overwrite", action="store_true", help="replace files that exist")
+    add_report_flag(parser)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    check_line(parse)  # before imports that take seconds
+
 import attrs
 import numpy as np
 from _command_line import exit_code
-from _flags import above_zero
-from _pages import add_report, page
+from _pages import page
 
 from cryofm_io import (
     DensityMap,
@@ -78,19 +100,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("maps", type=Path, nargs="+", help="maps to score")
-    truth = parser.add_mutually_exclusive_group(required=True)
-    truth.add_argument("--truth", type=Path, help="a map")
-    truth.add_argument("--model", type=Path, help="an atomic model (PDB, mmCIF), fitted into the maps")
-    add("--mask", type=Path, help="soft mask, on the maps' grid")
-    add("--to", type=above_zero, help="Å, the finest that counts (default Nyquist)")
-    add("--out", type=Path, help=".csv file for the numbers")
-    add("--voxel-size", type=above_zero, help="Å, where the headers are wrong")
-    add("--overwrite", action="store_true", help="replace files that exist")
-    add_report(parser)
-    run(parser.parse_args())
+    run(parse())
 
 
 if __name__ == "__main__":

@@ -18,7 +18,10 @@ MODULES = ["cryofm_sampling", *(m.name for m in pkgutil.walk_packages(cryofm_sam
 @pytest.fixture(autouse=True)
 def float64():
     """Examples are shown in torch's default precision."""
-    assert torch.get_default_dtype() == torch.float32
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    yield
+    torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize("name", MODULES)

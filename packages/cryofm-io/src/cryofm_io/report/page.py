@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -118,6 +119,7 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
     return dict(content)
 
 
+@cache  # templates are compiled once
 def environment() -> "Environment":
     """Of the templates."""
     try:
