@@ -83,9 +83,8 @@ def plan(maps: Sequence[DensityMap], prior: str | None, found: dict[str, str]) -
     except ValueError as error:
         return [f"denoise.py: {error}"]
     pair = len(maps) == 2
-    passes = evaluations(PlugAndPlay(8), halves=pair, samples=0)
-    passes += pair * TRIALS * min(1.0, SIDE**3 / math.prod(target))
-    minutes = passes * time_of_one(tiled, target, CPU) / 60
+    finding = pair * TRIALS * min(1.0, SIDE**3 / math.prod(target))  # scale and envelope
+    minutes = (evaluations(PlugAndPlay(8), halves=pair, samples=0) + finding) * time_of_one(tiled, target, CPU) / 60
     found["denoise.py"] = (
         f"a grid of {by(target)} voxels of {network.voxel_size:.3g} Å, {memory} of memory, about {minutes:.2g} min "
         "here and now, less where much is solvent"
