@@ -99,7 +99,7 @@ def halves_content(
         numbers,
         figures,
         trusted=False if told else None,
-        warnings=told + list(mask_doubts(mask)),
+        warnings=told + _sentences(mask_doubts(mask)),
         more_numbers=more,
         **map_volumes(maps, mask=mask, paints=paints),
     )
@@ -165,7 +165,7 @@ def mask_content(record: Record, map: DensityMap, smooth: Floats, mask: Floats, 
         numbers,
         [],
         trusted=False if told else None,
-        warnings=list(told),
+        warnings=_sentences(told),
         more_numbers=more,
         **map_volumes({"map": map, "map × mask": masked}, mask=mask, paints={MASK: (mask, 0.0, 1.0)}),
     )
@@ -282,6 +282,11 @@ def _at(curve: FscCurve, threshold: float) -> str:
 def _where(map: DensityMap, mask: Floats | None) -> Floats | None:
     """The mask, or an automatic one."""
     return automatic_mask(map.data - np.median(map.data), map.voxel_size) if mask is None else mask
+
+
+def _sentences(said: Sequence[str]) -> list[str]:
+    """With a capital and a full stop, as a page has them."""
+    return [f"{what[0].upper()}{what[1:]}{'' if what.endswith('?') else '.'}" for what in said]
 
 
 def _round(value: float) -> str:
