@@ -121,7 +121,7 @@ def test_page_of_a_mask(call, half_maps, tmp_path, capsys):
     numbers = {number["label"]: number["value"] for number in content["numbers"] + content["more_numbers"]}
     assert numbers["of the box"] == f"{np.mean(read_map(path).data == 1):.1%}"
     assert f"threshold {numbers['threshold']} " in capsys.readouterr().out
-    assert [volume["name"] for volume in content["volumes"]] == ["map", "map × mask", "mask"]
+    assert [volume["name"] for volume in content["volumes"]] == ["after the low pass", "map × mask", "mask"]
     path.unlink()
     assert call(*line) == 2  # before the mask is written
     assert not path.exists()

@@ -156,7 +156,11 @@ def mask_content(record: Record, map: DensityMap, smooth: Floats, mask: Floats, 
         card("mask", f"{_round(float(mask.sum()) * voxel)} Å³", "the volume that it lets through"),
         _voxel(map),
     ]
-    masked = attrs.evolve(map, data=(map.data - np.median(map.data)) * mask + np.median(map.data))
+    ground = np.median(map.data)
+    shown = {
+        "after the low pass": attrs.evolve(map, data=smooth),  # whose surface at the threshold is what was taken
+        "map × mask": attrs.evolve(map, data=(map.data - ground) * mask + ground),
+    }
     return page_of(
         record,
         "a mask",
@@ -167,7 +171,7 @@ def mask_content(record: Record, map: DensityMap, smooth: Floats, mask: Floats, 
         trusted=False if told else None,
         warnings=_sentences(told),
         more_numbers=more,
-        **map_volumes({"map": map, "map × mask": masked}, mask=mask, paints={MASK: (mask, 0.0, 1.0)}),
+        **map_volumes(shown, mask=mask, paints={MASK: (mask, 0.0, 1.0)}) | {"level": threshold},
     )
 
 
