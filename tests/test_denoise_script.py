@@ -129,7 +129,8 @@ def test_samples_and_mask(run, half_maps, tmp_path, monkeypatch):
     mask = np.zeros(half.shape, np.float32)
     mask[6:19, 6:19, 8:23] = 1
     write_map(tmp_path / "mask.mrc", DensityMap(mask, half.voxel_size, half.origin, half.nstart))
-    assert run(*half_maps, "--out", tmp_path / "out", "--samples", 2, "--mask", tmp_path / "mask.mrc") == 0
+    line = ("--samples", 2, "--mask", tmp_path / "mask.mrc", "--scale", 0.33, "--b-factor", 0)
+    assert run(*half_maps, "--out", tmp_path / "out", *line) == 0
     assert met == [[12, 12, 15]]
     one, two = (read_map(tmp_path / "out" / f"sample_0{i}.mrc").data for i in (1, 2))
     assert not np.array_equal(one, two)
@@ -367,9 +368,10 @@ def test_another_axis_order_is_noted_and_put_right(run, half_maps, tmp_path, cap
             file.header.mapc, file.header.mapr, file.header.maps = 3, 2, 1
             file.header.nxstart, file.header.nystart, file.header.nzstart = half.nstart[::-1]
             file.header.origin = half.origin
-    assert run(tmp_path / "0.mrc", tmp_path / "1.mrc", "--out", tmp_path / "swapped") == 0
+    known = ("--scale", 0.33, "--b-factor", 0)
+    assert run(tmp_path / "0.mrc", tmp_path / "1.mrc", *known, "--out", tmp_path / "swapped") == 0
     assert "axis" in caplog.text
-    assert run(*half_maps, "--out", tmp_path / "plain") == 0
+    assert run(*half_maps, *known, "--out", tmp_path / "plain") == 0
     swapped, plain = (read_map(tmp_path / name / "restored.mrc") for name in ("swapped", "plain"))
     assert (swapped.origin, swapped.nstart) == (plain.origin, plain.nstart)
     np.testing.assert_array_equal(swapped.data, plain.data)
