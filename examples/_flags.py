@@ -164,6 +164,11 @@ def add_checkpoint_flag(parser: argparse.ArgumentParser, of: str) -> None:
     parser.add_argument("--checkpoint", type=state_file, help=state)
 
 
+def add_report_flag(parser: argparse.ArgumentParser) -> None:
+    """A page to look at, of a script that writes no folder."""
+    parser.add_argument("--report", type=Path, metavar="PAGE", help="page to look at as well, such as report.html")
+
+
 def add_symmetry_flag(parser: argparse.ArgumentParser) -> None:
     """Of the particles."""
     group = "point group, axis along z: C1, C4, D7, T, O, I (default C1)"

@@ -75,7 +75,7 @@ from _command_line import (
     progress_bar,
     silent_unless_first,
 )
-from _maps import COARSE, PriorGrid
+from _maps import PriorGrid
 from _record import cost, named_files, provenance, seal, write_run
 from _results import record_of
 from _streams import bar
@@ -100,6 +100,7 @@ from cryofm_io import (
     write_sections,
 )
 from cryofm_model import CalibratedPrior
+from cryofm_model.weights.choice import COARSE
 from cryofm_ops import MissingWedge
 from cryofm_sampling import (
     Alike,

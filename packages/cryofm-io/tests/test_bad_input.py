@@ -96,7 +96,8 @@ def test_voxel_size_zero_is_asked_for(good):
     path = good(cella=(0, 0, 0))
     with pytest.raises(InputFileError, match="--voxel-size"):
         read_map(path)
-    assert read_map(path, voxel_size=1.2).voxel_size == 1.2
+    with pytest.warns(MapWarning, match=r"no voxel size .* 1\.2 Å asked for and used"):
+        assert read_map(path, voxel_size=1.2).voxel_size == 1.2
 
 
 def test_voxel_size_of_exactly_one_warns_unless_it_was_given(good):

@@ -104,7 +104,7 @@ def test_resolution_without_a_crossing():
 def test_csv(tmp_path):
     path = tmp_path / "fsc.csv"
     write_fsc_csv(path, {"input": curve(0.9, np.nan), "restored": curve(1.0, 0.5)})
-    rows = list(csv.DictReader(path.open()))
+    rows = list(csv.DictReader(path.read_text().splitlines()))
     assert [float(row["restored"]) for row in rows] == [1.0, 0.5]
     assert rows[1] == {
         "frequency_per_angstrom": "0.2",

@@ -98,7 +98,8 @@ def test_axes(store):
 def test_voxel_size_rules(store):
     with pytest.raises(InputFileError, match=r"stack\.mrcs: no voxel size .*--voxel-size"):
         read_images(store(voxel_size=0))
-    assert read_images(store(voxel_size=0), voxel_size=1.3).voxel_size == 1.3
+    with pytest.warns(MapWarning, match=r"no voxel size .* 1\.3 Å asked for and used"):
+        assert read_images(store(voxel_size=0), voxel_size=1.3).voxel_size == 1.3
     with pytest.warns(MapWarning, match="exactly 1 Å"):
         read_images(store(voxel_size=1))
     with pytest.warns(MapWarning, match=r"1\.5 Å in the file, 1\.7 Å asked for and used"):
@@ -118,7 +119,7 @@ def test_shapes_that_no_reconstruction_takes(store, tmp_path):
         read_images(tmp_path / "nowhere.mrcs")
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning:mrcfile|numpy")
+@pytest.mark.filterwarnings("ignore:Data array contains NaN")
 def test_bad_images_are_named_and_left_out_or_refused(store):
     data = IMAGES.copy()
     data[1], data[3, 2, 1], data[4, 0, 0] = 0, np.nan, np.inf
@@ -275,7 +276,8 @@ def test_without_pixel_size_in_the_star_file_the_header_tells(store, star):
     store(voxel_size=0)
     with pytest.raises(InputFileError, match="--voxel-size"):
         read_images(star(text))
-    assert read_images(star(text), voxel_size=2.0).voxel_size == 2.0
+    with pytest.warns(MapWarning, match="no pixel size in the STAR file, .* 2 Å asked for and used"):
+        assert read_images(star(text), voxel_size=2.0).voxel_size == 2.0
 
 
 @pytest.mark.parametrize(
@@ -358,6 +360,7 @@ def test_images_on_disk_are_those_that_are_read(store, star, tmp_path, packed):
     assert np.array_equal(images.poses.rotations, whole.poses.rotations)
 
 
+@pytest.mark.filterwarnings("ignore:Data array contains NaN")
 def test_values_on_disk_are_looked_at_as_they_are_read(store, star):
     data = IMAGES.copy()
     data[2, 1, 1] = np.nan

@@ -15,6 +15,7 @@ MODULES = ["cryofm_model", *(m.name for m in pkgutil.walk_packages(cryofm_model.
 README = Path(__file__).parents[1] / "README.md"
 
 
+@pytest.mark.usefixtures("single")
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings(name):
     if name.split(".")[1:2] in (["data"], ["train"]):  # what the extra [train] brings

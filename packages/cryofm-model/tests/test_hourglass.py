@@ -226,6 +226,7 @@ def test_rotary_frequencies_run_from_pi_to_ten_pi_interleaved_over_the_heads() -
     torch.testing.assert_close(freqs, expected)
 
 
+@pytest.mark.usefixtures("single")
 @pytest.mark.parametrize("t", [0.0, 0.5, 1.0])
 def test_gradients_are_finite_even_where_the_volume_is_empty(t: float) -> None:
     network = filled(SMALL, torch.float32)
@@ -250,6 +251,7 @@ LOW = pytest.mark.parametrize(
 )
 
 
+@pytest.mark.usefixtures("single")
 @LOW
 def test_autocast_stays_as_near_as_its_precision(dtype: torch.dtype, stage: float, whole: float) -> None:
     network, x = filled(SMALL, torch.float32), torch.randn(1, 16, 16, 24, generator=generator(1))
@@ -273,6 +275,7 @@ def test_autocast_stays_as_near_as_its_precision(dtype: torch.dtype, stage: floa
             assert (module(*inputs) - output).norm() < stage * change.norm(), type(module).__name__
 
 
+@pytest.mark.usefixtures("single")
 def test_statistics_are_in_fp32_whatever_the_tokens_are_in() -> None:
     large, small = torch.full((8,), 300.0), torch.full((8,), 1e-2)  # squares beyond fp16, squares that vanish in it
     for x in (large, small):
@@ -342,6 +345,7 @@ def test_channels_are_the_last_axis() -> None:
         Hourglass(attrs.evolve(TINY, channels=2))(torch.zeros(1, 8, 8, 8), torch.tensor(0.5))
 
 
+@pytest.mark.usefixtures("single")
 def test_recomputing_changes_no_gradient() -> None:
     network = filled(SMALL, torch.float32)
     x = torch.randn(1, 16, 16, 16, generator=generator(1))

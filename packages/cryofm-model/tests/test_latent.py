@@ -32,7 +32,7 @@ def parameters(network, config):
         return {name: p.shape for name, p in network(config).named_parameters()}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def codec():
     torch.manual_seed(0)
     autoencoder = Autoencoder(TINY).eval().requires_grad_(False)
@@ -40,7 +40,7 @@ def codec():
     return Codec.measured(autoencoder, Normalization(), 1.5, crops)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def prior(codec):
     network = Hourglass(FLOW).requires_grad_(False)
     with torch.no_grad():
@@ -149,6 +149,7 @@ def test_a_decoded_likelihood_is_one_of_latents_with_a_gradient(codec):
     assert gradient.abs().flatten(1).sum(1).min() > 0
 
 
+@pytest.mark.usefixtures("single")
 def test_one_file(prior, tmp_path):
     path = tmp_path / "model.safetensors"
     save_latent(prior, path)

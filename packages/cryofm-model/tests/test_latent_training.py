@@ -115,7 +115,7 @@ def test_the_flow_is_trained_on_samples_of_latents_by_flow_matching(codec):
             seen.append(z)
             return torch.zeros_like(z)
 
-    x_0, x_1 = Blobs().crops(1, 16, np.random.default_rng(0)), torch.randn(1, 16, 16, 16)
+    x_0, x_1 = Blobs().crops(1, 16, np.random.default_rng(0)), torch.randn(1, 16, 16, 16, dtype=torch.float32)
     loss = LatentFlowLoss(codec)(Network(), x_0, torch.tensor([0.25]), x_1)
     noise, z_1 = x_1.reshape(-1)[:1024].reshape(1, 16, 8, 8), x_1.reshape(-1)[1024:2048].reshape(1, 16, 8, 8)
     z_0 = codec.encode(x_0, noise)

@@ -29,6 +29,7 @@ SMALL_HOURGLASS = HourglassConfig(widths=(24, 48), depths=(1, 1), kernel=3, head
 
 def randomised(network):
     generator = torch.Generator().manual_seed(0)
+    network.float()  # as files hold them
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
@@ -58,6 +59,7 @@ class Calibrated(Protocol):
     def denoising_error(self) -> torch.Tensor: ...
 
 
+@pytest.mark.usefixtures("single")
 @pytest.mark.parametrize("network", [UNet(SMALL_UNET), Hourglass(SMALL_HOURGLASS)], ids=["unet", "hourglass"])
 def test_round_trip_is_bit_exact(tmp_path, network):
     prior = make_prior(randomised(network))
@@ -77,6 +79,12 @@ def test_round_trip_is_bit_exact(tmp_path, network):
     assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
 
 
+@pytest.mark.usefixtures("double")
+def test_weights_are_in_single_precision_whatever_torch_makes_modules_in():
+    network = load_prior("cryofm-tiny").network
+    assert {tensor.dtype for tensor in network.state_dict().values() if tensor.is_floating_point()} == {torch.float32}
+
+
 def test_a_prior_without_statistics_is_not_calibrated(tmp_path):
     calibrated = make_prior(randomised(UNet(SMALL_UNET)))
     fields = {field.name: getattr(calibrated, field.name) for field in attrs.fields(Prior)}
@@ -93,6 +101,7 @@ def test_a_prior_without_statistics_is_not_calibrated(tmp_path):
         assert (prior.voxel_size, prior.about) == (2.0, {"license": "Apache-2.0"})
 
 
+@pytest.mark.usefixtures("single")
 def test_the_error_per_shell_travels_where_it_was_measured(tmp_path):
     calibrated = make_prior(randomised(UNet(SMALL_UNET)))
     assert not hasattr(calibrated, "denoising_spectrum")

@@ -111,7 +111,7 @@ def state() -> dict[str, Tensor]:
     """Float32 weights none of which is at a neutral value, nor exact in bf16."""
     generator = torch.Generator().manual_seed(0)
     return {
-        name: a + 0.1 * torch.randn(a.shape, generator=generator)
+        name: (a + 0.1 * torch.randn(a.shape, generator=generator)).float()
         for name, a in Hourglass(TINY, generator=generator).state_dict().items()
     }
 
@@ -122,6 +122,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.usefixtures("single")
 @pytest.mark.parametrize("name", ["", "model.safetensors"], ids=["folder", "file"])
 def test_a_published_checkpoint_evaluates_as_its_network(folder: Path, name: str) -> None:
     prior = load_prior(folder / name, time_code="fp32", **TOLD)

@@ -46,6 +46,7 @@ def test_time_code_rounds_as_its_precision_does(time_code: TimeCode) -> None:
     assert np.mean(found.numpy() != expected) < (0.2 if time_code == "fp32" else 0.01)
 
 
+@pytest.mark.usefixtures("single")
 def test_low_precision_makes_another_time_code() -> None:
     """The precision trap: similarity of the bf16 code to the fp32 code at τ = 50, 250, 1000."""
     tau = torch.tensor([50.0, 250.0, 1000.0])

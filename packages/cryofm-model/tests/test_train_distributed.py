@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("tqdm")
 pytest.importorskip("cryofm_io")
@@ -27,7 +28,16 @@ def losses(folder):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
+def single():
+    """As the other processes have it."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, single):
     """Folder of the runs, after two processes have done theirs, and this one its own."""
     folder = tmp_path_factory.mktemp("runs")
     with pytest.raises(InterruptedError):

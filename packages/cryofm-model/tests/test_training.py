@@ -35,7 +35,7 @@ def test_loss_by_hand():
         seen.append((x, t))
         return torch.zeros_like(x)
 
-    loss = flow_matching_loss(network, x_0, torch.tensor([0.25]), x_1)
+    loss = flow_matching_loss(network, x_0, torch.tensor([0.25], dtype=torch.float64), x_1)  # finer than the data
     assert loss.tolist() == [4.0]  # |x_1 - x_0|²
     assert seen[0][0].unique().tolist() == [3.5]  # three quarters of the way to the data
 

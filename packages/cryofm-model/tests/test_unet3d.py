@@ -194,6 +194,7 @@ def test_the_network_is_the_published_formulas(config):
     torch.testing.assert_close(single, network(x, torch.tensor([0.4, 0.1]), more)[:1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.usefixtures("single")
 def test_the_time_code_is_that_of_single_precision_whatever_follows():
     """An integer τ is met exactly from a time in fp32, and bf16 rounds the code and not the angle."""
     network = randomised(SMALL)

@@ -48,5 +48,14 @@ def oracle(request: pytest.FixtureRequest) -> Oracle:
 
 
 @pytest.fixture
+def single():
+    """Torch's own default precision, for what is printed in it or is about it (`nox -s robust` sets another)."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(7)

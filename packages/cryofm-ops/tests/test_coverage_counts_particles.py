@@ -139,7 +139,7 @@ def test_noise_of_half_maps_is_found_where_it_is():
     assert coverage[0, 4, 4] > 2 * coverage[6, 0, 0]
     coverage = coverage + 1e-3  # corners too
     true = CoverageNoise(torch.linspace(3, 1, 13), coverage, shape, least=1e-3)
-    halves = [true.sample(torch.zeros(shape), generator=generator) for _ in range(2)]
+    halves = [true.sample(torch.zeros(shape, dtype=torch.float32), generator=generator) for _ in range(2)]
     found = CoverageNoise.from_half_maps(*halves, coverage, least=1e-3)
     ratio = found.radial_power / true.radial_power
     assert (ratio[4:] - 1).abs().max() < 0.25

@@ -12,6 +12,7 @@ MODULES = ["cryofm_ops", *(m.name for m in pkgutil.walk_packages(cryofm_ops.__pa
 README = Path(__file__).parent.parent / "README.md"
 
 
+@pytest.mark.usefixtures("single")
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings(name):
     assert doctest.testmod(importlib.import_module(name)).failed == 0

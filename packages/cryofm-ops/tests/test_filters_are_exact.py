@@ -244,7 +244,7 @@ def test_volumes_that_do_not_fit_are_named():
 
 def test_whole_numbers_are_filtered_as_numbers():
     x = torch.arange(64).reshape(4, 4, 4)
-    torch.testing.assert_close(SMOOTH(x), SMOOTH(x.float()))
+    torch.testing.assert_close(SMOOTH(x), SMOOTH(x.to(torch.get_default_dtype())))
 
 
 def test_an_envelope_is_that_of_relion():

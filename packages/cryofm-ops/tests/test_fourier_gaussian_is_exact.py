@@ -155,6 +155,7 @@ def test_white_normal_draws(variance, generator):
     assert float(draw.var()) == pytest.approx(0.25, abs=6 * 0.25 * (2 / 20000) ** 0.5)
 
 
+@pytest.mark.usefixtures("single")
 def test_float32_and_batched_observations(generator):
     y = torch.randn(3, 4, 5, 6, generator=generator)
     likelihood = gaussian_likelihood(Identity(), NOISE, y)

@@ -169,6 +169,7 @@ def test_an_element_converges_alike_whatever_its_batch(problem, oracle, generato
     torch.testing.assert_close(batch[1], one, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.usefixtures("single")
 def test_float32_converges_at_the_default_tolerance(generator):
     mask = (torch.rand(6, 7, 8, generator=generator) > 0.5).float()
     likelihood = gaussian_likelihood(Crop(mask), WhiteNoise(0.01), torch.ones(6, 7, 8))

@@ -76,13 +76,25 @@ def test_quaternions_of_half_turns():
         torch.testing.assert_close(rotation_from_quaternion(quaternion_from_rotation(r)), r, atol=1e-14, rtol=0)
 
 
+@pytest.mark.parametrize("default", [torch.float32, torch.float64])
+def test_random_rotations_are_in_torch_s_default_precision(default):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        rotations = random_rotations(3, generator=torch.Generator().manual_seed(0))
+    finally:
+        torch.set_default_dtype(before)
+    assert rotations.dtype == default
+    assert random_rotations(3, generator=torch.Generator(), dtype=torch.float64).dtype == torch.float64
+
+
 def test_distance_is_exact_from_0_to_180():
     a = random_rotations(len(VECTORS), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     expected = torch.linalg.vector_norm(VECTORS, dim=-1)
     distance = angular_distance_deg(a, a @ rotation_from_vector(VECTORS))
     torch.testing.assert_close(distance, expected, atol=1e-6, rtol=1e-9)
     assert angular_distance_deg(a[:4, None], a[None]).shape == (4, len(a))
-    single = angular_distance_deg(torch.eye(3), rotation_from_vector(VECTORS.float()))
+    single = angular_distance_deg(torch.eye(3, dtype=torch.float32), rotation_from_vector(VECTORS.float()))
     torch.testing.assert_close(single, expected.float(), atol=2e-5, rtol=1e-6)
 
 

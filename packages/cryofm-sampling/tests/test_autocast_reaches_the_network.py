@@ -39,7 +39,10 @@ class Denoiser(nn.Module):
 @pytest.fixture(autouse=True)
 def float64():
     """In single precision, as networks are."""
-    assert torch.get_default_dtype() == torch.float32
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    yield
+    torch.set_default_dtype(before)
 
 
 class Matrix:

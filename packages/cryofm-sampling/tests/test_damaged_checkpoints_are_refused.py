@@ -122,7 +122,7 @@ def test_a_step_out_of_range_is_refused(left, step):
     "values",
     [
         {"state": torch.zeros(2, 4, 4, dtype=torch.float64)},
-        {"state": torch.zeros(BOX)},
+        {"state": torch.zeros(BOX, dtype=torch.float32)},
         {"stream.0": torch.zeros(7, dtype=torch.uint8)},
     ],
 )

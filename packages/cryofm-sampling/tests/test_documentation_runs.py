@@ -19,7 +19,10 @@ SLOW = {"cryofm_sampling.testing"}
 @pytest.fixture(autouse=True)
 def float64():
     """Examples are shown in torch's default precision."""
-    assert torch.get_default_dtype() == torch.float32
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    yield
+    torch.set_default_dtype(before)
 
 
 @pytest.mark.parametrize(

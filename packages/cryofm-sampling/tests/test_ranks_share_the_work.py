@@ -169,10 +169,11 @@ def found(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def float64():
     """As the other processes have it; and one thread, as rounding depends on their number."""
-    assert torch.get_default_dtype() == torch.float32
-    threads = torch.get_num_threads()
+    before, threads = torch.get_default_dtype(), torch.get_num_threads()
+    torch.set_default_dtype(torch.float32)
     torch.set_num_threads(1)
     yield
+    torch.set_default_dtype(before)
     torch.set_num_threads(threads)
 
 

@@ -126,7 +126,8 @@ def write_fsc_csv(path: str | os.PathLike[str], curves: Mapping[str, FscCurve], 
     Example:
         >>> curve = FscCurve(np.array([0.1]), np.array([0.5]), np.array([18]))
         >>> write_fsc_csv("fsc.csv", {"restored": curve})
-        >>> print(open("fsc.csv").read())
+        >>> from pathlib import Path
+        >>> print(Path("fsc.csv").read_text())
         frequency_per_angstrom,resolution_angstrom,n_voxels,restored
         0.1,10,18,0.5
     """

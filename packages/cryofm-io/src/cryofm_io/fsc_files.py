@@ -26,7 +26,8 @@ def write_fsc_star(path: str | os.PathLike[str], curves: MaskedFsc, overwrite: b
     Example:
         >>> curve = FscCurve(np.array([0.1]), np.array([0.5]), np.array([18]))
         >>> write_fsc_star("fsc.star", MaskedFsc(curve, curve, curve, curve, 12.0))
-        >>> open("fsc.star").read().splitlines()[-1].split()
+        >>> from pathlib import Path
+        >>> Path("fsc.star").read_text().splitlines()[-1].split()
         ['1', '0.100000', '10.000000', '0.500000', '0.500000', '0.500000', '0.500000']
     """
     columns = [

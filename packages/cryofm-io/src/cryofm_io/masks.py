@@ -40,6 +40,7 @@ def spherical_mask(
         >>> [round(float(m), 2) for m in mask[4, 4, 4:]]
         [1.0, 1.0, 1.0, 0.5, 0.0]
     """
+    positive("voxel size", voxel_size, "Å")
     z, y, x = (voxel_size * (np.arange(n, dtype=np.float32) - n // 2) for n in shape)
     distance = np.sqrt(z[:, None, None] ** 2 + y[:, None] ** 2 + x**2)
     return raised_cosine(distance, radius, soft_edge, voxel_size)

@@ -79,7 +79,7 @@ def read_subtomogram_poses(path: str | os.PathLike[str]) -> SubtomogramPoses:
     Example:
         >>> columns = ["rlnImageName", "rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "cryofmTiltMin", "cryofmTiltMax"]
         >>> table = ["data_particles", "loop_", *(f"_{name}" for name in columns), "1.mrc 0 90 0 -60 51", ""]
-        >>> _ = open("subtomograms.star", "w").write("\\n".join(table))
+        >>> _ = Path("subtomograms.star").write_text("\\n".join(table))
         >>> read_subtomogram_poses("subtomograms.star").tilts_deg
         array([[-60.,  51.]])
     """

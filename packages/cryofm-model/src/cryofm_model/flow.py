@@ -23,7 +23,7 @@ def flow_matching_loss(network: nn.Module, x_0: Tensor, t: Tensor, x_1: Tensor, 
     >>> flow_matching_loss(lambda x, t: x, x_0, torch.tensor([0.0, 1.0]), x_1)
     tensor([1., 0.])
     """
-    s = t[:, None, None, None]
+    s = t.to(x_0)[:, None, None, None]
     x_t = torch.lerp(x_0, x_1, s)
     velocity: Tensor = network(x_t, t, *condition)
     return (velocity - (x_1 - x_0)).square().mean((-3, -2, -1))

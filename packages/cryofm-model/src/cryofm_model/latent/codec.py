@@ -64,9 +64,9 @@ class Codec:
         cls, autoencoder: Autoencoder, normalization: Normalization, voxel_size: float, crops: Tensor
     ) -> "Codec":
         """With the mean and the standard deviation that samples of q(z | x) have over crops (n, side, side, side)."""
-        device, channels = next(autoencoder.parameters()).device, autoencoder.config.channels
+        weight, channels = next(autoencoder.parameters()), autoencoder.config.channels
         with torch.no_grad():
-            moments = [torch.stack(autoencoder.encode(crop[None].to(device))).float() for crop in crops]
+            moments = [torch.stack(autoencoder.encode(crop[None].to(weight))).float() for crop in crops]
         mean, log_variance = rearrange(torch.cat(moments, 1), "m b (c z) y x -> m c (b z y x)", c=channels)
         std = (mean.var(1) + log_variance.exp().mean(1)).sqrt()
         return cls(autoencoder, normalization, voxel_size, crops.shape[-1], mean.mean(1), std)

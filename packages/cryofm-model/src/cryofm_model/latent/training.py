@@ -119,7 +119,7 @@ class LatentValidation:
         flow = self._flow(network)
         device = next(network.parameters()).device
         z_0 = torch.cat([self.codec.encode(crop[None].to(device)).cpu() for crop in self.crops])
-        z_1 = torch.randn(z_0.shape, generator=torch.Generator().manual_seed(0))
+        z_1 = torch.randn(z_0.shape, generator=torch.Generator().manual_seed(0), dtype=z_0.dtype)
         z_t = torch.lerp(z_0, z_1, _PROBE_TIME)
         t = torch.tensor([_PROBE_TIME], device=device)
         aucs = []

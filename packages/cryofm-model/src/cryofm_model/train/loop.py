@@ -41,6 +41,8 @@ def train(
 ) -> nn.Module:
     """Train ``network`` in place on its device, together with the other processes of a group if there is one.
 
+    Its weights become float32 if they are not.
+
     ``folder`` gets ``log.csv``, ``samples/`` and a checkpoint every ``config.report_every`` steps; where it has a
     checkpoint of the same configuration, the run goes on from it and ends as if it had never stopped, also with
     another number of processes (then to rounding).
@@ -67,7 +69,7 @@ def train(
     checks = FlowValidation(validation, shown) if isinstance(validation, Tensor) else validation
     _check(network, config, machine, checks.crops)
     with taken(folder):
-        return _trained(network, maps, checks, config, folder, machine, loss)
+        return _trained(network.float(), maps, checks, config, folder, machine, loss)
 
 
 def _trained(

@@ -58,7 +58,7 @@ def validation_loss(
     """
     generator = torch.Generator().manual_seed(0)
     device = next(network.parameters()).device
-    noise = torch.randn((len(times), *crops.shape), generator=generator)
+    noise = torch.randn((len(times), *crops.shape), generator=generator, dtype=crops.dtype)
 
     def loss(i: int, t: float, x_1: Tensor) -> float:
         one = slice(i, i + 1)
@@ -79,7 +79,7 @@ def denoising_fsc(network: nn.Module, crops: Tensor, t: float = _PROBE_TIME, sho
     from cryofm_io import fsc
 
     device = next(network.parameters()).device
-    x_1 = torch.randn(crops.shape, generator=torch.Generator().manual_seed(0))
+    x_1 = torch.randn(crops.shape, generator=torch.Generator().manual_seed(0), dtype=crops.dtype)
     x_t = torch.lerp(crops, x_1, t)
 
     def denoised(i: int) -> Tensor:
@@ -112,8 +112,9 @@ def sample(
     >>> bool((x == torch.randn(1, 2, 2, 2, generator=torch.Generator().manual_seed(0)) / 4).all())
     True
     """
-    device = next(network.parameters()).device
-    x = torch.randn(tuple(shape), generator=generator).to(device)
+    weight = next(network.parameters())
+    device = weight.device
+    x = torch.randn(tuple(shape), generator=generator, dtype=weight.dtype).to(device)
     beside = [] if shown is None else [shown.to(device).expand(len(x), *shown.shape)]
     for t in torch.arange(steps, 0, -1, device=device) / steps:
         x = x - network(x, t.expand(len(x)), *beside) / steps

@@ -65,7 +65,7 @@ def build(network: Callable[[], nn.Module], tensors: Mapping[str, Tensor], path:
     """
     try:
         with torch.device("meta"):
-            built = network()
+            built = network().float()  # whatever precision torch makes modules in
     except CryoFMError:
         raise
     except (TypeError, ValueError, RuntimeError, OverflowError, MemoryError) as error:

@@ -96,7 +96,8 @@ def sample_poses(
     streams = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     grids = torch.Generator().manual_seed(0)  # the same for all chains
 
-    rotations = torch.stack([random_rotations(K, generator=stream) for stream in streams]).to(images)
+    drawn = [random_rotations(K, generator=stream, dtype=torch.float32) for stream in streams]
+    rotations = torch.stack(drawn).to(images)
     shifts = torch.zeros(chains, K, 2).to(images)
     anchors = torch.linspace(0, K - 1, min(K, _ANCHORS)).round().long().tolist()
     if own and K > _ANCHORS:

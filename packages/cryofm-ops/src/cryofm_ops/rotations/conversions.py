@@ -193,8 +193,10 @@ def pose_difference_deg(a: Tensor, b: Tensor, symmetry: Tensor | None = None) ->
     return torch.stack(best).min()
 
 
-def random_rotations(n: int, *, generator: torch.Generator, dtype: torch.dtype = torch.float32) -> Tensor:
+def random_rotations(n: int, *, generator: torch.Generator, dtype: torch.dtype | None = None) -> Tensor:
     """Rotations `(n, 3, 3)` uniform on SO(3), on the generator's device: normalised Gaussian quaternions.
+
+    In torch's default precision unless a `dtype` is given.
 
     >>> random_rotations(5, generator=torch.Generator().manual_seed(0)).shape
     torch.Size([5, 3, 3])

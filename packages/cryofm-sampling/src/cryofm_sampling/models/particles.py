@@ -41,7 +41,7 @@ def models_of_particles(
     """
     refine = Refining(prior, images, max_shift_px, generator, callback)
     count = images.spectra.shape[-2]
-    anywhere = random_rotations(chains * count, generator=generator).reshape(chains, count, 3, 3)
+    anywhere = random_rotations(chains * count, generator=generator, dtype=torch.float32).reshape(chains, count, 3, 3)
     centred = anywhere.new_zeros(chains, count, 2)
     drawn = refine(anywhere, centred, levels=2 * levels, ratios=_RATIOS, draw_above=0.0)
     best = min(keep, chains)
