@@ -9,6 +9,7 @@ from scipy.spatial.transform import Rotation
 from cryofm_ops import (
     CommonLines,
     GeometryError,
+    angular_distance_deg,
     background_power,
     polar_transform,
     pose_difference_deg,
@@ -124,6 +125,14 @@ def test_poses_are_found(count, off_px, chains):
     assert found.rotations.shape == (chains, count, 3, 3)
     assert found.log_evidence[0] >= found.log_evidence[-1]
     assert pose_difference_deg(rotations, found.rotations[0]) < 8
+    assert worst_view_deg(rotations, found.rotations[0]) < 25
+
+
+def worst_view_deg(a, b):
+    """Angle of the view that differs most, after a turn, and a mirror if need be, that suits one of them."""
+    mirror = torch.tensor([1.0, 1.0, -1.0]).diag()
+    turns = ((seen, a[k].mT @ seen[k]) for seen in (b, mirror @ b @ mirror) for k in range(len(a)))
+    return min(float(angular_distance_deg(a @ turn, seen).max()) for seen, turn in turns)
 
 
 @pytest.mark.slow
