@@ -55,9 +55,9 @@ class FlexibleDomain:
 
 def run(args: argparse.Namespace, folder: Path) -> Written:
     """From nothing to a restored map."""
+    prior, truth = calibrated_prior(args), demo_map(side=72.0)  # Å, not much more than the molecule
     # Is it what it claims to be? A wrong adjoint, a changed input, a lost batch axis: all would be told.
     print("FlexibleDomain passes", ", ".join(check_operator(FlexibleDomain(8.0, voxel_size=1.5))))
-    prior, truth = calibrated_prior(args), demo_map(side=72.0)  # Å, not much more than the molecule
     grid = PriorGrid.of(truth, prior)
     x, brightest = grid.forward(torch.from_numpy(truth.data)), float(np.percentile(demo_map().data, 99.999))
     scale = ScaledNormalization(prior.normalization, 1 / brightest)

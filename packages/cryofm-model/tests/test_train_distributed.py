@@ -15,6 +15,7 @@ import torch
 
 pytest.importorskip("tqdm")
 pytest.importorskip("cryofm_io")
+pytestmark = pytest.mark.slow  # all need the runs of several processes
 
 WORKER = Path(__file__).with_name("train_worker.py")
 worker = runpy.run_path(str(WORKER))
@@ -61,7 +62,6 @@ def runs(tmp_path_factory, single):
     return folder
 
 
-@pytest.mark.slow
 def test_two_copies_reproduce_the_losses_of_one_process(runs):
     assert losses(runs / "ddp").shape == (3, 7)
     np.testing.assert_allclose(losses(runs / "ddp"), losses(runs / "unet"), rtol=1e-3)

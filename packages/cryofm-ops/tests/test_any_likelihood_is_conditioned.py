@@ -313,6 +313,7 @@ def test_the_noise_alone_is_the_deviance_of_several_volumes():
     assert number == math.prod(BOX)
 
 
+@pytest.mark.slow
 def test_a_volume_of_a_batch_ends_where_it_does_alone():
     """One of several modes is chosen by the volume itself, whatever the others of its batch need."""
     box = (3, 5, 4)

@@ -99,8 +99,6 @@ def test_operators_of_any_box(check):
 @parametrize_with_checks(
     [
         FourierMask(OPTICS.transfer(BOX), BOX),
-        Projector(ROTATIONS, SHIFTS, BOX, ctf=OPTICS),
-        FourierProjector(ROTATIONS, SHIFTS, BOX, ctf=OPTICS),
         Mask(WEIGHTS),
         -2 * Mask(WEIGHTS) @ WEDGE + OPTICS,
         adjoint_of(lambda x: x[..., 1:] - x[..., :-1], BOX),
@@ -109,6 +107,16 @@ def test_operators_of_any_box(check):
     level="0.2",
 )
 def test_operators_of_one_box(check):
+    check()
+
+
+@pytest.mark.slow
+@parametrize_with_checks(
+    [Projector(ROTATIONS, SHIFTS, BOX, ctf=OPTICS), FourierProjector(ROTATIONS, SHIFTS, BOX, ctf=OPTICS)],
+    shapes=[BOX],
+    level="0.2",
+)
+def test_projectors(check):
     check()
 
 
@@ -134,20 +142,31 @@ def test_noises(check):
         gaussian_likelihood(OPTICS, COLOURED, Y),
         gaussian_likelihood(WEDGE, WhiteNoise(0.0), WEDGE(Y)),
         gaussian_likelihood(WEDGE, AnisotropicNoise(COLOURED.radial_power, wedge_alpha(-45, 30, 3)), Y),
-        gaussian_likelihood(Voxelwise(), COLOURED, Y),
         gaussian_likelihood(stack(WEDGE, OPTICS), WhiteNoise(0.5), torch.stack([Y, Y])),
         gaussian_likelihood(Saturation(), COLOURED, Y),
-        gaussian_likelihood(WEDGE, VoxelNoise(0.5 + WEIGHTS), Y),
-        gaussian_likelihood(Mask(WEIGHTS), WhiteNoise(0.5), Y),
         PoissonLikelihood(OPTICS, Y.square().round(), background=1.0),
         StudentTLikelihood(Saturation(), Y, scale=0.3),
+    ],
+    shapes=[BOX],
+    level="0.2",
+)
+def test_likelihoods(check):
+    check()
+
+
+@pytest.mark.slow
+@parametrize_with_checks(
+    [
+        gaussian_likelihood(Voxelwise(), COLOURED, Y),
+        gaussian_likelihood(WEDGE, VoxelNoise(0.5 + WEIGHTS), Y),
+        gaussian_likelihood(Mask(WEIGHTS), WhiteNoise(0.5), Y),
         Proximal(StudentTLikelihood(Identity(), Y, scale=0.3)),
         Proximal(gaussian_likelihood(Mask(WEIGHTS), WhiteNoise(0.3), Y)),
     ],
     shapes=[BOX],
     level="0.2",
 )
-def test_likelihoods(check):
+def test_likelihoods_that_search(check):
     check()
 
 

@@ -13,6 +13,7 @@ import cryofm_sampling
 
 README = Path(__file__).parents[1] / "README.md"
 MODULES = ["cryofm_sampling", *(m.name for m in pkgutil.walk_packages(cryofm_sampling.__path__, "cryofm_sampling."))]
+SLOW = {"cryofm_sampling.testing"}
 
 
 @pytest.fixture(autouse=True)
@@ -24,12 +25,15 @@ def float64():
     torch.set_default_dtype(before)
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in MODULES]
+)
 def test_docstrings(name):
     # `restore` the function hides `restore` the module as an attribute, not from importlib.
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not README.exists(), reason="the README is not beside these tests")
 def test_readme():
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)

@@ -18,6 +18,7 @@ from cryofm_io.errors import GeometryError, GridMismatchError
 __all__ = ["FscCurve", "fsc", "write_fsc_csv"]
 
 _MANY = 10**6  # voxels, of which a part has the same median
+_AT_ONCE = 2**16  # coefficients: few, to spare memory, and not too few, to spare time
 
 
 @attrs.frozen(eq=False)
@@ -168,6 +169,10 @@ def transform(x: NDArray[Any], mask: NDArray[Any] | None = None) -> NDArray[Any]
     return np.asarray(scipy.fft.rfftn(x, norm="ortho"))
 
 
+def _cross_power(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
+    return np.asarray(a.real * b.real + a.imag * b.imag)
+
+
 def shell_sums(a: NDArray[Any], b: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Rows: cross power, power of a, power of b, number of voxels; columns: shells 1..N//2."""
     z, y, x = shape
@@ -177,12 +182,13 @@ def shell_sums(a: NDArray[Any], b: NDArray[Any], shape: tuple[int, ...]) -> NDAr
     friedel[0] = 1  # ... except on the planes that are their own mirror image
     if x % 2 == 0:
         friedel[-1] = 1
-    friedel, lateral = np.broadcast_to(friedel, (y, len(kx))), ky**2 + kx**2
+    lateral = ky**2 + kx**2
     pairs = [(a, b), (a, a), (b, b)] if b is not a else [(a, a)]
     sums = np.zeros((len(pairs) + 1, longest + 2))
-    for i, kz in enumerate(np.fft.fftfreq(z)):  # by planes, to spare memory
-        shell = np.rint(longest * np.sqrt(kz**2 + lateral)).astype(np.intp).ravel()
-        values = [p[i].real * q[i].real + p[i].imag * q[i].imag for p, q in pairs]
-        for row, value in zip(sums, [*values, 1.0], strict=True):
-            row += np.bincount(shell, (friedel * value).ravel(), minlength=len(row))
+    thick = max(1, _AT_ONCE // lateral.size)
+    for planes in (slice(i, i + thick) for i in range(0, z, thick)):
+        shell = np.rint(longest * np.sqrt(np.fft.fftfreq(z)[planes, None, None] ** 2 + lateral)).astype(np.intp)
+        values = [_cross_power(p[planes], q[planes]) for p, q in pairs]
+        for row, value in zip(sums, [*values, np.broadcast_to(1.0, shell.shape)], strict=True):
+            row += np.bincount(shell.ravel(), (friedel * value).ravel(), minlength=len(row))
     return sums[[0, 0, 0, 1] if b is a else [0, 1, 2, 3], 1 : longest // 2 + 1]

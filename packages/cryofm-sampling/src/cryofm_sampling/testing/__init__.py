@@ -110,7 +110,7 @@ def check_mean(
         seed: of the draws.
 
     >>> from cryofm_sampling import PlugAndPlay
-    >>> check_mean(PlugAndPlay(100), runs=20)
+    >>> check_mean(PlugAndPlay(100), runs=8)
     """
     u = _whitened(sampler, likelihood, runs, seed)
     excess = float((u.mean(0).abs() - _SIGMAS * u.std(0) / runs**0.5).max())
@@ -165,7 +165,7 @@ def check_coverage(
     `bias` the error of a frequency that is let pass beyond that of sampling.
 
     >>> from cryofm_sampling import PlugAndPlay, Renoising
-    >>> check_coverage(Renoising(times=(0.5,)))
+    >>> check_coverage(Renoising(times=(0.5,)), runs=40)
     >>> try:
     ...     check_coverage(PlugAndPlay(), runs=20)
     ... except SamplerError as error:
