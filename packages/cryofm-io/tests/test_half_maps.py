@@ -16,6 +16,7 @@ from cryofm_io import (
     check_half_maps,
     spherical_mask,
 )
+from cryofm_io.half_noise import _blocks, _centres
 
 SHAPE = (36, 40, 37)
 
@@ -145,3 +146,9 @@ def test_sharpened_halves_are_told():
         check_half_maps(*halves(0.0))
     with pytest.warns(MapWarning, match="sharpened half maps"):
         check_half_maps(*halves(150.0))
+
+
+@pytest.mark.parametrize("n", [12, 13, 17, 24, 29])
+def test_places_of_the_cubes_are_the_means_of_their_voxels(n):
+    index = np.broadcast_to((np.arange(n) - n // 2) / n, (n, n, n))
+    np.testing.assert_allclose(_blocks(index)[0, 0], _centres(n), atol=1e-12)
