@@ -6,10 +6,10 @@ import pytest
 import torch
 from scipy.optimize import brentq
 
-from cryofm_ops import MissingWedge
+from cryofm_ops import MissingWedge, radial
 from cryofm_sampling.half_maps.tilts import doubt_of_tilts
 from cryofm_sampling.samplers._smoothed import smoothed_gradient
-from cryofm_sampling.samplers.ab_initio import _by_power
+from cryofm_sampling.samplers.ab_initio import _at, _by_power
 from cryofm_sampling.samplers.plug_and_play import _precision
 
 BOX = (4, 4, 4)
@@ -66,3 +66,9 @@ def test_the_mean_of_a_map_is_no_power_within_a_wedge():
     x = x - x.mean((-3, -2, -1), keepdim=True)
     for level in (0.0, 7.0):
         assert "of the map's power lies within the wedge" in doubt_of_tilts(MissingWedge(-60, 60), *(x + level))
+
+
+def test_a_radial_power_is_read_between_its_shells():
+    table = torch.tensor([5.0, 3.0, 2.0, 1.0, 0.5])
+    k = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, -2.0], [1.5, 2.0]])
+    torch.testing.assert_close(_at(radial(table, (8, 8, 8)), k), torch.tensor([5.0, 3.0, 2.0, 1.5]))

@@ -20,9 +20,10 @@ POWER = 40 * torch.exp(-6 * torch.linspace(0, 1, 17))
 
 @pytest.mark.parametrize(("b_factor", "scale"), [(0.0, 3.0), (90.0, 0.2), (-30.0, 1.0)])
 def test_the_wilson_plot_of_a_known_envelope(b_factor, scale):
-    """Halves whose signal is the prior's through an envelope, over the scale."""
+    """Halves whose signal is the prior's through an envelope, over the scale; beyond 12 Å it may be any."""
     h = Envelope(b_factor, VOXEL_SIZE).table(17).double()
     signal = POWER * STD**2 * (h / scale) ** 2
+    signal[:4] *= 7
     model = FourierModel(torch.full((17,), 0.9), signal / 9, signal, BOX, lambda shape: None)
     prior = GaussianPrior(POWER, BOX)
     line = wilson_line(model, prior, SimpleNamespace(mean=0.0, std=STD), VOXEL_SIZE)
@@ -105,3 +106,47 @@ def test_shells_without_power_correlate_with_nothing():
     table = correlation(low, low)
     torch.testing.assert_close(table[1:4], torch.ones(3))
     assert not table[6:].any()
+
+
+def test_a_trial_is_scored_by_what_it_explains_and_how_it_correlates():
+    """a y explains 2 a − a² of y and correlates with all of it; without any FSC all shells count."""
+    y = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(0))
+    for a in (0.4, 1.0, 1.6):
+        for fsc in (torch.ones(9), torch.full((9,), 1e-9)):
+            F, weight = max(float(fsc[0]), envelope._LEAST_FSC), envelope._CORRELATION
+            expected = (1 - weight) * (2 * a - a**2) / F + weight / F**0.5
+            assert envelope._score(a * y, y, fsc) == pytest.approx(expected, rel=1e-5)
+    half = torch.ones(9)
+    half[5:] = 0  # which are not scored
+    low = torch.fft.irfftn((16 * frequencies(y.shape) < 4.5) * torch.fft.rfftn(y), s=y.shape)
+    assert envelope._score(low, y, half) == pytest.approx(1, rel=1e-5)
+
+
+def test_halves_that_are_too_good_are_dimmed_to_an_fsc_of_a_seventh_at_the_finest():
+    n, voxel_size = 17, 1.2  # 3.6 Å is two thirds of the way to Nyquist
+    signal, noise = 10 * torch.exp(-3 * torch.linspace(0, 1, n)), torch.full((n,), 1e-3)
+
+    def noise_on(shape):
+        return torch.full_like(frequencies(shape), 1e-3), torch.ones_like(frequencies(shape))
+
+    model = FourierModel(signal / (signal + noise), noise, signal, BOX, noise_on)
+    half = torch.zeros(BOX)
+    dimmed, told = envelope._dimmed(half, model, voxel_size, torch.Generator().manual_seed(0))
+    level = 10 * math.exp(-2) * (1 - 0.143) / 0.143
+    torch.testing.assert_close(told.noise_power, torch.full((n,), level))
+    assert float(dimmed.var()) == pytest.approx(level - 1e-3, rel=0.03)
+    torch.testing.assert_close(told.noise_on(BOX)[0], torch.full((32, 32, 17), level), check_dtype=False)
+    again = envelope._dimmed(half, told, voxel_size, torch.Generator().manual_seed(0))
+    assert again == (half, told)
+
+
+def test_a_parabola_without_a_top_moves_nothing():
+    assert [envelope._parabola(*three) for three in ((1, 1, 1), (2, 1, 2), (0, 1, 2))] == [0, 0, 0]
+    assert envelope._parabola(-1.0, 0.0, -1.5) == pytest.approx(-0.1)
+
+
+def test_the_densest_cube_is_where_the_density_is():
+    x = torch.zeros(20, 30, 6)
+    x[3:8, 17:22] = 1
+    assert envelope.densest(x, 5) == (slice(3, 8), slice(17, 22), slice(0, 5))
+    assert envelope.densest(x, 25)[0] == slice(0, 20)
