@@ -5,9 +5,9 @@
     python benchmarks/reconstructions.py MAPS... --b-factors 0 50 100 150 --resolutions 2.7 3.6 4.6 --out CSV
 
 Of clean maps halves are made without RELION: an envelope exp(−B ν² / 4) and white noise whose FSC is .143 at a
-resolution. Everything else is found as ``denoise.py`` finds it. A row for each problem, of the mean of the halves
-(``input``), the best linear filter, the masked, sharpened mean, the restored map, and, where particles were
-blurred by 100 Å², what comes out if no envelope is sought (``sharp``):
+resolution. Everything else is found as ``denoise.py`` finds it, the bundled prior included. A row for each problem, of
+the mean of the halves (``input``), the best linear filter, the masked, sharpened mean, the restored map, and, where
+particles were blurred by 100 Å², what comes out if no envelope is sought (``sharp``):
 
 - ``auc``: FSC_AUC with the truth; ``error``: squared error after the best factor, since the scale of a truth may be a
   convention; ``raw``: as it is, in the units of the halves;
@@ -16,6 +16,7 @@ blurred by 100 Å², what comes out if no envelope is sought (``sharp``):
 - ``most_lost_in_a_shell``: FSC of the input less that of the restored map;
 - ``inside_50``, ``_80``, ``_95``: with ``--samples``, how often the truth lies in the interval that should hold it so
   often, over voxels where the linear estimate has density (in the same units as the amplitudes);
+- ``prior``: that was taken;
 - ``doubts``: of the check, none for results that are to be believed.
 
 Rows are added as they are done; those that are there are not done again.
@@ -36,8 +37,9 @@ from scipy.stats import t as student
 from torch import Tensor
 
 from cryofm_io import DensityMap, GridTransform, fsc, read_map, soft_mask
+from cryofm_model import bundled_prior_for
 from cryofm_ops import Envelope, LowPass, WhiteNoise, estimate_noise_power, radial_mean, rfft
-from cryofm_sampling import RestoredHalfMaps, Tiled, restore_half_maps, summarise
+from cryofm_sampling import RestoredHalfMaps, Tiled, restore_half_maps, signal_end, summarise
 
 MAPS = ("input", "linear", "masked", "restored", "sharp")
 LEVELS = (50, 80, 95)  # per cent
@@ -107,9 +109,21 @@ def read(
     return Problem(name, first, second, torch.from_numpy(true.data), float(one.voxel_size), b_factor)
 
 
-def row(problem: Problem, name: str, samples: int, dtype: torch.dtype | None) -> dict[str, Any]:
+def fitting(problem: Problem) -> str:
+    """The bundled prior that the scripts take for such halves."""
+    half1, half2, voxel_size = problem.half1, problem.half2, problem.voxel_size
+    z, y, x = half1.shape
+    found = estimate_noise_power(half1, half2, allow_masked=True)
+    end = 1 / signal_end(found, (z, y, x), voxel_size=voxel_size)
+    resolution = fsc(half1.numpy(), half2.numpy(), voxel_size).resolution(0.143)
+    return bundled_prior_for(voxel_size, resolution=max(resolution, end))
+
+
+def row(problem: Problem, name: str | None, samples: int, dtype: torch.dtype | None) -> dict[str, Any]:
     """Restore, and compare."""
-    prior, start = calibrated_prior(name), time.perf_counter()
+    start = time.perf_counter()
+    name = name or fitting(problem)
+    prior = calibrated_prior(name)
     z, y, x = problem.truth.shape
     like = DensityMap(problem.truth.numpy(), problem.voxel_size)
     grid = PriorGrid(GridTransform.of(like, prior.voxel_size))
@@ -140,6 +154,7 @@ def row(problem: Problem, name: str, samples: int, dtype: torch.dtype | None) ->
     inside = coverage(result, problem.truth / factor)
     return {
         "problem": problem.name,
+        "prior": name,
         "b_factor": "" if problem.b_factor is None else problem.b_factor,
         "b_found": round(result.b_factor, 1),
         "solvent_found": round(result.solvent_contrast, 2),
@@ -227,12 +242,12 @@ def main() -> None:
     add("--folder", type=Path, help="of halves that relion_halves.py made")
     add("--only", nargs="+", default=[""], help="problems in whose names one of these stands")
     add("--samples", type=int, default=0, help="to draw, for the coverage (default 0)")
-    add("--prior", default="cryofm-tiny")
+    add("--prior", help="default: the bundled one that fits, as the scripts choose it")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network (default fp32)")
     add("--out", type=Path, required=True, help="CSV; rows are added")
     args = parser.parse_args()
     done = {line["problem"] for line in rows_of(args.out)}
-    for name, make in problems(args, calibrated_prior(args.prior).voxel_size):
+    for name, make in problems(args, calibrated_prior(args.prior or "cryofm-tiny").voxel_size):
         if name in done or not any(part in name for part in args.only):
             continue
         found = row(make(), args.prior, args.samples, torch.bfloat16 if args.precision == "bf16" else None)

@@ -3,7 +3,8 @@
 Every model and seed is a set of particles, simulated as ``relion_halves.py`` does it: CTFs, an envelope of B = 80 Å²,
 white noise, start poses that are wrong by so many degrees. ``relion_refine_mpi`` refines it by a fixed schedule of
 local searches in two halves from a reference at 15 Å, once as it is, and once with examples/relion_reconstruct.py from
-the same start. Scale and B are those of its --dry-run on the first run's last half 1.
+the same start. Scale and B are those of its --dry-run on the first run's last half 1. With --auto the schedule is
+RELION's own, ``--auto_refine`` with local searches from the first iteration on, until it has converged.
 
 A row is one run: errors of the poses; FSC with the truth of the reference, and of what ``relion_reconstruct`` makes
 of the final poses, which no prior touched; what the halves' FSC claims of the latter, less what is true. A mean FSC
@@ -92,9 +93,11 @@ def refine(folder: Path, arm: str, hook: str | None, diameter: float, seed: int,
     if done.exists():
         return float(done.read_text())
     (folder / arm).mkdir(exist_ok=True)
+    fixed = f"--iter {args.iterations} --sigma_ang {args.start / 1.5:.2f}"
+    schedule = f"--auto_refine --auto_local_healpix_order {args.healpix_order}" if args.auto else fixed
     line = f"""mpirun --oversubscribe -n 3 relion_refine_mpi --i particles.star --o {arm}/run --ref reference.mrc
-        --ini_high {START:g} --iter {args.iterations} --split_random_halves --healpix_order {args.healpix_order}
-        --oversampling 1 --sigma_ang {args.start / 1.5:.2f} --offset_range 2 --offset_step 2 --ctf --norm
+        --ini_high {START:g} {schedule} --split_random_halves --healpix_order {args.healpix_order}
+        --oversampling 1 --offset_range 2 --offset_step 2 --ctf --norm
         --flatten_solvent --zero_mask --particle_diameter {diameter:.0f} --external_reconstruct --pad 2 --maxsig 100
         --random_seed {seed + 1} --dont_check_norm --dont_combine_weights_via_disc"""
     own = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1", "OMP_NUM_THREADS": "1"}
@@ -109,8 +112,9 @@ def refine(folder: Path, arm: str, hook: str | None, diameter: float, seed: int,
 
 def found_by_dry_run(folder: Path, args: argparse.Namespace) -> str:
     """The line that the script prints for RELION's user."""
-    star = f"relion/run_it{args.iterations:03d}_half1_class001_external_reconstruct.star"
-    line = [sys.executable, str(HOOK), "--dry-run", "--steps", str(args.steps), star]
+    arm = "relion-auto" if args.auto else "relion"
+    star = f"{arm}/run_it{last_iteration(folder / arm):03d}_half1_class001_external_reconstruct.star"
+    line = [sys.executable, str(HOOK), "--dry-run", "--steps", str(args.steps), "--precision", args.precision, star]
     said = subprocess.run(line, cwd=folder, check=True, capture_output=True, text=True).stdout
     print(said, end="", flush=True)
     hook = re.search(r"EXECUTABLE=(.*)", said)
@@ -118,16 +122,22 @@ def found_by_dry_run(folder: Path, args: argparse.Namespace) -> str:
     return shlex.split(hook[1])[0]
 
 
+def last_iteration(run: Path) -> int:
+    """The last one in which the halves were apart."""
+    return max(int(path.name.split("_")[1][2:]) for path in run.glob("run_it*_half1_model.star"))
+
+
 def judge(folder: Path, arm: str, args: argparse.Namespace) -> dict[str, object]:
     """What came of a run."""
-    stem, px = f"{arm}/run_it{args.iterations:03d}", args.voxel_size
-    table = read_table(folder / f"{stem}_data.star")
+    stem, px = f"{arm}/run_it{last_iteration(folder / arm):03d}", args.voxel_size
+    found = f"{arm}/run_data.star" if args.auto else f"{stem}_data.star"  # which RELION has where it has converged
+    table = read_table(folder / found)
     poses = table.poses(px)
     assert poses is not None
     order = [int(name.split("@")[0]) - 1 for name in table.names]
     true = torch.from_numpy(np.load(folder / "true.npy"))[order].double()
     error = angular_distance_deg(true, torch.from_numpy(poses.rotations).double())
-    line = ["relion_reconstruct", "--i", f"{stem}_data.star", "--o", f"{stem}_plain.mrc", "--ctf", "--verb", "0"]
+    line = ["relion_reconstruct", "--i", found, "--o", f"{stem}_plain.mrc", "--ctf", "--verb", "0"]
     subprocess.run(line, cwd=folder, check=True, capture_output=True)
     truth = read_map(folder / "truth.mrc")
     sphere, tight = masks(truth)
@@ -185,14 +195,14 @@ def run(model: Path, seed: int, args: argparse.Namespace) -> None:
         make(model, seed, folder, args)
     truth = read_map(folder / "truth.mrc").data
     rows = list(csv.DictReader(args.out.open(newline=""))) if args.out.exists() else []
-    for arm in ("relion", "hook"):
+    for arm in ("relion-auto", "hook-auto") if args.auto else ("relion", "hook"):
         if any((row["protein"], row["seed"], row["arm"]) == (name, str(seed), arm) for row in rows):
             continue
-        hook = found_by_dry_run(folder, args) if arm == "hook" else None
+        hook = found_by_dry_run(folder, args) if arm.startswith("hook") else None
         seconds = refine(folder, arm, hook, extent(truth, args.voxel_size), seed, args)
         set_of = {"protein": name, "seed": seed, "side": len(truth), "particles": args.particles, "snr": args.snr}
         flags = dict(zip(*[iter(shlex.split(hook or "")[2:])] * 2, strict=False))
-        how = {"start_deg": args.start, "iterations": args.iterations, "arm": arm}
+        how = {"start_deg": args.start, "iterations": last_iteration(folder / arm), "arm": arm}
         told = {"scale": flags.get("--scale", ""), "b_factor": flags.get("--b-factor", ""), "seconds": round(seconds)}
         rows.append({**set_of, **how, **judge(folder, arm, args), **told})
         write_csv(args.out, rows)
@@ -211,8 +221,10 @@ def main() -> None:
     add("--voxel-size", type=float, default=2.0, help="Å (default 2)")
     add("--side", type=int, help="voxels a side, even; as small as the model allows if not given")
     add("--iterations", type=int, default=5, help="of the schedule (default 5)")
+    add("--auto", action="store_true", help="RELION's own schedule, to convergence, in place of --iterations")
     add("--healpix-order", type=int, default=3, help="of the local searches, oversampled once (default 3)")
     add("--steps", type=int, default=8, help="network evaluations a map (default 8)")
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the network (default fp32)")
     add("--work", type=Path, required=True, help="folder of particles and runs")
     add("--out", type=Path, required=True, help="CSV; rows are added")
     args = parser.parse_args()

@@ -1,23 +1,36 @@
-"""What comes before imports that take seconds: Ctrl-C ends the program at once, and what is missing is one line."""
+"""What comes before imports that take seconds: Ctrl-C ends the program at once, what is missing and what is wrong with
+the line is told."""
 
 import signal
 import sys
+from collections.abc import Callable
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
 OURS = ("cryofm_io", "cryofm_model", "cryofm_ops", "cryofm_sampling")
 NEEDED = (*OURS, "torch", "tqdm", "matplotlib", "jinja2", "scipy")
+ALSO = {"custom_operator.py": ("hypothesis", "pytest")}  # the contract kit
 
-
-if Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve().parent == Path(__file__).resolve().parent:
+program = Path(getattr(sys.modules["__main__"], "__file__", None) or "").resolve()
+if program.parent == Path(__file__).resolve().parent:
     # Nothing is at stake yet; `exit_code` takes over.  Who ignores Ctrl-C, as nohup does, still does.
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    if missing := [name.replace("_", "-") for name in NEEDED if find_spec(name) is None]:
+    needed = (*NEEDED, *ALSO.get(program.name, ()))
+    if missing := [name.replace("_", "-") for name in needed if find_spec(name) is None]:
         print(
             f"error: not installed: {', '.join(missing)}; python -m pip install "
-            "'./packages/cryofm-io[atomic,plot,report]' ./packages/cryofm-ops ./packages/cryofm-sampling "
-            "'./packages/cryofm-model[train]' in the checkout",
+            "'./packages/cryofm-io[atomic,plot,report]' './packages/cryofm-ops[testing]' "
+            "'./packages/cryofm-sampling[likelihood]' './packages/cryofm-model[train]' in the checkout",
             file=sys.stderr,
         )
         sys.exit(2)
+
+
+def check_line(parse: Callable[[], object]) -> None:
+    """Answer ``--help``, and refuse a line that is wrong in itself; it is parsed again, for good, when all is there."""
+    from _streams import outlived_streams  # which needs tqdm
+
+    with outlived_streams(), suppress(Exception):  # which `exit_code` will make a line of
+        parse()

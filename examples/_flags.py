@@ -8,10 +8,8 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from cryofm_io import InputFileError, find_cryosparc_maps, find_emdb_entry
-from cryofm_sampling import PosteriorFlow
-
-UNCERTAINTY = "uncertainty.mrc"
+UNCERTAINTY, WEIGHTED = "uncertainty.mrc", "restored_fsc_weighted.mrc"
+EVALUATIONS = 25  # of a `PosteriorFlow()`, whose import would take seconds
 MOST, EXTREME = 10**7, 1e15  # of what is counted; of numbers that are squared
 
 
@@ -130,37 +128,13 @@ def add_algorithm_flags(parser: argparse.ArgumentParser, paper: str) -> None:
 def parse_half_maps(parser: argparse.ArgumentParser, arguments: list[str] | None) -> argparse.Namespace:
     """The command line of a script with the flags of half maps."""
     args = parser.parse_args(with_plain_numbers(arguments))
-    if args.half1 is not None and args.half2 is None and args.half1.is_dir():
-        take_entry(args)
+    folder = args.half1 is not None and args.half2 is None and args.half1.is_dir()  # for `take_entry`
     given = (args.half1 is not None, args.half2 is not None, vars(args).get("resolution") is not None)
-    if given not in ((False, False, False), (True, True, False), (True, False, True)):
+    if not folder and given not in ((False, False, False), (True, True, False), (True, False, True)):
         parser.error("give both half maps, or one map and its --resolution, or nothing for the example")
     if args.steps is not None and args.steps < 2:
         parser.error("--steps must be at least 2")
     return args
-
-
-def take_entry(args: argparse.Namespace) -> None:
-    """Of a folder of the EMDB or a cryoSPARC job: the half maps, or the map and its resolution, and the mask.
-
-    Raises:
-        InputFileError: It has none that the script can take.
-    """
-    folder, entry = args.half1, find_cryosparc_maps(args.half1) or find_emdb_entry(args.half1)
-    told = None if entry.header is None else entry.header.resolution
-    if entry.half_maps is not None and vars(args).get("resolution") is None:
-        args.half1, args.half2 = entry.half_maps
-    elif entry.map is not None and "resolution" in vars(args) and (args.resolution or told):
-        args.half1, args.resolution = entry.map, args.resolution or told
-    else:
-        raise InputFileError(f"{folder} holds no half maps, and no map with a header that tells its resolution")
-    args.mask = args.mask or entry.mask
-    said = [str(path) for path in (args.half1, args.half2, args.mask) if path is not None]
-    if entry.header is not None:
-        resolution = "no resolution" if told is None else f"{told:g} Å"
-        contour = "" if entry.header.contour is None else f", contour {entry.header.contour:g}"
-        said.append(f"by its header {resolution}{contour}")
-    print(f"{folder}: {', '.join(said)}")
 
 
 def with_plain_numbers(arguments: list[str] | None) -> list[str]:
@@ -190,6 +164,11 @@ def add_checkpoint_flag(parser: argparse.ArgumentParser, of: str) -> None:
     parser.add_argument("--checkpoint", type=state_file, help=state)
 
 
+def add_report_flag(parser: argparse.ArgumentParser) -> None:
+    """A page to look at, of a script that writes no folder."""
+    parser.add_argument("--report", type=Path, metavar="PAGE", help="page to look at as well, such as report.html")
+
+
 def add_symmetry_flag(parser: argparse.ArgumentParser) -> None:
     """Of the particles."""
     group = "point group, axis along z: C1, C4, D7, T, O, I (default C1)"
@@ -198,7 +177,7 @@ def add_symmetry_flag(parser: argparse.ArgumentParser) -> None:
 
 def add_samples_flag(parser: argparse.ArgumentParser) -> None:
     """How many maps to draw."""
-    draw = f"maps to draw of those that the data allow, each of {PosteriorFlow().nfe} network evaluations or some "
+    draw = f"maps to draw of those that the data allow, each of {EVALUATIONS} network evaluations or some "
     draw += f"more; from two on, their standard deviation is {UNCERTAINTY} (default 0)"
     parser.add_argument("--samples", type=natural, default=0, help=draw)
 

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cryofm_io import (
-    CryoFMError,
     DensityMap,
     FscCurve,
     GridTransform,
+    InputFileError,
     check_contrast,
     check_half_maps,
+    find_cryosparc_maps,
+    find_emdb_entry,
     fsc,
     map_size,
     normalise_clean,
@@ -29,8 +31,15 @@ from cryofm_io import (
     read_map,
     read_mask,
 )
-from cryofm_model import BUNDLED_PRIORS, CalibratedPrior, Prior, load_prior
-from cryofm_model.data.particles import FILLED
+from cryofm_model import (
+    BUNDLED_PRIORS,
+    CalibratedPrior,
+    Prior,
+    bundled_prior_for,
+    fitted_to_particle,
+    load_prior,
+)
+from cryofm_model.weights.choice import COARSE, FINE
 from cryofm_ops import (
     AnisotropicNoise,
     FourierOperator,
@@ -46,10 +55,6 @@ from cryofm_sampling import Guided, Inpainting, PlugAndPlay, PosteriorFlow, Samp
 DATA = Path(__file__).parent / "data"
 TRIALS, SIDE = 45, 48  # evaluations for scale and envelope, about, of a cube of that side (`fit_envelope`)
 TRIALS_OF_ONE = 56  # for the scale of a map with a wedge, of all of it
-COARSE = 3.5  # Å a voxel, beyond which a prior of details has nothing to hold on to
-FINE = 2.9  # Å; data that reach further show what cryofm-tiny, to 3 Å, does not know
-LEAST_FILLED = 1 / 3  # of the box of a prior of whole particles
-COARSENED = 2.0  # by which voxels may become coarser for a particle to fit
 DEMO_MAP, DEMO_CURVES = DATA / "EMD-3488.mrc.gz", DATA / "fsc_curves.csv"
 Volume = NDArray[np.floating]
 
@@ -61,6 +66,33 @@ class Measured(NamedTuple):
     median: float = 0.0
     truth: DensityMap | None = None
     fsc: FscCurve | None = None  # between half maps from files
+
+
+def take_entry(args: argparse.Namespace) -> None:
+    """Of a folder of the EMDB or a cryoSPARC job: the half maps, or the map and its resolution, and the mask.
+
+    Of a line that names files, or nothing, that stays as it is.
+
+    Raises:
+        InputFileError: It has none that the script can take.
+    """
+    if args.half1 is None or args.half2 is not None or not args.half1.is_dir():
+        return
+    folder, entry = args.half1, find_cryosparc_maps(args.half1) or find_emdb_entry(args.half1)
+    told = None if entry.header is None else entry.header.resolution
+    if entry.half_maps is not None and vars(args).get("resolution") is None:
+        args.half1, args.half2 = entry.half_maps
+    elif entry.map is not None and "resolution" in vars(args) and (args.resolution or told):
+        args.half1, args.resolution = entry.map, args.resolution or told
+    else:
+        raise InputFileError(f"{folder} holds no half maps, and no map with a header that tells its resolution")
+    args.mask = args.mask or entry.mask
+    said = [str(path) for path in (args.half1, args.half2, args.mask) if path is not None]
+    if entry.header is not None:
+        resolution = "no resolution" if told is None else f"{told:g} Å"
+        contour = "" if entry.header.contour is None else f", contour {entry.header.contour:g}"
+        said.append(f"by its header {resolution}{contour}")
+    print(f"{folder}: {', '.join(said)}")
 
 
 def read_half_maps(half1: Path, half2: Path, *, voxel_size: float | None, allow_masked: bool) -> Measured:
@@ -228,13 +260,12 @@ def fitting_prior(args: argparse.Namespace, prior: Prior, given: Measured, room:
     if args.prior is not None:
         return prior
     resolution = vars(args).get("resolution") or half_map_resolution(given)
-    args.prior, seen = "cryofm-tiny", f"for voxels of {voxel_size:.3g} Å"
-    if resolution < math.inf:
-        seen = f"for data to {resolution:.3g} Å"
-    if resolution < FINE and (end := end_of_signal(given.maps)):
-        seen = f"{seen}, of which what is finer than {end:.3g} Å is no signal"
-    elif resolution < FINE:
-        args.prior, seen = "cryofm-tiny-fine", f"{seen}, beyond the 3 Å of cryofm-tiny"
+    seen = f"for data to {resolution:.3g} Å" if resolution < math.inf else f"for voxels of {voxel_size:.3g} Å"
+    if resolution < FINE and (end := end_of_signal(given.maps)) > resolution:
+        resolution, seen = end, f"{seen}, of which what is finer than {end:.3g} Å is no signal"
+    args.prior = bundled_prior_for(voxel_size, resolution=resolution)
+    if args.prior == "cryofm-tiny-fine":
+        seen = f"{seen}, beyond the 3 Å of cryofm-tiny"
         prior = load_prior(args.prior).to(device_of(prior))
     print(f"prior {args.prior}, {seen}")
     if 2 * voxel_size < FINE:
@@ -273,18 +304,9 @@ def whole_particle_prior(prior: Prior, given: Measured) -> Prior:
         noise = estimate_noise_power(tensors[0], tensors[1], allow_masked=True)
         mean = fourier_filter(mean, radial(noise.signal_power / (noise.signal_power + noise.noise_power / 2), shape))
     diameter = particle_diameter(mean.numpy(), voxel_size)
-    working = max(voxel_size, diameter / (FILLED * particles.box))
-    least = LEAST_FILLED * particles.box * voxel_size
-    if not least < diameter < min(shape) * voxel_size or working > COARSENED * voxel_size:
-        side, largest = min(shape) * voxel_size, COARSENED * FILLED * particles.box * voxel_size
-        raise CryoFMError(
-            f"no bundled prior fits voxels of {voxel_size:.3g} Å: cryofm-tiny takes up to {COARSE:g} Å, and "
-            f"cryofm-tiny-particles one whole particle of {least:.0f} to {largest:.0f} Å; what is dense here is "
-            f"{diameter:.0f} Å across, in a box of {side:.0f} Å; give another --prior"
-        )
+    fitted = fitted_to_particle(particles, diameter, voxel_size=voxel_size, shape=shape)
     print(f"prior cryofm-tiny-particles, for a particle of {diameter:.0f} Å in voxels of {voxel_size:.3g} Å")
-    # Global shape is seen in one piece.
-    return attrs.evolve(particles, voxel_size=working, box=max(particles.box, 2 * max(shape)))
+    return fitted
 
 
 @attrs.frozen(eq=False)

@@ -29,7 +29,7 @@ def prior_file(name: str | None) -> Path | None:
 def named_files(args: argparse.Namespace) -> list[Path]:
     """Those that the command line names, the prior's among them."""
     values = [v for value in vars(args).values() for v in (value if isinstance(value, list) else [value])]
-    return [path for path in (*values, prior_file(args.prior)) if isinstance(path, Path)]
+    return [path for path in (*values, prior_file(vars(args).get("prior"))) if isinstance(path, Path)]
 
 
 def sha256(path: Path) -> str:

@@ -9,7 +9,7 @@ import attrs
 import numpy as np
 import torch
 from _command_line import Written
-from _flags import UNCERTAINTY, sample_names
+from _flags import UNCERTAINTY, WEIGHTED, sample_names
 from _maps import Measured, PriorGrid, Volume
 from _record import cost, write_run
 from scipy.ndimage import center_of_mass
@@ -35,7 +35,6 @@ MASKED = "masked, sharpened mean"
 HALVES, SELF = "half maps", "restored halves: self-consistency, not resolution"
 AGREEMENT = "restored against the input"
 HALF_NAMES = ("restored_half1.mrc", "restored_half2.mrc")
-WEIGHTED = "restored_fsc_weighted.mrc"
 LINEAR_NOTE = "The halves' mean, by the best linear filter; no prior but the power spectrum."
 SPREAD_NOTE = "Standard deviation of maps that the data allow; where large, the prior's word."
 

@@ -34,7 +34,75 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import _first  # noqa: F401
+from _first import check_line
+from _flags import add_flags, add_symmetry_flag, positive
+
+
+def add_algorithm_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags that choose the algorithm, and those of Algorithm 3 alone."""
+    choices = ("common-lines", "paper")
+    parser.add_argument("--algorithm", choices=choices, default="common-lines", help="paper: Algorithm 3 (see above)")
+    add = parser.add_argument_group(
+        "with --algorithm paper; Table 6 has cor with 0.7 twice, and sg with 0"
+    ).add_argument
+    given = "given: by the STAR file, their origin the particle's centre"
+    add("--poses", choices=("searched", "given"), default="searched", help=given)
+    add("--loss", choices=("cor", "sg"), default="cor", help="ψ_cor, or ψ_sg, which stops gradients (default cor)")
+    add("--background", type=float, default=0.0, help="q of ψ_bg; 0: not at all (default 0)")
+    weight = "of ψ_bg beside the other loss, of which 1 is the most there is (default 1, as published)"
+    add("--background-weight", type=float, default=1.0, help=weight)
+    add("--max-push", type=float, default=0.6, help="λ_max in 64³; published with 5 (default 0.6)")
+
+
+def settle_algorithm_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
+    """What each algorithm has for chains and steps that were not given; flags that would do nothing are refused."""
+    paper = args.algorithm == "paper"
+    tries, steps = (3, 100) if paper else (8, 20)
+    args.tries, args.steps = args.tries or tries, args.steps or steps
+    own = ("poses", "loss", "background", "background_weight", "max_push")
+    changed = [name for name in own if vars(args)[name] != parser.get_default(name)]
+    if changed and not paper:
+        parser.error(f"--{changed[0].replace('_', '-')} belongs to --algorithm paper")
+    if (args.sym != "C1" or args.ctf) and paper:
+        parser.error("--algorithm paper knows neither --sym nor --ctf")
+    if args.max_push <= 0:
+        parser.error("--max-push must be positive")
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("images", type=Path, help="class averages: a stack (.mrcs), a STAR file or a .cs; with --ctf particles")
+    add("--voxel-size", type=float, help="of the images, Å per pixel (default: what the file says)")
+    add("--mask-diameter", type=float, required=True, help="Å; a little more than the particle's longest side")
+    add_symmetry_flag(parser)
+    add("--tries", type=positive, help="chains of the pose search (default 8; Algorithm 3: 3)")
+    add("--keep", type=positive, default=3, help="models to make of the best of them (default 3)")
+    add("--offset-range", type=float, default=5.0, help="Å that images may be off centre, once prepared (default 5)")
+    add("--ctf", action="store_true", help="the images are noisy particles; a STAR file tells their CTFs")
+    add("--invert", action="store_true", help="the particle is dark in the images")
+    add("--classes", type=positive, help="use as many classes, those of the most particles (RELION's *_model.star)")
+    add("--strict", action="store_true", help="refuse empty or damaged images, which otherwise are left out")
+    add_algorithm_flags(parser)
+    levels = "levels of noise, one network evaluation each and model"
+    add_flags(
+        parser, steps=20, of=f"{levels}; Algorithm 3: N, two evaluations each, 100 by default, published with 1000"
+    )
+    parser.set_defaults(prior="cryofm-tiny-particles", steps=None)
+    args = parser.parse_args(arguments)
+    settle_algorithm_flags(parser, args)
+    if not (0 < args.mask_diameter < math.inf and 0 <= args.offset_range < math.inf):
+        parser.error("--mask-diameter must be positive, and --offset-range not negative")
+    args.offset_range = round(args.offset_range, 6)  # less is nothing
+    if args.steps == 1:
+        parser.error("--steps must be at least 2")
+    return args
+
+
+if __name__ == "__main__":
+    check_line(parse)  # before imports that take seconds
+
 import torch
 from _command_line import (
     calibrated_prior,
@@ -46,7 +114,6 @@ from _command_line import (
     point_group,
     run_script,
 )
-from _flags import add_flags, add_symmetry_flag, positive
 from _images import at_given_poses, check_number, chosen, ctf_of, model_names, noise_of, write_models
 from _maps import device_of
 from _streams import bar
@@ -117,68 +184,6 @@ def run(args: argparse.Namespace, folder: Path) -> None:
                 how |= {"noise": noise, "diameter_px": FILLED * n, "symmetry": group}
                 models = models_of_class_averages(velocity, y, **how)
     write_models(args, folder, images, prepared, models, others)
-
-
-def add_algorithm_flags(parser: argparse.ArgumentParser) -> None:
-    """The flags that choose the algorithm, and those of Algorithm 3 alone."""
-    choices = ("common-lines", "paper")
-    parser.add_argument("--algorithm", choices=choices, default="common-lines", help="paper: Algorithm 3 (see above)")
-    add = parser.add_argument_group(
-        "with --algorithm paper; Table 6 has cor with 0.7 twice, and sg with 0"
-    ).add_argument
-    given = "given: by the STAR file, their origin the particle's centre"
-    add("--poses", choices=("searched", "given"), default="searched", help=given)
-    add("--loss", choices=("cor", "sg"), default="cor", help="ψ_cor, or ψ_sg, which stops gradients (default cor)")
-    add("--background", type=float, default=0.0, help="q of ψ_bg; 0: not at all (default 0)")
-    weight = "of ψ_bg beside the other loss, of which 1 is the most there is (default 1, as published)"
-    add("--background-weight", type=float, default=1.0, help=weight)
-    add("--max-push", type=float, default=0.6, help="λ_max in 64³; published with 5 (default 0.6)")
-
-
-def settle_algorithm_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
-    """What each algorithm has for chains and steps that were not given; flags that would do nothing are refused."""
-    paper = args.algorithm == "paper"
-    tries, steps = (3, 100) if paper else (8, 20)
-    args.tries, args.steps = args.tries or tries, args.steps or steps
-    own = ("poses", "loss", "background", "background_weight", "max_push")
-    changed = [name for name in own if vars(args)[name] != parser.get_default(name)]
-    if changed and not paper:
-        parser.error(f"--{changed[0].replace('_', '-')} belongs to --algorithm paper")
-    if (args.sym != "C1" or args.ctf) and paper:
-        parser.error("--algorithm paper knows neither --sym nor --ctf")
-    if args.max_push <= 0:
-        parser.error("--max-push must be positive")
-
-
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("images", type=Path, help="class averages: a stack (.mrcs), a STAR file or a .cs; with --ctf particles")
-    add("--voxel-size", type=float, help="of the images, Å per pixel (default: what the file says)")
-    add("--mask-diameter", type=float, required=True, help="Å; a little more than the particle's longest side")
-    add_symmetry_flag(parser)
-    add("--tries", type=positive, help="chains of the pose search (default 8; Algorithm 3: 3)")
-    add("--keep", type=positive, default=3, help="models to make of the best of them (default 3)")
-    add("--offset-range", type=float, default=5.0, help="Å that images may be off centre, once prepared (default 5)")
-    add("--ctf", action="store_true", help="the images are noisy particles; a STAR file tells their CTFs")
-    add("--invert", action="store_true", help="the particle is dark in the images")
-    add("--classes", type=positive, help="use as many classes, those of the most particles (RELION's *_model.star)")
-    add("--strict", action="store_true", help="refuse empty or damaged images, which otherwise are left out")
-    add_algorithm_flags(parser)
-    levels = "levels of noise, one network evaluation each and model"
-    add_flags(
-        parser, steps=20, of=f"{levels}; Algorithm 3: N, two evaluations each, 100 by default, published with 1000"
-    )
-    parser.set_defaults(prior="cryofm-tiny-particles", steps=None)
-    args = parser.parse_args(arguments)
-    settle_algorithm_flags(parser, args)
-    if not (0 < args.mask_diameter < math.inf and 0 <= args.offset_range < math.inf):
-        parser.error("--mask-diameter must be positive, and --offset-range not negative")
-    args.offset_range = round(args.offset_range, 6)  # less is nothing
-    if args.steps == 1:
-        parser.error("--steps must be at least 2")
-    return args
 
 
 def main() -> None:

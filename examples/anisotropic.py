@@ -18,7 +18,36 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import _first  # noqa: F401
+from _first import check_line
+from _flags import add_half_map_flags, add_symmetry_flag, parse_half_maps
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_half_map_flags(parser)
+    add = parser.add_argument
+    cone = "of the cones, degrees, 5 to 45 (default 10); wider for small boxes"
+    add("--half-angle-deg", "--cone", type=float, default=10.0, help=cone)
+    poses = "STAR file or .cs of the particles that the halves are made of: noise by how many measured each voxel"
+    add("--poses", type=Path, help=poses)
+    add_symmetry_flag(parser)
+    add("--kept", type=float, nargs=2, metavar=("MIN", "MAX"), help="tilts in degrees between which noise is low")
+    add("--amplitude", type=float, help="of the noise elsewhere over that between them; goes with --kept")
+    add("--tilt-axis", choices=("x", "y"), default="y", help="of --kept; the beam is along z (default y)")
+    args = parse_half_maps(parser, arguments)
+    if (args.kept is None) != (args.amplitude is None):
+        parser.error("--kept and --amplitude go together")
+    if args.poses is not None and (args.kept is not None or args.half1 is None):
+        parser.error("--poses goes with half maps, and without --kept")
+    if args.sym != "C1" and args.poses is None:
+        parser.error("--sym goes with --poses: it says of which orientations each particle is seen")
+    return args
+
+
+if __name__ == "__main__":
+    check_line(parse)  # before imports that take seconds
+
 import torch
 from _command_line import (
     Written,
@@ -32,8 +61,17 @@ from _command_line import (
     progress_bar,
     run_script,
 )
-from _flags import add_half_map_flags, add_symmetry_flag, parse_half_maps
-from _maps import DEMO_CURVES, DEMO_MAP, Measured, PriorGrid, check_room, demo_half_maps, fitting_prior, read_half_maps
+from _maps import (
+    DEMO_CURVES,
+    DEMO_MAP,
+    Measured,
+    PriorGrid,
+    check_room,
+    demo_half_maps,
+    fitting_prior,
+    read_half_maps,
+    take_entry,
+)
 from _record import provenance
 from _results import result_names, write_half_map_results
 from torch import Tensor
@@ -132,32 +170,10 @@ def names(args: argparse.Namespace) -> list[str]:
     return result_names(args.samples, halves=args.halves, linear=True)
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_half_map_flags(parser)
-    add = parser.add_argument
-    cone = "of the cones, degrees, 5 to 45 (default 10); wider for small boxes"
-    add("--half-angle-deg", "--cone", type=float, default=10.0, help=cone)
-    poses = "STAR file or .cs of the particles that the halves are made of: noise by how many measured each voxel"
-    add("--poses", type=Path, help=poses)
-    add_symmetry_flag(parser)
-    add("--kept", type=float, nargs=2, metavar=("MIN", "MAX"), help="tilts in degrees between which noise is low")
-    add("--amplitude", type=float, help="of the noise elsewhere over that between them; goes with --kept")
-    add("--tilt-axis", choices=("x", "y"), default="y", help="of --kept; the beam is along z (default y)")
-    args = parse_half_maps(parser, arguments)
-    if (args.kept is None) != (args.amplitude is None):
-        parser.error("--kept and --amplitude go together")
-    if args.poses is not None and (args.kept is not None or args.half1 is None):
-        parser.error("--poses goes with half maps, and without --kept")
-    if args.sym != "C1" and args.poses is None:
-        parser.error("--sym goes with --poses: it says of which orientations each particle is seen")
-    return args
-
-
 def main() -> None:
     """Parse the command line and run."""
     args = parse()
+    take_entry(args)
     run_script(args, names(args), run)
 
 

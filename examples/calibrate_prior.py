@@ -19,12 +19,36 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
-import _first  # noqa: F401
+from _first import check_line
+from _flags import positive, seed
+
+LARGEST = 64  # side of the crops that are taken unless told, voxels
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("prior", help="name, file or folder of a prior")
+    add("--maps", type=Path, nargs="+", required=True, help="folders of maps or atomic models, or single ones")
+    add("--out", type=Path, required=True, help=".safetensors file for the prior with its statistics")
+    add("--number", type=positive, default=24, help="of crops (default 24)")
+    add("--side", type=positive, help=f"of the crops, voxels (default the prior's, at most {LARGEST})")
+    place = "where crops are cut: about density, at any place, or in the middle of the map (default density)"
+    add("--place", choices=("density", "uniform", "centre"), default="density", help=place)
+    add("--seed", type=seed, default=0, help="of crops and noise (default 0)")
+    add("--device", default="cpu", help="torch device (default cpu)")
+    add("--overwrite", action="store_true", help="replace FILE if it exists")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    check_line(parse)  # before imports that take seconds
+
 import attrs
 import numpy as np
 import torch
 from _command_line import choose_device, exit_code
-from _flags import positive, seed
 from _record import prior_file
 from _streams import bar
 from torch import Tensor
@@ -37,7 +61,6 @@ from cryofm_model.data.simulated import is_atomic_model
 from cryofm_sampling import VelocityField, calibrate
 
 MAPS = (".mrc", ".map", ".ccp4", ".mrc.gz", ".map.gz", ".ccp4.gz")
-LARGEST = 64  # side of the crops that are taken unless told, voxels
 FILES_EACH = 4  # files that are read, at most, for each crop
 
 
@@ -118,19 +141,7 @@ def stored(prior: Prior) -> torch.dtype:
 
 def main() -> None:
     """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("prior", help="name, file or folder of a prior")
-    add("--maps", type=Path, nargs="+", required=True, help="folders of maps or atomic models, or single ones")
-    add("--out", type=Path, required=True, help=".safetensors file for the prior with its statistics")
-    add("--number", type=positive, default=24, help="of crops (default 24)")
-    add("--side", type=positive, help=f"of the crops, voxels (default the prior's, at most {LARGEST})")
-    place = "where crops are cut: about density, at any place, or in the middle of the map (default density)"
-    add("--place", choices=("density", "uniform", "centre"), default="density", help=place)
-    add("--seed", type=seed, default=0, help="of crops and noise (default 0)")
-    add("--device", default="cpu", help="torch device (default cpu)")
-    add("--overwrite", action="store_true", help="replace FILE if it exists")
-    run(parser.parse_args())
+    run(parse())
 
 
 if __name__ == "__main__":

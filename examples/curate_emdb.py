@@ -18,9 +18,28 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
-import _first  # noqa: F401
-from _command_line import exit_code, signals
+from _first import check_line
 from _flags import named_folder, natural, seed
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("headers", type=Path, nargs="+", help="header files (XML), or folders that hold some")
+    add("--out", type=named_folder, required=True, help="folder for the lists")
+    add(
+        "--hold-out", type=natural, default=32, help="accepted entries that are kept back (default 32, as in the paper)"
+    )
+    add("--seed", type=seed, default=0, help="of what is kept back (default 0)")
+    add("--overwrite", action="store_true", help="replace lists that exist")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    check_line(parse)  # before imports that take seconds
+
+from _command_line import exit_code, signals
 from _streams import bar
 
 from cryofm_io import CryoFMError, InputFileError, output_folder, read_emdb_header
@@ -102,16 +121,7 @@ def run(args: argparse.Namespace, folder: Path) -> Curation:
 
 def main() -> None:
     """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("headers", type=Path, nargs="+", help="header files (XML), or folders that hold some")
-    add("--out", type=named_folder, required=True, help="folder for the lists")
-    add(
-        "--hold-out", type=natural, default=32, help="accepted entries that are kept back (default 32, as in the paper)"
-    )
-    add("--seed", type=seed, default=0, help="of what is kept back (default 0)")
-    add("--overwrite", action="store_true", help="replace lists that exist")
-    args = parser.parse_args()
+    args = parse()
     results = output_folder(args.out, FILES, overwrite=args.overwrite, read=args.headers)
     with ExitStack() as stack, results as folder:
         run(args, folder)

@@ -12,11 +12,18 @@ import argparse
 import sys
 from pathlib import Path
 
-import _first  # noqa: F401
+from _first import check_line
+from _flags import add_flags, add_samples_flag
+
+parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+add_samples_flag(parser)
+add_flags(parser, steps=8, of="network evaluations")
+if __name__ == "__main__":
+    check_line(parser.parse_args)  # before imports that take seconds
+
 import numpy as np
 import torch
 from _command_line import Written, calibrated_prior, exit_code, in_tiles, run_script
-from _flags import add_flags, add_samples_flag
 from _maps import DEMO_MAP, Measured, PriorGrid, demo_map
 from _record import provenance
 from _results import result_names, write_results
@@ -70,9 +77,6 @@ def run(args: argparse.Namespace, folder: Path) -> Written:
 
 def main() -> None:
     """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_samples_flag(parser)
-    add_flags(parser, steps=8, of="network evaluations")
     args = parser.parse_args()
     run_script(args, result_names(args.samples), run)
 

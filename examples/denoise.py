@@ -19,7 +19,28 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import _first  # noqa: F401
+from _first import check_line
+from _flags import WEIGHTED, above_zero, add_half_map_flags, parse_half_maps, positive
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_half_map_flags(parser, prior=None)
+    local = "noise may differ from place to place, as where a molecule is flexible; slower"
+    parser.add_argument("--local-noise", action="store_true", help=local)
+    bands = "the same in each of so many bands of frequencies by itself, as where fine detail alone is lost (default 1)"
+    parser.add_argument("--noise-bands", type=positive, default=1, help=bands)
+    weighted = f"write {WEIGHTED} as well: every shell times √FSC of the restored halves"
+    parser.add_argument("--fsc-weighted", action="store_true", help=weighted)
+    one = "of a single map without halves, Å; the result is weaker, and cannot be checked"
+    parser.add_argument("--resolution", type=above_zero, help=one)
+    return parse_half_maps(parser, arguments)
+
+
+if __name__ == "__main__":
+    check_line(parse)  # before imports that take seconds
+
 import torch
 from _command_line import (
     Written,
@@ -31,7 +52,6 @@ from _command_line import (
     progress_bar,
     run_script,
 )
-from _flags import above_zero, add_half_map_flags, parse_half_maps, positive
 from _maps import (
     DEMO_CURVES,
     DEMO_MAP,
@@ -41,9 +61,10 @@ from _maps import (
     fitting_prior,
     read_half_maps,
     read_one_map,
+    take_entry,
 )
 from _record import provenance
-from _results import WEIGHTED, result_names, write_half_map_results, write_results
+from _results import result_names, write_half_map_results, write_results
 
 from cryofm_sampling import (
     everyone,
@@ -125,24 +146,10 @@ def names(args: argparse.Namespace) -> list[str]:
     return result_names(args.samples, halves=args.halves, linear=linear, weighted=args.fsc_weighted and linear)
 
 
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_half_map_flags(parser, prior=None)
-    local = "noise may differ from place to place, as where a molecule is flexible; slower"
-    parser.add_argument("--local-noise", action="store_true", help=local)
-    bands = "the same in each of so many bands of frequencies by itself, as where fine detail alone is lost (default 1)"
-    parser.add_argument("--noise-bands", type=positive, default=1, help=bands)
-    weighted = f"write {WEIGHTED} as well: every shell times √FSC of the restored halves"
-    parser.add_argument("--fsc-weighted", action="store_true", help=weighted)
-    one = "of a single map without halves, Å; the result is weaker, and cannot be checked"
-    parser.add_argument("--resolution", type=above_zero, help=one)
-    return parse_half_maps(parser, arguments)
-
-
 def main() -> None:
     """Parse the command line and run."""
     args = parse()
+    take_entry(args)
     run_script(args, names(args), run)
 
 

@@ -18,17 +18,29 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import _first  # noqa: F401
+from _first import check_line
+from _flags import add_enhancement_flags, with_plain_numbers
+
+STEPS = 200  # published
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_enhancement_flags(parser, STEPS)
+    return parser.parse_args(with_plain_numbers(arguments))
+
+
+if __name__ == "__main__":
+    check_line(parse)  # before imports that take seconds
+
 import _command_line as line
-import _flags
 import torch
 from _maps import PriorGrid, check_room, read_half_maps, read_one_map
 from _record import provenance
 from _results import FILES, write_results
 
 from cryofm_sampling import RestoredMap, enhance_half_maps, enhance_map, everyone, is_first
-
-STEPS = 200  # published
 
 
 def run(args: argparse.Namespace, folder: Path) -> line.Written | None:
@@ -63,13 +75,6 @@ def run(args: argparse.Namespace, folder: Path) -> line.Written | None:
         print(f"shown {shown}; {how}: what it adds is the prior's word")
         return written
     return None
-
-
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    _flags.add_enhancement_flags(parser, STEPS)
-    return parser.parse_args(_flags.with_plain_numbers(arguments))
 
 
 def main() -> None:

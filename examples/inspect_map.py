@@ -14,33 +14,63 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
-import _first  # noqa: F401
+from _first import check_line
+from _flags import add_report_flag
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("files", type=Path, nargs="+", help="maps (MRC/CCP4, .gz too); two may be half maps")
+    parser.add_argument("--voxel-size", type=float, help="Å, where the headers are wrong")
+    fits = "name, file or folder of a prior (default the bundled one that fits the data)"
+    parser.add_argument("--prior", help=fits)
+    parser.add_argument("--overwrite", action="store_true", help="replace a page that exists")
+    add_report_flag(parser)
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    check_line(parse)  # before imports that take seconds
+
 import torch
 from _command_line import by, exit_code, in_tiles
 from _maps import Measured, fitting_prior
+from _pages import page
 
-from cryofm_io import CryoFMError, DensityMap, GridTransform, MapWarning, check_half_maps, fsc, inspect_map
+from cryofm_io import (
+    CryoFMError,
+    DensityMap,
+    FscCurve,
+    GridTransform,
+    Inspection,
+    MapWarning,
+    check_half_maps,
+    fsc,
+    inspect_map,
+)
+from cryofm_io.report import inspection_content
 from cryofm_model import load_prior
 from cryofm_sampling import check_memory
 
 
-def halves(one: DensityMap, two: DensityMap) -> list[str]:
-    """Say what two maps are to each other; what is wrong with them as halves."""
+def halves(one: DensityMap, two: DensityMap, found: dict[str, str]) -> tuple[list[str], FscCurve | None]:
+    """Find what two maps are to each other; what is wrong with them as halves, and their FSC."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", MapWarning)
         try:
             check_half_maps(one, two)
         except CryoFMError as error:
-            print(f"{'halves':10} no")
-            return [str(error)]
+            found["halves"] = "no"
+            return [str(error)], None
     curve = fsc(one.data, two.data, one.voxel_size)
     reach = f"agree to {curve.resolution(0.143):.2f} Å (FSC 0.143, whole box)"
-    print(f"{'halves':10} yes, two raw halves; they {reach}")
-    return [str(warning.message) for warning in caught]
+    found["halves"] = f"yes, two raw halves; they {reach}"
+    return [str(warning.message) for warning in caught], curve
 
 
-def plan(maps: Sequence[DensityMap], prior: str | None) -> list[str]:
-    """Say what denoise.py would do; why it would not."""
+def plan(maps: Sequence[DensityMap], prior: str | None, found: dict[str, str]) -> list[str]:
+    """Find what denoise.py would do; why it would not."""
     try:
         args = argparse.Namespace(prior=prior)
         network = fitting_prior(args, load_prior(prior or "cryofm-tiny"), Measured(tuple(maps)), lambda _: None)
@@ -49,39 +79,44 @@ def plan(maps: Sequence[DensityMap], prior: str | None) -> list[str]:
         memory = check_memory(target, tiled, device=torch.device("cpu"), own=maps[0].shape)
     except ValueError as error:
         return [f"denoise.py: {error}"]
-    print(f"{'denoise.py':10} a grid of {by(target)} voxels of {network.voxel_size:.3g} Å, {memory} of memory")
+    found["denoise.py"] = f"a grid of {by(target)} voxels of {network.voxel_size:.3g} Å, {memory} of memory"
     return []
 
 
 def run(args: argparse.Namespace) -> int:
     """Look at every file."""
     trouble: list[str] = []
-    maps: list[DensityMap] = []
+    every: list[tuple[str, Inspection]] = []
     for path in args.files:
-        print(f"{path}")
-        seen = inspect_map(path, voxel_size=args.voxel_size)
-        for name, said in seen.found.items():
-            print(f"{name:10} {said}")
+        every.append((str(path), seen := inspect_map(path, voxel_size=args.voxel_size)))
+        print(path)
+        say(seen.found)
         trouble += [what if what.startswith(f"{path}: ") else f"{path}: {what}" for what in seen.trouble]
-        maps += [seen.map] if seen.map is not None else []
+    maps, found = [seen.map for _, seen in every if seen.map is not None], dict[str, str]()
+    curve = None
     if len(args.files) == len(maps) == 2:
-        trouble += halves(*maps)
+        wrong, curve = halves(maps[0], maps[1], found)
+        trouble += wrong
     if maps:
         pair = len(maps) == 2 and maps[0].shape == maps[1].shape
-        trouble += plan(maps if pair else maps[:1], args.prior)
+        trouble += plan(maps if pair else maps[:1], args.prior, found)
+    say(found)
     for what in trouble:
         print(f"trouble: {what}")
+    with page(args.report, args, overwrite=args.overwrite) as show:
+        show(inspection_content, every, trouble, found, curve)
     return 1 if trouble else 0
+
+
+def say(found: dict[str, str]) -> None:
+    """In a column."""
+    for name, said in found.items():
+        print(f"{name:10} {said}")
 
 
 def main() -> int:
     """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("files", type=Path, nargs="+", help="maps (MRC/CCP4, .gz too); two may be half maps")
-    parser.add_argument("--voxel-size", type=float, help="Å, where the headers are wrong")
-    fits = "name, file or folder of a prior (default the bundled one that fits the data)"
-    parser.add_argument("--prior", help=fits)
-    return run(parser.parse_args())
+    return run(parse())
 
 
 if __name__ == "__main__":

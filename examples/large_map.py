@@ -25,7 +25,42 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import _first  # noqa: F401
+from _first import check_line
+from _flags import above_zero, add_flags, named_folder, positive, with_plain_numbers
+
+BLOCK = 160  # voxels of the prior's grid: one tile
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("half1", type=Path, metavar="map", help="the map, or the first of two raw half maps (MRC, not compressed)")
+    add("half2", type=Path, nargs="?", help="the other half map, on the same grid")
+    add("--state", type=named_folder, required=True, help="folder where finished blocks are kept; removed at the end")
+    add("--tilt-min", type=float, help="degrees, where there is a missing wedge")
+    add("--tilt-max", type=float, help="degrees")
+    add("--tilt-axis", choices=("x", "y"), default="y", help="the beam is along z (default y)")
+    add("--voxel-size", type=above_zero, help="of the maps, Å, where the headers are wrong")
+    add("--scale", type=above_zero, help="what the density is multiplied by to be the prior's; found if not given")
+    add("--b-factor", type=float, help="of the halves' envelope, Å²; found if not given")
+    add("--allow-masked", action="store_true", help="take masked half maps; noise is then underestimated")
+    add("--block", type=positive, default=BLOCK, help=f"side of a block, voxels of the prior's grid (default {BLOCK})")
+    add_flags(parser, steps=8, of="network evaluations for each block; 20 without halves")
+    parser.set_defaults(steps=None)
+    args = parser.parse_args(with_plain_numbers(arguments))
+    if (args.tilt_min is None) != (args.tilt_max is None):
+        parser.error("give both --tilt-min and --tilt-max, or neither")
+    if args.half2 is None and (args.tilt_min is None or args.b_factor is not None):
+        parser.error("give both half maps, or one map and its tilts; --b-factor goes with halves")
+    if args.steps is not None and args.steps < 2:
+        parser.error("--steps must be at least 2")
+    return args
+
+
+if __name__ == "__main__":
+    check_line(parse)  # before imports that take seconds
+
 import attrs
 import numpy as np
 import torch
@@ -40,8 +75,7 @@ from _command_line import (
     progress_bar,
     silent_unless_first,
 )
-from _flags import above_zero, add_flags, named_folder, positive, with_plain_numbers
-from _maps import COARSE, PriorGrid
+from _maps import PriorGrid
 from _record import cost, named_files, provenance, seal, write_run
 from _results import record_of
 from _streams import bar
@@ -66,6 +100,7 @@ from cryofm_io import (
     write_sections,
 )
 from cryofm_model import CalibratedPrior
+from cryofm_model.weights.choice import COARSE
 from cryofm_ops import MissingWedge
 from cryofm_sampling import (
     Alike,
@@ -85,7 +120,6 @@ from cryofm_sampling import (
 )
 
 FILES = ["restored.mrc", "report.html", "open.cxc", "run.json"]
-BLOCK = 160  # voxels of the prior's grid: one tile
 SPARSE = 4  # every so many voxels along each axis the median sees
 
 
@@ -379,33 +413,6 @@ def check_room(job: Job, state: Path) -> None:
     check_disk(state, 0, kept, kept)
     together = kept if state.stat().st_dev == folder_of(job.args.out).stat().st_dev else 0
     print(f"needs about {need} of memory, {check_disk(job.args.out, result, result, together)}")
-
-
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("half1", type=Path, metavar="map", help="the map, or the first of two raw half maps (MRC, not compressed)")
-    add("half2", type=Path, nargs="?", help="the other half map, on the same grid")
-    add("--state", type=named_folder, required=True, help="folder where finished blocks are kept; removed at the end")
-    add("--tilt-min", type=float, help="degrees, where there is a missing wedge")
-    add("--tilt-max", type=float, help="degrees")
-    add("--tilt-axis", choices=("x", "y"), default="y", help="the beam is along z (default y)")
-    add("--voxel-size", type=above_zero, help="of the maps, Å, where the headers are wrong")
-    add("--scale", type=above_zero, help="what the density is multiplied by to be the prior's; found if not given")
-    add("--b-factor", type=float, help="of the halves' envelope, Å²; found if not given")
-    add("--allow-masked", action="store_true", help="take masked half maps; noise is then underestimated")
-    add("--block", type=positive, default=BLOCK, help=f"side of a block, voxels of the prior's grid (default {BLOCK})")
-    add_flags(parser, steps=8, of="network evaluations for each block; 20 without halves")
-    parser.set_defaults(steps=None)
-    args = parser.parse_args(with_plain_numbers(arguments))
-    if (args.tilt_min is None) != (args.tilt_max is None):
-        parser.error("give both --tilt-min and --tilt-max, or neither")
-    if args.half2 is None and (args.tilt_min is None or args.b_factor is not None):
-        parser.error("give both half maps, or one map and its tilts; --b-factor goes with halves")
-    if args.steps is not None and args.steps < 2:
-        parser.error("--steps must be at least 2")
-    return args
 
 
 def main() -> None:

@@ -17,12 +17,34 @@ import sys
 import warnings
 from pathlib import Path
 
-import _first  # noqa: F401
+from _first import check_line
+from _flags import add_flags, positive
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("maps", type=Path, nargs="*", help="maps (MRC/CCP4, .gz too); none: the example")
+    add("--voxel-size", type=float, help="of the maps, Å, where their headers are wrong")
+    add("--normalise", action="store_true", help="clip at 0 and scale each map as those that the prior knows")
+    add("--side", type=int, default=32, help="of the central cube, in voxels of the prior (default 32)")
+    add("--probes", type=positive, default=2, help="for the divergence, 2 or more for a standard error (default 2)")
+    rule = "even steps of Runge and Kutta's rule, 4 (1 + probes) network evaluations each"
+    add_flags(parser, steps=None, of=f"{rule}, for a prior that rounds its time; few err by far in solvent")
+    args = parser.parse_args(arguments)
+    if args.side < 8 or args.probes < 1:
+        parser.error("--probes must be at least 1, and --side at least 8")
+    return args
+
+
+if __name__ == "__main__":
+    check_line(parse)  # before imports that take seconds
+
 import attrs
 import numpy as np
 import torch
 from _command_line import by, check_disk, chosen_prior, exit_code, in_tiles, run_script
-from _flags import add_flags, positive
 from _maps import DEMO_MAP, demo_map, device_of
 from _record import cost, provenance, write_run
 from _streams import bar
@@ -150,23 +172,6 @@ def demo_maps(seed: int) -> dict[str, DensityMap]:
     others = {f"blurred to {r:g} Å": LowPass(r, truth.voxel_size)(x) for r in DEMO_RESOLUTIONS}
     others |= {f"noise of {s:g} added": WhiteNoise(s).sample(x, generator=generator) for s in DEMO_NOISES}
     return {"EMD-3488": truth} | {name: attrs.evolve(truth, data=data.numpy()) for name, data in others.items()}
-
-
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("maps", type=Path, nargs="*", help="maps (MRC/CCP4, .gz too); none: the example")
-    add("--voxel-size", type=float, help="of the maps, Å, where their headers are wrong")
-    add("--normalise", action="store_true", help="clip at 0 and scale each map as those that the prior knows")
-    add("--side", type=int, default=32, help="of the central cube, in voxels of the prior (default 32)")
-    add("--probes", type=positive, default=2, help="for the divergence, 2 or more for a standard error (default 2)")
-    rule = "even steps of Runge and Kutta's rule, 4 (1 + probes) network evaluations each"
-    add_flags(parser, steps=None, of=f"{rule}, for a prior that rounds its time; few err by far in solvent")
-    args = parser.parse_args(arguments)
-    if args.side < 8 or args.probes < 1:
-        parser.error("--probes must be at least 1, and --side at least 8")
-    return args
 
 
 def main() -> None:

@@ -11,47 +11,12 @@ import argparse
 import sys
 from pathlib import Path
 
-import _first  # noqa: F401
-import attrs
-import numpy as np
-from _command_line import exit_code
-from _flags import above_zero
-
-from cryofm_io import (
-    MaskError,
-    automatic_mask,
-    check_same_grid,
-    low_pass,
-    read_map,
-    refuse_to_lose,
-    soft_mask,
-    write_map,
-)
+from _first import check_line
+from _flags import above_zero, add_report_flag
 
 
-def run(args: argparse.Namespace) -> None:
-    """Read, make the mask, write."""
-    refuse_to_lose(args.maps, [args.out])
-    first, *others = (read_map(path, voxel_size=args.voxel_size) for path in args.maps)
-    for path, other in zip(args.maps[1:], others, strict=True):
-        check_same_grid(first, other, f"{args.maps[0]} and {path}")
-    data = sum((other.data for other in others), first.data) / len(args.maps)
-    if args.threshold is None:
-        shape = {"resolution": args.low_pass, "level": args.level, "dilate": args.extend, "soft_edge": args.soft_edge}
-        mask = automatic_mask(data - np.median(data), first.voxel_size, **shape)
-    else:
-        smooth = low_pass(data, args.low_pass, first.voxel_size)
-        mask = soft_mask(smooth, args.threshold, args.extend, args.soft_edge, first.voxel_size)
-    if mask is None:
-        raise MaskError("nothing stands out of the map at that low pass; give a --threshold")
-    write_map(args.out, attrs.evolve(first, data=mask, labels=("Soft mask.",)), overwrite=args.overwrite)
-    print(f"{args.out}: {np.mean(mask == 1):.1%} of the box inside, {np.mean(mask > 0):.1%} with the edge")
-    if np.mean(mask > 0) > 0.6:
-        print("warning: that is most of the box; choose a higher --threshold or --level", file=sys.stderr)
-
-
-def main() -> None:
-    """Parse the command line and run."""
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("maps", type=Path, nargs="+", help="one map, or two half maps, whose mean is taken")
@@ -62,10 +27,60 @@ def main() -> None:
     add("--extend", type=float, default=3.0, help="Å by which it is wider than the threshold says (default 3)")
     add("--soft-edge", type=float, default=6.0, help="Å over which it then falls to 0 (default 6)")
     add("--voxel-size", type=above_zero, help="Å, where the headers are wrong")
-    add("--overwrite", action="store_true", help="replace the mask if it exists")
-    args = parser.parse_args()
+    add("--overwrite", action="store_true", help="replace files that exist")
+    add_report_flag(parser)
+    args = parser.parse_args(arguments)
     if len(args.maps) > 2:
         parser.error("give one map or two half maps")
+    return args
+
+
+if __name__ == "__main__":
+    check_line(parse)  # before imports that take seconds
+
+import attrs
+import numpy as np
+from _command_line import exit_code
+from _pages import page
+
+from cryofm_io import (
+    MaskError,
+    check_same_grid,
+    low_pass,
+    read_map,
+    refuse_to_lose,
+    soft_mask,
+    write_map,
+)
+from cryofm_io.report import mask_content
+
+
+def run(args: argparse.Namespace) -> None:
+    """Read, make the mask, write."""
+    refuse_to_lose(args.maps, [args.out] + ([args.report] if args.report else []))
+    first, *others = (read_map(path, voxel_size=args.voxel_size) for path in args.maps)
+    for path, other in zip(args.maps[1:], others, strict=True):
+        check_same_grid(first, other, f"{args.maps[0]} and {path}")
+    data = sum((other.data for other in others), first.data) / len(args.maps)
+    smooth, threshold = low_pass(data, args.low_pass, first.voxel_size), args.threshold
+    if threshold is None:  # as automatic_mask
+        ground, top = np.median(data), np.percentile(smooth, 99.9)
+        if top <= ground:
+            raise MaskError("nothing stands out of the map at that low pass; give a --threshold")
+        threshold = float(ground + args.level * (top - ground))
+    mask = soft_mask(smooth, threshold, args.extend, args.soft_edge, first.voxel_size)
+    with page(args.report, args, overwrite=args.overwrite) as show:
+        show(mask_content, attrs.evolve(first, data=data), smooth, mask, threshold)
+        write_map(args.out, attrs.evolve(first, data=mask, labels=("Soft mask.",)), overwrite=args.overwrite)
+    print(f"{args.out}: {np.mean(mask == 1):.1%} of the box inside, {np.mean(mask > 0):.1%} with the edge")
+    print(f"threshold {threshold:.4g} after the low pass" + (f"; look at {args.report}" if args.report else ""))
+    if np.mean(mask > 0) > 0.6:
+        print("warning: that is most of the box; choose a higher --threshold or --level", file=sys.stderr)
+
+
+def main() -> None:
+    """Parse the command line and run."""
+    args = parse()
     run(args)
 
 

@@ -23,7 +23,52 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-import _first  # noqa: F401
+from _first import check_line
+from _flags import (
+    add_algorithm_flags,
+    add_envelope_flags,
+    add_flags,
+    add_map_flags,
+    add_symmetry_flag,
+    with_plain_numbers,
+)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("half1", type=Path, nargs="?", metavar="map", help="map with the wedge (MRC/CCP4, .gz too); none: the example")
+    add("--half2", type=Path, help="the other raw half map, on the same grid, where map is one of two halves")
+    add("--tilt-min", type=float, default=-60.0, help="in degrees (default -60)")
+    add("--tilt-max", type=float, default=60.0, help="in degrees (default 60)")
+    poses = "STAR file or optimisation set of the particles that two half maps average: what measured each voxel"
+    add("--poses", type=Path, help=poses)
+    add_symmetry_flag(parser)
+    add("--tilt-axis", choices=("x", "y"), default="y", help="the beam is along z (default y)")
+    add_map_flags(parser, "map")
+    add_envelope_flags(parser)
+    add("--allow-masked", action="store_true", help="take masked half maps; noise is then underestimated")
+    of = "network evaluations for each restored map, 2 or more; 8 with --half2; 1000 of the paper's"
+    add_flags(parser, steps=20, of=of)
+    add_algorithm_flags(parser, "Alg. 2, or Alg. 1 with --half2")
+    args = parser.parse_args(with_plain_numbers(arguments))
+    if args.half1 is None and args.half2 is not None:
+        parser.error("give the first half map as well")
+    if args.half2 is None and args.poses is not None:
+        parser.error("--poses goes with half maps: give the other one as --half2")
+    if args.sym != "C1" and args.poses is None:
+        parser.error("--sym goes with --poses: it says of which orientations each particle is seen")
+    if args.half2 is None and (args.b_factor is not None or args.keep_envelope or args.halves):
+        parser.error("--b-factor, --keep-envelope and --halves go with --half2")
+    if args.steps is not None and args.steps < 2:
+        parser.error("--steps must be at least 2")
+    return args
+
+
+if __name__ == "__main__":
+    check_line(parse)  # before imports that take seconds
+
 import attrs
 import torch
 from _command_line import (
@@ -37,14 +82,6 @@ from _command_line import (
     point_group,
     progress_bar,
     run_script,
-)
-from _flags import (
-    add_algorithm_flags,
-    add_envelope_flags,
-    add_flags,
-    add_map_flags,
-    add_symmetry_flag,
-    with_plain_numbers,
 )
 from _maps import DEMO_MAP, Measured, PriorGrid, check_room, demo_map, fitting_prior, read_half_maps, read_one_map
 from _record import provenance
@@ -151,38 +188,6 @@ def coverage_of(path: Path, tilts: MissingWedge, group: str) -> Callable[[tuple[
 def names(args: argparse.Namespace) -> list[str]:
     """Of the results."""
     return result_names(args.samples, halves=args.halves, linear=args.half2 is not None)
-
-
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("half1", type=Path, nargs="?", metavar="map", help="map with the wedge (MRC/CCP4, .gz too); none: the example")
-    add("--half2", type=Path, help="the other raw half map, on the same grid, where map is one of two halves")
-    add("--tilt-min", type=float, default=-60.0, help="in degrees (default -60)")
-    add("--tilt-max", type=float, default=60.0, help="in degrees (default 60)")
-    poses = "STAR file or optimisation set of the particles that two half maps average: what measured each voxel"
-    add("--poses", type=Path, help=poses)
-    add_symmetry_flag(parser)
-    add("--tilt-axis", choices=("x", "y"), default="y", help="the beam is along z (default y)")
-    add_map_flags(parser, "map")
-    add_envelope_flags(parser)
-    add("--allow-masked", action="store_true", help="take masked half maps; noise is then underestimated")
-    of = "network evaluations for each restored map, 2 or more; 8 with --half2; 1000 of the paper's"
-    add_flags(parser, steps=20, of=of)
-    add_algorithm_flags(parser, "Alg. 2, or Alg. 1 with --half2")
-    args = parser.parse_args(with_plain_numbers(arguments))
-    if args.half1 is None and args.half2 is not None:
-        parser.error("give the first half map as well")
-    if args.half2 is None and args.poses is not None:
-        parser.error("--poses goes with half maps: give the other one as --half2")
-    if args.sym != "C1" and args.poses is None:
-        parser.error("--sym goes with --poses: it says of which orientations each particle is seen")
-    if args.half2 is None and (args.b_factor is not None or args.keep_envelope or args.halves):
-        parser.error("--b-factor, --keep-envelope and --halves go with --half2")
-    if args.steps is not None and args.steps < 2:
-        parser.error("--steps must be at least 2")
-    return args
 
 
 def main() -> None:

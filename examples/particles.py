@@ -18,13 +18,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import _first  # noqa: F401
+from _first import check_line
+from _flags import above_zero, add_flags, positive
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("particles", type=Path, help="particles with angles: a STAR file, or cryoSPARC's data set (.cs)")
+    add("--mask-diameter", type=above_zero, required=True, help="of the particle, Å; beyond 1.3 times it is background")
+    add("--invert", action="store_true", help="protein is dark in the images")
+    add("--limit", type=positive, help="so many particles only, from the first on")
+    add_flags(parser, steps=None, of="passes of denoiser and data")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    check_line(parse)  # before imports that take seconds
+
 import attrs
 import numpy as np
 import torch
 from _command_line import by, check_disk, choose_device, exit_code, in_tiles, run_script
 from _command_line import calibrated_prior as chosen_prior
-from _flags import above_zero, add_flags, positive
 from _record import cost, provenance, write_run
 from _streams import bar
 from numpy.typing import NDArray
@@ -47,11 +64,8 @@ from cryofm_ops import (
     SpectralNoise,
     ToeplitzGaussian,
     background_power,
-    estimate_noise_power,
-    fourier_filter,
-    radial,
 )
-from cryofm_sampling import PlugAndPlay, Rescaled, check_memory, fit_scale, restore
+from cryofm_sampling import PlugAndPlay, check_memory, restore_images
 
 FILES = [
     "restored.mrc",
@@ -66,7 +80,6 @@ FILES = [
     "run.json",
 ]
 BATCH, NOISE_FROM = 100, 1000  # images
-NO_PRIOR = 1e4  # times the power of an average coefficient: next to none
 LEVEL = 4  # shells of the background
 SAME_SIZE = 0.005
 
@@ -127,62 +140,38 @@ def run(args: argparse.Namespace, folder: Path) -> None:
             ToeplitzGaussian.from_images(batches(particles, half, diameter, sign, shown), noise, shape=shape)
             for half in (chosen[::2], chosen[1::2])
         ]
-    whole = halves[0] + halves[1]
-    nothing, power = torch.zeros(shape), float(whole.data.square().mean()) / float(whole.spectrum.mean()) ** 2
-    one, two, both = (data.condition(nothing, NO_PRIOR * power).mean for data in (*halves, whole))
-    agreement = estimate_noise_power(one, two)
-    gain = agreement.fsc.nan_to_num(0).clamp(0, 1)
-    visible = fourier_filter(both, radial((2 * gain / (1 + gain)).to(both), shape))  # Wiener's, of the mean
-
-    generator = torch.Generator(device).manual_seed(args.seed)
     with bar(total=None, unit=" steps") as shown:
-        guess = 1 / float(visible.max())
-        found = fit_scale(
-            tiled, halves[0], two, agreement.fsc, generator=generator, guess=guess, callback=lambda *_: shown.update()
-        )
-        draw = restore(
-            Rescaled(tiled, found.normalization),
-            whole,
-            shape=shape,
-            generator=generator,
+        found = restore_images(
+            tiled,
+            *halves,
+            generator=torch.Generator(device).manual_seed(args.seed),
             sampler=PlugAndPlay(args.steps or 8),
             callback=lambda *_: shown.update(),
         )
 
-    restored = draw.x.cpu()
+    (one, two), both, misfit = found.halves, found.reconstruction, found.draw.misfit
+    restored, linear = found.map.cpu(), found.linear
     made = {"reconstruction": both, "reconstruction_half1": one, "reconstruction_half2": two}
-    for name, x in ({"restored": restored, "linear": visible} | made).items():
+    for name, x in ({"restored": restored, "linear": linear} | made).items():
         write_map(folder / f"{name}.mrc", DensityMap(x.numpy(), size))
     curves = {
         "half maps": fsc(one.numpy(), two.numpy(), size),
         "reconstruction and restored": fsc(both.numpy(), restored.numpy(), size),
     }
     write_fsc_csv(folder / "fsc.csv", curves)
-    pictures = {"reconstruction": visible.numpy(), "restored": restored.numpy()}
+    pictures = {"reconstruction": linear.numpy(), "restored": restored.numpy()}
     plot_slices(pictures, folder / "slices.png", size)
     resolution = curves["half maps"].resolution(0.143)
     record = {
         "particles": len(chosen),
         "voxel_size_angstrom": size,
         "resolution_of_the_halves_angstrom": resolution,
-        "scale": found.normalization.scale,
-        "misfit": None if draw.misfit is None else float(draw.misfit),
+        "scale": found.fit.normalization.scale,
+        "misfit": None if misfit is None else float(misfit),
     }
     write_run(folder / "run.json", provenance(args) | record | {"took": cost()})
     write_report(folder)
     print(f"halves agree to {resolution:.3g} Å (no mask); misfit {record['misfit']:.3g}, where about 1 is expected")
-
-
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("particles", type=Path, help="particles with angles: a STAR file, or cryoSPARC's data set (.cs)")
-    add("--mask-diameter", type=above_zero, required=True, help="of the particle, Å; beyond 1.3 times it is background")
-    add("--invert", action="store_true", help="protein is dark in the images")
-    add("--limit", type=positive, help="so many particles only, from the first on")
-    add_flags(parser, steps=None, of="passes of denoiser and data")
-    return parser.parse_args(arguments)
 
 
 def main() -> None:

@@ -67,6 +67,7 @@ def hook(arguments: list[str]) -> int:
 
 def replace_map(arguments: list[str]) -> None:
     """Restore what the STAR file names, and put it where RELION will read it, or beside it if it is the final map."""
+    args = parse(arguments)  # before imports that take seconds
     import torch
     from _command_line import in_tiles
 
@@ -76,7 +77,6 @@ def replace_map(arguments: list[str]) -> None:
     start = time.perf_counter()
     warnings.simplefilter("ignore", MapWarning)  # RELION's maps of the moment have no voxel size
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
-    args = parse(arguments)
     if args.scale is None or args.b_factor is None:
         raise CryoFMError("give --scale and --b-factor, fixed for the whole run; --dry-run finds them")
     sums, half, prior, side = prepared(args)
@@ -174,7 +174,9 @@ def main() -> int | None:
             return hook(arguments)
         with outlived_streams():
             return hook(arguments)
-    import _first  # noqa: F401
+    from _first import check_line
+
+    check_line(lambda: parse(arguments))  # before imports that take seconds
     from _command_line import exit_code
 
     return exit_code(lambda: plan(parse(arguments)))

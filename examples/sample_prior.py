@@ -12,11 +12,29 @@ import sys
 from functools import partial
 from pathlib import Path
 
-import _first  # noqa: F401
+from _first import check_line
+from _flags import add_checkpoint_flag, add_flags, positive, sample_names
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--number", dest="samples", type=positive, default=4, help="of samples (default 4)")
+    parser.add_argument("--side", type=int, default=64, help="of the cubic box, in voxels of the prior (default 64)")
+    add_checkpoint_flag(parser, "every sample")
+    add_flags(parser, steps=20, of="of Heun's rule, two network evaluations each")
+    args = parser.parse_args(arguments)
+    if args.side < 8:
+        parser.error("--side must be at least 8")
+    return args
+
+
+if __name__ == "__main__":
+    check_line(parse)  # before imports that take seconds
+
 import numpy as np
 import torch
 from _command_line import by, check_disk, checkpoint, chosen_prior, exit_code, in_tiles, run_script
-from _flags import add_checkpoint_flag, add_flags, positive, sample_names
 from _maps import device_of
 from _record import cost, provenance, write_run
 from _streams import bar
@@ -102,19 +120,6 @@ def plot(powers: dict[str, NDArray[np.float64]], frequency: NDArray[np.float64],
     axes.legend(frameon=False, fontsize=8)
     with atomic_write(path) as temporary:
         figure.savefig(temporary)
-
-
-def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--number", dest="samples", type=positive, default=4, help="of samples (default 4)")
-    parser.add_argument("--side", type=int, default=64, help="of the cubic box, in voxels of the prior (default 64)")
-    add_checkpoint_flag(parser, "every sample")
-    add_flags(parser, steps=20, of="of Heun's rule, two network evaluations each")
-    args = parser.parse_args(arguments)
-    if args.side < 8:
-        parser.error("--side must be at least 8")
-    return args
 
 
 def main() -> None:

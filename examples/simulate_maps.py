@@ -9,18 +9,38 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-import _first  # noqa: F401
-from _command_line import ERRORS, disk_is_full, exit_code, one_line
+from _first import check_line
 from _flags import above_zero, positive
-from _many import failures
-
-from cryofm_io import DensityMap, held_folder, read_map, write_map
-from cryofm_model.data.simulated import simulate_variant
 
 
 def stem(model: Path) -> str:
     """The name without .gz and the last suffix: 1abc.assembly1 of 1abc.assembly1.pdb.gz."""
     return Path(model.name.removesuffix(".gz")).stem
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("models", nargs="+", type=Path, help="PDB or mmCIF files, .gz too")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the .mrc maps; existing maps are kept")
+    parser.add_argument("--voxel-size", type=above_zero, default=1.5, help="Å (default 1.5)")
+    parser.add_argument("--variants", type=positive, default=2, help="maps of each model (default 2)")
+    parser.add_argument("--jobs", type=positive, default=2, help="processes (default 2)")
+    parser.add_argument("--strict", action="store_true", help="stop at the first model that cannot be simulated")
+    args = parser.parse_args(arguments)
+    if twice := [name for name, count in Counter(map(stem, args.models)).items() if count > 1]:
+        parser.error(f"several models would make the same maps: {', '.join(twice)}; rename them, or take one at a time")
+    return args
+
+
+if __name__ == "__main__":
+    check_line(parse)  # before imports that take seconds
+
+from _command_line import ERRORS, disk_is_full, exit_code, one_line
+from _many import failures
+
+from cryofm_io import DensityMap, held_folder, read_map, write_map
+from cryofm_model.data.simulated import simulate_variant
 
 
 def simulate(job: tuple[Path, int], voxel_size: float, out: Path) -> str:
@@ -42,16 +62,7 @@ def simulate(job: tuple[Path, int], voxel_size: float, out: Path) -> str:
 
 def main() -> int:
     """Parse the command line, simulate, report what could not be simulated; status 1 if anything could not."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("models", nargs="+", type=Path, help="PDB or mmCIF files, .gz too")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the .mrc maps; existing maps are kept")
-    parser.add_argument("--voxel-size", type=above_zero, default=1.5, help="Å (default 1.5)")
-    parser.add_argument("--variants", type=positive, default=2, help="maps of each model (default 2)")
-    parser.add_argument("--jobs", type=positive, default=2, help="processes (default 2)")
-    parser.add_argument("--strict", action="store_true", help="stop at the first model that cannot be simulated")
-    args = parser.parse_args()
-    if twice := [name for name, count in Counter(map(stem, args.models)).items() if count > 1]:
-        parser.error(f"several models would make the same maps: {', '.join(twice)}; rename them, or take one at a time")
+    args = parse()
     args.out.mkdir(parents=True, exist_ok=True)
     jobs = [(model, variant) for variant in range(args.variants) for model in args.models]
     with held_folder(args.out):

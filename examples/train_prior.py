@@ -20,7 +20,29 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import _first  # noqa: F401
+from _first import check_line
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", type=Path, help="TOML file; examples/recipes has some")
+    parser.add_argument("--maps", type=Path, nargs="+", required=True, help="folders of maps or atomic models")
+    parser.add_argument("--list", type=Path, help="CSV: take only the maps in it that pass the paper's limits")
+    parser.add_argument("--measured", type=Path, nargs="+", default=[], help="folders of measured maps to mix in")
+    parser.add_argument("--validation", type=Path, nargs="+", required=True, help="folders of maps kept back")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--cache", type=Path, help="folder for prepared maps (default: cache in the folder of the run)")
+    parser.add_argument("--autoencoder", help="file or folder of an autoencoder, over whose latents a flow is trained")
+    parser.add_argument("--init", help="prior to start from: a name, a file or a folder (default: from scratch)")
+    parser.add_argument("--device", help="torch device (default: a GPU for each process, or the CPU)")
+    parser.add_argument("--strict", action="store_true", help="refuse to leave out maps that cannot be used")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    check_line(parse)  # before imports that take seconds
+
 import attrs
 import numpy as np
 import torch
@@ -56,19 +78,7 @@ MAPS = (".mrc", ".map", ".ccp4")
 
 def main() -> None:
     """Parse the command line and run."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("recipe", type=Path, help="TOML file; examples/recipes has some")
-    parser.add_argument("--maps", type=Path, nargs="+", required=True, help="folders of maps or atomic models")
-    parser.add_argument("--list", type=Path, help="CSV: take only the maps in it that pass the paper's limits")
-    parser.add_argument("--measured", type=Path, nargs="+", default=[], help="folders of measured maps to mix in")
-    parser.add_argument("--validation", type=Path, nargs="+", required=True, help="folders of maps kept back")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
-    parser.add_argument("--cache", type=Path, help="folder for prepared maps (default: cache in the folder of the run)")
-    parser.add_argument("--autoencoder", help="file or folder of an autoencoder, over whose latents a flow is trained")
-    parser.add_argument("--init", help="prior to start from: a name, a file or a folder (default: from scratch)")
-    parser.add_argument("--device", help="torch device (default: a GPU for each process, or the CPU)")
-    parser.add_argument("--strict", action="store_true", help="refuse to leave out maps that cannot be used")
-    args = parser.parse_args()
+    args = parse()
     with processes(args.device) as device:
         run(args, read_recipe(args.recipe), device)
 

@@ -13,21 +13,42 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-import _first  # noqa: F401
+from _first import check_line
+from _flags import above_zero, positive
+
+
+def stem(path: Path) -> str:
+    """The name without .gz and the last suffix."""
+    return Path(path.name.removesuffix(".gz")).stem
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("maps", nargs="+", type=Path, help="maps, such as those of simulate_maps.py")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the .mrc maps; existing maps are kept")
+    parser.add_argument("--orientations", type=positive, default=4, help="random orientations of each map (default 4)")
+    parser.add_argument("--box", type=positive, default=32, help="side of the box, voxels (default 32)")
+    parser.add_argument("--voxel-size", type=above_zero, default=5.0, help="the finest, Å (default 5)")
+    parser.add_argument("--jobs", type=positive, default=2, help="processes (default 2)")
+    parser.add_argument("--strict", action="store_true", help="stop at the first map that cannot be used")
+    args = parser.parse_args(arguments)
+    if twice := [name for name, count in Counter(map(stem, args.maps)).items() if count > 1]:
+        parser.error(f"several maps would make the same particles: {', '.join(twice)}; rename them")
+    return args
+
+
+if __name__ == "__main__":
+    check_line(parse)  # before imports that take seconds
+
 import numpy as np
 from _command_line import ERRORS, disk_is_full, exit_code, one_line
-from _flags import above_zero, positive
 from _many import failures
 
 import cryofm_io
 from cryofm_io import DensityMap, held_folder, read_map, write_map
 from cryofm_model.data.augment import random_rotation
 from cryofm_model.data.particles import whole_particle
-
-
-def stem(path: Path) -> str:
-    """The name without .gz and the last suffix."""
-    return Path(path.name.removesuffix(".gz")).stem
 
 
 def particles(path: Path, orientations: int, box: int, finest: float, out: Path) -> str:
@@ -51,17 +72,7 @@ def particles(path: Path, orientations: int, box: int, finest: float, out: Path)
 
 def main() -> None:
     """Parse the command line, resample, report what could not be used; status 1 if anything could not."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("maps", nargs="+", type=Path, help="maps, such as those of simulate_maps.py")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the .mrc maps; existing maps are kept")
-    parser.add_argument("--orientations", type=positive, default=4, help="random orientations of each map (default 4)")
-    parser.add_argument("--box", type=positive, default=32, help="side of the box, voxels (default 32)")
-    parser.add_argument("--voxel-size", type=above_zero, default=5.0, help="the finest, Å (default 5)")
-    parser.add_argument("--jobs", type=positive, default=2, help="processes (default 2)")
-    parser.add_argument("--strict", action="store_true", help="stop at the first map that cannot be used")
-    args = parser.parse_args()
-    if twice := [name for name, count in Counter(map(stem, args.maps)).items() if count > 1]:
-        parser.error(f"several maps would make the same particles: {', '.join(twice)}; rename them")
+    args = parse()
     args.out.mkdir(parents=True, exist_ok=True)
     job = partial(particles, orientations=args.orientations, box=args.box, finest=args.voxel_size, out=args.out)
     with held_folder(args.out):

@@ -12,6 +12,20 @@ from cryofm_sampling import EnvelopeFit, ScaledNormalization, calibrate
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # where the scripts find _command_line.py
 
 
+@pytest.fixture(autouse=True)
+def _small_pictures(monkeypatch):
+    """All that is drawn is drawn, on few pixels: layout and PNG at full size took a third of these tests' time."""
+    plots = pytest.importorskip("cryofm_io.plots")
+    full = plots._figure
+
+    def small(width, height):
+        figure = full(width, height)
+        figure.set(dpi=30, layout_engine="none")
+        return figure
+
+    monkeypatch.setattr(plots, "_figure", small)
+
+
 @pytest.fixture(scope="session")
 def small_prior(tmp_path_factory):
     """A file with an untrained prior: for what does not depend on how good a prior is."""

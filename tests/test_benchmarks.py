@@ -428,7 +428,7 @@ def test_relion_is_run_once_and_said_to_be_missing(run, tmp_path, monkeypatch):
     (tmp_path / "hook" / "seconds").write_text("12.5\n")
     assert relion.refine(tmp_path, "hook", None, 90.0, 0, SimpleNamespace()) == 12.5
     (tmp_path / "hook" / "seconds").unlink()
-    args = SimpleNamespace(iterations=3, healpix_order=3, start=5.0)
+    args = SimpleNamespace(iterations=3, auto=False, healpix_order=3, start=5.0)
     with pytest.raises(FileNotFoundError):  # as RELION is not there
         relion.refine(tmp_path, "hook", None, 90.0, 0, args)
     assert not (tmp_path / "hook" / "seconds").exists()

@@ -554,6 +554,7 @@ def map_frequencies(map):
 
 def test_the_folder_of_an_emdb_entry(half_maps, tmp_path, capsys):
     import denoise
+    from _maps import take_entry
 
     from cryofm_io import InputFileError
 
@@ -562,16 +563,20 @@ def test_the_folder_of_an_emdb_entry(half_maps, tmp_path, capsys):
     for k, half in enumerate(half_maps, 1):
         (folder / f"emd_1_half_map_{k}.map").write_bytes(half.read_bytes())
     args = denoise.parse([str(folder), "--out", "o"])
+    take_entry(args)
     assert (args.half1.name, args.half2.name) == ("emd_1_half_map_1.map", "emd_1_half_map_2.map")
     assert f"{folder}: {args.half1}, {args.half2}" in capsys.readouterr().out
     args.half2.rename(folder / "emd_1.map")
     args.half1.unlink()
+    args = denoise.parse([str(folder), "--out", "o"])
     with pytest.raises(InputFileError, match="no map with a header that tells its resolution"):
-        denoise.parse([str(folder), "--out", "o"])
+        take_entry(args)
     with (folder / "emd-1.xml").open("w") as file:
         file.write(
             "<emd emdb_id='EMD-1'><structure_determination_list><a><b><final_reconstruction><resolution>4.5"
             "</resolution></final_reconstruction></b></a></structure_determination_list></emd>"
         )
-    assert denoise.parse([str(folder), "--out", "o"]).resolution == 4.5
-    assert denoise.parse([str(folder), "--out", "o", "--resolution", "5"]).resolution == 5
+    for given, taken in ((), 4.5), (("--resolution", "5"), 5):
+        args = denoise.parse([str(folder), "--out", "o", *given])
+        take_entry(args)
+        assert args.resolution == taken

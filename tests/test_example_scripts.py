@@ -505,7 +505,8 @@ def test_custom_operator_draws_samples(run, blobs, tmp_path, monkeypatch):
 
 def test_custom_operator_is_fifty_lines():
     """From nothing to a restored map: what a stranger would have to write."""
-    source = inspect.getsource(custom_operator).replace("import _first  # noqa: F401\n", "")  # of the scripts here
+    early = 'if __name__ == "__main__":\n    check_line(parser.parse_args)'  # of the scripts here, as its import is
+    source = inspect.getsource(custom_operator).replace(early, "").replace("from _first import check_line\n", "")
     statements = ast.unparse(ast.parse(source)).splitlines()  # docstrings and one long call as they are, no comments
     docstrings = len(ast.get_docstring(ast.parse(source)).splitlines())
     assert len([line for line in statements if line.strip()]) - docstrings <= 50

@@ -102,7 +102,8 @@ def test_a_dry_run_tells_what_the_finer_prior_takes(denoise, tmp_path, capsys):
 
 
 def test_what_the_halves_agree_about_has_to_be_signal(chosen, monkeypatch):
-    monkeypatch.setattr(maps, "signal_end", lambda *_, **__: 0.4)
-    name, _, told, said = chosen(halves(1.0))
-    assert (name, told) == ("cryofm-tiny", True)
-    assert "of which what is finer than 2.5 Å is no signal" in said
+    for end, fits in ((0.33, "cryofm-tiny"), (0.4, "cryofm-tiny-fine")):
+        monkeypatch.setattr(maps, "signal_end", lambda *_, end=end, **__: end)
+        name, _, told, said = chosen(halves(1.0))
+        assert (name, told) == (fits, True)
+        assert f"of which what is finer than {1 / end:.3g} Å is no signal" in said

@@ -2,14 +2,18 @@
 
 import argparse
 import importlib
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 script = pytest.importorskip("_command_line")
 NAMES = ("denoise", "anisotropic", "missing_wedge", "abinitio", "sample_prior", "likelihood", "large_map", "enhance")
-TABLE = Path(__file__).parents[1] / "docs" / "flags.md"
+EXAMPLES = Path(__file__).parents[1] / "examples"
+TABLE = EXAMPLES.parent / "docs" / "flags.md"
 OWN_DEFAULT = {"--steps", "--samples", "--side", "--tilt-min", "--tilt-max", "--prior"}  # of each task
 # What abinitio.py, whose data are images, and enhance.py, whose recipe is the published one, mean by themselves.
 OWN = {"abinitio": {"--algorithm", "--max-push", "--poses"}, "enhance": {"--b-factor"}}
@@ -39,6 +43,40 @@ def flags(monkeypatch):
                 if flag.startswith("--") and flag != "--help":
                     found.setdefault(flag, {})[name] = action
     return found
+
+
+ALL_HELP = """
+import runpy, sys
+for path in sys.argv[1:]:
+    for flag, status in (("--help", 0), ("--no-such-flag", 2)):
+        sys.argv = [path, flag]
+        try:
+            runpy.run_path(path, run_name="__main__")
+        except SystemExit as stop:
+            assert (stop.code or 0) == status, path
+        else:
+            raise AssertionError(path)
+        ours = {"cryofm_io", "cryofm_ops", "cryofm_model", "cryofm_sampling"}
+        heavy = ({"torch", "numpy", "scipy"} | ours) & {*sys.modules}
+        assert not heavy, (path, flag, heavy)
+"""
+
+
+def test_help_and_a_wrong_flag_import_nothing_heavy():
+    paths = sorted(EXAMPLES.glob("[!_]*.py")) + sorted(EXAMPLES.glob("archive/*.py"))
+    environment = os.environ | {"PYTHONPATH": str(EXAMPLES)}
+    command = [sys.executable, "-c", ALL_HELP, *map(str, paths)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("usage: ") == done.stderr.count("usage: ") == len(paths) > 20
+
+
+def test_samples_take_as_many_evaluations_as_is_said():
+    from _flags import EVALUATIONS
+
+    from cryofm_sampling import PosteriorFlow
+
+    assert PosteriorFlow().nfe == EVALUATIONS
 
 
 def test_shared_flags_mean_the_same(monkeypatch):

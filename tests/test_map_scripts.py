@@ -8,7 +8,11 @@ import attrs
 import numpy as np
 import pytest
 
-from cryofm_io import DensityMap, fsc, read_map, write_map
+from cryofm_io import DensityMap, automatic_mask, fsc, read_map, write_map
+
+pytest.importorskip("jinja2")
+from cryofm_io.report import read_report
+from cryofm_io.report.__main__ import main as report_again
 
 script = pytest.importorskip("_command_line")
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -78,7 +82,7 @@ def test_a_voxel_size_that_may_be_missing_is_told_once(call, half_maps, tmp_path
 def test_fsc_of_halves(call, half_maps, tmp_path, capsys):
     out = tmp_path / "out"
     assert call("fsc", *half_maps, "--out", out) == 0
-    assert {path.name for path in out.iterdir()} == {"fsc.csv", "fsc.png", "fsc.star", "fsc.xml"}
+    assert {path.name for path in out.iterdir()} == {"fsc.csv", "fsc.png", "fsc.star", "fsc.xml", "report.html"}
     one, two = map(read_map, half_maps)
     with (out / "fsc.csv").open() as file:
         rows = list(csv.DictReader(file))
@@ -86,6 +90,14 @@ def test_fsc_of_halves(call, half_maps, tmp_path, capsys):
     assert np.allclose(found, fsc(one.data, two.data, 1.3).correlation, atol=1e-5)
     assert "cFAR" in capsys.readouterr().out
     assert call("fsc", *half_maps, "--out", out) == 2  # unasked
+    content = read_report(out / "report.html")
+    assert [figure["name"] for figure in content["figures"]] == ["fsc-data", "fsc-directions"]
+    shown = {series["label"]: series["y"] for series in content["figures"][0]["series"]}
+    assert np.allclose(shown["unmasked"], found, atol=1e-4)
+    assert content["grid"]["position"] == list(one.position)
+    assert report_again([str(out)]) == 0  # from what the page holds
+    assert read_report(out / "report.html") == content
+    assert not (out / "open.cxc").exists()  # there is no map for ChimeraX
 
 
 def test_mask_of_halves_lies_where_they_do(call, half_maps, tmp_path):
@@ -97,6 +109,48 @@ def test_mask_of_halves_lies_where_they_do(call, half_maps, tmp_path):
     assert mask.data.min() == 0
     assert np.average(one.data, weights=mask.data) > 2 * one.data.mean()
     assert call("mask", half_maps[0], "--threshold", 99, "--out", path, "--overwrite") == 2
+    mean = (one.data + read_map(half_maps[1]).data) / 2
+    assert np.allclose(mask.data, automatic_mask(mean - np.median(mean), 1.3), atol=1e-3)
+
+
+def test_page_of_a_mask(call, half_maps, tmp_path, capsys):
+    page, path = tmp_path / "mask.html", tmp_path / "mask.mrc"
+    line = ("mask", half_maps[0], "--out", path, "--report", page)
+    assert call(*line) == 0
+    content = read_report(page)
+    numbers = {number["label"]: number["value"] for number in content["numbers"] + content["more_numbers"]}
+    assert numbers["of the box"] == f"{np.mean(read_map(path).data == 1):.1%}"
+    assert f"threshold {numbers['threshold']} " in capsys.readouterr().out
+    assert [volume["name"] for volume in content["volumes"]] == ["map", "map × mask", "mask"]
+    path.unlink()
+    assert call(*line) == 2  # before the mask is written
+    assert not path.exists()
+    assert call("mask", half_maps[0], "--out", path, "--report", half_maps[0], "--overwrite") == 2
+    assert (
+        call("mask", half_maps[0], "--out", path, "--low-pass", 3, "--level", 0.01, "--report", page, "--overwrite")
+        == 0
+    )
+    assert read_report(page)["trusted"] is False  # it fills the box
+    assert "side of the box" in read_report(page)["verdict"]
+
+
+def test_pages_of_scores_and_of_what_is_found(call, half_maps, tmp_path):
+    page = tmp_path / "page.html"
+    assert call("score", half_maps[1], half_maps[0], half_maps[0], "--truth", half_maps[0], "--report", page) == 0
+    content = read_report(page)
+    assert [row[1] for row in content["table"]["rows"]][1:] == ["1.0000", "1.0000"]
+    assert "highest" in content["verdict"]
+    assert call("inspect_map", *half_maps, "--report", page) == 2
+    assert call("inspect_map", *half_maps, "--report", page, "--overwrite") == 0
+    content = read_report(page)
+    assert content["trusted"] is True
+    assert [figure["name"] for figure in content["figures"]] == ["fsc-data", "wilson", "histogram"]
+    assert {"size", "halves", "denoise.py"} <= {row[0] for row in content["table"]["rows"]}
+    (tmp_path / "bad.mrc").write_text("no map")
+    assert call("inspect_map", tmp_path / "bad.mrc", "--report", page, "--overwrite") == 1
+    content = read_report(page)
+    assert content["trusted"] is False
+    assert "bad.mrc" in content["warnings"][0]
 
 
 def test_score_is_that_of_the_fsc(call, half_maps, tmp_path, capsys):
@@ -138,4 +192,5 @@ def test_a_model_is_scored_where_it_lies(call, tmp_path, capsys):
     assert float(right["fsc_auc"]) > 0.99
     assert float(moved["fsc_auc"]) < 0.5
     assert call("fsc", files[0], "--model", tmp_path / "model.pdb", "--out", tmp_path / "out") == 0
+    assert [one["name"] for one in read_report(tmp_path / "out" / "report.html")["volumes"]] == ["map", "model"]
     assert "FSC 0.5 at" in capsys.readouterr().out

@@ -210,6 +210,46 @@ def tensors(content: bytes, rng: random.Random) -> bytes:
     return told.to_bytes(8, "little") + head + content[8 + length :]
 
 
+def table(content: bytes, rng: random.Random) -> bytes:
+    """A NumPy file whose description is changed as a text, its length kept true or not, or values in it."""
+    if rng.random() < 0.3:
+        return start_of(10 + int.from_bytes(content[8:10], "little"))(content, rng)
+    if rng.random() < 0.4:
+        at = 4 * rng.randrange(len(content) // 4)
+        return content[:at] + struct.pack("<f", rng.choice(FLOATS)) + content[at + 4 :]
+    length = int.from_bytes(content[8:10], "little")
+    head = words(content[10 : 10 + length], rng)
+    if rng.random() < 0.5:
+        for old, new in (
+            (b"(3,)", b"(%d,)"),
+            (b"(3,)", b"(-%d,)"),
+            (b"<f4", b"<f8"),
+            (b"<u4", b"|O"),
+            (b"/idx", b"/id"),
+        ):
+            if rng.random() < 0.3:
+                head = head.replace(old, new.replace(b"%d", str(10 ** rng.randrange(1, 25)).encode()))
+    told = len(head) if rng.random() < 0.8 else rng.choice((0, 1, length - 1, 65535))
+    return content[:8] + (told % 65536).to_bytes(2, "little") + head + content[10 + length :]
+
+
+def data_set(path: Path, stack: Path) -> None:
+    """Three images with poses and CTFs, as cryoSPARC lists them."""
+    numbers = ("blob/psize_A", *(f"ctf/{name}" for name in ("df1_A", "df2_A", "df_angle_rad", "accel_kv", "cs_mm")))
+    fields = [("uid", "<u8"), ("blob/path", f"|S{len(str(stack))}"), ("blob/idx", "<u4")]
+    fields += [(name, "<f4") for name in (*numbers, "ctf/amp_contrast", "alignments3D/psize_A")]
+    fields += [("alignments3D/pose", "<f4", (3,)), ("alignments3D/shift", "<f4", (2,))]
+    rows = np.ones(3, dtype=fields)
+    rows["uid"], rows["blob/path"], rows["blob/idx"], rows["ctf/accel_kv"] = (
+        range(3),
+        str(stack).encode(),
+        range(3),
+        300,
+    )
+    with path.open("wb") as file:
+        np.save(file, rows)
+
+
 def sampler_run(path: Path | None, until: int = 4) -> torch.Tensor:
     """A run of four steps, which is killed after so many, or goes on."""
 
@@ -259,6 +299,7 @@ def kinds(folder: Path) -> dict[str, Kind]:
     names = [f"{i:06d}@{folder / 'stack.mrcs'}" for i in (1, 2, 3)]
     images = ImageStack(data[:3], 1.5, names)
     write_poses(folder / "images.star", images, Poses.from_angles(np.zeros((3, 3)), np.zeros((3, 2))))
+    data_set(folder / "images.cs", folder / "stack.mrcs")
     (folder / "list.csv").write_text(LIST)
     (folder / "recipe.toml").write_text(RECIPE)
     save_prior(Prior(UNet(UNET).eval(), Normalization(), 1.5, 32), folder / "prior.safetensors")
@@ -277,6 +318,7 @@ def kinds(folder: Path) -> dict[str, Kind]:
         "mrc as images": Kind(folder / "stack.mrcs", mrc, lambda: read_images(folder / "stack.mrcs")),
         "gz, bz2": Kind(folder / "map.mrc.gz", packed, lambda: read_map(folder / "map.mrc.gz")),
         "star": Kind(folder / "images.star", words, lambda: read_images(folder / "images.star")),
+        "cs": Kind(folder / "images.cs", table, lambda: read_images(folder / "images.cs")),
         "csv": Kind(folder / "list.csv", words, lambda: curated(folder / "list.csv")),
         "toml": Kind(folder / "recipe.toml", words, recipe),
         "safetensors": Kind(folder / "prior.safetensors", tensors, lambda: load_prior(folder / "prior.safetensors")),
@@ -287,7 +329,7 @@ def kinds(folder: Path) -> dict[str, Kind]:
 
 
 SHARE = {
-    **{"mrc": 0.24, "mrc as images": 0.1, "gz, bz2": 0.12, "star": 0.14, "csv": 0.08, "toml": 0.08},
+    **{"mrc": 0.24, "mrc as images": 0.1, "gz, bz2": 0.12, "star": 0.11, "cs": 0.05, "csv": 0.06, "toml": 0.08},
     **{"safetensors": 0.08, "sampler state": 0.09, "training state": 0.04, "training progress": 0.03},
 }
 

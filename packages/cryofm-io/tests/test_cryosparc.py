@@ -135,12 +135,20 @@ def test_what_is_not_modelled_is_told(particles):
         read_images(path)
 
 
+def header(description):
+    """A file of NumPy's that is hardly more than what it says of itself."""
+    text = description.encode()
+    return b"\x93NUMPY\x01\0" + len(text).to_bytes(2, "little") + text + bytes(72)
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
         (b"\x94CSDAT\0\0", "a compressed data set; unpack it"),
         (b"\x93NUMPY\x01\0\x10", "not a readable data set"),
         (b"", "not a readable data set"),
+        (b"\x93NUMPY\x01\0\x10\0{'descr': [('uid',", "not a readable data set"),  # NumPy: TokenError
+        (header("{'descr': [('uid', '<u8')], 'fortran_order': False, 'shape': (10000000000000,)}"), "72 bytes of an"),
         (np.zeros(3), "not a data set"),
         (np.array([(1, {})], [("uid", "<u8"), ("blob/path", object)]), "not a readable data set"),
         (np.zeros(2, [("blob/path", "S3"), ("blob/idx", "<f4", (2,))]), "another kind"),

@@ -43,6 +43,7 @@ from cryofm_io.report.__main__ import main
 from cryofm_io.report.chimerax import chimerax_commands
 from cryofm_io.report.content import level
 from cryofm_io.report.large import coarse
+from cryofm_io.report.page import environment
 from cryofm_io.report.run import Run
 from cryofm_io.report.volumes import Window
 
@@ -353,6 +354,7 @@ def test_a_page_is_not_overwritten_unasked(run, halves):
 
 def test_without_jinja2_it_says_what_to_install(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
+    environment.cache_clear()
     with pytest.raises(MissingExtraError, match=r"cryofm-io\[report\]"):
         write_report(run, overwrite=True)
 

@@ -108,9 +108,9 @@ def test_table_peaks_where_the_planes_cross():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("count", "off_px", "chains"), [(6, 0.0, 2), (6, 0.6, 2), (12, 0.0, 1)])
+@pytest.mark.parametrize(("count", "off_px", "chains"), [(6, 0.0, 1), (6, 0.6, 2), (11, 0.0, 1)])
 def test_poses_are_found(count, off_px, chains):
-    """Also where 10 images are sampled and two placed among them."""
+    """Also where 10 images are sampled and one is placed among them."""
     rotations = views(count, 1)
     shifts = off_px * torch.randn(count, 2, generator=torch.Generator().manual_seed(2))
     found = sample_poses(

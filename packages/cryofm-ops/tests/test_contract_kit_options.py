@@ -174,15 +174,20 @@ def test_the_compiler_of_torch_stays_out():
     program = """
 import sys, torch
 from cryofm_ops import FourierProjector, Identity, WhiteNoise, gaussian_likelihood, stack
-from cryofm_ops.testing import check_likelihood, check_noise, check_operator
+from cryofm_ops.testing import Case, likelihood_checks, noise_checks, operator_checks
 
-twice = stack(Identity(), Identity())
-y = torch.zeros(2, 3, 3, 3, dtype=torch.float64)
-check_operator(twice, shapes=[(3, 3, 3)])
-check_noise(WhiteNoise(1.0), shapes=[(3, 3, 3)])
-check_likelihood(gaussian_likelihood(twice, WhiteNoise(1.0), y), shapes=[(3, 3, 3)])
-project = FourierProjector(torch.eye(3, dtype=torch.float64)[None], torch.zeros(1, 2), (3, 3, 3))
-check_operator(project, shapes=[(3, 3, 3)])
+twice, box = stack(Identity(), Identity()), (3, 3, 3)
+y = torch.zeros(2, *box, dtype=torch.float64)
+project = FourierProjector(torch.eye(3, dtype=torch.float64)[None], torch.zeros(1, 2), box)
+checks = [
+    *operator_checks(twice, shapes=[box]),
+    *noise_checks(WhiteNoise(1.0), shapes=[box]),
+    *likelihood_checks(gaussian_likelihood(twice, WhiteNoise(1.0), y), shapes=[box]),
+    *operator_checks(project, shapes=[box]),
+]
+for check in checks:  # two cases of each load what any would
+    check(Case(box, batch=(2,)))
+    check(Case(box))
 assert "torch._dynamo" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)

@@ -1,6 +1,8 @@
 """What authors get wrong first ends in one line that names the argument; what they transform passes through."""
 
 import re
+import runpy
+import sys
 
 import numpy as np
 import pytest
@@ -112,3 +114,11 @@ def test_projectors_pass_what_torch_transforms(kind):
 @pytest.mark.parametrize("counts", [Y.abs().round(), Y.abs().round().float()])
 def test_counts_tell_their_precision(counts):
     assert PoissonLikelihood(Identity(), counts).dtype == counts.dtype
+
+
+def test_the_kit_says_what_to_install(monkeypatch):
+    from cryofm_ops import testing
+
+    monkeypatch.setitem(sys.modules, "pytest", None)
+    with pytest.raises(ImportError, match=r"pip install 'cryofm-ops\[testing\]'"):
+        runpy.run_path(testing.__file__)

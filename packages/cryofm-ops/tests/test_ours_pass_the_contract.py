@@ -1,5 +1,6 @@
 """Every operator, noise and likelihood of this package under its own contract kit."""
 
+import pytest
 import torch
 
 from cryofm_ops import (
@@ -46,6 +47,12 @@ Y = standard_normal(torch.zeros(BOX, dtype=torch.float64), GENERATOR)
 
 
 WEIGHTS = Y.abs().clamp(max=1) * (Y > -0.5)
+
+
+@pytest.fixture(autouse=True)
+def _fewer_cases_in_the_quick_tests(request, monkeypatch):
+    if request.config.option.markexpr == "not slow":
+        monkeypatch.setattr("cryofm_ops.testing._run._SHARE", 0.08)
 
 
 class Voxelwise:

@@ -4,12 +4,13 @@ A pose is a rotation vector: its matrix is the transpose of RELION's, and what E
 by. A shift is RELION's origin, in pixels of its own size. Images are counted from 0, angles of CTFs are in radians.
 """
 
+import math
 import os
 import re
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import scipy.spatial.transform
@@ -98,9 +99,10 @@ def _read(path: Path) -> Columns:
         with path.open("rb") as file:
             compressed = file.read(len(_COMPRESSED)) == _COMPRESSED
             file.seek(0)
-            data = None if compressed else np.lib.format.read_array(file, allow_pickle=False)
-    except (OSError, EOFError, ValueError, MemoryError) as error:
-        raise InputFileError(f"{path}: not a readable data set of cryoSPARC ({error})") from None
+            data = None if compressed else _array(file)
+    except Exception as error:  # whatever NumPy's parser raises in a damaged header
+        why = " ".join(str(error).split())
+        raise InputFileError(f"{path}: not a readable data set of cryoSPARC ({why or type(error).__name__})") from None
     if data is None:
         raise InputFileError(
             f"{path}: a compressed data set; unpack it with cryosparc-tools, Dataset.load(IN).save(OUT)"
@@ -108,6 +110,19 @@ def _read(path: Path) -> Columns:
     if data.dtype.names is None or data.ndim != 1 or not len(data):
         raise InputFileError(f"{path}: not a data set of cryoSPARC, but an array {data.dtype} of shape {data.shape}")
     return {name: data[name] for name in data.dtype.names if name in (*_WANTED, *_LEFT_OUT, "uid")}
+
+
+def _array(file: BinaryIO) -> NDArray[Any]:
+    """A file of NumPy's, no larger than it says."""
+    version = np.lib.format.read_magic(file)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read(file)
+    there = os.fstat(file.fileno()).st_size - file.tell()
+    if math.prod(shape) * dtype.itemsize > there:
+        raise ValueError(f"{there} bytes of an array {shape} of {dtype.itemsize} each")
+    file.seek(0)
+    array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    return array
 
 
 def _joined(path: Path, to: Columns) -> Columns:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from cryofm_io.density_map import DensityMap
 from cryofm_io.errors import CryoFMError, MapWarning
+from cryofm_io.filters import low_pass
 from cryofm_io.fsc import shell_sums, transform
 from cryofm_io.halves import check_contrast, share_filled
 from cryofm_io.mrc_read import AS_A_VOLUME, read_map
@@ -77,18 +78,26 @@ def inspect_map(path: str | os.PathLike[str], *, voxel_size: float | None = None
         "place": _place(map),
         "values": f"{map.data.min():.4g} to {map.data.max():.4g}, mean {map.data.mean():.4g}, "
         f"standard deviation {map.data.std():.4g}",
-        "sign": "protein is dark" if any("inverted" in what for what in trouble) else "protein is bright, or too faint",
+        "sign": "protein is dark"
+        if any("inverted" in what for what in trouble)
+        else "protein is bright, or too faint to tell",
         "solvent": _solvent(map.data),
         "masked": _masked(map.data),
         "band": "to Nyquist, "
         f"{2 * map.voxel_size:.3g} Å: not filtered" if limit is None else f"filtered at about {limit:.3g} Å",
         "sharpened": _sharpened(map, limit),
-        "molecule": f"about {particle_diameter(map.data - np.median(map.data), map.voxel_size):.0f} Å across",
+        "molecule": f"about {_across(map):.0f} Å across",
         "hand": "no map tells its own hand: a mirror image fits the data as well",
     }  # fmt: skip
     if notes:
         found["header"] = "; ".join(notes)
     return Inspection(map, found, trouble)
+
+
+def _across(map: DensityMap) -> float:
+    """Without the noise, of which specks beside a molecule would count."""
+    smooth = low_pass(map.data, max(_FROM, 4 * map.voxel_size), map.voxel_size)
+    return particle_diameter(smooth - np.median(smooth), map.voxel_size)
 
 
 def _size(map: DensityMap) -> str:

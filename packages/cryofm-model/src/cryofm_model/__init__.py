@@ -21,6 +21,7 @@ from cryofm_model.prior import (
     Prior,
     SpectrallyCalibratedPrior,
 )
+from cryofm_model.weights.choice import bundled_prior_for, fitted_to_particle
 from cryofm_model.weights.prior_file import BUNDLED_PRIORS, load_prior, save_prior
 from cryofm_model.weights.published import export_published
 
@@ -46,7 +47,9 @@ __all__ = [
     "UNetConfig",
     "WeightsError",
     "attention_backend",
+    "bundled_prior_for",
     "export_published",
+    "fitted_to_particle",
     "flow_matching_loss",
     "forward_gflop",
     "load_prior",

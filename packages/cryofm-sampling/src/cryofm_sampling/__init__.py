@@ -38,6 +38,7 @@ from cryofm_sampling.half_maps import (
     stationary_model,
     wedge_model,
 )
+from cryofm_sampling.images import RestoredImages, restore_images
 from cryofm_sampling.misfit import misfit
 from cryofm_sampling.models import (
     Assessment,
@@ -124,6 +125,7 @@ __all__ = [
     "Renoising",
     "Rescaled",
     "RestoredHalfMaps",
+    "RestoredImages",
     "RestoredMap",
     "Run",
     "RunCallback",
@@ -162,6 +164,7 @@ __all__ = [
     "models_of_particles",
     "restore",
     "restore_half_maps",
+    "restore_images",
     "restore_map",
     "restore_missing_wedge",
     "restore_weighted",

@@ -5,6 +5,16 @@ writes the HTML by the templates beside it, ``chimerax`` the commands. A page ho
 again, or set beside another (``compare``), without the maps.
 """
 
-from cryofm_io.report.page import read_report, write_report
+from cryofm_io.report.page import read_report, render, write_report
+from cryofm_io.report.tools import halves_content, inspection_content, mask_content, model_content, scores_content
 
-__all__ = ["read_report", "write_report"]
+__all__ = [
+    "halves_content",
+    "inspection_content",
+    "mask_content",
+    "model_content",
+    "read_report",
+    "render",
+    "scores_content",
+    "write_report",
+]

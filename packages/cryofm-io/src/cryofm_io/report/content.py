@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -20,7 +21,18 @@ from cryofm_io.report.figures import figure, fsc_figure, histogram, of_resolutio
 from cryofm_io.report.run import Run
 from cryofm_io.report.volumes import Window, packed
 
-__all__ = ["FORMAT", "content_of", "contrast", "level", "listed_provenance"]
+__all__ = [
+    "FORMAT",
+    "WRONG",
+    "content_of",
+    "contrast",
+    "directions_figure",
+    "frequencies",
+    "halves_figure",
+    "level",
+    "listed_provenance",
+    "wilson_figure",
+]
 
 FORMAT = 1  # of what a page holds; another one cannot be shown again
 
@@ -30,7 +42,7 @@ _ALIKE = 0.8  # cFAR, from where on all directions are
 _WIDEST, _SHOWN = [0.02, 99.995], [0.5, 99.8]  # percentiles
 _THRESHOLD = 5.0  # standard deviations
 _DENSE = 0.2  # of the way from the solvent to the brightest, where a surface is shown at least
-_WRONG = "missing views or a preferred orientation; the map is smeared along the bad directions"
+WRONG = "missing views or a preferred orientation; the map is smeared along the bad directions"
 
 Floats = NDArray[np.floating]
 
@@ -121,7 +133,7 @@ class _Data:
 def content_of(run: Run) -> dict[str, Any]:
     """Everything, as what JSON holds."""
     data = _Data.of(run)
-    gained, directional = _gained(data), _directional(data)
+    gained, directional = _gained(data), None if data.cones is None else directions_figure(data.cones)
     numbers = _numbers(data, gained)
     figures = [made for made in (*_curves(data), directional, _wilson(data), _noise(data), _densities(data)) if made]
     warnings = [*run.record.get("doubts", []), *_warnings(data, directional)]
@@ -244,7 +256,7 @@ def _warnings(data: _Data, directional: dict[str, Any] | None) -> list[str]:
     found, record = [], data.run.record
     if directional is not None and directional["cfar"] < 0.5:
         found.append(
-            f"The halves agree unequally well in different directions (cFAR {directional['cfar']:.2f}): {_WRONG}."
+            f"The halves agree unequally well in different directions (cFAR {directional['cfar']:.2f}): {WRONG}."
         )
     if data.run.halves is None and data.run.observed is None:
         found.append("The input maps were not there when this page was made: what needs them is missing.")
@@ -271,17 +283,7 @@ def _curves(data: _Data) -> list[dict[str, Any]]:
                 "the same, phases randomised": inside.randomised,
                 "corrected": inside.corrected,
             }
-        figures.append(
-            fsc_figure(
-                "fsc-data",
-                "How far the data reach",
-                "FSC between the half maps as measured. 0.143 is where the mean of the halves correlates by 0.5 with a "
-                "perfect map: the resolution that one reports. A mask makes maps alike by itself; what it makes of "
-                "random phases is taken off again (corrected).",
-                curves,
-                ["the same, phases randomised"],
-            )
-        )
+        figures.append(halves_figure(curves, ["the same, phases randomised"]))
     against = {name: curve for name, curve in run.curves.items() if name != "half maps"}
     if run.linear is not None:
         against["restored against linear"] = curve_of_sums(data.results, run.restored.shape, voxel_size)
@@ -299,9 +301,21 @@ def _curves(data: _Data) -> list[dict[str, Any]]:
     return figures
 
 
-def _directional(data: _Data) -> dict[str, Any] | None:
-    if (cones := data.cones) is None:
-        return None
+def halves_figure(curves: Mapping[str, FscCurve], dashed: Sequence[str]) -> dict[str, Any]:
+    """FSC of raw halves, with and without a mask."""
+    return fsc_figure(
+        "fsc-data",
+        "How far the data reach",
+        "FSC between the half maps as measured. 0.143 is where the mean of the halves correlates by 0.5 with a perfect "
+        "map: the resolution that one reports. A mask makes maps alike by itself; what it makes of random phases is "
+        "taken off again (corrected).",
+        curves,
+        dashed,
+    )
+
+
+def directions_figure(cones: ConicalFsc) -> dict[str, Any]:
+    """FSC by direction; folded where all are alike."""
     area = cones.auc
     worst, best = int(area.argmin()), int(area.argmax())
     names = {"along x": 0, "along y": 1, "along z": 2, f"worst, {_axis(cones.directions[worst])}": worst}
@@ -311,7 +325,7 @@ def _directional(data: _Data) -> dict[str, Any] | None:
         "fsc-directions",
         f"By direction: cFAR {cones.cfar:.2f}",
         "FSC between the halves in cones of 20° about directions. "
-        + ("They differ: " + _WRONG + "." if matters else "They are alike: no direction is missing.")
+        + ("They differ: " + WRONG + "." if matters else "They are alike: no direction is missing.")
         + " cFAR is the smallest area over the largest; below 0.5 it is a warning.",
         {name: cones.curve(i) for name, i in names.items()},
     )
@@ -331,10 +345,14 @@ def _wilson(data: _Data) -> dict[str, Any]:
     elif data.mean is not None:
         spectrum = transform(data.mean)
         powers = {INPUT: shell_sums(spectrum, spectrum, data.run.restored.shape)[1]} | powers
-    frequency = _frequencies(data.run.restored)
+    frequency = frequencies(data.run.restored)
     with np.errstate(divide="ignore"):
         series = {label: (frequency**2, np.log(power / np.maximum(count, 1))) for label, power in powers.items()}
-    last = float(np.sqrt(series[RESTORED][0][-1]))
+    return wilson_figure(series, _seen([y for label, (_, y) in series.items() if label != LINEAR]))
+
+
+def wilson_figure(series: Mapping[str, tuple[Floats, Floats]], ylim: tuple[float, float] | None) -> dict[str, Any]:
+    """Ln power against squared frequency."""
     return figure(
         "wilson",
         "Wilson plot",
@@ -343,8 +361,8 @@ def _wilson(data: _Data) -> dict[str, Any]:
         series,
         xlabel="resolution (Å)",
         ylabel="ln power",
-        ticks=of_resolution(last, squared=True),
-        ylim=_seen([y for label, (_, y) in series.items() if label != LINEAR]),
+        ticks=of_resolution(max(float(x[-1]) for x, _ in series.values()) ** 0.5, squared=True),
+        ylim=ylim,
     )
 
 
@@ -354,7 +372,7 @@ def _noise(data: _Data) -> dict[str, Any] | None:
     cross, power1, power2, count = data.sums
     noise = np.maximum(power1 + power2 - 2 * cross, 0) / count / 4  # of the mean
     signal = cross / count
-    frequency = _frequencies(data.run.restored)
+    frequency = frequencies(data.run.restored)
     with np.errstate(divide="ignore", invalid="ignore"):
         series = {
             "signal": (frequency, np.log10(np.where(signal > 0, signal, np.nan))),
@@ -446,7 +464,8 @@ def level(data: Floats, inside: NDArray[np.bool_] | None) -> float:
     return float(max(fifth, solvent + _DENSE * (bright - solvent)))
 
 
-def _frequencies(map: DensityMap) -> Floats:
+def frequencies(map: DensityMap) -> Floats:
+    """Of the shells, 1/Å."""
     longest = max(map.shape)
     return np.arange(1, longest // 2 + 1) / (longest * map.voxel_size)
 

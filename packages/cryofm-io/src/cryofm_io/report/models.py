@@ -15,7 +15,7 @@ from cryofm_io.density_map import DensityMap
 from cryofm_io.errors import CryoFMError
 from cryofm_io.mrc_read import read_map
 from cryofm_io.mrc_write import VIEWING_NOTE
-from cryofm_io.report.content import FORMAT, contrast, listed_provenance
+from cryofm_io.report.content import FORMAT, contrast, level, listed_provenance
 from cryofm_io.report.volumes import Window, packed
 from cryofm_io.star import read_poses
 
@@ -116,25 +116,40 @@ def _warnings(record: dict[str, Any]) -> list[str]:
     return found + ([str(record["note"])] if "note" in record else [])
 
 
-def map_volumes(maps: Mapping[str, DensityMap], like: str | None = None) -> dict[str, Any]:
-    """Maps on one grid as a page shows them, with the contrast of one of them, by default the first."""
+def map_volumes(
+    maps: Mapping[str, DensityMap],
+    like: str | None = None,
+    *,
+    mask: NDArray[Any] | None = None,
+    paints: Mapping[str, tuple[NDArray[Any], float, float]] | None = None,
+) -> dict[str, Any]:
+    """Maps on one grid as a page shows them.
+
+    Args:
+        maps: By name.
+        like: Whose contrast all have; None: the first one's.
+        mask: Where the molecule is: of a large box only that is shown, and the surface is at its level.
+        paints: What is no density, of the names that the viewer knows: values, least and greatest.
+    """
     first = next(iter(maps.values())) if like is None else maps[like]
     low, high = contrast(first.data, widest=True)
-    window = Window(first, None)
+    window = Window(first, mask)
+    shown = {name: (one.data, low, high) for name, one in maps.items()} | dict(paints or {})
+    inside = None if mask is None else window.show(mask) > 0.5
     return {
         "volumes": [
-            {"name": name, "low": low, "high": high, "data": packed(window.show(one.data), low, high)}
-            for name, one in maps.items()
+            {"name": name, "low": darkest, "high": brightest, "data": packed(window.show(data), darkest, brightest)}
+            for name, (data, darkest, brightest) in shown.items()
         ],
         "grid": {
             "shape": list(window.shape),
             "voxel_size": window.voxel_size,
             "position": list(window.position),
             "coarser": window.voxel_size > 1.001 * first.voxel_size,
-            "cut": False,
+            "cut": any(part.stop - part.start < n for part, n in zip(window.box, first.shape, strict=True)),
         },
         "contrast": list(contrast(first.data)),
-        "level": 0.3 * high,
+        "level": 0.3 * high if inside is None else level(window.show(first.data), inside),
     }
 
 

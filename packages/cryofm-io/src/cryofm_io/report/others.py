@@ -14,7 +14,7 @@ from cryofm_io.report.content import FORMAT, listed_provenance
 from cryofm_io.report.figures import figure, histogram, of_resolution
 from cryofm_io.report.models import map_volumes
 
-__all__ = ["likelihood_content", "samples_content"]
+__all__ = ["card", "likelihood_content", "page_of", "samples_content"]
 
 _SAMPLES = 4  # shown
 
@@ -27,17 +27,17 @@ def samples_content(folder: Path) -> dict[str, Any]:
     size = next(iter(shown.values())).voxel_size
     ratio = record.get("power_over_the_prior_s_data")
     numbers = [
-        _card(
+        card(
             "samples", str(len(paths)), f"of which {len(shown)} are shown" if len(paths) > len(shown) else "all shown"
         ),
-        _card("voxel", f"{size:.4g} Å", "box " + " × ".join(str(n) for n in shown[paths[0].stem].shape[::-1])),
+        card("voxel", f"{size:.4g} Å", "box " + " × ".join(str(n) for n in shown[paths[0].stem].shape[::-1])),
     ]
     if ratio is not None:
         note = "median over shells, over that of the prior's data; one that has learnt has about 1"
-        numbers.insert(0, _card("power", f"{ratio:.2f}", note, 0.5 < ratio < 2))
+        numbers.insert(0, card("power", f"{ratio:.2f}", note, 0.5 < ratio < 2))
     verdict = "Drawn from the prior alone: what it believes before it has seen any data. No sample is any molecule."
     made = _powers(folder / "power.csv")
-    return _page(record, "the prior alone", verdict, numbers, [] if made is None else [made], **map_volumes(shown))
+    return page_of(record, "the prior alone", verdict, numbers, [] if made is None else [made], **map_volumes(shown))
 
 
 def likelihood_content(
@@ -57,7 +57,7 @@ def likelihood_content(
     bits, error = likeliest["bits_per_voxel"], likeliest["standard_error_bits_per_voxel"]
     beside = f" ± {error}" if error not in ("", "nan") else ", its error not known"
     verdict = f"Of {len(rows)} maps the likeliest is {likeliest['map']}, with {bits}{beside} bits per voxel."
-    numbers = [_card(row["map"], row["bits_per_voxel"], "bits per voxel, the fewer the likelier") for row in rows[:3]]
+    numbers = [card(row["map"], row["bits_per_voxel"], "bits per voxel, the fewer the likelier") for row in rows[:3]]
     figures = (former or {}).get("figures", [])
     if cubes:
         low, high = (f(np.concatenate([x.ravel() for x in cubes.values()])) for f in (np.min, np.max))
@@ -66,10 +66,10 @@ def likelihood_content(
         "Only maps on one scale, in one box and of one resolution can be compared: the less there is in a map, the "
         "likelier it is."
     )
-    return _page(record, "how likely maps are", verdict, numbers, figures, scores=rows, warnings=[warning])
+    return page_of(record, "how likely maps are", verdict, numbers, figures, scores=rows, warnings=[warning])
 
 
-def _page(
+def page_of(
     record: dict[str, Any],
     what: str,
     verdict: str,
@@ -104,7 +104,8 @@ def _page(
     return dict(json.loads(json.dumps(content), parse_constant=lambda _: None))  # NaN is no JSON
 
 
-def _card(label: str, value: str, note: str, good: bool | None = None) -> dict[str, Any]:
+def card(label: str, value: str, note: str, good: bool | None = None) -> dict[str, Any]:
+    """A number, and what it means."""
     return {"label": label, "value": value, "note": note, "good": good}
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,11 +51,11 @@ def write_report(folder: str | os.PathLike[str], *, overwrite: bool = False, **k
     environment()  # first what may be missing
     content = folder_content(folder, **known)
     write_page(page, content, overwrite=overwrite)
-    if not content["volumes"]:
+    files = [name for name in ("linear.mrc", "restored.mrc", "uncertainty.mrc") if (folder / name).is_file()]
+    models = [name for one in content["volumes"] if (folder / (name := f"{one['name']}.mrc")).is_file()]
+    if not files and not models:
         return page
     with atomic_write(folder / "open.cxc", overwrite) as temporary:
-        files = [name for name in ("linear.mrc", "restored.mrc", "uncertainty.mrc") if (folder / name).is_file()]
-        models = [f"{volume['name']}.mrc" for volume in content["volumes"]]
         commands = chimerax_commands(content, files) if files else model_commands(content, models)
         temporary.write_text(commands, encoding="utf-8")
     return page
@@ -72,6 +73,8 @@ def folder_content(folder: Path, *, pairs: Pairs | None = None, **known: Any) ->
     def holds(name: str) -> bool:
         return bool(record) and (folder / name).is_file()
 
+    if not record and (kept := former()) is not None:
+        return kept  # of a script that only looks at maps
     if holds("model_01.mrc"):
         return models_content(folder, pairs, former())
     if holds("likelihood.csv"):
@@ -116,6 +119,7 @@ def read_report(path: str | os.PathLike[str]) -> dict[str, Any]:
     return dict(content)
 
 
+@cache  # templates are compiled once
 def environment() -> "Environment":
     """Of the templates."""
     try:

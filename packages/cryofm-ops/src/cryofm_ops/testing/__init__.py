@@ -5,6 +5,12 @@ drawn by Hypothesis: volumes of noise, zeros, single voxels, constants and Nyqui
 several batch shapes, boxes and scales.
 """
 
+try:
+    import hypothesis  # noqa: F401
+    import pytest  # noqa: F401
+except ImportError as error:
+    raise ImportError("the contract kit needs hypothesis and pytest: pip install 'cryofm-ops[testing]'") from error
+
 from cryofm_ops.testing._case import Case, ContractError
 from cryofm_ops.testing._pytest import parametrize_with_checks
 from cryofm_ops.testing._rules import LEVELS

@@ -19,7 +19,9 @@ vacuum do.
 Where the halves agree to 3.8 Å, the prior's word on B is not needed: beyond 6 Å all proteins have the same spectrum
 within a few Å² of B, and the Wilson plot against it gives B (`fine_b_factor`).
 
-A region of 48³ voxels with most density is enough, and three network evaluations a trial.
+A region of 48³ voxels with most density is enough, and three network evaluations a trial. Where B is known, which is of
+fine halves, a few trials are left, of 64³ voxels whose edges are soft: 1 / ĥ would raise what a cut leaves of the
+coarse shells in the finest above the signal.
 """
 
 import math
@@ -54,9 +56,19 @@ from cryofm_sampling.restore import restore
 from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
 from cryofm_sampling.scale import ScaledNormalization
 
-__all__ = ["SIDE", "EnvelopeFit", "densest", "fine_b_factor", "fit_envelope", "signal_end", "wilson_line"]
+__all__ = [
+    "SIDE",
+    "SIDE_OF_FINE",
+    "EnvelopeFit",
+    "densest",
+    "fine_b_factor",
+    "fit_envelope",
+    "signal_end",
+    "wilson_line",
+]
 
-SIDE = 48  # voxels of the region
+SIDE, SIDE_OF_FINE = 48, 64  # voxels of the region; where B is known, which takes a third of the trials
+_EDGE = 8  # voxels over which it ends
 _LEAST_FSC = 0.02  # of shells that are scored
 _CORRELATION = 0.2  # weight of the FSC beside the explained share
 _BRIGHTEST = 0.9  # 99.999th percentile of a restored map that is not penalised; of the prior's own it is 1
@@ -75,7 +87,7 @@ _CLIMB = 6  # rounds at most with each step
 _COARSEST = 12.0  # Å, of the Wilson plot
 _AGREE = 0.15  # least FSC of the Wilson plot
 _FINE = 3.8  # Å, to which halves have to agree for B to be told by the fine shells: within 10 Å², to 4.6 Å within 37
-_DIMMED_AT = 3.6  # Å, beyond which a half that is too good to tell the envelope is dimmed for the trials
+_DIMMED_AT = 2.4  # voxels of the prior, beyond which a half that is too good to tell the envelope is dimmed for trials
 _DIMMED_FSC = 0.143
 _TOP = 0.99999
 
@@ -134,13 +146,20 @@ def fit_envelope(
     """
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     start = wilson_line(model, prior, normalization, voxel_size)
-    box = densest(fourier_filter((half1 + half2) / 2, model.gain.to(half1)), SIDE)
+    fine = b_factor is not None
+    box = densest(fourier_filter((half1 + half2) / 2, model.gain.to(half1)), SIDE_OF_FINE if fine else SIDE)
     _, shape = split_shape(half1[box].shape)
-    one, two, part = half1[box].contiguous(), half2[box].contiguous(), model.on(shape)
+    whole = split_shape(half1.shape)[1] if fine else shape  # of coarse halves little is raised
+    window = _window(shape, whole).to(half1)
+    one, two, part = window * half1[box], window * half2[box], _windowed(model, window)
     fresh = torch.Generator(generator.device).manual_seed(seed)
-    one, part = _dimmed(one, part, voxel_size, fresh)
+    one, part = _dimmed(one, part, fresh)
     held_out = part.comparable(two)
-    fsc, inside = correlation(part.comparable(half1[box]), held_out), _inside((half1 + half2)[box] / 2, voxel_size)
+    fsc, inside = (
+        correlation(part.comparable(window * half1[box]), held_out),
+        _inside((half1 + half2)[box] / 2, voxel_size),
+    )
+    fsc[_beyond(model, len(fsc))] = 0
     scores: dict[tuple[float, float, float], float] = {}
 
     def scale_of(b: float, kappa: float) -> float:
@@ -280,6 +299,38 @@ def signal_end(found: NoiseEstimate, shape: Box, *, voxel_size: float) -> float:
     return plot.end if plot is not None and plot.told and plot.beyond else math.inf
 
 
+def _window(shape: Box, whole: Box) -> Tensor:
+    """1 in a region, falling to 0 at its faces, but not where it is as long as the whole: what is cut there would leave
+    in all shells a part of the coarse ones, that an envelope's removal raises above the signal."""
+    window = torch.ones(())
+    for n, m in zip(shape, whole, strict=True):
+        line = torch.ones(n)
+        if n < m:
+            edge = torch.sin(torch.pi / 2 * (torch.arange(_EDGE) + 0.5) / _EDGE).square()
+            line[:_EDGE], line[-_EDGE:] = edge, edge.flip(0)
+        window = window[..., None] * line
+    return window
+
+
+def _windowed(model: FourierModel, window: Tensor) -> FourierModel:
+    """Of a region's noise, which the window weakens."""
+    _, shape = split_shape(window.shape)
+    left = float(window.square().mean())
+
+    def noise_on(shape: Box) -> tuple[Tensor, Tensor]:
+        noise, measured = model.noise_on(shape)
+        return left * noise, measured
+
+    return attrs.evolve(model.on(shape), noise_power=left * model.noise_power, noise_on=noise_on)
+
+
+def _beyond(model: FourierModel, n: int) -> Tensor:
+    """Of n shells, those where the halves have no signal at all, or in part: there is what the cut left of others."""
+    last = float(model.signal_power.nonzero().max()) / (len(model.signal_power) - 1)
+    end = last if last == 1 else last - 0.5 / (n - 1)
+    return torch.linspace(0, 1, n).to(model.signal_power.device) > end
+
+
 def _score(predicted: Tensor, seen: Tensor, fsc: Tensor) -> float:
     """The mean over the shells that are scored; see the module."""
     _, shape = split_shape(seen.shape)
@@ -328,15 +379,13 @@ def densest(volume: Tensor, side: int) -> tuple[slice, slice, slice]:
     return z, y, x
 
 
-def _dimmed(
-    half: Tensor, model: FourierModel, voxel_size: float, generator: torch.Generator
-) -> tuple[Tensor, FourierModel]:
-    """A half with noise added until its FSC is .143 at 3.6 Å; as it is, where it is no better.
+def _dimmed(half: Tensor, model: FourierModel, generator: torch.Generator) -> tuple[Tensor, FourierModel]:
+    """A half with noise added until its FSC is .143 at 2.4 voxels (3.6 Å of 1.5 Å); as it is, where it is no better.
 
     Where the data say everything the prior says nothing, and any envelope explains the other half.
     """
     n = len(model.signal_power)
-    at = min(2 * voxel_size / _DIMMED_AT, 1) * (n - 1)
+    at = 2 / _DIMMED_AT * (n - 1)
     low = min(int(at), n - 2)
     log = model.signal_power.double().clamp(min=1e-30).log()
     level = float(torch.lerp(log[low], log[low + 1], at - low).exp()) * (1 - _DIMMED_FSC) / _DIMMED_FSC

@@ -4,7 +4,8 @@ Beyond 6 Å the power P of proteins differs little from one to the other, so tha
 
 What two halves agree about need not be signal. The interpolation of a reconstruction program leaves a ten-thousandth
 of the strong, coarse shells in the fine ones, in both halves alike (measured with RELION: above the signal beyond 2.5 Å
-where B is 150 Å²). There S leaves the line upwards, and there the line ends; what is above it is no signal.
+where B is 150 Å²). There S leaves the line upwards, and there the line ends; what is above it is no signal. It falls
+slowly, so that what is left of it in the shells of the line is known, and taken from S.
 """
 
 from typing import Self
@@ -26,6 +27,7 @@ _PROTEIN = (1.81, 2.0, 2.05, 1.64, 1.1, 0.53, 0.0, -0.45, -0.79, -1.1)
 _TOLD_TO = 0.28  # 1/Å, to which B is told at least
 _ABOVE = 0.2  # in log S over the line of the shells before, that is no signal any more
 _FEWEST = 3  # shells of a line
+_ROUNDS, _MOST = 3, 0.5  # of line and what is above it; part of a shell of the line
 
 
 @attrs.frozen
@@ -56,7 +58,8 @@ class ProteinPlot:
         last = first + int(apart[0]) if len(apart) else n
         if last - first < _FEWEST:
             return None
-        y = noise.signal_power.double().cpu().clamp(min=1e-30).log() - log_power(nu)
+        power = noise.signal_power.double().cpu().clamp(min=1e-30)
+        y = power.log() - log_power(nu)
         weight = shell_sizes(shape, n) * fsc
 
         def line(end: int) -> tuple[float, float, float]:
@@ -69,6 +72,12 @@ class ProteinPlot:
                 break
             end += 1
         middle, height, slope = line(end)
+        for _ in range(_ROUNDS if last - end >= _FEWEST else 0):
+            above = (power - (log_power(nu) + height + slope * (nu**2 - middle)).exp()).clamp(min=1e-30).log()
+            at, level, fall = weighted_line(nu[end:last], above[end:last], weight[end:last])
+            other = torch.minimum((level + fall * (nu - at)).exp(), _MOST * power)
+            y = (power - other).log() - log_power(nu)
+            middle, height, slope = line(end)
         return cls(-2 * slope, middle, height, float(nu[end - 1]), end < last)
 
     @property

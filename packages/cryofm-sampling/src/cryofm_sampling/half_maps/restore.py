@@ -23,7 +23,15 @@ from cryofm_sampling.errors import SettingError
 from cryofm_sampling.half_maps._fsc import correlation
 from cryofm_sampling.half_maps._runs import Predicting, Runs, average, check_scale, height
 from cryofm_sampling.half_maps.checks import held_out, widening
-from cryofm_sampling.half_maps.envelope import SIDE, EnvelopeFit, densest, fine_b_factor, fit_envelope, signal_end
+from cryofm_sampling.half_maps.envelope import (
+    SIDE,
+    SIDE_OF_FINE,
+    EnvelopeFit,
+    densest,
+    fine_b_factor,
+    fit_envelope,
+    signal_end,
+)
 from cryofm_sampling.half_maps.fine import FineFilter
 from cryofm_sampling.half_maps.join import joined, last_trusted
 from cryofm_sampling.half_maps.model import (
@@ -293,7 +301,7 @@ def _envelope(
             solvent_contrast=solvent_contrast,
         )
 
-    return runs.agreed(fit, SIDE)
+    return runs.agreed(fit, SIDE if b_factor is None else SIDE_OF_FINE)
 
 
 def _where(model: FourierModel | ObservedModel, one: Tensor, two: Tensor) -> Tensor | None:

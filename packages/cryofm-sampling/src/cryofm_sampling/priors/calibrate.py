@@ -7,7 +7,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops import radial_mean, rfft
+from cryofm_ops import half_shape, radial_mean, rfft
 from cryofm_sampling._common import copy_attributes, numbers, split_shape, streams, velocity_at, white_noise
 from cryofm_sampling.errors import SettingError
 from cryofm_sampling.protocols import VelocityField
@@ -73,14 +73,14 @@ def calibrate(
         raise SettingError(f"times must increase within (0, 1], got {list(times)}")
     _, box = split_shape(examples.shape)
     power = radial_mean(rfft(examples).abs().square().mean(0), box)
-    error = torch.zeros(len(times), *power.shape).to(power)
-    voxels = examples.new_zeros(len(times))
+    voxels, error = examples.new_zeros(len(times)), examples.new_zeros(len(times), *half_shape(box))
     for x_0, stream in zip(examples, streams(generator, (len(examples),)), strict=True):
         for i, t in enumerate(times):
             x_t = (1 - t) * x_0 + t * white_noise(box, stream, x_0)
             estimate = x_t - t * velocity_at(velocity, x_t[None], t)[0]
             deviation = estimate - x_0
             voxels[i] += deviation.square().mean() / len(examples)
-            error[i] += radial_mean(rfft(deviation).abs().square(), box) / len(examples)
+            error[i] += rfft(deviation).abs().square() / len(examples)
+    error = radial_mean(error, box)
     column = examples.new_tensor(times)[:, None]
     return CalibratedVelocity(velocity, power, torch.cat([column, voxels[:, None]], -1), torch.cat([column, error], -1))

@@ -1,6 +1,7 @@
 """Priors whose flows, and whose posteriors, are known in closed form."""
 
 import math
+from functools import cached_property
 from typing import Self
 
 import attrs
@@ -45,7 +46,7 @@ class GaussianPrior:
         t = t.to(x).reshape((*t.shape, 1, 1, 1))
         return fourier_filter(x, (t - (1 - t) * power) / ((1 - t) ** 2 * power + t**2))
 
-    @property
+    @cached_property  # every sampler asks several times
     def denoising_error(self) -> Tensor:
         """`(50, 2)`: t, and the mean of P t² / D over the coefficients of `box`."""
         power = radial(self.signal_power, self.box)

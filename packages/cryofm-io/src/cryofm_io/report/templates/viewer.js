@@ -37,7 +37,7 @@
     throw error;
   }
   const kind = (name) => name.split(" · ")[0];
-  const isDensity = (one) => !["uncertainty", "change"].includes(kind(one.name));
+  const isDensity = (one) => !["uncertainty", "change", "mask", "local resolution"].includes(kind(one.name));
   const densities = volumes.filter(isDensity);
 
   // Slices
@@ -76,7 +76,7 @@
       const image = new ImageData(w, h), grey = isDensity(one), step = (one.high - one.low) / 255;
       const table = Array.from({ length: 256 }, (_, i) => {
         const g = 255 * (one.low + step * i - middle + half) / (2 * half);
-        return grey ? [g, g, g] : heat(i / 255);
+        return grey ? [g, g, g] : kind(one.name) === "mask" ? [i, i, i] : heat(i / 255);
       });
       for (let j = 0, out = 0; j < h; j++) {
         let from = at[axis] * stride[axis] + (h - 1 - j) * stride[up];
@@ -166,6 +166,7 @@
     vec3 ramp(float t) {
       if (style == 1) return t < .5 ? mix(vec3(.17, .48, .71), vec3(1., 1., .75), 2. * t) : mix(vec3(1., 1., .75), vec3(.84, .1, .11), 2. * t - 1.);
       if (style == 2) return t < .5 ? mix(vec3(.76, .22, .62), vec3(.85), 2. * t) : mix(vec3(.85), vec3(.1, .6, .2), 2. * t - 1.);
+      if (style == 3) return mix(vec3(.9, .45, .1), vec3(.62, .72, .86), t);
       return vec3(.62, .72, .86);
     }
     void main() {
@@ -231,7 +232,7 @@
     gl.uniform2f(uniform("window"), span * w / short, span * h / short);
     const wanted = scale.low + level.value / 255 * (scale.high - scale.low);
     gl.uniform1f(uniform("level"), (wanted - one.low) / (one.high - one.low));
-    gl.uniform1i(uniform("style"), paint ? (kind(paint.name) === "change" ? 2 : 1) : 0);
+    gl.uniform1i(uniform("style"), paint ? ({ change: 2, mask: 3 }[kind(paint.name)] || 1) : 0);
     gl.activeTexture(gl.TEXTURE0); gl.bindTexture(gl.TEXTURE_3D, one.texture); gl.uniform1i(uniform("density"), 0);
     gl.activeTexture(gl.TEXTURE1); gl.bindTexture(gl.TEXTURE_3D, (paint || one).texture); gl.uniform1i(uniform("paint"), 1);
     gl.clearColor(0, 0, 0, 0); gl.clear(gl.COLOR_BUFFER_BIT);
@@ -239,10 +240,16 @@
     byId("level-out").textContent = wanted.toPrecision(3);
     byId("key").hidden = !paint;
     if (paint) {
-      const changed = kind(paint.name) === "change";
-      byId("key-low").textContent = changed ? "removed, z = −8" : "0";
-      byId("key-high").textContent = changed ? "+8, added" : `± ${paint.high.toPrecision(2)}`;
-      document.querySelector("#key i").style.background = `linear-gradient(90deg, ${changed ? "#c2399e, #d9d9d9, #1a9933" : "#2b7bb5, #ffffbf, #d61a1c"})`;
+      const what = kind(paint.name);
+      const [low, high] = {
+        change: ["removed, z = −8", "+8, added"],
+        mask: ["outside", "inside"],
+        "local resolution": [`${paint.low.toPrecision(3)} Å`, `${paint.high.toPrecision(3)} Å`],
+      }[what] || ["0", `± ${paint.high.toPrecision(2)}`];
+      byId("key-low").textContent = low;
+      byId("key-high").textContent = high;
+      const colours = { change: "#c2399e, #d9d9d9, #1a9933", mask: "#e6731a, #9eb8db" }[what] || "#2b7bb5, #ffffbf, #d61a1c";
+      document.querySelector("#key i").style.background = `linear-gradient(90deg, ${colours})`;
     }
   }
   let held = null;

@@ -1,0 +1,317 @@
+"""What pages say of maps that are only looked at: their FSC, a mask of them, their score, what was found of them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import attrs
+import numpy as np
+import scipy  # its parts load when they are needed
+from numpy.typing import NDArray
+
+from cryofm_io.conical_fsc import ConicalFsc
+from cryofm_io.density_map import DensityMap
+from cryofm_io.filters import low_pass
+from cryofm_io.fsc import FscCurve, shell_sums, transform
+from cryofm_io.inspection import Inspection
+from cryofm_io.masked_fsc import MaskedFsc
+from cryofm_io.masks import automatic_mask
+from cryofm_io.report.content import WRONG, contrast, directions_figure, frequencies, halves_figure, wilson_figure
+from cryofm_io.report.figures import fsc_figure, histogram
+from cryofm_io.report.models import map_volumes
+from cryofm_io.report.others import card, page_of
+
+__all__ = ["halves_content", "inspection_content", "mask_content", "model_content", "scores_content"]
+
+MASK, LOCAL = "mask", "local resolution"  # as the viewer knows them
+_SHOWN = 4  # maps
+_TIGHT = 0.05  # of the resolution, that a mask alone may gain
+_MOST, _DUST = 0.6, 0.02  # of the box, in a mask; of a mask, a piece that is worth a word
+_AGAINST = "0.5 is where as much is right as wrong. With a model that was fitted into the map it is no resolution."
+_DALTON = 1.21  # Å³ of protein
+
+Record = dict[str, Any]
+Floats = NDArray[Any]
+
+
+def halves_content(
+    record: Record,
+    mean: DensityMap,
+    curves: MaskedFsc,
+    cones: ConicalFsc,
+    mask: Floats,
+    local: Floats | None = None,
+    warnings: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Of two half maps that were correlated.
+
+    Args:
+        record: What ``run.json`` would hold: program, command, versions, sums, settings.
+        mean: Of the halves.
+        curves: Without mask, with it, corrected.
+        cones: By direction.
+        mask: ``(z, y, x)``.
+        local: Å, ``(z, y, x)``, 0 outside the mask.
+        warnings: What else speaks against the halves.
+    """
+    reach = curves.corrected.resolution(0.143)
+    verdict = (
+        f"The halves agree to {_at(curves.corrected, 0.143)} inside the mask, corrected for what the mask itself makes "
+        f"alike, and to {_at(curves.unmasked, 0.143)} in the whole box (FSC 0.143)."
+    )
+    numbers = [
+        card("resolution in the mask", _at(curves.corrected, 0.143), "FSC 0.143, corrected by random phases"),
+        card("in the whole box", _at(curves.unmasked, 0.143), "FSC 0.143, unmasked: what no mask can have made"),
+        card("cFAR", f"{cones.cfar:.2f}", "worst direction over best; below 0.5 views are missing", cones.cfar >= 0.5),
+    ]
+    more = [
+        card("FSC 0.5 in the mask", _at(curves.corrected, 0.5), "corrected"),
+        card("FSC 0.5 in the whole box", _at(curves.unmasked, 0.5), "unmasked"),
+        card("mask", f"{np.mean(mask > 0.5):.1%}", "of the box"),
+        _voxel(mean),
+    ]
+    maps = {"mean of the halves": mean}
+    if 2.5 * mean.voxel_size < reach < math.inf:
+        maps = {f"mean, to {reach:.2f} Å": attrs.evolve(mean, data=low_pass(mean.data, reach, mean.voxel_size))} | maps
+    paints: dict[str, tuple[Floats, float, float]] = {}
+    if local is not None:
+        inside = local[local > 0]
+        least, middle, most = (float(q) for q in np.percentile(inside, [5, 50, 95]))
+        note = f"FSC 0.5 in small balls, inside the mask; 90 % of it lies between {least:.2f} and {most:.2f} Å"
+        more.insert(0, card("local resolution, median", f"{middle:.2f} Å", note))
+        paints[LOCAL] = (local, least, max(most, least + 0.1))
+    paints[MASK] = (mask, 0.0, 1.0)
+    told = list(warnings)
+    if cones.cfar < 0.5:
+        told.append(f"The halves agree unequally well in different directions (cFAR {cones.cfar:.2f}): {WRONG}.")
+    if reach > (1 + _TIGHT) * curves.masked.resolution(0.143):
+        told.append(
+            f"The mask alone makes the halves seem to agree to {_at(curves.masked, 0.143)}: it is tight, or its edge "
+            "is hard. Report the corrected value, or widen it."
+        )
+    named = {
+        "unmasked": curves.unmasked,
+        "masked": curves.masked,
+        "phases randomised": curves.randomised,
+        "corrected": curves.corrected,
+    }
+    figures = [halves_figure(named, ["phases randomised"]), directions_figure(cones) | {"folded": False}]
+    return page_of(
+        record,
+        "two half maps",
+        verdict,
+        numbers,
+        figures,
+        trusted=False if told else None,
+        warnings=told,
+        more_numbers=more,
+        **map_volumes(maps, mask=mask, paints=paints),
+    )
+
+
+def model_content(
+    record: Record, map: DensityMap, model: DensityMap, curve: FscCurve, mask: Floats | None
+) -> dict[str, Any]:
+    """Of a map against an atomic model's density on its grid."""
+    scaled = attrs.evolve(model, data=_like(model.data, map.data))
+    numbers = [
+        card("FSC 0.5", _at(curve, 0.5), "map against model"),
+        card("FSC_AUC", f"{curve.auc:.3f}", "mean over the shells to Nyquist"),
+        _voxel(map),
+    ]
+    return page_of(
+        record,
+        "a map against a model",
+        f"Map and model agree to {_at(curve, 0.5)} (FSC 0.5).",
+        numbers,
+        [fsc_figure("fsc-model", "Map against model", _AGAINST, {"map against model": curve})],
+        **map_volumes(
+            {"map": map, "model": scaled},
+            mask=_where(scaled, mask),
+        ),
+    )
+
+
+def mask_content(record: Record, map: DensityMap, smooth: Floats, mask: Floats, threshold: float) -> dict[str, Any]:
+    """Of a mask that was made of a map.
+
+    Args:
+        record: As of `halves_content`.
+        map: What it was made of.
+        smooth: The same after the low pass.
+        mask: ``(z, y, x)``.
+        threshold: Of the latter.
+    """
+    voxel = map.voxel_size**3
+    inside, edge, dense = (
+        float(np.mean(mask == 1)),
+        float(np.mean(mask > 0)),
+        float((smooth >= threshold).sum()) * voxel,
+    )
+    labels, pieces = scipy.ndimage.label(mask > 0)
+    largest = float(np.bincount(labels.ravel())[1:].max()) / max(float((mask > 0).sum()), 1.0)
+    faces = [mask.take(i, axis) for axis in range(3) for i in (0, -1)]
+    told = []
+    if edge > _MOST:
+        told.append(f"It is {edge:.0%} of the box: choose a higher --threshold or --level.")
+    if any(face.any() for face in faces):
+        told.append("It touches the side of the box, where it is cut off: take a larger box or a higher threshold.")
+    if pieces > 1 and largest < 1 - _DUST:
+        told.append(f"It lies in {pieces} pieces, of which the largest is {largest:.0%}: dust, or a part left out?")
+    numbers = [
+        card("of the box", f"{inside:.1%}", f"{edge:.1%} with the edge", edge <= _MOST),
+        card("threshold", f"{threshold:.4g}", "density after the low pass"),
+        card("above the threshold", f"{_round(dense)} Å³", f"what {dense / _DALTON / 1000:.0f} kDa of protein fill"),
+    ]
+    more = [
+        card("mask", f"{_round(float(mask.sum()) * voxel)} Å³", "the volume that it lets through"),
+        card("pieces", f"{pieces}", f"the largest is {largest:.1%} of it"),
+        _voxel(map),
+    ]
+    masked = attrs.evolve(map, data=(map.data - np.median(map.data)) * mask + np.median(map.data))
+    return page_of(
+        record,
+        "a mask",
+        "Look at it: all of the molecule has to lie inside, and as little else as may be. "
+        + (" ".join(told) or "It is in one piece, and clear of the sides of the box."),
+        numbers,
+        [],
+        trusted=False if told else None,
+        more_numbers=more,
+        **map_volumes({"map": map, "map × mask": masked}, mask=mask, paints={MASK: (mask, 0.0, 1.0)}),
+    )
+
+
+def scores_content(
+    record: Record,
+    truth: DensityMap,
+    maps: Sequence[DensityMap],
+    rows: Sequence[Mapping[str, Any]],
+    curves: Sequence[FscCurve],
+    mask: Floats | None,
+) -> dict[str, Any]:
+    """Of maps that were scored against the truth, or an atomic model's density.
+
+    Args:
+        record: As of `halves_content`.
+        truth: On the maps' grid.
+        maps: At least one.
+        rows: One a map: its name as ``map``, ``fsc_auc``, ``error_at_best_scale``.
+        curves: One a map.
+        mask: That was counted in.
+    """
+    names = _short([str(row["map"]) for row in rows])
+    best = max(range(len(rows)), key=lambda i: rows[i]["fsc_auc"])
+    least = min(range(len(rows)), key=lambda i: rows[i]["error_at_best_scale"])
+    verdict = f"{names[best]} has an FSC_AUC of {rows[best]['fsc_auc']:.3f}"
+    if len(names) > 1:
+        also = "also" if best == least else f"{names[least]} has"
+        verdict = f"Of {len(names)} maps {verdict}, the highest; {also} the least error"
+    table = {
+        "head": ["map", "FSC_AUC", "FSC 0.5", "error at the best scale"],
+        "rows": [
+            [name, f"{row['fsc_auc']:.4f}", _at(curve, 0.5), f"{row['error_at_best_scale']:.4f}"]
+            for name, row, curve in zip(names, rows, curves, strict=True)
+        ],
+    }
+    shown = {
+        name: attrs.evolve(one, data=_like(one.data, truth.data))
+        for name, one in list(zip(names, maps, strict=True))[:_SHOWN]
+    }
+    told = [] if len(names) <= _SHOWN else [f"Slices are of the first {_SHOWN} maps."]
+    return page_of(
+        record,
+        "maps against the truth",
+        f"{verdict}.",
+        [],
+        [fsc_figure("fsc-truth", "Against the truth", _AGAINST, dict(zip(names, curves, strict=True)))],
+        table=table,
+        warnings=told,
+        note="The error is |s x − truth|² / |truth|², with the best scale s of each map; the slices have that scale.",
+        **map_volumes({"truth": truth} | shown, mask=_where(truth, mask)),
+    )
+
+
+def inspection_content(
+    record: Record,
+    seen: Sequence[tuple[str, Inspection]],
+    trouble: Sequence[str],
+    found: Mapping[str, str],
+    halves: FscCurve | None,
+) -> dict[str, Any]:
+    """Of files that were looked at.
+
+    Args:
+        record: As of `halves_content`.
+        seen: Names, and what was found of each.
+        trouble: All of it.
+        found: What two of them are to each other, and what would be done with them.
+        halves: Their FSC, where they are halves.
+    """
+    names = _short([name for name, _ in seen])
+    maps = {name: one.map for name, (_, one) in zip(names, seen, strict=True) if one.map is not None}
+    labels = dict.fromkeys(label for _, one in seen for label in one.found)
+    rows = [[label, *(one.found.get(label, "") for _, one in seen)] for label in labels]
+    together = [[label, said] + [""] * (len(seen) - 1) for label, said in found.items()]
+    figures = [] if halves is None else [halves_figure({"half maps": halves}, [])]
+    series = {}
+    for name, map in maps.items():
+        spectrum = transform(map.data - np.median(map.data))
+        _, power, _, count = shell_sums(spectrum, spectrum, map.shape)
+        with np.errstate(divide="ignore"):
+            series[name] = (frequencies(map) ** 2, np.log(power / np.maximum(count, 1)))
+    if maps:
+        ends = np.array([contrast(map.data, widest=True) for map in maps.values()])
+        figures += [
+            wilson_figure(series, None),
+            histogram({name: map.data for name, map in maps.items()}, float(ends[:, 0].min()), float(ends[:, 1].max())),
+        ]
+    first = next(iter(maps.values()), None)
+    alike = {name: map for name, map in maps.items() if first is not None and map.shape == first.shape}
+    right = f"{len(trouble)} thing{'s' * (len(trouble) > 1)} to put right first."
+    return page_of(
+        record,
+        " and ".join(names),
+        right if trouble else "Nothing speaks against " + ("this file." if len(seen) == 1 else "these files."),
+        [],
+        figures,
+        trusted=not trouble,
+        table={"head": ["", *names], "rows": rows + together},
+        warnings=list(trouble),
+        **(map_volumes(dict(list(alike.items())[:_SHOWN])) if alike else {}),
+    )
+
+
+def _at(curve: FscCurve, threshold: float) -> str:
+    """Å, or what there is to say where the curve does not fall."""
+    at = curve.resolution(threshold)
+    if at == math.inf:
+        return "nowhere"
+    return f"{at:.2f} Å" if curve.crosses(threshold) else f"≤ {at:.2f} Å"
+
+
+def _where(map: DensityMap, mask: Floats | None) -> Floats | None:
+    """The mask, or an automatic one."""
+    return automatic_mask(map.data - np.median(map.data), map.voxel_size) if mask is None else mask
+
+
+def _round(value: float) -> str:
+    """Three digits of a large number."""
+    return f"{float(f'{value:.3g}'):,.0f}"
+
+
+def _short(names: Sequence[str]) -> list[str]:
+    """Names of files without folders, where they tell them apart."""
+    last = [name.replace("\\", "/").rsplit("/", 1)[-1] for name in names]
+    return last if len(set(last)) == len(last) else list(names)
+
+
+def _like(data: Floats, other: Floats) -> Floats:
+    """On the other's scale, as nearly as a factor and an offset bring it there."""
+    x, y = data - data.mean(), other - other.mean()
+    power = float(np.vdot(x, x))
+    return np.asarray(x * (float(np.vdot(x, y)) / power if power else 0.0) + other.mean(), np.float32)
+
+
+def _voxel(map: DensityMap) -> dict[str, Any]:
+    return card("voxel", f"{map.voxel_size:.4g} Å", "box " + " × ".join(str(n) for n in map.shape[::-1]))
