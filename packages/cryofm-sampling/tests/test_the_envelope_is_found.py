@@ -143,6 +143,7 @@ def test_halves_that_are_too_good_are_dimmed_to_an_fsc_of_a_seventh_at_the_fines
 def test_a_parabola_without_a_top_moves_nothing():
     assert [envelope._parabola(*three) for three in ((1, 1, 1), (2, 1, 2), (0, 1, 2))] == [0, 0, 0]
     assert envelope._parabola(-1.0, 0.0, -1.5) == pytest.approx(-0.1)
+    assert envelope._parabola(0.0, 1.0, 1.99) == 0.5  # no farther
 
 
 def test_the_densest_cube_is_where_the_density_is():
