@@ -123,7 +123,7 @@ def test_a_trial_is_scored_by_what_it_explains_and_how_it_correlates():
 
 
 def test_halves_that_are_too_good_are_dimmed_to_an_fsc_of_a_seventh_at_the_finest():
-    n, voxel_size = 17, 1.2  # 3.6 Å is two thirds of the way to Nyquist
+    n = 17  # 2.4 voxels are five sixths of the way to Nyquist
     signal, noise = 10 * torch.exp(-3 * torch.linspace(0, 1, n)), torch.full((n,), 1e-3)
 
     def noise_on(shape):
@@ -131,12 +131,12 @@ def test_halves_that_are_too_good_are_dimmed_to_an_fsc_of_a_seventh_at_the_fines
 
     model = FourierModel(signal / (signal + noise), noise, signal, BOX, noise_on)
     half = torch.zeros(BOX)
-    dimmed, told = envelope._dimmed(half, model, voxel_size, torch.Generator().manual_seed(0))
-    level = 10 * math.exp(-2) * (1 - 0.143) / 0.143
+    dimmed, told = envelope._dimmed(half, model, torch.Generator().manual_seed(0))
+    level = 10 * math.exp(-2.5) * (1 - 0.143) / 0.143
     torch.testing.assert_close(told.noise_power, torch.full((n,), level))
     assert float(dimmed.var()) == pytest.approx(level - 1e-3, rel=0.03)
     torch.testing.assert_close(told.noise_on(BOX)[0], torch.full((32, 32, 17), level), check_dtype=False)
-    again = envelope._dimmed(half, told, voxel_size, torch.Generator().manual_seed(0))
+    again = envelope._dimmed(half, told, torch.Generator().manual_seed(0))
     assert again == (half, told)
 
 
