@@ -3,10 +3,12 @@
 import argparse
 import errno
 import logging
+import math
 import os
 import shutil
 import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
@@ -40,6 +42,7 @@ from cryofm_sampling import (
     is_first,
     joined,
 )
+from cryofm_sampling.runs.memory import Memory
 
 OTHER_FILES = 10 * 2**20  # bytes, of pictures, tables, records and the report
 ERRORS = (cryofm_io.CryoFMError, cryofm_ops.CryoFMError, cryofm_model.CryoFMError)
@@ -301,6 +304,61 @@ def check_disk(out: Path, results: int, largest: int, state: int = 0) -> str:
                 "(ulimit -f)"
             )
     return said
+
+
+def tell_plan(
+    args: argparse.Namespace,
+    need: Memory,
+    disk: str,
+    tiled: Tiled,
+    shape: tuple[int, ...],
+    count: float,
+    told: str,
+    *,
+    gradients: bool = False,
+) -> None:
+    """Say what a job needs; with ``--dry-run`` how long it takes as well, and that is all.
+
+    Args:
+        args: The command line.
+        need: Of memory.
+        disk: Likewise, of `check_disk`.
+        tiled: The prior.
+        shape: Of the box on its grid.
+        count: Evaluations of the network on all of it, and of its gradients where there are such.
+        told: What these are for, in words.
+        gradients: Whether there are.
+    """
+    print(f"needs about {need} of memory, {disk}")
+    if args.dry_run:
+        seconds = time_of_one(tiled, shape, choose_device(args.device), gradients=gradients)
+        ways = ", forward or backward," if gradients else ""
+        raise OnlyPlanned(
+            f"a grid of {by(shape)} voxels of the prior's; one evaluation of the network on all of it{ways} takes "
+            f"about {seconds:.2g} s here and now: {count * seconds / 60:.2g} min for {told}"
+        )
+
+
+def time_of_one(tiled: Tiled, shape: tuple[int, ...], device: torch.device, *, gradients: bool = False) -> float:
+    """Seconds that one evaluation of a prior in tiles takes, by one tile; with gradients the mean of both ways."""
+    stride = tiled.tile - tiled.overlap
+    tiles = math.prod(max(1, math.ceil((n - tiled.overlap) / stride)) for n in shape)
+    x, t = torch.zeros((tiled.tile,) * 3, device=device, requires_grad=gradients), torch.tensor(0.5)
+
+    def once() -> float:
+        start = time.perf_counter()
+        if tiles > 1 or not gradients:  # of several tiles each is evaluated again on the way back
+            with torch.no_grad():
+                tiled.velocity(x, t)
+        if gradients:
+            with torch.enable_grad():
+                torch.autograd.grad(tiled.velocity(x, t).sum(), x)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return (time.perf_counter() - start) / (1 + gradients)
+
+    once()  # a first time takes longer
+    return tiles * once()
 
 
 def folder_of(out: Path) -> Path:

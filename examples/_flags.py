@@ -29,6 +29,7 @@ def add_flags(
     )
     add("--precision", choices=("fp32", "bf16"), help=precision)
     add("--overwrite", action="store_true", help="replace results that exist; others of the former run are removed")
+    add("--dry-run", action="store_true", help="say what it would take, memory, disk and time, and do nothing")
     flags = "TOML file with flags, such as steps = 20 and b-factor = 60; flags after it on the line win"
     add("--settings", type=Path, action=FromToml, metavar="FILE", help=flags)
 
@@ -153,7 +154,6 @@ def add_map_flags(parser: argparse.ArgumentParser, of: str) -> None:
     scale = f"what the density of the {of} is multiplied by to be the prior's, such as the scale in the run.json of a "
     scale += "map of the same kind; found by cross-validation where it is not given"
     add("--scale", type=above_zero, help=scale)
-    add("--dry-run", action="store_true", help="say what it would take, memory, disk and time, and do nothing")
     add_checkpoint_flag(parser, "every restoration and sample")
     add_samples_flag(parser)
 

@@ -3,7 +3,6 @@
 import argparse
 import csv
 import math
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -11,7 +10,7 @@ from typing import NamedTuple, Self
 import attrs
 import numpy as np
 import torch
-from _command_line import OnlyPlanned, by, check_disk, in_tiles
+from _command_line import by, check_disk, in_tiles, tell_plan
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -50,7 +49,7 @@ from cryofm_ops import (
     radial_mean,
     rfft,
 )
-from cryofm_sampling import Guided, Inpainting, PlugAndPlay, PosteriorFlow, Sampler, Tiled, check_memory, signal_end
+from cryofm_sampling import Flow, Guided, Inpainting, PlugAndPlay, PosteriorFlow, Sampler, check_memory, signal_end
 
 DATA = Path(__file__).parent / "data"
 TRIALS, SIDE = 45, 48  # evaluations for scale and envelope, about, of a cube of that side (`fit_envelope`)
@@ -111,7 +110,14 @@ def read_one_map(path: Path, *, voxel_size: float | None) -> Measured:
 
 
 def check_room(
-    args: argparse.Namespace, path: Path, prior: Prior, names: list[str], sampler: Sampler | None, *, halves: bool
+    args: argparse.Namespace,
+    path: Path,
+    prior: Prior,
+    names: list[str],
+    sampler: Sampler | Flow,
+    *,
+    halves: bool,
+    each: int = 1,
 ) -> None:
     """Refuse, before anything is read, a job for which there is too little memory or disk; say what it needs.
 
@@ -124,66 +130,66 @@ def check_room(
         names: Of the results.
         sampler: That will restore.
         halves: Whether two half maps are given.
+        each: Evaluations of the network for one of the sampler's.
     """
     size = map_size(path, voxel_size=args.voxel_size)
     bundled = args.prior is None or args.prior in BUNDLED_PRIORS
     coarse = bundled and size.voxel_size > COARSE  # whose prior takes the map's voxels or coarser
     target = GridTransform.of(size, size.voxel_size if coarse else prior.voxel_size).target
-    tiled = in_tiles(prior, target, args.precision)
-    gradients = isinstance(sampler, Guided)
-    need = check_memory(
-        target, tiled, device=device_of(prior), gradients=gradients, own=size.shape, samples=args.samples
-    )
-    map_bytes = 4 * math.prod(size.shape)
-    state = 8 * math.prod(target) * (3 + args.samples) if args.checkpoint is not None else 0
+    said = args.prior is not None or 2 * size.voxel_size >= FINE
+    check_grid(args, prior, target, size.shape, names, sampler, halves=halves, each=each, said=said)
+
+
+def check_grid(
+    args: argparse.Namespace,
+    prior: Prior,
+    target: tuple[int, int, int],
+    own: tuple[int, int, int],
+    names: list[str],
+    sampler: Sampler | Flow,
+    *,
+    halves: bool = False,
+    each: int = 1,
+    said: bool = True,
+) -> None:
+    """The same of a grid of the prior's, and the map's own; it is said if it is to be."""
+    tiled, gradients = in_tiles(prior, target, args.precision), isinstance(sampler, Guided)
+    need = check_memory(target, tiled, device=device_of(prior), gradients=gradients, own=own, samples=args.samples)
+    map_bytes = 4 * math.prod(own)
+    state = 8 * math.prod(target) * (3 + args.samples) if vars(args).get("checkpoint") is not None else 0
     disk = check_disk(args.out, map_bytes * sum(name.endswith(".mrc") for name in names), map_bytes, state)
-    if args.prior is None and 2 * size.voxel_size < FINE:
-        return
-    print(f"needs about {need} of memory, {disk}")
-    if vars(args).get("dry_run"):
-        assert sampler is not None
-        seconds = time_of_one(tiled, target, device_of(prior), gradients=gradients)
-        restoring = evaluations(sampler, halves=halves, samples=args.samples)
-        of_part = of_all = 0
-        if isinstance(prior, CalibratedPrior):
-            of_part = TRIALS if halves and None in (args.scale, args.b_factor) else 0
-            of_all = TRIALS_OF_ONE if "tilt_min" in args and not halves and args.scale is None else 0
-        tried = f", some {of_part} of a cube of {SIDE}" if of_part else f", some {of_all}" if of_all else ""
-        whole = restoring + of_all + of_part * min(1.0, SIDE**3 / math.prod(target))
-        gradient = ", with its gradient," if gradients else ""
-        told = f"{restoring} restore{tried}{' find the scale' if tried else ''}: {whole * seconds / 60:.2g} min"
-        raise OnlyPlanned(
-            f"a grid of {by(target)} voxels of the prior's; one evaluation of the network on all of it{gradient} takes "
-            f"about {seconds:.2g} s here and now; {told}, less where much is solvent"
+    if said:
+        restoring = each * evaluations(sampler, halves=halves, samples=args.samples)
+        words, more = trials(args, prior, target, halves=halves)
+        told = f"{restoring} evaluations that restore{words}, less where much is solvent"
+        tell_plan(args, need, disk, tiled, target, restoring + more, told, gradients=gradients)
+
+
+def trials(args: argparse.Namespace, prior: Prior, target: tuple[int, int, int], *, halves: bool) -> tuple[str, float]:
+    """What finds scale and envelope where the line does not tell them: in words, and how many evaluations."""
+    line = vars(args)
+    if not isinstance(prior, CalibratedPrior):
+        return "", 0
+    if halves and None in (line.get("scale"), line.get("b_factor")):
+        return f", and some {TRIALS} of a cube of {SIDE} that find the scale", TRIALS * min(
+            1.0, SIDE**3 / math.prod(target)
         )
+    if "tilt_min" in line and not halves and args.scale is None:
+        return f", and some {TRIALS_OF_ONE} that find the scale", TRIALS_OF_ONE
+    return "", 0
 
 
-def evaluations(sampler: Sampler, *, halves: bool, samples: int) -> int:
+def evaluations(sampler: Sampler | Flow, *, halves: bool, samples: int) -> int:
     """Of the network, that restore one map, or two halves and with `PlugAndPlay` their mean, and draw samples."""
     if isinstance(sampler, PlugAndPlay):
         drawing = PosteriorFlow() if halves else PosteriorFlow(first=sampler)
         more = samples and halves  # one that tells how far samples are to spread
         return (3 if halves else 1) * sampler.iterations + drawing.nfe * (samples + bool(more))
+    if isinstance(sampler, Flow):
+        return sampler.calls
     assert isinstance(sampler, Guided | Inpainting)
-    return (2 if halves else 1) * sampler.steps + PosteriorFlow().nfe * samples
-
-
-def time_of_one(tiled: Tiled, shape: tuple[int, ...], device: torch.device, *, gradients: bool = False) -> float:
-    """Seconds that one evaluation of a prior in tiles takes, by one tile."""
-    x = torch.zeros((tiled.tile,) * 3, device=device, requires_grad=gradients)
-
-    def once() -> float:
-        start = time.perf_counter()
-        with torch.set_grad_enabled(gradients):
-            v = tiled.velocity(x, torch.tensor(0.5))
-            if gradients:
-                torch.autograd.grad(v.sum(), x)
-        return time.perf_counter() - start
-
-    once()  # a first time takes longer
-    took = once()
-    stride = tiled.tile - tiled.overlap
-    return took * math.prod(max(1, math.ceil((n - tiled.overlap) / stride)) for n in shape)
+    each = 2 * sampler.steps - 1 if isinstance(sampler, Guided) else sampler.steps  # with its gradients
+    return (2 if halves else 1) * each + PosteriorFlow().nfe * samples
 
 
 def less_median(density: DensityMap) -> tuple[DensityMap, float]:

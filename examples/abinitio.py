@@ -113,6 +113,7 @@ from _command_line import (
     in_tiles,
     point_group,
     run_script,
+    tell_plan,
 )
 from _images import at_given_poses, check_number, chosen, ctf_of, model_names, noise_of, write_models
 from _maps import device_of
@@ -132,6 +133,8 @@ from cryofm_sampling import (
     models_of_class_averages,
     models_of_particles,
 )
+from cryofm_sampling.models.class_averages import evaluations as of_averages
+from cryofm_sampling.models.particles import evaluations as of_particles
 
 FILES = ["poses.star", "pairs.png", "scores.csv", "report.html", "open.cxc", "run.json"]
 LINES = 300 * 2**20  # bytes, of the search for poses of 12 class averages, and of torch's compiler, which LBFGS loads
@@ -147,7 +150,14 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     n, radius = prior.box, int(prior.box / LOW_PASS)
     velocity = in_tiles(prior, (n, n, n), args.precision)
     need = check_memory((n, n, n), velocity, device=device_of(prior), gradients=paper, beside=0 if paper else LINES)
-    print(f"needs about {need} of memory, {check_disk(args.out, args.keep * 4 * n**3, 4 * n**3)}")
+    chains, disk = (args.tries, args.keep, args.steps), check_disk(args.out, args.keep * 4 * n**3, 4 * n**3)
+    if paper:
+        count, told = args.tries * (2 * args.steps - 1), ""
+    elif args.ctf:
+        count, told = of_particles(*chains), ", beside poses that are drawn"
+    else:
+        count, told = of_averages(len(images), *chains), ", more where images are left out, beside the search for poses"
+    tell_plan(args, need, disk, velocity, (n, n, n), count, f"{count} evaluations{told}", gradients=paper)
     size = working_voxel_size(args.mask_diameter, n, prior.voxel_size)
     prepare = prepare_particles if args.ctf else partial(prepare_images, resolution=LOW_PASS * size)
     prepared = prepare(images, mask_diameter=args.mask_diameter, voxel_size=size, box=n, invert=args.invert)

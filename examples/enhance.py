@@ -40,19 +40,21 @@ from _maps import PriorGrid, check_room, read_half_maps, read_one_map
 from _record import provenance
 from _results import FILES, write_results
 
-from cryofm_sampling import RestoredMap, enhance_half_maps, enhance_map, everyone, is_first
+from cryofm_sampling import Flow, RestoredMap, enhance_half_maps, enhance_map, everyone, is_first
 
 
 def run(args: argparse.Namespace, folder: Path) -> line.Written | None:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
     prior = line.chosen_conditional_prior(args)
     sampler = line.chosen_sampler(args, prior) if args.half2 else None
-    check_room(args, args.half1, prior, FILES, sampler, halves=args.half2 is not None)
+    flow = Flow(args.steps or STEPS, "euler", "even")  # of one map
+    guided = prior.weight if args.weight is None else args.weight
+    check_room(args, args.half1, prior, FILES, sampler or flow, halves=False, each=2 if guided else 1)
     if sampler is not None:
         enhanced: Callable[..., RestoredMap] = partial(enhance_half_maps, sampler=sampler, b_factor=args.b_factor)
         given = read_half_maps(args.half1, args.half2, voxel_size=args.voxel_size, allow_masked=args.allow_masked)
     else:
-        enhanced = partial(enhance_map, steps=args.steps or STEPS)
+        enhanced = partial(enhance_map, steps=flow.steps)
         given = read_one_map(args.half1, voxel_size=args.voxel_size)
     grid = PriorGrid.of(given.maps[0], prior, args.mask)
     with line.progress_bar() as progress:

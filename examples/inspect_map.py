@@ -35,8 +35,8 @@ if __name__ == "__main__":
     check_line(parse)  # before imports that take seconds
 
 import torch
-from _command_line import by, exit_code, has_bf16, in_tiles
-from _maps import SIDE, TRIALS, Measured, evaluations, fitting_prior, time_of_one
+from _command_line import by, exit_code, has_bf16, in_tiles, time_of_one
+from _maps import SIDE, TRIALS, Measured, evaluations, fitting_prior
 from _pages import page
 
 from cryofm_io import (

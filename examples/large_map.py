@@ -74,8 +74,9 @@ from _command_line import (
     in_tiles,
     progress_bar,
     silent_unless_first,
+    tell_plan,
 )
-from _maps import PriorGrid
+from _maps import PriorGrid, evaluations, trials
 from _record import cost, named_files, provenance, seal, write_run
 from _results import record_of
 from _streams import bar
@@ -338,13 +339,13 @@ def agreed(value: Any) -> Any:
     return content[0]
 
 
-def refuse_another(path: Path, record: dict[str, Any]) -> None:
-    """A state of another run, whose blocks are not this one's."""
+def refuse_another(path: Path, record: dict[str, Any], *, keep: bool) -> None:
+    """A state of another run, whose blocks are not this one's; where there is none it becomes this one's, if kept."""
     if path.exists():
         before = kept_record(path)
         if other := sorted(name for name in record if before.get(name) != record[name]):
             raise CheckpointError(f"{path.parent} belongs to another run ({', '.join(other)}); remove it to start anew")
-    else:
+    elif keep:
         keep_record(path, record)
 
 
@@ -374,14 +375,15 @@ def record_sum(record: object) -> str:
 def identity(args: argparse.Namespace) -> dict[str, Any]:
     """Settings and inputs on which the blocks depend."""
     record = provenance(args)
-    settings = {k: v for k, v in record["settings"].items() if k not in ("out", "overwrite", "state", "device")}
+    free = ("out", "overwrite", "state", "device", "dry_run")
+    settings = {k: v for k, v in record["settings"].items() if k not in free}
     return {"settings": settings, "inputs_sha256": record["inputs_sha256"]}
 
 
 def run(args: argparse.Namespace, folder: Path, state: Path) -> None:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
     if is_first():
-        refuse_another(state / "identity.json", identity(args))
+        refuse_another(state / "identity.json", identity(args), keep=not args.dry_run)
     wait()
     job = Job.of(args)
     check_room(job, state)
@@ -411,8 +413,14 @@ def check_room(job: Job, state: Path) -> None:
     if (state / "blocks").exists():  # their room is taken already
         kept = 0
     check_disk(state, 0, kept, kept)
-    together = kept if state.stat().st_dev == folder_of(job.args.out).stat().st_dev else 0
-    print(f"needs about {need} of memory, {check_disk(job.args.out, result, result, together)}")
+    together = kept if folder_of(state).stat().st_dev == folder_of(job.args.out).stat().st_dev else 0
+    disk = check_disk(job.args.out, result, result, together)
+    target, sampler, halves = job.grid.transform.target, job.how["sampler"], len(job.maps) == 2
+    words, more = trials(job.args, job.prior, target, halves=halves)
+    first = evaluations(sampler, halves=halves, samples=0)  # of the block where these are found
+    count = first + sampler.iterations * len(job.blocks)
+    told = f"{count} evaluations of a block at most{words}, less where much is solvent"
+    tell_plan(job.args, need, disk, job.tiled, target, count + more, told)
 
 
 def main() -> None:
@@ -422,7 +430,7 @@ def main() -> None:
         results = output_folder(args.out, FILES, overwrite=args.overwrite, read=named_files(args))
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(results) if is_first() else args.out
-            if is_first():
+            if is_first() and not args.dry_run:
                 args.state.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(held_folder(args.state))
             wait()

@@ -44,7 +44,7 @@ if __name__ == "__main__":
 import attrs
 import numpy as np
 import torch
-from _command_line import by, check_disk, chosen_prior, exit_code, in_tiles, run_script
+from _command_line import by, check_disk, chosen_prior, exit_code, in_tiles, run_script, tell_plan
 from _maps import DEMO_MAP, demo_map, device_of
 from _record import cost, provenance, write_run
 from _streams import bar
@@ -66,6 +66,7 @@ from cryofm_sampling import Rescaled, check_available, check_memory, log_likelih
 
 FILES = ["likelihood.csv", "report.html", "run.json"]
 BENEATH = 0.05  # of the brightest voxels
+ADAPTIVE = 150  # calls of the flow, about, where the solver chooses its steps
 DEMO_RESOLUTIONS, DEMO_NOISES = (4.0, 8.0), (0.01, 0.05)  # Å; of the brightest voxels
 
 
@@ -80,8 +81,12 @@ def run(args: argparse.Namespace, folder: Path) -> None:
         check_available(target)  # whole maps are resampled, on the CPU
         z, y, x = (min(args.side, n) for n in target)
         tiled = in_tiles(prior, (z, y, x), args.precision)
-        needs.append(check_memory((z, y, x), tiled, device=device, gradients=True, own=size.shape))
-    print(f"needs about {max(needs, key=lambda need: need.needed)} of memory, {check_disk(args.out, 0, 0)}")
+        needs.append((check_memory((z, y, x), tiled, device=device, gradients=True, own=size.shape), tiled, (z, y, x)))
+    need, tiled, shape = max(needs, key=lambda one: one[0].needed)
+    each = (4 * args.steps if args.steps else ADAPTIVE) * (1 + args.probes)
+    count = each * (len(args.maps) or 1 + len(DEMO_RESOLUTIONS) + len(DEMO_NOISES))
+    told = f"{'' if args.steps else 'about '}{count} evaluations, {each} a map"
+    tell_plan(args, need, check_disk(args.out, 0, 0), tiled, shape, count, told, gradients=True)
     maps = read_maps(args.maps, args.voxel_size, args.normalise) if args.maps else demo_maps(args.seed)
     grids = {name: GridTransform.of(density, prior.voxel_size) for name, density in maps.items()}
     cubes = {name: central(grids[name].forward(density.data), args.side) for name, density in maps.items()}

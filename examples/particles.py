@@ -28,7 +28,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("particles", type=Path, help="particles with angles: a STAR file, or cryoSPARC's data set (.cs)")
     add("--mask-diameter", type=above_zero, required=True, help="of the particle, Å; beyond 1.3 times it is background")
-    add("--invert", action="store_true", help="protein is dark in the images")
+    add("--invert", action="store_true", help="the particle is dark in the images")
     add("--limit", type=positive, help="so many particles only, from the first on")
     add_flags(parser, steps=None, of="passes of denoiser and data")
     return parser.parse_args(arguments)
@@ -40,7 +40,7 @@ if __name__ == "__main__":
 import attrs
 import numpy as np
 import torch
-from _command_line import by, check_disk, choose_device, exit_code, in_tiles, run_script
+from _command_line import by, check_disk, choose_device, exit_code, in_tiles, run_script, tell_plan
 from _command_line import calibrated_prior as chosen_prior
 from _record import cost, provenance, write_run
 from _streams import bar
@@ -80,6 +80,7 @@ FILES = [
     "run.json",
 ]
 BATCH, NOISE_FROM = 100, 1000  # images
+TRIALS = 24  # evaluations, about (`fit_scale`)
 LEVEL = 4  # shells of the background
 SAME_SIZE = 0.005
 
@@ -127,7 +128,10 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     tiled = in_tiles(prior, shape, args.precision)
     need = check_memory(shape, tiled, device=device)
     volume = 4 * particles.side**3
-    print(f"needs about {need} of memory, {check_disk(args.out, 5 * volume, volume)}")
+    sampler = PlugAndPlay(args.steps or 8)
+    told = f"{sampler.iterations} evaluations that restore, and some {TRIALS} that find the scale, beside the images"
+    disk = check_disk(args.out, 5 * volume, volume)
+    tell_plan(args, need, disk, tiled, shape, sampler.iterations + TRIALS, told)
     print(f"{len(chosen)} particles of {by(shape[:2])} pixels of {size:g} Å; prior {args.prior} on {device}")
 
     diameter = args.mask_diameter / size
@@ -145,7 +149,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
             tiled,
             *halves,
             generator=torch.Generator(device).manual_seed(args.seed),
-            sampler=PlugAndPlay(args.steps or 8),
+            sampler=sampler,
             callback=lambda *_: shown.update(),
         )
 

@@ -121,8 +121,8 @@ def prepared(args: argparse.Namespace) -> "tuple[ReconstructionSums, WeightedHal
 
 def plan(args: argparse.Namespace) -> None:
     """Say what the arrays tell of the map, and the line that RELION's user needs."""
-    from _command_line import in_tiles
-    from _maps import device_of, time_of_one
+    from _command_line import in_tiles, time_of_one
+    from _maps import device_of
 
     from cryofm_sampling import fit_weighted
 

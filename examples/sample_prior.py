@@ -34,7 +34,7 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
-from _command_line import by, check_disk, checkpoint, chosen_prior, exit_code, in_tiles, run_script
+from _command_line import by, check_disk, checkpoint, chosen_prior, exit_code, in_tiles, run_script, tell_plan
 from _maps import device_of
 from _record import cost, provenance, write_run
 from _streams import bar
@@ -59,10 +59,12 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     velocity = in_tiles(prior, shape, args.precision)
     need = check_memory(shape, velocity, device=device, samples=args.samples)
     volume = 4 * args.side**3
-    print(f"needs about {need} of memory, {check_disk(args.out, args.samples * volume, volume)}")
+    flow, disk = Flow(args.steps), check_disk(args.out, args.samples * volume, volume)
+    count = args.samples * flow.calls
+    tell_plan(args, need, disk, velocity, shape, count, f"{count} evaluations, {flow.calls} a sample")
     print(f"{args.samples} samples of {by(shape)} voxels of {prior.voxel_size:g} Å; prior {args.prior} on {device}")
 
-    flow, generator = Flow(args.steps), torch.Generator(device).manual_seed(args.seed)
+    generator = torch.Generator(device).manual_seed(args.seed)
     state = checkpoint(args)
     parts = [state and state.part(k) for k in range(args.samples)]
     with bar(total=args.samples * args.steps, unit=" steps") as shown:
@@ -84,7 +86,7 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     write_run(folder / "run.json", provenance(args) | record | {"took": cost()})
     write_report(folder)
     beside = "" if ratio is None else f"; median power {ratio:.2f} times that of the prior's data"
-    print(f"{2 * args.steps - 1} network evaluations each{beside}")
+    print(f"{flow.calls} network evaluations each{beside}")
 
 
 def write_powers(folder: Path, prior: Prior, samples: list[Tensor]) -> dict[str, NDArray[np.float64]]:

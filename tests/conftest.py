@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from cryofm_io import DensityMap, write_map
-from cryofm_model import Normalization, Prior, UNet, UNetConfig, save_prior
+from cryofm_model import (
+    ConditionalPrior,
+    Normalization,
+    Prior,
+    UNet,
+    UNet3D,
+    UNet3DConfig,
+    UNetConfig,
+    save_prior,
+)
 from cryofm_sampling import EnvelopeFit, ScaledNormalization, calibrate
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "examples"))  # where the scripts find _command_line.py
@@ -36,6 +45,17 @@ def small_prior(tmp_path_factory):
     measured = calibrate(lambda x, t: network(x, t), examples, generator=generator, times=(0.1, 0.5, 0.9))
     path = tmp_path_factory.mktemp("prior") / "small.safetensors"
     save_prior(Prior(network, Normalization(), 1.5, 32).with_statistics(measured), path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def conditional(tmp_path_factory):
+    """A file with an untrained prior that may be shown a volume, of the second generation's kind, with guidance."""
+    torch.manual_seed(0)
+    config = UNet3DConfig(widths=(8, 16), depths=(1, 1), attention=(1,), conditions=2, tags=2, conditioning=8, groups=4)
+    prior = ConditionalPrior(UNet3D(config).eval(), Normalization(clip=False), 1.5, 32, tag=1, weight=0.5)
+    path = tmp_path_factory.mktemp("conditional") / "small.safetensors"
+    save_prior(prior, path)
     return path
 
 

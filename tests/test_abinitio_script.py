@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import attrs
 import mrcfile
@@ -67,6 +68,9 @@ def run(monkeypatch, tmp_path):
 
 
 def test_leaves_models_poses_and_scores(run, images, tmp_path, capsys):
+    assert run(images, "--invert", "--keep", 2, "--dry-run") == 0
+    said = re.search(r" min for (\d+) evaluations, more where images are left out", capsys.readouterr().out)[1]
+    assert {path.name for path in tmp_path.iterdir()} == {"classes.mrcs"}
     assert run(images, "--invert", "--keep", 2) == 0
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == LEFT
@@ -80,7 +84,9 @@ def test_leaves_models_poses_and_scores(run, images, tmp_path, capsys):
     assert misfits == sorted(misfits)
     assert misfits[0] < 0.4
     record = json.loads((out / "run.json").read_text())
-    assert record["network_evaluations"] == (2 + 2 + 5) * (3 + 3)  # all tries, those kept, each image left out
+    assert (
+        record["network_evaluations"] == int(said) == (2 + 2 + 5) * (3 + 3)
+    )  # all tries, each image left out, those kept
     assert min(record["correlations_of_the_best"]) > 0.7
     assert "mirror" in record["note"]
     printed = capsys.readouterr()
@@ -234,6 +240,8 @@ def run_particles(monkeypatch, tmp_path):
 def test_poses_of_particles_are_those_of_the_originals(run_particles, tmp_path, capsys):
     """The model at the poses and CTFs of poses.star shows the images that the file names, on their own pixels."""
     arguments = ("--ctf", "--tries", 2, "--keep", 1, "--offset-range", 10)
+    assert run_particles("particles.star", *arguments, "--dry-run") == 0
+    said = re.search(r" min for (\d+) evaluations", capsys.readouterr().out)[1]
     assert run_particles("particles.star", *arguments) == 0
     out = tmp_path / "out"
     assert {path.name for path in out.iterdir()} == {
@@ -247,7 +255,7 @@ def test_poses_of_particles_are_those_of_the_originals(run_particles, tmp_path, 
     }
     assert (out / "scores.csv").read_text().startswith("model,misfit,poses_from_the_best_deg\n")
     record = json.loads((out / "run.json").read_text())
-    assert record["network_evaluations"] == 2 * (6 + 3) + (3 + 3)
+    assert record["network_evaluations"] == int(said) == 2 * (6 + 3) + (3 + 3)
     assert "24 particles hardly determine a model" in capsys.readouterr().err
 
     found, model = read_images(out / "poses.star"), read_map(out / "model_01.mrc")

@@ -8,23 +8,12 @@ import pytest
 import torch
 
 from cryofm_io import GridTransform, read_map
-from cryofm_model import ConditionalPrior, Normalization, UNet3D, UNet3DConfig, load_prior, save_prior
+from cryofm_model import load_prior, save_prior
 from cryofm_sampling import calibrate
 
 enhance = pytest.importorskip("enhance")
 script = pytest.importorskip("_command_line")
 results = pytest.importorskip("_results")
-
-
-@pytest.fixture(scope="module")
-def conditional(tmp_path_factory):
-    """An untrained network that may be shown a volume, of the second generation's kind, with guidance."""
-    torch.manual_seed(0)
-    config = UNet3DConfig(widths=(8, 16), depths=(1, 1), attention=(1,), conditions=2, tags=2, conditioning=8, groups=4)
-    prior = ConditionalPrior(UNet3D(config).eval(), Normalization(clip=False), 1.5, 32, tag=1, weight=0.5)
-    path = tmp_path_factory.mktemp("conditional") / "small.safetensors"
-    save_prior(prior, path)
-    return path
 
 
 @pytest.fixture

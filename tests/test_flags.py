@@ -8,10 +8,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
+
+from cryofm_io import DensityMap, Poses, read_images, write_map, write_poses
+from cryofm_ops import random_rotations
 
 script = pytest.importorskip("_command_line")
-NAMES = ("denoise", "anisotropic", "missing_wedge", "abinitio", "sample_prior", "likelihood", "large_map", "enhance")
+NAMES = (
+    "denoise",
+    "anisotropic",
+    "missing_wedge",
+    "abinitio",
+    "sample_prior",
+    "likelihood",
+    "large_map",
+    "enhance",
+    "particles",
+    "custom_operator",
+)
 EXAMPLES = Path(__file__).parents[1] / "examples"
 TABLE = EXAMPLES.parent / "docs" / "flags.md"
 OWN_DEFAULT = {"--steps", "--samples", "--side", "--tilt-min", "--tilt-max", "--prior"}  # of each task
@@ -21,6 +37,8 @@ OWN = {"abinitio": {"--algorithm", "--max-push", "--poses"}, "enhance": {"--b-fa
 
 def parser_of(name, monkeypatch):
     """The parser that a script makes."""
+    if name == "custom_operator":
+        return importlib.import_module(name).parser
     made = []
 
     def parse_args(self, *_, **__):
@@ -92,10 +110,10 @@ def test_shared_flags_mean_the_same(monkeypatch):
 
 def test_shared_flags_are_in_the_table(monkeypatch):
     rows = dict(re.findall(r"^\| `(--[\w-]+)` \| ([^|]*) \|", TABLE.read_text(encoding="utf-8"), re.MULTILINE))
-    shared = {flag for flag, scripts in flags(monkeypatch).items() if len(scripts) > 1}
-    assert shared <= set(rows)
-    for flag in rows:
-        assert flag in flags(monkeypatch)
+    found = flags(monkeypatch)
+    assert {flag for flag, scripts in found.items() if len(scripts) > 1} <= set(rows)
+    for flag, scripts in rows.items():
+        assert scripts == ("all" if len(found[flag]) == len(NAMES) else ", ".join(found[flag])), flag
 
 
 def test_a_file_sets_flags_as_the_line_does(tmp_path):
@@ -132,25 +150,110 @@ def test_what_is_wrong_with_a_file_is_told(tmp_path, capsys, text, said):
     assert said in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_a_dry_run_says_what_it_takes_and_does_nothing(run, half_maps, tmp_path, capsys):
-    assert run(*half_maps, "--out", tmp_path / "out", "--dry-run") == 0
-    said = capsys.readouterr().out
-    assert re.search(r"of memory, .* on disk", said)
-    assert re.search(r"evaluation of the network .* s here and now", said)
-    assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.parametrize("how", [(), ("--samples", "1"), ("--algorithm", "paper")])
-def test_a_dry_run_counts_the_evaluations_that_the_run_makes(run, half_maps, tmp_path, capsys, how):
+@pytest.fixture
+def made(monkeypatch):
+    """Evaluations of networks, forward and backward, of single boxes."""
     from torch.nn.modules.module import register_module_forward_hook
 
-    line = (*half_maps, "--out", tmp_path / "out", "--scale", "1", "--b-factor", "0", "--steps", "2", *how)
-    assert run(*line, "--dry-run") == 0
-    said = int(re.search(r"here and now; (\d+) restore:", capsys.readouterr().out)[1])
-    made = []
-    hook = register_module_forward_hook(lambda module, *_: made.append(1) if type(module).__name__ == "UNet" else None)
-    try:
-        assert run(*line) == 0
-    finally:
-        hook.remove()
-    assert len(made) == said + 1  # one of a small cube, whose memory is measured
+    counts = []
+
+    def count(module, inputs, output):
+        if type(module).__name__ in ("UNet", "UNet3D"):
+            counts.append(len(output))
+            if output.requires_grad:
+                output.register_hook(lambda gradient: counts.append(len(gradient)))
+
+    hook = register_module_forward_hook(count)
+    yield counts
+    hook.remove()
+
+
+@pytest.fixture
+def call(monkeypatch, small_prior, tmp_path):
+    """A script with these arguments, in a folder where there are some images of 24² pixels."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("custom_operator.check_operator", lambda _: [])  # which takes seconds
+    monkeypatch.setattr("custom_operator.demo_map", lambda **_: DensityMap(np.eye(24)[:, :, None] * np.ones(24), 1.5))
+
+    def call(name, *arguments):
+        module = importlib.import_module(name)
+        if name in ("abinitio", "particles") and not Path("some.star").exists():
+            images = np.random.default_rng(0).normal(0, 0.1, (6, 24, 24))
+            images[:, 8:16, 8:16] += 1
+            write_map(Path("some.mrcs"), DensityMap(images, 1.5))
+            poses = Poses(random_rotations(6, generator=torch.Generator().manual_seed(0)).numpy(), np.zeros((6, 2)))
+            write_poses(Path("some.star"), read_images(Path("some.mrcs")), poses)
+        known = () if "--prior" in arguments else ("--prior", small_prior)
+        monkeypatch.setattr("sys.argv", [f"{name}.py", *map(str, (*arguments, "--out", "out", *known))])
+        return script.exit_code(module.main)
+
+    return call
+
+
+HALVES = ("--scale", 1, "--b-factor", 0, "--steps", 2)
+PAPER = ("--mask-diameter", 26, "--tries", 2, "--steps", 2, "--algorithm", "paper")
+RUNS = {
+    "denoise": ("denoise", "halves", *HALVES),
+    "denoise, samples": ("denoise", "halves", *HALVES, "--samples", 1),
+    "denoise, paper": ("denoise", "halves", *HALVES, "--algorithm", "paper"),
+    "sample_prior": ("sample_prior", "--number", 2, "--side", 16, "--steps", 2),
+    "likelihood": ("likelihood", "half", "--side", 16, "--steps", 1),
+    "abinitio, paper": (
+        "abinitio",
+        "some.mrcs",
+        "--mask-diameter",
+        26,
+        "--tries",
+        1,
+        "--steps",
+        2,
+        "--algorithm",
+        "paper",
+    ),
+    "enhance": ("enhance", "half", "--prior", "conditional", "--steps", 2),
+    "custom_operator": ("custom_operator", "--steps", 1, "--samples", 1),
+    "large_map": ("large_map", "halves", *HALVES, "--state", "state"),
+}
+
+
+@pytest.mark.parametrize("what", RUNS)
+def test_a_dry_run_counts_the_evaluations_of_the_run_and_leaves_nothing(
+    call, made, half_maps, conditional, tmp_path, capsys, what
+):
+    known = {"halves": half_maps, "half": half_maps[:1], "conditional": [conditional]}
+    line = [word for one in RUNS[what] for word in known.get(one, [one])]
+    before = {path.name for path in tmp_path.iterdir()}
+    assert call(*line, "--dry-run") == 0
+    assert {path.name for path in tmp_path.iterdir()} - before <= {"some.mrcs", "some.star"}
+    said = capsys.readouterr().out
+    assert re.search(r"needs about .* of memory, .* on disk", said)
+    count = int(re.search(r" s here and now: [\d.e-]+ min for (\d+) evaluations", said)[1])
+    made.clear()
+    assert call(*line) in (0, 3)
+    once = 2 if "paper" in what or what == "likelihood" else 1  # of a small cube, whose memory is measured
+    assert sum(made) == count + once
+
+
+def test_a_dry_run_says_about_how_many_where_the_data_choose(call, tmp_path, capsys):
+    for line in (("particles", "some.star", "--mask-diameter", 26), ("likelihood", "--side", 16)):
+        assert call(*line, "--dry-run") == 0
+        assert re.search(r" min for (about \d+ evaluations|\d+ .* and some \d+)", capsys.readouterr().out)
+    assert {path.name for path in tmp_path.iterdir()} == {"some.mrcs", "some.star"}
+
+
+def test_a_dry_run_leaves_a_state_as_it_is(call, half_maps, tmp_path, capsys, monkeypatch):
+    import large_map
+
+    line = ("large_map", *half_maps, *HALVES, "--state", "state")
+
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(large_map.Job, "found", stop)
+        assert call(*line) == 130
+    before = {path.name: path.read_bytes() for path in (tmp_path / "state").iterdir()}
+    assert call(*line, "--dry-run") == 0
+    assert call(*line, "--dry-run", "--seed", 1) == 2
+    assert "belongs to another run (settings)" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (tmp_path / "state").iterdir()} == before

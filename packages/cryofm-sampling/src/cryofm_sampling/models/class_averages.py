@@ -76,7 +76,7 @@ def models_of_class_averages(
         screened = refine(poses.rotations, poses.shifts_px, levels=short)
         trust = Trust.of(refine, screened, short)
         strangers = trust.outliers
-        nfe += (short + 3) * (chains + folds(len(used)))
+        nfe += evaluations(len(used), chains, 0, levels)
         rounds += 1
         if rounds == _ROUNDS or not strangers or len(used) - len(strangers) < _FEWEST:
             break
@@ -90,6 +90,15 @@ def models_of_class_averages(
     nfe += (levels + 3) * best
     missing = tuple(sorted(left_out, key=lambda one: one.number))
     return RankedModels(models.x, models.rotations, models.shifts_px, scores, nfe, trust, scales, used, missing)
+
+
+def evaluations(images: int, chains: int, keep: int, levels: int) -> int:
+    """Network evaluations of `models_of_class_averages` where it leaves no image out.
+
+    >>> evaluations(12, 8, 3, 20)
+    223
+    """
+    return (min(_SHORT, levels) + 3) * (chains + folds(images)) + (levels + 3) * min(keep, chains)
 
 
 def _expected(signal_power: Tensor, units: Normalization, radius: int, n: int) -> Tensor:
