@@ -49,7 +49,17 @@ from cryofm_ops import (
     radial_mean,
     rfft,
 )
-from cryofm_sampling import Flow, Guided, Inpainting, PlugAndPlay, PosteriorFlow, Sampler, check_memory, signal_end
+from cryofm_sampling import (
+    Flow,
+    Guided,
+    Inpainting,
+    PlugAndPlay,
+    PosteriorFlow,
+    Sampler,
+    Tiled,
+    check_memory,
+    signal_end,
+)
 
 DATA = Path(__file__).parent / "data"
 TRIALS, SIDE = 45, 48  # evaluations for scale and envelope, about, of a cube of that side (`fit_envelope`)
@@ -151,8 +161,8 @@ def check_grid(
     halves: bool = False,
     each: int = 1,
     said: bool = True,
-) -> None:
-    """The same of a grid of the prior's, and the map's own; it is said if it is to be."""
+) -> Tiled:
+    """The same of a grid of the prior's, and the map's own; it is said if it is to be. The prior, on that grid."""
     tiled, gradients = in_tiles(prior, target, args.precision), isinstance(sampler, Guided)
     need = check_memory(target, tiled, device=device_of(prior), gradients=gradients, own=own, samples=args.samples)
     map_bytes = 4 * math.prod(own)
@@ -163,6 +173,7 @@ def check_grid(
         words, more = trials(args, prior, target, halves=halves)
         told = f"{restoring} evaluations that restore{words}, less where much is solvent"
         tell_plan(args, need, disk, tiled, target, restoring + more, told, gradients=gradients)
+    return tiled
 
 
 def trials(args: argparse.Namespace, prior: Prior, target: tuple[int, int, int], *, halves: bool) -> tuple[str, float]:

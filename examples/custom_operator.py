@@ -23,7 +23,7 @@ if __name__ == "__main__":
 
 import numpy as np
 import torch
-from _command_line import Written, calibrated_prior, exit_code, in_tiles, run_script
+from _command_line import Written, calibrated_prior, exit_code, run_script
 from _maps import DEMO_MAP, Measured, PriorGrid, check_grid, demo_map
 from _record import provenance
 from _results import result_names, write_results
@@ -55,10 +55,10 @@ class FlexibleDomain:
 
 def run(args: argparse.Namespace, folder: Path) -> Written:
     """From nothing to a restored map."""
-    prior, sampler = calibrated_prior(args), PlugAndPlay(iterations=args.steps)
-    truth = demo_map(side=72.0)  # Å, not much more than the molecule
+    # 72 Å are not much more than the molecule.
+    prior, truth, sampler = calibrated_prior(args), demo_map(side=72.0), PlugAndPlay(iterations=args.steps)
     grid = PriorGrid.of(truth, prior)
-    check_grid(args, prior, grid.transform.target, truth.shape, result_names(args.samples), sampler)
+    tiled = check_grid(args, prior, grid.transform.target, truth.shape, result_names(args.samples), sampler)
     # Is it what it claims to be? A wrong adjoint, a changed input, a lost batch axis: all would be told.
     print("FlexibleDomain passes", ", ".join(check_operator(FlexibleDomain(8.0, voxel_size=1.5))))
     x, brightest = grid.forward(torch.from_numpy(truth.data)), float(np.percentile(demo_map().data, 99.999))
@@ -67,8 +67,7 @@ def run(args: argparse.Namespace, folder: Path) -> Written:
 
     operator, noise = FlexibleDomain(5.0, grid.transform.voxel_size), WhiteNoise(0.02 * brightest)
     observed = noise.sample(operator(x), generator=generator)
-    likelihood = gaussian_likelihood(operator, noise, observed)
-    units = Rescaled(in_tiles(prior, x.shape, args.precision), scale)
+    likelihood, units = gaussian_likelihood(operator, noise, observed), Rescaled(tiled, scale)
     draw, *samples = (
         restore(units, likelihood, shape=tuple(x.shape), generator=generator, sampler=chosen, samples=1)
         for chosen in [sampler] + args.samples * [PosteriorFlow(first=sampler)]  # of maps that the data allow
