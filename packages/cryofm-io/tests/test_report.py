@@ -5,6 +5,7 @@ import hashlib
 import html.parser
 import json
 import re
+import shutil
 import sys
 import warnings
 import zlib
@@ -453,3 +454,69 @@ def test_models_that_disagree_are_in_doubt_and_images_are_kept(models, capsys):
     assert after["pairs"] == before["pairs"]
     assert main([str(folder), str(folder), "--compare"]) == 2
     assert "not compared" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, drawing surfaces without a graphics card."""
+    api = pytest.importorskip("playwright.sync_api")
+    flags = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader", "--ignore-gpu-blocklist"]
+    with api.sync_playwright() as started:
+        try:
+            found = started.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
+        except api.Error as error:
+            pytest.skip(f"no chromium: {str(error).splitlines()[0]}")
+        yield found
+        found.close()
+
+
+@pytest.mark.parametrize(("width", "scheme"), [(1440, "light"), (390, "dark")])
+def test_in_a_browser_slices_move_and_the_surface_turns(browser, run, width, scheme):
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+    said, fetched = [], []
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.on("request", lambda request: fetched.append(request.url))
+    page.goto((run / "report.html").as_uri())
+    page.wait_for_function("document.querySelector('#view').toDataURL().length > 2000")  # more than one colour
+
+    def seen(selector):
+        page.evaluate("() => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        return page.eval_on_selector_all(selector, "every => every.map((one) => one.toDataURL())")
+
+    def changed(selector, act):
+        before = seen(selector)
+        act()
+        return [a != b for a, b in zip(before, seen(selector), strict=True)]
+
+    panes, view = "#panes canvas", page.locator("#view")
+    place = page.inner_text("#place-out")
+    assert page.locator("#panes figcaption").all_inner_texts() == ["input", "linear", "restored", "uncertainty"]
+    for act in (
+        lambda: page.focus("#place") or page.keyboard.press("ArrowRight"),
+        lambda: page.check("[name=axis][value=x]"),
+        lambda: page.locator(".go").first.click(),
+    ):
+        assert all(changed(panes, act))
+        assert place != (place := page.inner_text("#place-out"))
+    at = read_report(run / "report.html")["places"][0]["position"]
+    assert float(place.split()[2]) == pytest.approx(at[0], abs=0.8)
+
+    def drag():
+        box = view.bounding_box()
+        page.mouse.move(box["x"] + 90, box["y"] + 90)
+        page.mouse.down()
+        page.mouse.move(box["x"] + 150, box["y"] + 120)
+        page.mouse.up()
+
+    for act in (
+        lambda: view.scroll_into_view_if_needed() or drag(),
+        lambda: view.press("ArrowLeft"),
+        lambda: page.fill("#level", "200"),
+        lambda: page.fill("#zoom", "2"),
+    ):
+        assert changed("#view", act) == [True]
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert said == []
+    assert all(url.startswith(("file:", "blob:", "data:")) for url in fetched)
+    page.close()
