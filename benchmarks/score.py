@@ -1,9 +1,10 @@
 """Score maps against the truth: ``python benchmarks/score.py TRUTH RESULT...``.
 
-FSC_AUC and FSC_0.5 (Å) as `cryofm_io.fsc` has them, the squared error over the truth's squares, and whether the paper
-would count the result as failed (FSC_0.5 worse than 30 Å, or a file that is not there or holds no map; C.1). With
-``--tilts -60 60`` also FSC_AUC inside the missing wedge. Several results get FR, means and standard deviations (n − 1),
-failures excluded and included. All maps on one grid.
+FSC_AUC and FSC_0.5 (Å) as `cryofm_io.fsc` has them, the squared error over the truth's squares of maps as they stand
+(`examples/score.py` takes off what is only scale and background), and whether the paper would count the result as
+failed (FSC_0.5 worse than 30 Å, or a file that is not there or holds no map; C.1). With ``--tilts -60 60`` also FSC_AUC
+inside the missing wedge. Several results get FR, means and standard deviations (n − 1), failures excluded and included.
+All maps on one grid.
 """
 
 import argparse

@@ -3,8 +3,10 @@
     python examples/score.py restored.mrc other.mrc --truth truth.mrc
     python examples/score.py restored.mrc --model 1abc.cif --mask mask.mrc
 
-FSC_AUC is the mean FSC over the shells to --to, FSC_0.5 where as much is right as wrong; the error is of the map with
-the best scale, over the truth's squares. All maps lie on one grid. benchmarks/score.py adds the paper's failure rates.
+FSC_AUC is the mean FSC over the shells to --to, FSC_0.5 where as much is right as wrong. The error is over the truth's
+squares, both less their means and the map at its best scale, for other programs have units and a background of their
+own; benchmarks/score.py, which adds the paper's failure rates, takes maps as they stand, for ours claim the truth's
+units, and an error in these counts. All maps lie on one grid.
 """
 
 import argparse
