@@ -171,11 +171,17 @@ def level(signal: list[Tensor], noise: list[Tensor], voxel_size: float, resoluti
 
 
 def envelope(
-    signal: list[Tensor], truth: Tensor, voxel_size: float, resolution: float, views: float | None
+    signal: list[Tensor],
+    truth: Tensor,
+    voxel_size: float,
+    resolution: float,
+    views: float | None,
+    flexible: float | None = None,
 ) -> tuple[float, float]:
     """B and scale K of what was reconstructed without noise, K exp(−B ν² / 4) times the truth, to the resolution.
 
-    Of preferred views, where most of them measure: close to the plane across their axis.
+    Of preferred views, where most of them measure: close to the plane across their axis. Of flexible molecules, which
+    fall off otherwise, K is that of the first shell, and B the best for it.
     """
     z, y, x = truth.shape
     shape = (z, y, x)
@@ -187,7 +193,12 @@ def envelope(
     nu = torch.linspace(0, 0.5 / voxel_size, len(ratio), dtype=torch.float64)
     used = (nu > 1 / 15) & (nu < 1 / resolution) & (ratio > 0)
     weight = shell_sizes(shape)[used].double().sqrt()
-    slope, log_k = np.polyfit(nu[used].square(), ratio[used].log(), 1, w=weight.sqrt())
+    squared, logs = nu[used].square(), ratio[used].log()
+    if flexible is not None:
+        scale = float(ratio[1])
+        slope = (weight * squared * (logs - math.log(scale))).sum() / (weight * squared.square()).sum()
+        return -4 * float(slope), scale
+    slope, log_k = np.polyfit(squared, logs, 1, w=weight.sqrt())
     return -4 * float(slope), math.exp(log_k)
 
 
@@ -212,7 +223,7 @@ def make(model: Path, args: argparse.Namespace, table: Path) -> None:
         for (b_factor, resolution), name in ((p, names[p]) for p in todo):
             signal = reconstructed(particles, particles.through(b_factor), folder)
             sigma = level(signal, noise, args.voxel_size, resolution)
-            found, scale = envelope(signal, truth, args.voxel_size, resolution, args.views)
+            found, scale = envelope(signal, truth, args.voxel_size, resolution, args.views, args.flexible)
             volumes = {f"half{k + 1}": signal[k] + sigma * noise[k] for k in range(2)} | {"truth": scale * truth}
             for part, volume in volumes.items():
                 write_map(args.out / f"{name}-{part}.mrc", DensityMap(volume.numpy(), args.voxel_size), overwrite=True)

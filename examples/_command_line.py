@@ -265,7 +265,7 @@ def progress_bar() -> Iterator[Progress]:
         def progress(stage: str, done: int, total: int | None) -> None:
             if not shown.desc.startswith(stage):
                 shown.reset(total)
-                shown.set_description(stage)
+                shown.set_description_str(stage)  # to which tqdm adds the colon
             shown.update(done - shown.n)
 
         yield progress

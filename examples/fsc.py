@@ -73,6 +73,8 @@ def of_halves(
     for name, curve in (("unmasked", curves.unmasked), ("masked, corrected", curves.corrected)):
         print(f"{name}: FSC 0.143 at {curve.resolution(0.143):.2f} Å, 0.5 at {curve.resolution(0.5):.2f} Å")
     print(f"cFAR {cones.cfar:.2f}" + (": views are missing" if cones.cfar < 0.5 else ""))
+    for doubt in io.mask_doubts(mask):
+        print(f"warning: {doubt}", file=sys.stderr)
     places = io.local_resolution(one.data, two.data, size, mask) if args.local else None
     if places is not None:
         io.write_map(folder / "local_resolution.mrc", attrs.evolve(one, data=places, labels=("Local resolution, A.",)))

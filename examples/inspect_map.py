@@ -9,6 +9,7 @@ right first.
 """
 
 import argparse
+import math
 import sys
 import warnings
 from collections.abc import Sequence
@@ -34,8 +35,8 @@ if __name__ == "__main__":
     check_line(parse)  # before imports that take seconds
 
 import torch
-from _command_line import by, exit_code, in_tiles
-from _maps import Measured, fitting_prior
+from _command_line import by, exit_code, has_bf16, in_tiles
+from _maps import SIDE, TRIALS, Measured, evaluations, fitting_prior, time_of_one
 from _pages import page
 
 from cryofm_io import (
@@ -51,7 +52,9 @@ from cryofm_io import (
 )
 from cryofm_io.report import inspection_content
 from cryofm_model import load_prior
-from cryofm_sampling import check_memory
+from cryofm_sampling import PlugAndPlay, check_memory
+
+CPU = torch.device("cpu")
 
 
 def halves(one: DensityMap, two: DensityMap, found: dict[str, str]) -> tuple[list[str], FscCurve | None]:
@@ -75,11 +78,17 @@ def plan(maps: Sequence[DensityMap], prior: str | None, found: dict[str, str]) -
         args = argparse.Namespace(prior=prior)
         network = fitting_prior(args, load_prior(prior or "cryofm-tiny"), Measured(tuple(maps)), lambda _: None)
         target = GridTransform.of(maps[0], network.voxel_size).target
-        tiled = in_tiles(network, target, "fp32")
-        memory = check_memory(target, tiled, device=torch.device("cpu"), own=maps[0].shape)
+        tiled = in_tiles(network, target, "bf16" if has_bf16(CPU) else "fp32")
+        memory = check_memory(target, tiled, device=CPU, own=maps[0].shape)
     except ValueError as error:
         return [f"denoise.py: {error}"]
-    found["denoise.py"] = f"a grid of {by(target)} voxels of {network.voxel_size:.3g} Å, {memory} of memory"
+    pair = len(maps) == 2
+    finding = pair * TRIALS * min(1.0, SIDE**3 / math.prod(target))  # scale and envelope
+    minutes = (evaluations(PlugAndPlay(8), halves=pair, samples=0) + finding) * time_of_one(tiled, target, CPU) / 60
+    found["denoise.py"] = (
+        f"a grid of {by(target)} voxels of {network.voxel_size:.3g} Å, {memory} of memory, about {minutes:.2g} min "
+        "here and now, less where much is solvent"
+    )
     return []
 
 

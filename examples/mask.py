@@ -23,9 +23,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--out", type=Path, required=True, help="the mask, .mrc")
     add("--threshold", type=float, help="density after the low pass; RELION's initial threshold (default by --level)")
     add("--level", type=above_zero, default=0.2, help="threshold, of the highest density (default 0.2)")
-    add("--low-pass", type=above_zero, default=10.0, help="Å (default 10)")
-    add("--extend", type=float, default=3.0, help="Å by which it is wider than the threshold says (default 3)")
-    add("--soft-edge", type=float, default=6.0, help="Å over which it then falls to 0 (default 6)")
+    add("--low-pass", type=above_zero, help="Å (default 10, of coarse voxels 4 of them)")
+    add("--extend", type=float, help="Å by which it is wider than the threshold says (default 3, or a voxel)")
+    add("--soft-edge", type=float, help="Å over which it then falls to 0 (default 6, or 3 voxels)")
     add("--voxel-size", type=above_zero, help="Å, where the headers are wrong")
     add("--overwrite", action="store_true", help="replace files that exist")
     add_report_flag(parser)
@@ -47,6 +47,8 @@ from cryofm_io import (
     MaskError,
     check_same_grid,
     low_pass,
+    mask_doubts,
+    mask_lengths,
     read_map,
     refuse_to_lose,
     soft_mask,
@@ -62,26 +64,30 @@ def run(args: argparse.Namespace) -> None:
     for path, other in zip(args.maps[1:], others, strict=True):
         check_same_grid(first, other, f"{args.maps[0]} and {path}")
     data = sum((other.data for other in others), first.data) / len(args.maps)
-    smooth, threshold = low_pass(data, args.low_pass, first.voxel_size), args.threshold
+    told = (args.low_pass, args.extend, args.soft_edge)
+    low, extend, edge = (u if x is None else x for x, u in zip(told, mask_lengths(first.voxel_size), strict=True))
+    smooth, threshold = low_pass(data, low, first.voxel_size), args.threshold
     if threshold is None:  # as automatic_mask
         ground, top = np.median(data), np.percentile(smooth, 99.9)
         if top <= ground:
             raise MaskError("nothing stands out of the map at that low pass; give a --threshold")
         threshold = float(ground + args.level * (top - ground))
-    mask = soft_mask(smooth, threshold, args.extend, args.soft_edge, first.voxel_size)
+    mask = soft_mask(smooth, threshold, extend, edge, first.voxel_size)
     with page(args.report, args, overwrite=args.overwrite) as show:
         show(mask_content, attrs.evolve(first, data=data), smooth, mask, threshold)
         write_map(args.out, attrs.evolve(first, data=mask, labels=("Soft mask.",)), overwrite=args.overwrite)
     print(f"{args.out}: {np.mean(mask == 1):.1%} of the box inside, {np.mean(mask > 0):.1%} with the edge")
-    print(f"threshold {threshold:.4g} after the low pass" + (f"; look at {args.report}" if args.report else ""))
-    if np.mean(mask > 0) > 0.6:
-        print("warning: that is most of the box; choose a higher --threshold or --level", file=sys.stderr)
+    print(
+        f"threshold {threshold:.4g} after a low pass to {low:.3g} Å"
+        + (f"; look at {args.report}" if args.report else "")
+    )
+    for doubt in mask_doubts(mask):
+        print(f"warning: {doubt}", file=sys.stderr)
 
 
 def main() -> None:
     """Parse the command line and run."""
-    args = parse()
-    run(args)
+    run(parse())
 
 
 if __name__ == "__main__":

@@ -135,6 +135,9 @@ def plan(args: argparse.Namespace) -> None:
         f"restored from 12 Å to {sums.box * sums.voxel_size / half.last_shell:.1f} Å on a grid of {side}; noise "
         f"{half.noise_factor:.2f} of what the weights say; about {seconds:.1f} s a call here and now"
     )
+    if args.b_factor is None and b_factor == 0:
+        few = "no envelope could be told from so few shells; give what PostProcess finds (--b-factor)"
+        print(f"warning: {few}", file=sys.stderr)
     b_factor = b_factor if args.b_factor is None else args.b_factor
     words = [os.path.abspath(sys.executable), os.path.abspath(__file__)]
     words += ["--scale", f"{args.scale or scale:.4g}", "--b-factor", f"{b_factor:.0f}"]

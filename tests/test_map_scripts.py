@@ -121,7 +121,7 @@ def test_page_of_a_mask(call, half_maps, tmp_path, capsys):
     numbers = {number["label"]: number["value"] for number in content["numbers"] + content["more_numbers"]}
     assert numbers["of the box"] == f"{np.mean(read_map(path).data == 1):.1%}"
     assert f"threshold {numbers['threshold']} " in capsys.readouterr().out
-    assert [volume["name"] for volume in content["volumes"]] == ["map", "map × mask", "mask"]
+    assert [volume["name"] for volume in content["volumes"]] == ["after the low pass", "map × mask", "mask"]
     path.unlink()
     assert call(*line) == 2  # before the mask is written
     assert not path.exists()
@@ -131,7 +131,8 @@ def test_page_of_a_mask(call, half_maps, tmp_path, capsys):
         == 0
     )
     assert read_report(page)["trusted"] is False  # it fills the box
-    assert "side of the box" in read_report(page)["verdict"]
+    assert "% of the box" in read_report(page)["warnings"][0]
+    assert "warning: the mask is" in capsys.readouterr().err
 
 
 def test_pages_of_scores_and_of_what_is_found(call, half_maps, tmp_path):

@@ -1,5 +1,8 @@
 """Files of other programs: read where they can be, otherwise refused by what they are and what converts them."""
 
+import shutil
+import subprocess
+
 import attrs
 import numpy as np
 import pytest
@@ -13,6 +16,8 @@ from cryofm_io import (
     read_images,
     read_map,
     read_mask,
+    read_poses,
+    read_subtomogram_poses,
     write_map,
 )
 
@@ -174,3 +179,33 @@ def test_labels_are_utf_8_and_older_ones_are_read(tmp_path):
     content[224:304] = "3 Å".encode("latin-1").ljust(80)
     (tmp_path / "map.mrc").write_bytes(content)
     assert read_map(tmp_path / "map.mrc").labels == ("3 Å",)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("a.par", "C PSI THETA PHI\n1 0 0 0\n", r"par2star\.py --stack"),
+        ("a.tbl", "1 1 1 0 0 0 10 20 30\n", r"Dynamo's; .* dynamo2warp -i table\.tbl"),
+        ("a.em", "\0\0", r"motl2relion in\.em"),
+        ("a.cistem", "\0\0", "export the refinement package from cisTEM"),
+        ("a.star", "data_\nloop_\n_cisTEMPositionInStack\n_cisTEMAnglePsi\n1 0\n", "refinement package from cisTEM"),
+        ("a.star", "data_\nloop_\n_wrpAngleRot1\n_wrpSourceName\n10 a.tomostar\n", r"M's; .* sed -E"),
+    ],
+)
+def test_particles_of_other_programs_are_refused_by_name(tmp_path, name, text, said):
+    (tmp_path / name).write_text(text)
+    for read in (read_poses, read_subtomogram_poses):
+        with pytest.raises(InputFileError, match=said):
+            read(tmp_path / name)
+
+
+@pytest.mark.skipif(shutil.which("sed") is None, reason="needs sed")
+def test_what_converts_the_particles_of_m_does(tmp_path):
+    columns = ("wrpCoordinateX1", "wrpAngleRot1", "wrpAngleTilt1", "wrpAnglePsi1", "wrpSourceName")
+    table = ["data_", "loop_", *(f"_{name} #{i}" for i, name in enumerate(columns, 1)), "5.0 0 90 0 a.tomostar", ""]
+    (tmp_path / "in.star").write_text("\n".join(table))
+    with pytest.raises(InputFileError) as refused:
+        read_subtomogram_poses(tmp_path / "in.star")
+    command = str(refused.value)[str(refused.value).index("sed") :]
+    subprocess.run(command, shell=True, check=True, cwd=tmp_path)
+    assert np.allclose(read_subtomogram_poses(tmp_path / "out.star").rotations[0, 2], [1, 0, 0], atol=1e-6)

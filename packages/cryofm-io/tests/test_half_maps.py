@@ -16,6 +16,8 @@ from cryofm_io import (
     check_half_maps,
     spherical_mask,
 )
+from cryofm_io.half_noise import _amplitude, _blocks, _centres
+from cryofm_io.halves import _rise, _scale
 
 SHAPE = (36, 40, 37)
 
@@ -145,3 +147,30 @@ def test_sharpened_halves_are_told():
         check_half_maps(*halves(0.0))
     with pytest.warns(MapWarning, match="sharpened half maps"):
         check_half_maps(*halves(150.0))
+
+
+@pytest.mark.parametrize("n", [12, 13, 17, 24, 29])
+def test_places_of_the_cubes_are_the_means_of_their_voxels(n):
+    index = np.broadcast_to((np.arange(n) - n // 2) / n, (n, n, n))
+    np.testing.assert_allclose(_blocks(index)[0, 0], _centres(n), atol=1e-12)
+
+
+def test_the_scale_of_halves_is_told_by_the_shells_that_agree():
+    """By shells of FSC 1, ½ and 0, weighted by its fourth power; without any it is 1."""
+    one, two = np.array([8.0, 2.0, 5.0]), np.array([2.0, 2.0, 90.0])
+    cross = np.array([4.0, 1.0, -1.0])
+    sums = np.stack([cross, one, two, np.ones(3)])
+    assert _scale(sums) == pytest.approx(((8 + 2 / 16) / (2 + 2 / 16)) ** 0.5)
+    assert _scale(np.stack([-cross.clip(0), one, two, np.ones(3)])) == 1
+    assert _scale(np.zeros((4, 3))) == 1
+
+
+def test_the_rise_is_the_last_tenth_over_what_is_around_a_quarter():
+    count = np.arange(1.0, 41) ** 2
+    power = np.full(40, 7.0)
+    power[8:12], power[36:] = 2.0, 10.0
+    assert _rise(power * count, count) == pytest.approx(5)
+
+
+def test_no_amplitude_is_so_small_that_what_is_divided_by_it_is_all_there_is():
+    assert _amplitude(np.array([4.0, 1.0, 0.0])) == pytest.approx([2.0, 1.0, 2e-4])

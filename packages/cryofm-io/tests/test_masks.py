@@ -9,7 +9,9 @@ from cryofm_io import (
     InputFileError,
     MapWarning,
     MaskError,
+    automatic_mask,
     check_mask,
+    mask_doubts,
     read_mask,
     soft_mask,
     spherical_mask,
@@ -90,3 +92,22 @@ def test_good_masks_are_clipped(tmp_path):
     assert (mask.min(), mask.max()) == (0, 1)
     with pytest.raises(InputFileError, match="no such file"):
         read_mask(tmp_path / "missing.mrc", LIKE)
+
+
+def test_a_mask_of_coarse_voxels_is_soft():
+    z, y, x = np.ogrid[-16:16, -16:16, -16:16]
+    ball = (z**2 + y**2 + x**2 < 36) + np.random.default_rng(0).normal(size=(32, 32, 32)) / 2
+    ball = np.pad(ball, 8)
+    assert mask_doubts(automatic_mask(ball, 12.0)) == ()
+    hard = automatic_mask(ball, 12.0, resolution=10.0, dilate=3.0, soft_edge=6.0)
+    assert "hard" in mask_doubts(hard)[0]
+
+
+def test_what_speaks_against_a_mask():
+    ball = spherical_mask((24, 24, 24), radius=6.0, soft_edge=6.0, voxel_size=1.5)
+    two = np.concatenate((ball, ball))
+    assert mask_doubts(two) == ("the mask is in 2 pieces, the largest 50%: dust, or a part left out?",)
+    (cut,) = mask_doubts(ball[:, 12:])
+    assert "side of the box" in cut
+    (full,) = mask_doubts(np.ones((8, 8, 8)))
+    assert "100% of the box" in full

@@ -48,7 +48,7 @@ def start(kind, folder, codec, maps=None, config=RUN):
 
 
 def log(folder):
-    return list(csv.DictReader((folder / "log.csv").open(newline="")))
+    return list(csv.DictReader((folder / "log.csv").read_text().splitlines()))
 
 
 @pytest.mark.parametrize("kind", ["autoencoder", "flow"])

@@ -23,7 +23,7 @@ worker = runpy.run_path(str(WORKER))
 
 def losses(folder):
     """Training loss, validation losses and FSC of every row."""
-    rows = list(csv.reader((folder / "log.csv").open(newline="")))[1:]
+    rows = list(csv.reader((folder / "log.csv").read_text().splitlines()))[1:]
     return np.array([[float(value) for value in row[3:10]] for row in rows])
 
 

@@ -218,6 +218,7 @@ def test_bad_parameters_are_named():
             LowPass(*arguments)
     for table, message in (
         (torch.ones(2, 2), r"shape \(2, 2\)"),
+        (torch.ones(1), r"at least 2 entries, .* shape \(1,\)"),
         (torch.ones(2, dtype=torch.complex64), "complex64"),
         (torch.tensor([1.0, torch.inf]), "got inf at entry 1"),
     ):
@@ -240,6 +241,16 @@ def test_volumes_that_do_not_fit_are_named():
 
     with pytest.raises(GridMismatchError, match=r"Full has a transfer of shape \(4, 4, 4\).*half grid is \(4, 4, 3\)"):
         Full()(torch.zeros(4, 4, 4))
+
+
+def test_a_transfer_for_a_batch_of_one_is_that_of_all():
+    class One(FourierOperator):
+        def transfer(self, shape, /):
+            return SMOOTH.transfer(shape)[None]
+
+    x = torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(One()(x), SMOOTH(x))
+    torch.testing.assert_close(One().adjoint(x), SMOOTH(x))
 
 
 def test_whole_numbers_are_filtered_as_numbers():

@@ -65,6 +65,13 @@ def test_noise_that_fills_the_wedge_hides_no_edge(low):
         assert found.agrees(MissingWedge(-50, 50))
 
 
+def test_the_mean_of_a_map_tells_nothing():
+    x = MissingWedge(-40, 55, "x")(molecule((32, 32, 32), ISOTROPIC))
+    found = [find_wedge(x - x.mean() + level) for level in (0, 10)]
+    assert found[0] is not None
+    assert found[0].tilts == found[1].tilts
+
+
 def test_a_part_of_a_tomogram_keeps_its_edges():
     """Cutting a box blurs them, most beside the tilt axis."""
     x = sum(molecule((72, 72, 72), ISOTROPIC, k).roll((9 * k, -7 * k, 11 * k), (0, 1, 2)) for k in range(3))

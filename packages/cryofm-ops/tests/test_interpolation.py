@@ -48,6 +48,14 @@ def matrix(kernel, p):
     return torch.tensor(rows, dtype=torch.float64)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
+def test_no_points_are_no_values(dtype):
+    none = torch.zeros(0, 3, dtype=torch.float64)
+    values = gather(draw(*SHAPE, dtype=dtype), none, TRILINEAR)
+    assert (values.shape, values.dtype) == ((0,), dtype)
+    assert torch.equal(scatter(values, none, SHAPE, TRILINEAR), torch.zeros(SHAPE, dtype=dtype))
+
+
 @pytest.mark.parametrize("kernel", KERNELS, ids=str)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.complex128], ids=str)
 def test_both_equal_the_dense_matrix(kernel, dtype, monkeypatch):

@@ -72,7 +72,10 @@ def conditioned(log_prob):
         (lambda: gaussian(Y.half()), "observation must be float32 or float64, got torch.float16"),
         (lambda: gaussian(Y.int()), "observation must be real floating point, got torch.int32"),
         (lambda: WhiteNoise(0.3).sample(Y, generator=None), "generator must be a torch.Generator, got None"),
-        (lambda: conditioned(lambda x: float(x.sum())), "log_prob of LogProb must be a real tensor, it is float"),
+        (
+            lambda: conditioned(lambda x: x.detach().sum().item()),
+            "log_prob of LogProb must be a real tensor, it is float",
+        ),
         (lambda: conditioned(lambda x: x.detach().numpy().sum()), "must be a real tensor, it is float64"),
         (lambda: conditioned(lambda x: rfft(x).sum(VOLUME)), "must be a real tensor, it is torch.complex128"),
         (lambda: in_model_units(in_model_units(gaussian(Y), Units()), Units()), "in model units already"),

@@ -263,6 +263,14 @@ def test_what_it_needs(problem):
         run((lambda x, t: x, images, rotations), [rotations])
     with pytest.raises(SettingError, match="poses of 6 images"):
         run(problem, [rotations[:5]])
+    with pytest.raises(SettingError, match=r"got \(2, 6, 3, 3\) and \(1, 6, 2\)"):
+        AbInitio(max_shift_px=1.0)(
+            *problem[:2],
+            normalization=UNITS,
+            rotations=torch.stack([rotations, rotations]),
+            shifts_px=torch.zeros(1, K, 2),
+            generator=torch.Generator(),
+        )
 
 
 @pytest.mark.slow

@@ -87,3 +87,13 @@ def test_at_the_limit_of_the_prior_the_join_is_hard():
     shells = radial_mean(rfft(kept).abs() ** 2, SHAPE) / radial_mean(rfft(low).abs() ** 2, SHAPE)
     assert (shells[:9] > 0.85).all()
     assert (shells[10:] < 0.01).all()
+
+
+@pytest.mark.parametrize("a", [0.7, 1.0, 1.5])
+def test_a_prediction_that_is_the_other_half_times_a_number_is_judged_by_it(a):
+    """Every shell correlates as the halves do, which here are one; |y − a y|² is (1 − a)² of |y|²."""
+    y = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(0))
+    judged = held_out(a * y, y, y)
+    assert judged.slope == pytest.approx(1 / a)
+    assert judged.gain == pytest.approx(0, abs=1e-9)
+    assert judged.explained == pytest.approx(-((1 - a) ** 2), abs=1e-9)

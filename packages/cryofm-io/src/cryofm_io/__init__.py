@@ -34,7 +34,15 @@ from cryofm_io.inspection import Inspection, inspect_map
 from cryofm_io.intensity import Affine, normalise_clean
 from cryofm_io.local_fsc import local_resolution
 from cryofm_io.masked_fsc import MaskedFsc, masked_fsc
-from cryofm_io.masks import automatic_mask, check_mask, read_mask, soft_mask, spherical_mask
+from cryofm_io.masks import (
+    automatic_mask,
+    check_mask,
+    mask_doubts,
+    mask_lengths,
+    read_mask,
+    soft_mask,
+    spherical_mask,
+)
 from cryofm_io.model_map import density_of_model
 from cryofm_io.mrc_read import MapOnDisk, MapSize, map_on_disk, map_size, read_map
 from cryofm_io.mrc_write import VIEWING_NOTE, write_map, write_sections
@@ -101,6 +109,8 @@ __all__ = [
     "low_pass",
     "map_on_disk",
     "map_size",
+    "mask_doubts",
+    "mask_lengths",
     "masked_fsc",
     "normalise_clean",
     "output_folder",

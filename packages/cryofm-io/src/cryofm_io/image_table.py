@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from cryofm_io.cryosparc import read_data_set
 from cryofm_io.errors import InputFileError, MapWarning
+from cryofm_io.foreign_tables import FOREIGN_COLUMNS, refuse_foreign_columns
 from cryofm_io.image_stack import ImageCtf, Poses
 from cryofm_io.star_text import Block, read_star
 
@@ -50,6 +51,7 @@ _WANTED = (
     *("rlnOpticsGroup", "rlnImageDimensionality", "rlnDetectorPixelSize", "rlnMagnification"),
     *("rlnCtfDataAreCtfPremultiplied", "rlnOriginX", "rlnOriginY", "rlnOriginXAngst", "rlnOriginYAngst"),
     *(_2D_STACKS, "rlnTomoVisibleFrames", _SHARE),
+    *FOREIGN_COLUMNS,
 )
 # What a value can be; beyond it the unit is another or the file is damaged.
 _RANGES = {
@@ -190,6 +192,7 @@ def read_table(path: Path) -> ImageTable:
                 table = ImageTable(path, names, block, blocks)
                 _refuse_tilt_series(table)
                 return table
+    refuse_foreign_columns(path, blocks)
     raise InputFileError(f"{path}: no table lists images (rlnImageName or rlnReferenceImage) among {len(blocks)}")
 
 
@@ -205,6 +208,7 @@ def read_subtomograms(path: Path) -> ImageTable:
             if any(name.partition("@")[0].isdecimal() for name in images):
                 raise InputFileError(f"{path}: lists images of single particles ({images[0]}), not subtomograms")
             return ImageTable(path, names, block, blocks)
+    refuse_foreign_columns(path, blocks)
     raise InputFileError(f"{path}: no table lists particles and their angles ({', '.join(ANGLES)}) among {len(blocks)}")
 
 

@@ -86,7 +86,7 @@ def inspect_map(path: str | os.PathLike[str], *, voxel_size: float | None = None
         "band": "to Nyquist, "
         f"{2 * map.voxel_size:.3g} Å: not filtered" if limit is None else f"filtered at about {limit:.3g} Å",
         "sharpened": _sharpened(map, limit),
-        "molecule": f"about {_across(map):.0f} Å across",
+        "molecule": _across(map),
         "hand": "no map tells its own hand: a mirror image fits the data as well",
     }  # fmt: skip
     if notes:
@@ -94,10 +94,11 @@ def inspect_map(path: str | os.PathLike[str], *, voxel_size: float | None = None
     return Inspection(map, found, trouble)
 
 
-def _across(map: DensityMap) -> float:
+def _across(map: DensityMap) -> str:
     """Without the noise, of which specks beside a molecule would count."""
     smooth = low_pass(map.data, max(_FROM, 4 * map.voxel_size), map.voxel_size)
-    return particle_diameter(smooth - np.median(smooth), map.voxel_size)
+    found = particle_diameter(smooth - np.median(smooth), map.voxel_size)
+    return "fills the box" if found > map.voxel_size * max(map.shape) else f"about {found:.0f} Å across"
 
 
 def _size(map: DensityMap) -> str:

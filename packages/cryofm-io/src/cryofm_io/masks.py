@@ -16,8 +16,10 @@ from cryofm_io.errors import GridMismatchError, MapWarning, MaskError
 from cryofm_io.filters import low_pass
 from cryofm_io.mrc_read import read_values
 
-__all__ = ["automatic_mask", "check_mask", "read_mask", "soft_mask", "spherical_mask"]
+__all__ = ["automatic_mask", "check_mask", "mask_doubts", "mask_lengths", "read_mask", "soft_mask", "spherical_mask"]
 
+_LOW_PASS, _DILATE, _EDGE = (10.0, 4), (3.0, 1), (6.0, 3)  # Å, and voxels where that is more
+_HARD, _MOST, _DUST = 0.9, 0.6, 0.02  # of a step from voxel to voxel; of the box; of the mask, in pieces
 _TOP = 99.9  # percentile that stands for the highest density
 
 
@@ -88,17 +90,17 @@ def automatic_mask(
     data: NDArray[Any],
     voxel_size: float,
     *,
-    resolution: float = 10.0,
+    resolution: float | None = None,
     level: float = 0.2,
-    dilate: float = 3.0,
-    soft_edge: float = 6.0,
+    dilate: float | None = None,
+    soft_edge: float | None = None,
 ) -> NDArray[np.float32] | None:
     """A soft mask about what stands out of a map at low resolution, as a microscopist would make one.
 
     Args:
         data: Density ``(z, y, x)``, its solvent at 0 and protein positive; the mean of two halves.
         voxel_size: Å.
-        resolution: Å, of the low pass.
+        resolution: Å, of the low pass; None, as of the other two: `mask_lengths`.
         level: The threshold, of the highest density after the low pass (its percentile 99.9).
         dilate: Å by which the mask is wider than the thresholded region.
         soft_edge: Å; width over which it then falls to 0.
@@ -116,9 +118,59 @@ def automatic_mask(
         >>> float(mask[12, 12, 12]), float(mask[0, 0, 0])
         (1.0, 0.0)
     """
-    smooth = low_pass(data, resolution, voxel_size)
+    lengths = (resolution, dilate, soft_edge)
+    low, wider, edge = (usual if x is None else x for x, usual in zip(lengths, mask_lengths(voxel_size), strict=True))
+    smooth = low_pass(data, low, voxel_size)
     top = float(np.percentile(smooth, _TOP))
-    return soft_mask(smooth, level * top, dilate, soft_edge, voxel_size) if top > 0 else None
+    return soft_mask(smooth, level * top, wider, edge, voxel_size) if top > 0 else None
+
+
+def mask_lengths(voxel_size: float) -> tuple[float, float, float]:
+    """Low pass, widening and soft edge of a usual mask, Å: of coarse voxels as much as a few of them.
+
+    Args:
+        voxel_size: Å.
+
+    Raises:
+        GeometryError: It is not positive.
+
+    Example:
+        >>> mask_lengths(1.5), mask_lengths(12.0)
+        ((10.0, 3.0, 6.0), (48.0, 12.0, 36.0))
+    """
+    size = positive("voxel size", voxel_size, "Å")
+    low, wider, edge = (max(least, voxels * size) for least, voxels in (_LOW_PASS, _DILATE, _EDGE))
+    return low, wider, edge
+
+
+def mask_doubts(mask: NDArray[Any]) -> tuple[str, ...]:
+    """What speaks against a mask, in plain words.
+
+    Args:
+        mask: ``(z, y, x)``, within [0, 1].
+
+    Returns:
+        A sentence for a hard edge, much of the box, density cut off at its side, and several pieces.
+
+    Example:
+        >>> mask_doubts(spherical_mask((24, 24, 24), 8.0, 6.0, 1.5))
+        ()
+        >>> mask_doubts(spherical_mask((24, 24, 24), 8.0, 0.0, 1.5))
+        ("the mask's edge is hard: it correlates whatever is masked; make it softer (--soft-edge)",)
+    """
+    doubts, filled = [], mask > 0
+    if max(float(np.abs(np.diff(mask, axis=axis)).max(initial=0)) for axis in range(3)) > _HARD:
+        doubts.append("the mask's edge is hard: it correlates whatever is masked; make it softer (--soft-edge)")
+    if filled.mean() > _MOST:
+        doubts.append(f"the mask is {filled.mean():.0%} of the box; choose a higher threshold (--threshold, --level)")
+    elif any(filled.take(i, axis).any() for axis in range(3) for i in (0, -1)):
+        doubts.append("the mask touches the side of the box, where it is cut off; take a larger box, or a tighter mask")
+    labels, pieces = scipy.ndimage.label(filled, np.ones((3, 3, 3)))
+    sizes = np.sort(np.bincount(labels.ravel())[1:])
+    if pieces > 1 and sizes[:-1].sum() > _DUST * sizes.sum():
+        largest = sizes[-1] / sizes.sum()
+        doubts.append(f"the mask is in {pieces} pieces, the largest {largest:.0%}: dust, or a part left out?")
+    return tuple(doubts)
 
 
 def read_mask(

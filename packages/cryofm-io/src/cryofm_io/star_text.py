@@ -14,6 +14,7 @@ from pathlib import Path
 import attrs
 
 from cryofm_io.errors import CryoFMError, InputFileError
+from cryofm_io.foreign_tables import refuse_foreign_file
 
 __all__ = ["Block", "quoted", "read_star", "tokens"]
 
@@ -46,6 +47,7 @@ def read_star(path: Path, wanted: Iterable[str]) -> list[Block]:
     """
     if not path.is_file():
         raise InputFileError(f"{path}: {'a folder' if path.is_dir() else 'no such file'}; give a STAR file")
+    refuse_foreign_file(path)
     try:
         with path.open("rb") as file:
             start = file.read(2)

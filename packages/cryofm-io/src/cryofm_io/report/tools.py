@@ -6,7 +6,6 @@ from typing import Any
 
 import attrs
 import numpy as np
-import scipy  # its parts load when they are needed
 from numpy.typing import NDArray
 
 from cryofm_io.conical_fsc import ConicalFsc
@@ -15,7 +14,7 @@ from cryofm_io.filters import low_pass
 from cryofm_io.fsc import FscCurve, shell_sums, transform
 from cryofm_io.inspection import Inspection
 from cryofm_io.masked_fsc import MaskedFsc
-from cryofm_io.masks import automatic_mask
+from cryofm_io.masks import automatic_mask, mask_doubts
 from cryofm_io.report.content import WRONG, contrast, directions_figure, frequencies, halves_figure, wilson_figure
 from cryofm_io.report.figures import fsc_figure, histogram
 from cryofm_io.report.models import map_volumes
@@ -26,7 +25,6 @@ __all__ = ["halves_content", "inspection_content", "mask_content", "model_conten
 MASK, LOCAL = "mask", "local resolution"  # as the viewer knows them
 _SHOWN = 4  # maps
 _TIGHT = 0.05  # of the resolution, that a mask alone may gain
-_MOST, _DUST = 0.6, 0.02  # of the box, in a mask; of a mask, a piece that is worth a word
 _AGAINST = "0.5 is where as much is right as wrong. With a model that was fitted into the map it is no resolution."
 _DALTON = 1.21  # Å³ of protein
 
@@ -41,7 +39,6 @@ def halves_content(
     cones: ConicalFsc,
     mask: Floats,
     local: Floats | None = None,
-    warnings: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Of two half maps that were correlated.
 
@@ -52,7 +49,6 @@ def halves_content(
         cones: By direction.
         mask: ``(z, y, x)``.
         local: Å, ``(z, y, x)``, 0 outside the mask.
-        warnings: What else speaks against the halves.
     """
     reach = curves.corrected.resolution(0.143)
     verdict = (
@@ -81,7 +77,7 @@ def halves_content(
         more.insert(0, card("local resolution, median", f"{middle:.2f} Å", note))
         paints[LOCAL] = (local, least, max(most, least + 0.1))
     paints[MASK] = (mask, 0.0, 1.0)
-    told = list(warnings)
+    told = []
     if cones.cfar < 0.5:
         told.append(f"The halves agree unequally well in different directions (cFAR {cones.cfar:.2f}): {WRONG}.")
     if reach > (1 + _TIGHT) * curves.masked.resolution(0.143):
@@ -103,7 +99,7 @@ def halves_content(
         numbers,
         figures,
         trusted=False if told else None,
-        warnings=told,
+        warnings=told + _sentences(mask_doubts(mask)),
         more_numbers=more,
         **map_volumes(maps, mask=mask, paints=paints),
     )
@@ -148,37 +144,34 @@ def mask_content(record: Record, map: DensityMap, smooth: Floats, mask: Floats, 
         float(np.mean(mask > 0)),
         float((smooth >= threshold).sum()) * voxel,
     )
-    labels, pieces = scipy.ndimage.label(mask > 0)
-    largest = float(np.bincount(labels.ravel())[1:].max()) / max(float((mask > 0).sum()), 1.0)
-    faces = [mask.take(i, axis) for axis in range(3) for i in (0, -1)]
-    told = []
-    if edge > _MOST:
-        told.append(f"It is {edge:.0%} of the box: choose a higher --threshold or --level.")
-    if any(face.any() for face in faces):
-        told.append("It touches the side of the box, where it is cut off: take a larger box or a higher threshold.")
-    if pieces > 1 and largest < 1 - _DUST:
-        told.append(f"It lies in {pieces} pieces, of which the largest is {largest:.0%}: dust, or a part left out?")
+    told = mask_doubts(mask)
     numbers = [
-        card("of the box", f"{inside:.1%}", f"{edge:.1%} with the edge", edge <= _MOST),
+        card("of the box", f"{inside:.1%}", f"{edge:.1%} with the edge"),
         card("threshold", f"{threshold:.4g}", "density after the low pass"),
-        card("above the threshold", f"{_round(dense)} Å³", f"what {dense / _DALTON / 1000:.0f} kDa of protein fill"),
+        card(
+            "above the threshold", f"{_round(dense)} Å³", f"what {_round(dense / _DALTON / 1000)} kDa of protein fill"
+        ),
     ]
     more = [
         card("mask", f"{_round(float(mask.sum()) * voxel)} Å³", "the volume that it lets through"),
-        card("pieces", f"{pieces}", f"the largest is {largest:.1%} of it"),
         _voxel(map),
     ]
-    masked = attrs.evolve(map, data=(map.data - np.median(map.data)) * mask + np.median(map.data))
+    ground = np.median(map.data)
+    shown = {
+        "after the low pass": attrs.evolve(map, data=smooth),  # whose surface at the threshold is what was taken
+        "map × mask": attrs.evolve(map, data=(map.data - ground) * mask + ground),
+    }
     return page_of(
         record,
         "a mask",
-        "Look at it: all of the molecule has to lie inside, and as little else as may be. "
-        + (" ".join(told) or "It is in one piece, and clear of the sides of the box."),
+        "Look at it: all of the molecule has to lie inside, and as little else as may be."
+        + ("" if told else " It is in one piece, soft at its edge, and clear of the sides of the box."),
         numbers,
         [],
         trusted=False if told else None,
+        warnings=_sentences(told),
         more_numbers=more,
-        **map_volumes({"map": map, "map × mask": masked}, mask=mask, paints={MASK: (mask, 0.0, 1.0)}),
+        **map_volumes(shown, mask=mask, paints={MASK: (mask, 0.0, 1.0)}) | {"level": threshold},
     )
 
 
@@ -293,6 +286,11 @@ def _at(curve: FscCurve, threshold: float) -> str:
 def _where(map: DensityMap, mask: Floats | None) -> Floats | None:
     """The mask, or an automatic one."""
     return automatic_mask(map.data - np.median(map.data), map.voxel_size) if mask is None else mask
+
+
+def _sentences(said: Sequence[str]) -> list[str]:
+    """With a capital and a full stop, as a page has them."""
+    return [f"{what[0].upper()}{what[1:]}{'' if what.endswith('?') else '.'}" for what in said]
 
 
 def _round(value: float) -> str:

@@ -54,9 +54,8 @@ def whole_particle(
     from scipy.ndimage import map_coordinates
 
     solid = np.maximum(density, 0)
-    top = float(np.percentile(solid, 99.9))
-    if not 0 < top < np.inf:
-        raise CryoFMError("no density: a particle is where a map is positive")
+    if not np.isfinite(solid).all() or (top := float(np.percentile(solid, 99.9))) == 0:
+        raise CryoFMError("no density: a particle is where a map is positive, and finite everywhere")
     voxels = np.argwhere(solid > _LEVEL * top)
     masses = solid[tuple(voxels.T)].astype(np.float64)
     centre = masses @ voxels / masses.sum()

@@ -2,7 +2,8 @@
 
 Of one map it is the published recipe of the second generation: a sample of the flow with the map shown, in even Euler
 steps, and nothing but what was shown keeps it to the map. Of two half maps the filtered mean is shown, and the halves'
-likelihood keeps the result to the data. What is shown is scaled to the prior by its 99.999th percentile.
+likelihood keeps the result to the data. What is shown is scaled to the prior by its 99.999th percentile. Neither B nor
+the solvent's contrast is sought: such a prior was trained on maps as they are, blurred and in their solvent.
 """
 
 import attrs

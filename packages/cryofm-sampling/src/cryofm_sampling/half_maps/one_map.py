@@ -3,9 +3,11 @@
 The resolution does, roughly. Where the FSC of two halves is F = 0.143 their mean has a signal-to-noise ratio of
 2 F / (1 − F) = 1/3, so three quarters of the map's power at that frequency are noise. That noise is taken for white,
 and beyond the resolution all power is noise. The scale is that at which the brightest voxels of the linear filter's map
-are the prior's. Neither can be checked, so nobody should believe more of the result than of the map.
+are the prior's. Neither can be checked, so nobody should believe more of the result than of the map. Envelope and
+solvent, which are found where one half predicts the other, have to be told.
 """
 
+import attrs
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -40,6 +42,7 @@ def restore_map(
     sampler: Sampler = PlugAndPlay(),  # noqa: B008 (frozen)
     b_factor: float = 0.0,
     scale: float | None = None,
+    solvent_contrast: float = 0.0,
     samples: int = 0,
     where: Tensor | None = None,
     checkpoint: Checkpoint | None = None,
@@ -59,6 +62,7 @@ def restore_map(
         sampler: restores.
         b_factor: B of the map's envelope in Å²; 0 of sharpened maps, as deposited ones mostly are.
         scale: what the map is multiplied by to be the prior's. None: by its brightest voxels.
+        solvent_contrast: k of the map, see `RestoredHalfMaps`; about 0.6 of a molecule in ice. It stays in the result.
         samples: maps to draw by `PosteriorFlow`.
         where: where density can be, see `restore_half_maps`. None: anywhere.
         checkpoint: see `restore_half_maps`.
@@ -86,7 +90,7 @@ def restore_map(
     grid = grid or SameGrid(voxel_size)
     y = grid.forward(map)
     _, shape = split_shape(y.shape)
-    model = _model(y, resolution, grid.voxel_size).blurred(Envelope(b_factor, grid.voxel_size))
+    model = _model(y, resolution, grid.voxel_size).blurred(Envelope(b_factor, grid.voxel_size), solvent_contrast)
     runs = Runs(prior, generator.get_state(), generator.device, checkpoint, group, callback)
     runs = runs.within(on_grid(where, grid))
     seeds = torch.randint(2**62, (samples + 1,), generator=generator, device=generator.device).tolist()[:samples]
@@ -96,6 +100,7 @@ def restore_map(
     data = model.observe(y, 1 / 2)
     wanted = [(data, seed) for seed in seeds]
     [draw], drawn = runs.restored_and_drawn(fit.normalization, [data], sampler, PosteriorFlow(), wanted, shape)
+    draw, *drawn = (attrs.evolve(each, x=model.in_solvent(each.x)) for each in (draw, *drawn))
     return RestoredMap.of(draw, y, fit, samples=drawn, grid=grid)
 
 

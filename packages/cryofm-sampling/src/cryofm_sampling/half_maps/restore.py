@@ -188,7 +188,11 @@ def restore_half_maps(
     del likelihoods, wanted, whole_data  # what follows is on the halves' own grid, and takes most of all
 
     seen1, seen2 = model.comparable(one), model.comparable(two)
-    predicted, other = (model.predict(draw.x) for draw in restored[1:])
+
+    def predict(x: Tensor) -> Tensor:
+        return model.predict(x) if band == grid.band else _within(model.predict(x), band)
+
+    predicted, other = (predict(draw.x) for draw in restored[1:])
     amplitude = 1.0
     if means and isinstance(fit, ScaleFit) and fit.trials:  # by correlations, which see no amplitude
         slopes = held_out(predicted, seen1, seen2).slope, held_out(other, seen2, seen1).slope
@@ -197,7 +201,7 @@ def restore_half_maps(
     judged = held_out(predicted, seen1, seen2)
     wider = 1.0
     if len(drawn) > len(seeds):
-        of_one = amplitude * model.predict(drawn.pop().x)
+        of_one = amplitude * predict(drawn.pop().x)
         wider = widening(predicted, of_one, seen1, seen2, model.gain)
     trusted = last_trusted(predicted, seen1, seen2) if means else 1.0  # a sample differs from what it predicts
     nowhere = means and judged.worse

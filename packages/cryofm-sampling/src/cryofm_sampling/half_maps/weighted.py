@@ -3,7 +3,9 @@
 Inside a refinement the sums that a reconstruction is made of give the noise of one half from that half alone, in every
 direction: W = 1/N(k). With the envelope ĥ and the scale K that is the likelihood of the sharp map x in y = K ĥ x + n,
 and the restored reference K ĥ x̂ goes back to where the images are compared with it. The program's own map is kept
-where it is as good (coarser than 12 Å), and nothing where the halves do not agree (one shell below FSC 1/7).
+where it is as good (coarser than 12 Å), and nothing where the halves do not agree (one shell below FSC 1/7). The
+solvent's contrast is not sought: where it tells, the program's map is kept, and at 12 Å it takes a seventh of the
+amplitude at most.
 """
 
 import math

@@ -1,0 +1,153 @@
+"""The parts of the search for scale and B, each where its answer is known; the whole is run by the scripts' tests."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from cryofm_ops import Envelope, frequencies, radial
+from cryofm_sampling.half_maps import envelope
+from cryofm_sampling.half_maps._fsc import correlation
+from cryofm_sampling.half_maps._runs import top
+from cryofm_sampling.half_maps.envelope import wilson_line
+from cryofm_sampling.half_maps.model import FourierModel
+from cryofm_sampling.testing import GaussianPrior
+
+BOX, VOXEL_SIZE, STD = (32, 32, 32), 1.5, 0.1
+POWER = 40 * torch.exp(-6 * torch.linspace(0, 1, 17))
+
+
+@pytest.mark.parametrize(("b_factor", "scale"), [(0.0, 3.0), (90.0, 0.2), (-30.0, 1.0)])
+def test_the_wilson_plot_of_a_known_envelope(b_factor, scale):
+    """Halves whose signal is the prior's through an envelope, over the scale; beyond 12 Å it may be any."""
+    h = Envelope(b_factor, VOXEL_SIZE).table(17).double()
+    signal = POWER * STD**2 * (h / scale) ** 2
+    signal[:4] *= 7
+    model = FourierModel(torch.full((17,), 0.9), signal / 9, signal, BOX, lambda shape: None)
+    prior = GaussianPrior(POWER, BOX)
+    line = wilson_line(model, prior, SimpleNamespace(mean=0.0, std=STD), VOXEL_SIZE)
+    assert line.b_factor == pytest.approx(b_factor, abs=1e-6)
+    assert math.exp(-line.kappa - b_factor * line.pivot**2 / 4) == pytest.approx(scale, rel=1e-6)
+
+
+@pytest.mark.parametrize("known", [(False, False, False), (True, False, True), (False, True, True)])
+@pytest.mark.parametrize("start", [(0.0, -1.0, 0.0), (280.0, 1.5, 0.5)])
+def test_the_top_of_a_hill_is_climbed_along_the_axes_that_are_free(known, start):
+    """Of a hill that is a parabola the last step goes to its very top."""
+    summit, widths = (97.0, 0.31, 0.12), (60.0, 0.45, 0.3)
+    expected = tuple(at if fixed else best for at, best, fixed in zip(start, summit, known, strict=True))
+
+    def score(b, kappa, k):
+        return -sum(((x - s) / w) ** 2 for x, s, w in zip((b, kappa, k), summit, widths, strict=True))
+
+    found = envelope._climbed(score, start, known, envelope._STEPS)
+    assert all(abs(x - s) <= w / 2 for x, s, w in zip(found, expected, envelope._STEPS[-1], strict=True))
+    assert envelope._top(score, found, known) == pytest.approx(expected, abs=1e-9)
+
+
+def test_an_inside_as_bright_as_proteins_costs_nothing_and_another_the_square_of_its_logarithm():
+    cost = [envelope._other_inside(envelope._INSIDE * math.exp(x)) for x in (0.0, 0.3, -0.3, 0.6)]
+    assert cost == pytest.approx([0.0, *(envelope._INSIDE_PENALTY * x for x in (1, 1, 4))])
+
+
+def test_the_density_of_the_inside_is_that_of_a_large_ball():
+    x = torch.zeros(48, 48, 48)
+    radius = torch.cartesian_prod(*3 * [torch.arange(48.0) - 24]).norm(dim=1).reshape(x.shape)
+    x[radius < 16] = 0.4
+    assert envelope._inside(x, 1.5) == pytest.approx(0.4, rel=0.1)
+    for factor, level in ((3.0, 0.0), (1.0, 5.0)):
+        assert envelope._inside(factor * x + level, 1.5) == pytest.approx(factor * envelope._inside(x, 1.5), rel=1e-6)
+
+
+def test_a_trial_of_the_true_envelope_is_scored_above_the_others():
+    """Where all three are told there is one trial; of a field as bright as proteins are, whose prior is exact."""
+    generator = torch.Generator().manual_seed(0)
+    power = 0.04 * POWER / radial(POWER, BOX).mean()
+    h, noise = Envelope(60.0, VOXEL_SIZE), torch.full((17,), 0.004)
+    prior = GaussianPrior(power, BOX)
+    x = torch.fft.irfftn(radial(power.sqrt(), BOX) * torch.fft.rfftn(torch.randn(BOX, generator=generator)), s=BOX)
+    one, two = (h(x) + 0.004**0.5 * torch.randn(BOX, generator=generator) for _ in range(2))
+    signal = power * h.table(17).square()
+
+    def noise_on(shape):
+        return torch.full_like(frequencies(shape), 0.004), torch.ones_like(frequencies(shape))
+
+    model = FourierModel(signal / (signal + noise), noise, signal, BOX, noise_on)
+    scores = {}
+    for b, scale in ((60.0, 1.0), (0.0, 1.0), (160.0, 1.0), (60.0, 0.3), (60.0, 3.0)):
+        fit = envelope.fit_envelope(
+            prior,
+            one,
+            two,
+            model,
+            voxel_size=VOXEL_SIZE,
+            normalization=SimpleNamespace(mean=0.0, std=1.0),
+            generator=torch.Generator().manual_seed(0),
+            scale=scale,
+            b_factor=b,
+            solvent_contrast=0.0,
+        )
+        assert (fit.b_factor, fit.normalization.scale, fit.solvent_contrast, fit.nfe) == (b, scale, 0.0, 3)
+        ((*_, scores[b, scale]),) = fit.trials
+    assert max(scores, key=scores.get) == (60.0, 1.0)
+
+
+@pytest.mark.parametrize("n", [7, 40000, 250000, 310001])
+def test_the_top_is_a_quantile(n):
+    x = torch.randn(n, generator=torch.Generator().manual_seed(0))
+    assert top(x) == pytest.approx(float(torch.quantile(x, 0.99999)), rel=1e-12)
+
+
+def test_shells_without_power_correlate_with_nothing():
+    """As beyond a low pass; where there is power, the same map correlates with itself."""
+    x = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(0))
+    low = torch.fft.irfftn((2 * frequencies(x.shape) <= 0.5) * torch.fft.rfftn(x), s=x.shape)
+    table = correlation(low, low)
+    torch.testing.assert_close(table[1:4], torch.ones(3))
+    assert not table[6:].any()
+
+
+def test_a_trial_is_scored_by_what_it_explains_and_how_it_correlates():
+    """a y explains 2 a − a² of y and correlates with all of it; without any FSC all shells count."""
+    y = torch.randn(16, 16, 16, generator=torch.Generator().manual_seed(0))
+    for a in (0.4, 1.0, 1.6):
+        for fsc in (torch.ones(9), torch.full((9,), 1e-9)):
+            F, weight = max(float(fsc[0]), envelope._LEAST_FSC), envelope._CORRELATION
+            expected = (1 - weight) * (2 * a - a**2) / F + weight / F**0.5
+            assert envelope._score(a * y, y, fsc) == pytest.approx(expected, rel=1e-5)
+    half = torch.ones(9)
+    half[5:] = 0  # which are not scored
+    low = torch.fft.irfftn((16 * frequencies(y.shape) < 4.5) * torch.fft.rfftn(y), s=y.shape)
+    assert envelope._score(low, y, half) == pytest.approx(1, rel=1e-5)
+
+
+def test_halves_that_are_too_good_are_dimmed_to_an_fsc_of_a_seventh_at_the_finest():
+    n = 17  # 2.4 voxels are five sixths of the way to Nyquist
+    signal, noise = 10 * torch.exp(-3 * torch.linspace(0, 1, n)), torch.full((n,), 1e-3)
+
+    def noise_on(shape):
+        return torch.full_like(frequencies(shape), 1e-3), torch.ones_like(frequencies(shape))
+
+    model = FourierModel(signal / (signal + noise), noise, signal, BOX, noise_on)
+    half = torch.zeros(BOX)
+    dimmed, told = envelope._dimmed(half, model, torch.Generator().manual_seed(0))
+    level = 10 * math.exp(-2.5) * (1 - 0.143) / 0.143
+    torch.testing.assert_close(told.noise_power, torch.full((n,), level))
+    assert float(dimmed.var()) == pytest.approx(level - 1e-3, rel=0.03)
+    torch.testing.assert_close(told.noise_on(BOX)[0], torch.full((32, 32, 17), level), check_dtype=False)
+    again = envelope._dimmed(half, told, torch.Generator().manual_seed(0))
+    assert again == (half, told)
+
+
+def test_a_parabola_without_a_top_moves_nothing():
+    assert [envelope._parabola(*three) for three in ((1, 1, 1), (2, 1, 2), (0, 1, 2))] == [0, 0, 0]
+    assert envelope._parabola(-1.0, 0.0, -1.5) == pytest.approx(-0.1)
+    assert envelope._parabola(0.0, 1.0, 1.99) == 0.5  # no farther
+
+
+def test_the_densest_cube_is_where_the_density_is():
+    x = torch.zeros(20, 30, 6)
+    x[3:8, 17:22] = 1
+    assert envelope.densest(x, 5) == (slice(3, 8), slice(17, 22), slice(0, 5))
+    assert envelope.densest(x, 25)[0] == slice(0, 20)
