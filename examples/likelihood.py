@@ -66,7 +66,7 @@ from cryofm_sampling import Rescaled, check_available, check_memory, log_likelih
 
 FILES = ["likelihood.csv", "report.html", "run.json"]
 BENEATH = 0.05  # of the brightest voxels
-ADAPTIVE = 150  # calls of the flow, about, where the solver chooses its steps
+ADAPTIVE = 150  # calls of the flow, about, where the solver chooses its steps (134 to 164 of the example in 16³)
 DEMO_RESOLUTIONS, DEMO_NOISES = (4.0, 8.0), (0.01, 0.05)  # Å; of the brightest voxels
 
 
