@@ -154,10 +154,11 @@ def run(args: argparse.Namespace, folder: Path) -> None:
     if paper:
         count, told = args.tries * (2 * args.steps - 1), ""
     elif args.ctf:
-        count, told = of_particles(*chains), ", beside poses that are drawn"
+        count, told = of_particles(*chains), ""
     else:
-        count, told = of_averages(len(images), *chains), ", more where images are left out, beside the search for poses"
-    tell_plan(args, need, disk, velocity, (n, n, n), count, f"{count} evaluations{told}", gradients=paper)
+        count, told = of_averages(len(images), *chains), ", more where images are left out"
+    told = f"{count} evaluations{told}, beside the poses, which may take several times as long"
+    tell_plan(args, need, disk, velocity, (n, n, n), count, told, gradients=paper)
     size = working_voxel_size(args.mask_diameter, n, prior.voxel_size)
     prepare = prepare_particles if args.ctf else partial(prepare_images, resolution=LOW_PASS * size)
     prepared = prepare(images, mask_diameter=args.mask_diameter, voxel_size=size, box=n, invert=args.invert)
