@@ -169,10 +169,6 @@ def transform(x: NDArray[Any], mask: NDArray[Any] | None = None) -> NDArray[Any]
     return np.asarray(scipy.fft.rfftn(x, norm="ortho"))
 
 
-def _cross_power(a: NDArray[Any], b: NDArray[Any]) -> NDArray[Any]:
-    return np.asarray(a.real * b.real + a.imag * b.imag)
-
-
 def shell_sums(a: NDArray[Any], b: NDArray[Any], shape: tuple[int, ...]) -> NDArray[np.float64]:
     """Rows: cross power, power of a, power of b, number of voxels; columns: shells 1..N//2."""
     z, y, x = shape
@@ -188,7 +184,8 @@ def shell_sums(a: NDArray[Any], b: NDArray[Any], shape: tuple[int, ...]) -> NDAr
     thick = max(1, _AT_ONCE // lateral.size)
     for planes in (slice(i, i + thick) for i in range(0, z, thick)):
         shell = np.rint(longest * np.sqrt(np.fft.fftfreq(z)[planes, None, None] ** 2 + lateral)).astype(np.intp)
-        values = [_cross_power(p[planes], q[planes]) for p, q in pairs]
+        parts: list[tuple[NDArray[Any], NDArray[Any]]] = [(p[planes], q[planes]) for p, q in pairs]
+        values = [np.real(p) * np.real(q) + np.imag(p) * np.imag(q) for p, q in parts]
         for row, value in zip(sums, [*values, np.broadcast_to(1.0, shell.shape)], strict=True):
             row += np.bincount(shell.ravel(), (friedel * value).ravel(), minlength=len(row))
     return sums[[0, 0, 0, 1] if b is a else [0, 1, 2, 3], 1 : longest // 2 + 1]
