@@ -23,6 +23,7 @@ from cryofm_ops.fourier.grid import fourier_filter, standard_normal
 from cryofm_ops.likelihoods._conjugate_gradients import conjugate_gradients
 from cryofm_ops.likelihoods._summable import Summable
 from cryofm_ops.normal import Deviations, Generators, Normal, drawn
+from cryofm_ops.operators.fourier import transfer_for
 from cryofm_ops.protocols import FourierMultiplier, LinearOperator, Noise, Operator, SpectralPower
 
 __all__ = ["Gaussian", "LinearGaussian"]
@@ -156,12 +157,10 @@ class LinearGaussian(Gaussian):
     def _coloured(self, root: Tensor, mean: Tensor) -> tuple[_Made, _Made]:
         """A S and its transpose, S of a root spectrum; of an operator that is a filter, one filter."""
         A = self.operator
-        if not isinstance(A, FourierMultiplier):
-            return lambda u: A(_filtered(u, root)), lambda r: _filtered(A.adjoint(r), root)
-        z, y, x = mean.shape[-3:]
-        transfer = A.transfer((z, y, x)).to(mean.device) * root
-        transfer = transfer.to(mean.dtype.to_complex() if transfer.is_complex() else mean.dtype)
-        return partial(fourier_filter, transfer=transfer), partial(fourier_filter, transfer=transfer.conj())
+        if isinstance(A, FourierMultiplier):
+            made = root * transfer_for(A, mean)
+            return partial(fourier_filter, transfer=made), partial(fourier_filter, transfer=made.conj())
+        return lambda u: A(_filtered(u, root)), lambda r: _filtered(A.adjoint(r), root)
 
     def _covariance_of_silent_noise(self) -> Callable[[Tensor], Tensor] | None:
         """Σ, where the noise has no power in some coefficient of the observation, and thus no Σ⁻¹."""

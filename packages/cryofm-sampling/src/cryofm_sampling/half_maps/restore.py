@@ -116,7 +116,7 @@ def restore_half_maps(
         callback: is told of network evaluations.
 
     Raises `GridMismatchError` for halves that are not volumes of one shape, `SettingError` for settings out of range,
-    and what `restore` raises.
+    and an envelope or solvent beside a function of your own, and what `restore` raises.
 
     Warns of a result's `doubts`.
 
