@@ -27,7 +27,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_half_map_flags(parser, prior=None)
-    local = "noise may differ from place to place, as where a molecule is flexible; slower; halves are taken as sharp"
+    local = "noise may differ from place to place, as where a molecule is flexible; slower"
     parser.add_argument("--local-noise", action="store_true", help=local)
     bands = "the same in each of so many bands of frequencies by itself, as where fine detail alone is lost (default 1)"
     parser.add_argument("--noise-bands", type=positive, default=1, help=bands)

@@ -1,14 +1,17 @@
 import math
 
+import attrs
 import pytest
 import torch
 
 from cryofm_ops import (
     ConvergenceError,
+    FourierMask,
     GridMismatchError,
     LinearGaussian,
     OperatorError,
     SpectralNoise,
+    VoxelNoise,
     WhiteNoise,
     gaussian_likelihood,
     radial,
@@ -87,6 +90,36 @@ def test_condition_against_a_dense_solve(problem, oracle, generator, variance):
     gain = v @ m.T @ torch.linalg.inv(n + m @ v @ m.T)  # no inverse of V, which may be singular
     mu = mean.flatten(1)
     torch.testing.assert_close(posterior.mean.flatten(1), mu + (y.flatten() - mu @ m.T) @ gain.T, atol=1e-7, rtol=1e-7)
+
+
+@pytest.mark.parametrize("variance", [0.8, "radial"])
+def test_a_preconditioner_changes_nothing_but_how_soon(problem, oracle, generator, variance):
+    operator, noise, y, _, _ = problem
+    mean = torch.randn(2, *oracle.shape, generator=generator, dtype=torch.float64)
+    v = radial(torch.tensor([4.0, 0.0], dtype=torch.float64), oracle.shape) if variance == "radial" else variance
+    W = radial(torch.tensor([3.0, 0.0], dtype=torch.float64), oracle.shape)
+    plain, helped = (
+        LinearGaussian(operator, noise, y, tolerance=1e-11, circulant=near).condition(mean, v) for near in (None, W)
+    )
+    torch.testing.assert_close(helped.mean, plain.mean, atol=1e-7, rtol=1e-7)
+    draws = [p.sample(torch.Generator().manual_seed(0)) for p in (plain, helped)]
+    torch.testing.assert_close(*draws, atol=1e-7, rtol=1e-7)
+
+
+def test_a_preconditioner_bounds_the_steps_by_the_range_of_the_variances(generator):
+    shape = (8, 8, 8)
+    std = (0.05 + 2 * torch.rand(shape, generator=generator, dtype=torch.float64)).sqrt()
+    transfer = radial(torch.logspace(3, -3, 5, dtype=torch.float64), shape)
+    y = torch.randn(shape, generator=generator, dtype=torch.float64)
+    near = transfer.square() * std.square().reciprocal().mean()
+    kappa, tolerance = float((std.max() / std.min()) ** 2), 1e-6
+    enough = math.ceil(kappa**0.5 / 2 * math.log(2 * kappa**0.5 / tolerance))
+    plain = LinearGaussian(FourierMask(transfer, shape), VoxelNoise(std), y, tolerance, enough)
+    found = attrs.evolve(plain, circulant=near).condition(torch.zeros_like(y), 1.0).mean
+    exact = attrs.evolve(plain, tolerance=1e-11, max_iterations=9999).condition(torch.zeros_like(y), 1.0).mean
+    torch.testing.assert_close(found, exact, atol=1e-4, rtol=1e-4)
+    with pytest.raises(ConvergenceError):
+        plain.condition(torch.zeros_like(y), 1.0)
 
 
 @pytest.mark.parametrize("std", ["silent", "half silent"])

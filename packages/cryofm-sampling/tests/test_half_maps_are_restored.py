@@ -2,27 +2,25 @@
 
 from types import SimpleNamespace
 
+import attrs
 import pytest
 import torch
 
 from cryofm_ops import (
-    BandNoise,
     CoverageNoise,
+    Envelope,
     FourierMask,
     GridMismatchError,
     Identity,
-    LocalNoise,
     MissingWedge,
+    RemoveMean,
     WhiteNoise,
     coverage_from_tilts,
-    estimate_band_variances,
-    estimate_local_variance,
     fourier_filter,
     frequencies,
     gaussian_likelihood,
     radial,
     random_rotations,
-    windowed_noise_power,
 )
 from cryofm_sampling import (
     CapabilityError,
@@ -252,20 +250,86 @@ def test_noise_that_depends_on_direction_is_used(prior):
     assert error(found.map, truth) < 1.03 * error(told.map, truth)  # what nobody told is found
 
 
+def flexible(envelope, seed=0):
+    """A truth that the prior knows, and two halves of it, blurred, one side of which is 16 times as noisy."""
+    truth, generator = made(seed=seed)[0], seeded(seed + 5)
+    side = torch.where(torch.arange(SHAPE[2]) < SHAPE[2] // 2, 0.1, 0.4).expand(SHAPE)
+    blurred = envelope(truth)
+    one, two = (blurred + side * torch.randn(SHAPE, generator=generator) for _ in range(2))
+    return truth, one, two, side.square() / side.square().mean()
+
+
 @pytest.mark.parametrize("bands", [1, 2])
 def test_noise_that_differs_from_place_to_place_is_used(bands):
+    """Mean and draws of the posterior are those of a dense matrix, whatever the range of variances and spectra."""
+    shape, generator = (6, 6, 6), seeded(3)
+    one, two = torch.randn(2, *shape, generator=generator, dtype=torch.float64)
+    variances = 0.05 + 2 * torch.rand(bands, *shape, generator=generator, dtype=torch.float64) ** 3
+    model = stationary_model(one, two).blurred(Envelope(100.0, 1.5), contrast=0.2)
+    model = attrs.evolve(model, variances=variances)
+    power = model.noise_on(shape)[0] * radial(torch.logspace(0, -5, 4, dtype=torch.float64), shape)
+    model = attrs.evolve(model, noise_on=lambda _: (power, torch.ones_like(power)))
+    V = radial(torch.tensor([1e4, 1.0], dtype=torch.float64), shape)
+
+    basis = torch.eye(216, dtype=torch.float64).reshape(216, *shape)
+
+    def matrix(filter):
+        return fourier_filter(basis, filter).reshape(216, 216)
+
+    band = (2 * bands * frequencies(shape)).long().clamp(max=bands - 1)
+    P = [matrix((band == b).double()) for b in range(bands)]
+    inner = sum(p @ torch.diag(1 / D.flatten()) @ p for p, D in zip(P, variances, strict=True))
+    A, root = model.predict(basis).reshape(216, 216), matrix(power.rsqrt() * RemoveMean().transfer(shape) * 2**0.5)
+    precision = torch.linalg.inv(matrix(V)) + A @ root @ inner @ root @ A
+    likelihood = model.observe(one, 1 / 2)
+    posterior = attrs.evolve(likelihood, tolerance=1e-10).condition(torch.zeros_like(one), V)
+    expected = torch.linalg.solve(precision, A @ root @ inner @ root @ one.flatten())
+    torch.testing.assert_close(posterior.mean.flatten(), expected, rtol=1e-5, atol=1e-6)
+    many = attrs.evolve(likelihood, tolerance=1e-4).condition(torch.zeros(100, *shape, dtype=torch.float64), V)
+    draws = (many.sample(generator) - many.mean).flatten(1)
+    white = draws @ torch.linalg.cholesky(precision)  # of variance 1 in every direction
+    assert white.square().mean() == pytest.approx(1, abs=6 * (2 / white.numel()) ** 0.5)
+    soon = attrs.evolve(likelihood, max_iterations=40).condition(torch.zeros_like(one), V).mean
+    wrong = soon.flatten() - expected
+    assert wrong @ precision @ wrong < 1e-5 * expected @ precision @ expected
+
+
+def test_where_noise_is_stronger_is_found_whatever_its_colour():
+    n, generator = 40, seeded(2)
+    side = torch.where(torch.arange(n) < n // 2, 1.0, 3.0).expand(n, n, n)
+    steep = radial(torch.logspace(2, -2, 21), (n, n, n))
+    halves = [fourier_filter(side * torch.randn(n, n, n, generator=generator), steep) for _ in range(2)]
+    found = local_model(*halves).variances
+    assert found.shape == (1, n, n, n)
+    assert found[..., 28:32].mean() > 3 * found[..., 8:12].mean()  # 9, as smooth as it is looked for
+
+
+def test_with_local_noise_the_envelope_told_is_removed(prior):
+    envelope = Envelope(60.0, 1.5)
+    truth, one, two, variance = flexible(envelope)
+    noisy = attrs.evolve(local_model(one, two), variances=variance[None])  # of such a box a local mean is the whole
+    how = {"voxel_size": 1.5, "scale": SCALE, "solvent_contrast": 0.0}
+    plain, local, sharp = (
+        restore_half_maps(prior, one, two, generator=seeded(1), observe=model, b_factor=b, **how)
+        for model, b in ((None, 60.0), (noisy, 60.0), (noisy, 0.0))
+    )
+    assert (local.b_factor, sharp.b_factor) == (60.0, 0.0)
+    assert error(local.map, truth) < 0.95 * error(plain.map, truth)
+    assert error(local.map, truth) < 0.9 * error(sharp.map, truth)
+
+
+def test_an_envelope_is_no_matter_of_a_likelihood_of_ones_own(prior):
     _, one, two = made()
-    model = local_model(one, two, bands=bands)
-    x = torch.randn(SHAPE, generator=seeded(9)).requires_grad_()
-    (found,) = torch.autograd.grad(model.observe(one, 0.5).log_prob(x), x)
-    power = windowed_noise_power(one, two, torch.ones(SHAPE)) / 2
-    if bands == 1:
-        noise = LocalNoise(estimate_local_variance(one, two), power)
-    else:
-        noise = BandNoise(estimate_band_variances(one, two, bands), power)
-    r = one - x.detach()
-    expected = noise.precision(r - r.mean())
-    torch.testing.assert_close(found, expected - expected.mean(), rtol=1e-3, atol=1e-3 * float(expected.abs().max()))
+    with pytest.raises(SettingError, match="b_factor and solvent_contrast"):
+        restore_half_maps(
+            prior,
+            one,
+            two,
+            generator=seeded(0),
+            b_factor=60.0,
+            scale=SCALE,
+            observe=lambda y, fraction: gaussian_likelihood(Identity(), WhiteNoise(fraction**0.5), y),
+        )
 
 
 def test_beyond_the_band_nothing_was_measured():

@@ -2,6 +2,8 @@
 
 Posterior of x ~ N(μ, V) given y = A x + n (the linear-Gaussian model), whitened by x = μ + V^½ u:
 (I + V^½ Aᵀ Σ⁻¹ A V^½) u = V^½ Aᵀ Σ⁻¹ (y − A μ), whose matrix has no eigenvalue below 1 and needs no V⁻¹.
+Where a stationary W is near Aᵀ Σ⁻¹ A the same is solved for v with u = (I + V W)^−½ v: that system's eigenvalues are
+those of the two against one another.
 Data without noise have no Σ⁻¹: then A V Aᵀ + Σ is solved instead, in the space of the data.
 A draw solves the same system for perturbed data (perturb-and-solve: Papandreou & Yuille, NeurIPS 2010).
 """
@@ -21,9 +23,12 @@ from cryofm_ops.fourier.grid import fourier_filter, standard_normal
 from cryofm_ops.likelihoods._conjugate_gradients import conjugate_gradients
 from cryofm_ops.likelihoods._summable import Summable
 from cryofm_ops.normal import Deviations, Generators, Normal, drawn
-from cryofm_ops.protocols import LinearOperator, Noise, Operator, SpectralPower
+from cryofm_ops.operators.fourier import transfer_for
+from cryofm_ops.protocols import FourierMultiplier, LinearOperator, Noise, Operator, SpectralPower
 
 __all__ = ["Gaussian", "LinearGaussian"]
+
+_Made = Callable[[Tensor], Tensor]
 
 
 @attrs.frozen(eq=False)
@@ -78,6 +83,8 @@ class LinearGaussian(Gaussian):
         observation: y.
         tolerance: conjugate gradients stop at this residual, relative to the right-hand side.
         max_iterations: a system that needs more raises `ConvergenceError`.
+        circulant: W on the half grid, near Aᵀ Σ⁻¹ A, by which conjugate gradients are preconditioned; of any quality,
+            the result is the same. None: they are not.
     """
 
     operator: LinearOperator
@@ -85,6 +92,7 @@ class LinearGaussian(Gaussian):
     observation: Tensor = attrs.field(validator=check_observation)
     tolerance: float = 1e-5
     max_iterations: int = 1000
+    circulant: Tensor | None = None
     batched: ClassVar[bool] = True
 
     def condition(self, mean: Tensor, variance: Tensor | float, /) -> Normal:
@@ -104,15 +112,21 @@ class LinearGaussian(Gaussian):
     def _condition(self, mean: Tensor, variance: Tensor | float) -> Normal:
         spread = torch.as_tensor(variance, dtype=mean.dtype, device=mean.device).sqrt()
         data = -self._residual(mean)[0]  # (*batch, *shape of y)
+        left = spread.new_ones(())  # 1 / (1 + V W)
+        if self.circulant is not None:
+            left = 1 / (1 + spread.square() * self.circulant.to(spread))
+        through, across = self._coloured(spread * left.sqrt(), mean)  # A S and S Aᵀ, S = (V left)^½
 
         def colour(u: Tensor) -> Tensor:  # V^½ u
-            return spread * u if spread.shape[-3:] in ((), (1, 1, 1)) else fourier_filter(u, spread)
+            return _filtered(u, spread)
 
-        def back(r: Tensor) -> Tensor:  # V^½ Aᵀ Σ⁻¹ r
-            return colour(self.operator.adjoint(self.noise.precision(r)))
+        def back(r: Tensor) -> Tensor:  # S Aᵀ Σ⁻¹ r
+            return across(self.noise.precision(r))
 
-        def solve(r: Tensor, u: Tensor) -> Tensor:  # V^½ (I + V^½ Aᵀ Σ⁻¹ A V^½)⁻¹ (u + V^½ Aᵀ Σ⁻¹ r)
-            return colour(cg(u.ndim - 3, lambda p: p + back(self.operator(colour(p))), u + back(r)))
+        def solve(r: Tensor, u: Tensor) -> Tensor:  # S (left + S Aᵀ Σ⁻¹ A S)⁻¹ (left^½ u + S Aᵀ Σ⁻¹ r)
+            b = _filtered(u, left.sqrt()) + back(r)
+            v = cg(u.ndim - 3, lambda p: _filtered(p, left) + back(through(p)), b)
+            return _filtered(v, spread * left.sqrt())
 
         def solve_hard(covariance: Callable[[Tensor], Tensor], r: Tensor, u: Tensor) -> Tensor:
             # the same without Σ⁻¹: x + V Aᵀ (A V Aᵀ + Σ)⁻¹ (r − A x) with x = V^½ u
@@ -140,6 +154,14 @@ class LinearGaussian(Gaussian):
         posterior_mean = mean + update(data, torch.zeros_like(mean))
         return Normal(posterior_mean, Deviations(deviation))
 
+    def _coloured(self, root: Tensor, mean: Tensor) -> tuple[_Made, _Made]:
+        """A S and its transpose, S of a root spectrum; of an operator that is a filter, one filter."""
+        A = self.operator
+        if isinstance(A, FourierMultiplier):
+            made = root * transfer_for(A, mean)
+            return partial(fourier_filter, transfer=made), partial(fourier_filter, transfer=made.conj())
+        return lambda u: A(_filtered(u, root)), lambda r: _filtered(A.adjoint(r), root)
+
     def _covariance_of_silent_noise(self) -> Callable[[Tensor], Tensor] | None:
         """Σ, where the noise has no power in some coefficient of the observation, and thus no Σ⁻¹."""
         if not isinstance(self.noise, SpectralPower):
@@ -149,3 +171,8 @@ class LinearGaussian(Gaussian):
         if bool((power > 0).all()):
             return None
         return lambda r: fourier_filter(r.reshape(-1, z, y, x), power).reshape(r.shape)
+
+
+def _filtered(u: Tensor, transfer: Tensor) -> Tensor:
+    """Times a number, or one for each volume; or coefficient by coefficient."""
+    return transfer * u if transfer.shape[-3:] in ((), (1, 1, 1)) else fourier_filter(u, transfer)

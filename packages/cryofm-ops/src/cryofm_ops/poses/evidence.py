@@ -19,7 +19,6 @@ __all__ = ["pose_log_evidence", "refine_by_evidence"]
 
 
 _TURN_DEG = 10.0
-MODEL_ERROR = 0.02  # part of the images' power
 
 
 def pose_log_evidence(
@@ -30,7 +29,7 @@ def pose_log_evidence(
     diameter_px: float,
     noise: Tensor,
     symmetry: Tensor | None = None,
-    model_error: float = MODEL_ERROR,
+    model_error: float = 0.02,
     transfer: Tensor | None = None,
 ) -> Tensor:
     """Log p(images | poses) up to a constant, `(C,)`.
@@ -46,10 +45,18 @@ def pose_log_evidence(
         model_error: part of the images' power, ring by ring, that the poses need not explain.
         transfer: what each image was multiplied by, ring by ring, `(K, radius)`. None: 1.
     """
-    n = images.shape[-1]
-    k = band(noise.shape[-1], images.device)
+    n, radius = images.shape[-1], noise.shape[-1]
+    k = band(radius, images.device)
     y: Tensor = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)))[..., k[:, 1], k[:, 0]]
-    signal, error = (part.flatten() for part in signal_and_error(y, k, noise, model_error, transfer))
+    ring = k.to(images).norm(dim=-1).round().long().clamp(1, radius) - 1
+    total = images.new_zeros(radius).index_add(0, ring, y.abs().square().mean(0)) / torch.bincount(
+        ring, minlength=radius
+    )
+    noise = noise.to(total).expand(len(images), -1)
+    part = total.new_ones(len(images), radius) if transfer is None else transfer.to(total).square()
+    part = part / part.mean(0)
+    signal = (part * torch.maximum(total - noise.mean(0), 1e-3 * total))[:, ring].flatten().double()
+    error = (noise + model_error * part * total)[:, ring].flatten().double()
     group = (torch.eye(3)[None] if symmetry is None else symmetry).to(images).double()
     evidence = []
     for R, s in zip(rotations, shifts_px, strict=True):
@@ -67,21 +74,6 @@ def pose_log_evidence(
             log = log - white.square().sum() / 2 - cholesky.diagonal().log().sum()
         evidence.append(log)
     return torch.stack(evidence)
-
-
-def signal_and_error(
-    y: Tensor, k: Tensor, noise: Tensor, model_error: float, transfer: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Power of the signal, and of what the poses need not explain, at every frequency k `(m, 2)` of y `(K, m)`."""
-    radius = noise.shape[-1]
-    ring = k.to(noise).norm(dim=-1).round().long().clamp(1, radius) - 1
-    power = y.abs().square().mean(0)
-    total = power.new_zeros(radius).index_add(0, ring, power) / torch.bincount(ring, minlength=radius)
-    noise = noise.to(total).expand(len(y), -1)
-    part = total.new_ones(len(y), radius) if transfer is None else transfer.to(total).square()
-    part = part / part.mean(0)
-    signal = part * torch.maximum(total - noise.mean(0), 1e-3 * total)
-    return signal[:, ring].double(), (noise + model_error * part * total)[:, ring].double()
 
 
 @torch.enable_grad()
@@ -148,7 +140,7 @@ def _kernel(points: Tensor, g: Tensor, scale: float, views: int) -> Tensor:
     """The kernel w between points and those that g makes of them; of several views made again in the backward pass."""
 
     def kernel(points: Tensor, g: Tensor) -> Tensor:
-        return ball(_distance(points, points @ g) * scale)
+        return _ball(_distance(points, points @ g) * scale)
 
     if views == 1:
         return kernel(points, g)
@@ -163,7 +155,7 @@ def _distance(a: Tensor, b: Tensor) -> Tensor:
     return torch.where(zero, 0, torch.where(zero, 1, squared).sqrt())
 
 
-def ball(x: Tensor) -> Tensor:
+def _ball(x: Tensor) -> Tensor:
     """The transform of a ball at x = 2π ρ |k|, 1 at 0."""
     safe = x.clamp(min=1e-2)
     return torch.where(x < 1e-2, 1 - x**2 / 10, 3 * (safe.sin() - safe * safe.cos()) / safe**3)

@@ -11,14 +11,12 @@ Poses are up to a rotation of all, and a mirror: the hand of an object is not in
 """
 
 import math
-from functools import partial
 
 import attrs
 import torch
 from torch import Tensor
 
 from cryofm_ops.errors import GeometryError
-from cryofm_ops.poses._annealing import annealed
 from cryofm_ops.poses.common_lines import CommonLines, directions, polar_transform
 from cryofm_ops.poses.evidence import pose_log_evidence, refine_by_evidence
 from cryofm_ops.rotations.conversions import random_rotations
@@ -33,10 +31,8 @@ _ALPHA = (1.0, 0.06)
 _RADIUS = (4 / 13, 12 / 13)  # of the highest frequency
 _STEP_PX = 0.5
 _SAME_LINE_DEG = 12.0
-_LOWEST, _LOWER, _LOW = 6 / 13, 7 / 13, 8 / 13  # of the highest frequency, likewise: for the evidence
+_LOWEST, _LOW = 6 / 13, 8 / 13  # of the highest frequency, likewise: for the evidence
 _BEST = 3  # chains that are refined on more frequencies
-_NOISY = 0.2  # part of the power at low frequencies, from which common lines are in doubt: an SNR of about 2
-_PROPOSED, _APART_DEG, _OF = 24, 12.0, 3000  # poses that are tried of an image, of so many that are likely
 
 
 @attrs.frozen(eq=False)
@@ -134,26 +130,14 @@ def sample_poses(
         for count in sweeps:
             for row, k in enumerate(anchors):
                 draw(common, row, k, count, greedy=last)
-    ours, spread = images[anchors], max_shift_px / 2
-    low = math.ceil(_LOW * radius)
-    if symmetry is None and not own and _part_of_noise(lines[..., :low], noise[0, :low]) > _NOISY:
-        R, s = annealed(
-            ours,
-            rotations[:, anchors],
-            shifts[:, anchors],
-            partial(_proposed, compare(anchors, _STAGES - 1).table, _frames(_DIRECTIONS, grids, images), max_shift_px),
-            streams,
-            diameter_px=diameter_px,
-            noise=noise[anchors, : math.ceil(_LOWER * radius)],
-            spread_px=spread,
-        )
-        rotations[:, anchors], shifts[:, anchors] = R, s
     for k in sorted(set(range(K)) - set(anchors)):
         common = compare([k], _STAGES - 1)
         for _ in range(_POLISH):
             draw(common, 0, k, _FINE_DIRECTIONS, greedy=True)
 
     # All chains on the lowest frequencies, which is cheap; the best on more.
+    ours, spread = images[anchors], max_shift_px / 2
+    low = math.ceil(_LOW * radius)
     for used, best in ((math.ceil(_LOWEST * radius), chains), (low, min(chains, _BEST))):
         R, s = refine_by_evidence(
             ours,
@@ -195,35 +179,6 @@ class _Partners:
         views = (rotations[:, others, None] @ group).flatten(1, 2)
         index = torch.tensor(at, device=rotations.device).repeat_interleave(len(group))
         return cls(index, views, shifts[:, others].repeat_interleave(len(group), 1))
-
-
-def _part_of_noise(lines: Tensor, noise: Tensor) -> float:
-    """How much of the lines' power is noise, on average over their radii."""
-    return float((noise / lines.abs().square().mean((0, 1)).clamp(min=1e-30)).mean())
-
-
-def _proposed(
-    table: Tensor, frames: Tensor, max_shift_px: float, k: int, rotations: Tensor, shifts: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Poses of image k of a chain that common lines find likely, each 12 degrees from the others."""
-    partners = _Partners.of(
-        k, list(range(len(rotations))), rotations[None], shifts[None], torch.eye(3)[None].to(frames)
-    )
-    found = table[k][partners.index]
-    anywhere = found.logsumexp(-1)[None]  # whatever the shift
-    weight = _weights(anywhere, partners, frames)[0]
-    views = _views(weight.topk(min(_OF, len(weight))).indices, frames)
-    kept: list[int] = []
-    free = torch.ones(len(views), dtype=torch.bool, device=views.device)
-    while len(kept) < _PROPOSED and free.any():
-        kept.append(int(free.nonzero()[0]))
-        trace = (views * views[kept[-1]]).sum((-2, -1))
-        free &= (trace - 1) / 2 < math.cos(math.radians(_APART_DEG))
-    views = views[kept]
-    if max_shift_px == 0:
-        return views, shifts.new_zeros(len(views), 2)
-    each = (part.expand(len(views), *part.shape[1:]) for part in (partners.rotations, partners.shifts))
-    return views, _draw_shift(found, views, _Partners(partners.index, *each), max_shift_px, [], greedy=True)
 
 
 def _frames(count: int, generator: torch.Generator, like: Tensor) -> Tensor:
@@ -273,24 +228,16 @@ def _draw_rotation(
     greedy: bool,
 ) -> Tensor:
     """Of one image, in each chain `(C, 3, 3)`; `table` `(J, b, a, offsets)` compares it with its partners."""
-    weight = _weights(_at_shifts(table, shift, partners), partners, frames)
-    return _views(_choose(weight, streams, greedy), frames)
-
-
-def _weights(table: Tensor, partners: _Partners, frames: Tensor) -> Tensor:
-    """Of every view of an image, `(C, D · turns)`; `table` `(C, J, b, a)`."""
     C, J = partners.rotations.shape[:2]
+    table = _at_shifts(table, shift, partners)  # (C, J, b, a)
     a, b = _crossing(frames[None, :, None], partners.rotations[:, None])  # (C, D, J)
     rows = torch.cat((table, table), -1).unfold(-1, _ANGLES, 1)  # (C, J, b, first a, turn)
     c, j = torch.arange(C)[:, None, None], torch.arange(J)
-    return (_novelty(a)[..., None] * rows[c, j, b, a]).sum(-2).flatten(1)  # in-plane turns move a
-
-
-def _views(chosen: Tensor, frames: Tensor) -> Tensor:
-    """The views of these weights, `(n, 3, 3)`."""
+    weight = (_novelty(a)[..., None] * rows[c, j, b, a]).sum(-2).flatten(1)  # (C, D · turn): in-plane turns move a
+    chosen = _choose(weight, streams, greedy)
     turn = (chosen % _ANGLES).to(frames) * (2 * math.pi / _ANGLES)
     cos, sin, zero = turn.cos(), turn.sin(), torch.zeros_like(turn)
-    in_plane = torch.stack((cos, -sin, zero, sin, cos, zero, zero, zero, zero + 1), -1).reshape(-1, 3, 3)
+    in_plane = torch.stack((cos, -sin, zero, sin, cos, zero, zero, zero, zero + 1), -1).reshape(C, 3, 3)
     return in_plane @ frames[chosen // _ANGLES]
 
 

@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, lru_cache
 from typing import Protocol, Self
 
 import attrs
@@ -17,18 +17,18 @@ from cryofm_ops import (
     FourierMask,
     FourierOperator,
     Likelihood,
+    LinearGaussian,
     LinearOperator,
-    LocalNoise,
     MissingWedge,
     NoiseEstimate,
     RemoveMean,
+    VoxelNoise,
     directional,
     estimate_band_variances,
     estimate_directional_noise,
-    estimate_local_variance,
     estimate_noise_power,
+    fourier_filter,
     frequencies,
-    gaussian_likelihood,
     radial,
     radial_mean,
     rfft,
@@ -95,6 +95,9 @@ class HalfMapModel(Protocol):
 
 
 _AGREE = 0.143  # FSC
+_RESIDUAL = (
+    1e-3  # of conjugate gradients; in halves by RELION it leaves 0.1 % of a posterior's standard deviation undone
+)
 
 NoiseOn = Callable[[Box], tuple[Tensor, Tensor]]
 
@@ -102,6 +105,9 @@ NoiseOn = Callable[[Box], tuple[Tensor, Tensor]]
 @attrs.frozen(eq=False, slots=False)
 class FourierModel:
     """A `HalfMapModel` that is diagonal in Fourier space: y = m ĥ ĉ x + n, and nothing is known of the mean.
+
+    With `variances` the noise is not: Σ⁻¹ = N^−½ (Σ_b P_b D_b⁻¹ P_b) N^−½, as of `BandNoise`. The likelihood is that of
+    N^−½ y then, whose noise is stronger in one place than in another and white; scale and envelope are found without.
 
     Attributes:
         fsc: radial table of the FSC between the halves.
@@ -114,6 +120,7 @@ class FourierModel:
         wedge: whether a part of Fourier space is missing by itself, as in tomography.
         record: what else is known of the noise, for a report.
         doubts: what speaks against what was told of the halves, in plain words.
+        variances: D, `(bands, z, y, x)`, what the noise differs by from place to place; where it does.
     """
 
     fsc: Tensor
@@ -126,6 +133,7 @@ class FourierModel:
     wedge: bool = False
     record: dict[str, object] = attrs.field(factory=dict)
     doubts: tuple[str, ...] = ()
+    variances: Tensor | None = None
 
     def blurred(self, envelope: Envelope, contrast: float = 0.0) -> Self:
         """The same with an envelope, and in a solvent of that contrast."""
@@ -133,8 +141,8 @@ class FourierModel:
         return attrs.evolve(self, envelope=envelope, solvent=solvent)
 
     def on(self, shape: Box) -> Self:
-        """The same for a part of the halves, of that shape."""
-        return attrs.evolve(self, shape=shape)
+        """The same for a part of the halves, of that shape; with the noise that it has in the mean of the whole."""
+        return attrs.evolve(self, shape=shape, variances=None)
 
     @cached_property
     def _grids(self) -> tuple[Tensor, Tensor]:
@@ -153,10 +161,23 @@ class FourierModel:
         """Ĥ ĉ, likewise."""
         return self._blur if self.solvent is None else self._blur * self.solvent.transfer(self.shape)
 
-    def observe(self, y: Tensor, fraction: float, /) -> FourierGaussian:
-        """W = (m ĥ ĉ)² / N, and the data over ĥ ĉ."""
+    def observe(self, y: Tensor, fraction: float, /) -> FourierGaussian | LinearGaussian:
+        """W = (m ĥ ĉ)² / N, and the data over ĥ ĉ; with `variances` by conjugate gradients, W over their mean near it.
+
+        These need no more steps than the range of the variances allows, whatever the range of the spectra.
+        """
         (noise, measured), amplitude = self._grids, self._amplitude.to(y.device)
         precision = (measured * amplitude).square() / (fraction * noise)
+        if self.variances is not None:
+            white = (fraction * noise).rsqrt()
+            D = self.variances.to(y)
+            return LinearGaussian(
+                FourierMask((white * measured * amplitude).to(y), self.shape),
+                VoxelNoise(D[0].sqrt()) if len(D) == 1 else BandNoise(D, y.new_ones(2)),
+                fourier_filter(y, (white * (measured > 0)).to(y)),  # of the mean nothing is known
+                tolerance=_RESIDUAL,
+                circulant=((1 / D).mean() * precision).to(y),
+            )
         return FourierGaussian(precision.to(y), rfft(y) / amplitude.to(y), self.shape)
 
     @property
@@ -400,28 +421,26 @@ def wedge_model(half1: Tensor, half2: Tensor, tilts: MissingWedge, /, *, band: f
     return attrs.evolve(_model(half1, shells, noise_on), wedge=True, doubts=(doubt,) if doubt else ())
 
 
-def local_model(half1: Tensor, half2: Tensor, /, *, band: float = 1.0, bands: int = 1) -> ObservedModel:
-    """Noise that differs from place to place, as where a molecule is flexible: conjugate gradients, and slower.
+def local_model(half1: Tensor, half2: Tensor, /, *, band: float = 1.0, bands: int = 1) -> FourierModel:
+    """`directional_model` with noise that differs from place to place as well; conjugate gradients, and slower.
+
+    So it does where a molecule is flexible, and where a program flattened what is outside its sphere.
 
     Args:
         half1: `(z, y, x)`, raw.
         half2: likewise.
         band: the highest frequency that was measured, over the grid's Nyquist frequency.
         bands: of frequencies, in each of which it differs by itself (`BandNoise`); slower by as much.
+
+    >>> halves = torch.randn(2, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    >>> local_model(*halves).variances.shape
+    torch.Size([1, 16, 16, 16])
     """
-    plain = stationary_model(half1, half2, band=band)
-    power = _noise(half1, half2, band, torch.ones_like(half1)).noise_power
-    operator = RemoveMean()
-    noise: Callable[[Tensor], LocalNoise | BandNoise]
-    if bands == 1:
-        noise = partial(LocalNoise, estimate_local_variance(half1, half2))
-    else:
-        noise = partial(BandNoise, estimate_band_variances(half1, half2, bands))
-
-    def observe(y: Tensor, fraction: float, /) -> Likelihood:
-        return gaussian_likelihood(operator, noise((fraction * power).to(y)), y)
-
-    return ObservedModel(plain, observe, operator)
+    model = directional_model(half1, half2, band=band)
+    noise, measured = model.noise_on(model.shape)
+    white = (measured / noise.sqrt()).to(half1)
+    variances = estimate_band_variances(fourier_filter(half1, white), fourier_filter(half2, white), bands)
+    return attrs.evolve(model, variances=variances)
 
 
 def _told(half1: Tensor, half2: Tensor, shells: NoiseEstimate, alpha_on: Callable[[Box], Tensor]) -> FourierModel:

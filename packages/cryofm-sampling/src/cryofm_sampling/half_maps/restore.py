@@ -99,7 +99,8 @@ def restore_half_maps(
         observe: how the halves came about on the prior's grid: a model such as `directional_model` (the default, which
             estimates what depends on direction), `stationary_model`, `wedge_model` or `local_model` make; or any
             function (y, fraction) -> likelihood of a map y whose noise has that fraction of the power of one half.
-        operator: with a function of your own: what a half shows of a density, noise aside. None: the density.
+        operator: with a function of your own: what a half shows of a density, noise aside, envelope and solvent
+            included. None: the density.
         sampler: restores.
         b_factor: B of the halves' envelope in Å², 0 for sharpened ones. None: found, where `voxel_size` is told, the
             prior `Calibrated` and its grid one of details (up to 3.5 Å a voxel); otherwise 0.
@@ -115,7 +116,7 @@ def restore_half_maps(
         callback: is told of network evaluations.
 
     Raises `GridMismatchError` for halves that are not volumes of one shape, `SettingError` for settings out of range,
-    and what `restore` raises.
+    and an envelope or solvent beside a function of your own, and what `restore` raises.
 
     Warns of a result's `doubts`.
 
@@ -154,6 +155,8 @@ def restore_half_maps(
         if end < band:
             band, one, two = end, _within(one, end), _within(two, end)
     model = _model(one, two, observe, operator, band)
+    if isinstance(model, ObservedModel) and (b_factor or solvent_contrast):
+        raise SettingError("b_factor and solvent_contrast are no matter of a likelihood of your own: put them in it")
     runs = Runs(prior, generator.get_state(), generator.device, checkpoint, group, callback)
     runs = runs.within(_where(model, one, two) if where is None else on_grid(where, grid))
     seeds = torch.randint(2**62, (samples + 1,), generator=generator, device=generator.device).tolist()[:samples]
