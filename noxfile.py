@@ -58,7 +58,7 @@ def train_smoke(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Every test of every package, and the examples on tiny input."""
-    install_all(session, "pytest-xdist", "griffe", "playwright")  # the last for chromium, if there is one
+    install_all(session, "pytest-xdist", "griffe")
     suites = [f"packages/{package}/tests" for package in PACKAGES]
     parallel = ("-n", "2", "--dist", "loadfile")
     session.run("python", "-m", "pytest", "-q", *parallel, *suites, "tests", *session.posargs, env=ONE_THREAD)
