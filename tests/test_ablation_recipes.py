@@ -37,7 +37,10 @@ def test_the_variants_of_table_7_are_cryofm_s_with_another_network(name):
 def test_small_runs_differ_from_their_base_in_one_table(name, table):
     recipe = read_recipe(RECIPES / "ablation" / f"small-{name}.toml")
     base = read_recipe(RECIPES / "ablation" / "small-p4-d1.toml")
-    assert attrs.evolve(recipe, **{table: getattr(base, table)}) == base
+    same = {table: getattr(base, table)}
+    if name in ("p2-d1", "p8-d1"):  # whose crops cost most and least: as many as take about as long
+        same["training"] = attrs.evolve(recipe.training, crops=base.training.crops)
+    assert attrs.evolve(recipe, **same) == base
     assert bool(differences(attrs.asdict(recipe), attrs.asdict(base))) == (name != "p4-d1")
     if table == "network":  # the depth at the coarsest level, and what Table 7 varies
         assert recipe.network.patch == CRYOFM_VARIANTS[name].patch
