@@ -70,8 +70,9 @@ def test_it_is_slices_that_count_not_views(generator):
 
 @pytest.mark.parametrize("n", [500, 20000])
 def test_even_views_make_even_noise(n, generator):
-    found = alpha_from_poses(random_rotations(n, generator=generator))
-    assert found.density.dtype == torch.float32
+    views = random_rotations(n, generator=generator)
+    found = alpha_from_poses(views)
+    assert found.density.dtype == views.dtype
     assert not found.capped.any()
     # What one slice counts, exp(−t² / 2w²) for t even in [0, 1], has this relative deviation (by quadrature):
     w = math.radians(5)
