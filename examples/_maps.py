@@ -269,10 +269,9 @@ def fitting_prior(args: argparse.Namespace, prior: Prior, given: Measured, room:
         CryoFMError: None fits.
     """
     voxel_size = given.maps[0].voxel_size
-    if voxel_size > COARSE and (args.prior is None or args.prior in BUNDLED_PRIORS):
+    coarse = voxel_size > COARSE and (args.prior is None or args.prior in BUNDLED_PRIORS)
+    if coarse or args.prior == "cryofm-tiny-particles":
         args.prior = "cryofm-tiny-particles"
-        return whole_particle_prior(prior, given)
-    if args.prior == "cryofm-tiny-particles":
         return whole_particle_prior(prior, given)
     if args.prior is not None:
         return prior

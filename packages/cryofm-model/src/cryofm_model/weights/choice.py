@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import attrs
 
 from cryofm_model._kinds import positive
-from cryofm_model.data.particles import FILLED
+from cryofm_model.data.particles import FILLED, working_voxel_size
 from cryofm_model.errors import CryoFMError
 from cryofm_model.prior import Prior
 
@@ -61,7 +61,7 @@ def fitted_to_particle(prior: Prior, diameter: float, *, voxel_size: float, shap
     >>> fitted_to_particle(load_prior("cryofm-tiny-particles"), 208.0, voxel_size=6.0, shape=(48, 48, 48)).voxel_size
     8.0
     """
-    working = max(voxel_size, diameter / (FILLED * prior.box))
+    working = working_voxel_size(diameter, prior.box, voxel_size)
     least = _LEAST_FILLED * prior.box * voxel_size
     side = min(shape) * voxel_size
     if not least < diameter < side or working > _COARSENED * voxel_size:
