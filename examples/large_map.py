@@ -29,6 +29,7 @@ from _first import check_line
 from _flags import above_zero, add_flags, named_folder, positive, with_plain_numbers
 
 BLOCK = 160  # voxels of the prior's grid: one tile
+SHARED = 32  # of a block's voxels at each side, which are its neighbour's too (`Blocks`)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -163,7 +164,13 @@ class Job:
         prior, size = calibrated_prior(args), maps[0].file.voxel_size
         if size > COARSE:
             raise CryoFMError(f"{args.prior} knows voxels of up to {COARSE:g} Å, these have {size:.3g} Å")
-        blocks = Blocks(maps[0].file.shape, int(args.block * max(prior.voxel_size / size, 1)))
+        side = int(args.block * max(prior.voxel_size / size, 1))
+        if side <= 2 * SHARED:
+            raise CryoFMError(
+                f"--block {args.block} is {side} voxels of the map, of which {SHARED} at each side are its neighbour's "
+                f"too; give more, such as {BLOCK}; a map smaller than that is one block"
+            )
+        blocks = Blocks(maps[0].file.shape, side)
         like = DensityMap(np.zeros(blocks.block, np.float32), size)
         transform = GridTransform.of(like, prior.voxel_size)
         grid = PriorGrid(like, None, transform, prior.signal_power.device)
