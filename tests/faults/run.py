@@ -62,7 +62,7 @@ from cryofm_sampling import calibrate
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 QUIET = {"SIGTERM": 130, "SIGHUP": 130, "SIGINT": 130}
-WITH_IMPORTS = 0.05
+WITH_IMPORTS = 0.02
 IMPORTED = ("cryofm_io", "cryofm_model.train", "cryofm_sampling", "matplotlib.pyplot", "mrcfile", "scipy.ndimage")
 IMPORTED += ("jinja2", "scipy.optimize", "torch._dynamo")  # the last for torch's optimisers
 WRITING = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.link", "os.symlink", "os.truncate")
