@@ -477,6 +477,8 @@ class Session:
                 name = "too late"
         status, said = process.ended()
         expected = {*script.fine, -number, *([130] if name in QUIET else [])}
+        if at_a_write and script.goes_on:  # every worker dies at that write, and each of its items is named
+            expected.add(1)
         self.check(script, status, said, expected, name, script.fine if at_a_write else ())
         return name != "too late"
 
