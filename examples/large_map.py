@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from _first import check_line
-from _flags import above_zero, add_flags, named_folder, positive, with_plain_numbers
+from _flags import above_zero, add_flags, b_factor, check_tilts, length, named_folder, side, tilt, with_plain_numbers
 
 BLOCK = 160  # voxels of the prior's grid: one tile
 SHARED = 32  # of a block's voxels at each side, which are its neighbour's too (`Blocks`)
@@ -39,19 +39,21 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("half1", type=Path, metavar="map", help="the map, or the first of two raw half maps (MRC, not compressed)")
     add("half2", type=Path, nargs="?", help="the other half map, on the same grid")
     add("--state", type=named_folder, required=True, help="folder where finished blocks are kept; removed at the end")
-    add("--tilt-min", type=float, help="degrees, where there is a missing wedge")
-    add("--tilt-max", type=float, help="degrees")
+    add("--tilt-min", type=tilt, help="degrees, where there is a missing wedge")
+    add("--tilt-max", type=tilt, help="degrees")
     add("--tilt-axis", choices=("x", "y"), default="y", help="the beam is along z (default y)")
-    add("--voxel-size", type=above_zero, help="of the maps, Å, where the headers are wrong")
+    add("--voxel-size", type=length, help="of the maps, Å, where the headers are wrong")
     add("--scale", type=above_zero, help="what the density is multiplied by to be the prior's; found if not given")
-    add("--b-factor", type=float, help="of the halves' envelope, Å²; found if not given")
+    add("--b-factor", type=b_factor, help="of the halves' envelope, Å²; found if not given")
     add("--allow-masked", action="store_true", help="take masked half maps; noise is then underestimated")
-    add("--block", type=positive, default=BLOCK, help=f"side of a block, voxels of the prior's grid (default {BLOCK})")
+    add("--block", type=side, default=BLOCK, help=f"side of a block, voxels of the prior's grid (default {BLOCK})")
     add_flags(parser, steps=8, of="network evaluations for each block; 20 without halves")
     parser.set_defaults(steps=None)
     args = parser.parse_args(with_plain_numbers(arguments))
     if (args.tilt_min is None) != (args.tilt_max is None):
         parser.error("give both --tilt-min and --tilt-max, or neither")
+    if args.tilt_min is not None:
+        check_tilts(parser, "--tilt-min and --tilt-max", args.tilt_min, args.tilt_max)
     if args.half2 is None and (args.tilt_min is None or args.b_factor is not None):
         parser.error("give both half maps, or one map and its tilts; --b-factor goes with halves")
     if args.steps is not None and args.steps < 2:
