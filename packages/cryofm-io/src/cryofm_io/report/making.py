@@ -101,7 +101,7 @@ def made_maps_content(record: Record, paths: Sequence[Path], failed: Sequence[st
     return page_of(
         record,
         "maps to train on",
-        f"{len(paths)} maps to train on; look at some of them." if paths else "No map was made.",
+        f"{len(paths)} maps to train on; look at those that are shown." if paths else "No map was made.",
         numbers,
         figures,
         warnings=warnings,
@@ -173,15 +173,18 @@ def calibration_content(
     share, frequency = errors[:, 1] / density, np.linspace(0, 0.5 / voxel_size, len(power))[1:]
     with np.errstate(divide="ignore"):
         powers = {"data": (frequency, np.log10(power[1:]))}
-    denoises = bool(share.min() < 1 and np.all(np.isfinite(share)))
-    verdict = "It denoises: what is wrong after one step is less than what there is." if denoises else (
-        "At no time is what it denoises better than nothing: either it is no prior, or these maps are none of its kind."
+    denoises = bool(np.all(share < 1))
+    verdict = "It denoises: at every time less is wrong after one step than there is." if denoises else (
+        "At some time what it denoises is worse than nothing: it has not learnt, or these maps are none of its kind."
     )  # fmt: skip
     return page_of(
         record,
         "the statistics of a prior",
         verdict,
-        [card("least error", f"{share.min():.3f}", f"of the density's power, at t = {errors[share.argmin(), 0]:.2f}")],
+        [
+            card(f"error at t = {errors[i, 0]:.2f}", f"{share[i]:.3f}", "of the density's power", bool(share[i] < 1))
+            for i in (int(np.abs(errors[:, 0] - 0.5).argmin()), len(share) - 1)
+        ],
         [
             figure(
                 "errors",
