@@ -1,5 +1,6 @@
 """How a script runs: its prior and sampler, output folder, several processes, progress, exit status."""
 
+import _thread
 import argparse
 import errno
 import logging
@@ -8,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -119,7 +121,7 @@ def exit_code(main: Callable[[], int | None], left: str = "no results were writt
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     with outlived_streams():
         try:
-            with signals(signal.default_int_handler):
+            with signals(signal.default_int_handler), interrupts_are_heard():
                 return main() or 0
         except OnlyPlanned:
             return 0
@@ -136,6 +138,24 @@ def exit_code(main: Callable[[], int | None], left: str = "no results were writt
                 raise
             print(f"error: {line}", file=sys.stderr)
             return 2
+
+
+@contextmanager
+def interrupts_are_heard() -> Iterator[None]:
+    """One that comes where Python can raise nothing, as while something is freed, comes again a moment later."""
+    usual = sys.unraisablehook
+
+    def again(dropped: "sys.UnraisableHookArgs") -> None:
+        if isinstance(dropped.exc_value, KeyboardInterrupt):
+            threading.Timer(0.01, _thread.interrupt_main).start()  # at once it would be dropped, too
+        else:
+            usual(dropped)
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = usual
 
 
 def disk_is_full(error: Exception) -> bool:

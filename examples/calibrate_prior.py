@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 
 from _first import check_line
-from _flags import add_report_flag, positive, seed
+from _flags import add_report_flag, positive, seed, side
 
 LARGEST = 64  # side of the crops that are taken unless told, voxels
 
@@ -33,7 +33,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--maps", type=Path, nargs="+", required=True, help="folders of maps or atomic models, or single ones")
     add("--out", type=Path, required=True, help=".safetensors file for the prior with its statistics")
     add("--number", type=positive, default=24, help="of crops (default 24)")
-    add("--side", type=positive, help=f"of the crops, voxels (default the prior's, at most {LARGEST})")
+    add("--side", type=side, help=f"of the crops, voxels (default the prior's, at most {LARGEST})")
     place = "where crops are cut: about density, at any place, or in the middle of the map (default density)"
     add("--place", choices=("density", "uniform", "centre"), default="density", help=place)
     add("--seed", type=seed, default=0, help="of crops and noise (default 0)")

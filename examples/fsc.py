@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from _first import check_line
-from _flags import above_zero, named_folder
+from _flags import length, named_folder
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -24,7 +24,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--model", type=Path, help="an atomic model (PDB, mmCIF), fitted into the map")
     add("--mask", type=Path, help="soft mask on the maps' grid (of halves default an automatic one)")
     add("--local", action="store_true", help="the resolution from place to place as well: local_resolution.mrc")
-    add("--voxel-size", type=above_zero, help="Å, where the headers are wrong")
+    add("--voxel-size", type=length, help="Å, where the headers are wrong")
     add("--out", type=named_folder, required=True, help="folder for the results; made if need be")
     add("--overwrite", action="store_true", help="replace results that exist")
     args = parser.parse_args(arguments)

@@ -13,14 +13,14 @@ import sys
 from pathlib import Path
 
 from _first import check_line
-from _flags import add_report_flag
+from _flags import add_report_flag, length
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+", help="maps (MRC/CCP4, .gz too); two may be half maps")
-    parser.add_argument("--voxel-size", type=float, help="Å, where the headers are wrong")
+    parser.add_argument("--voxel-size", type=length, help="Å, where the headers are wrong")
     fits = "name, file or folder of a prior (default the bundled one that fits the data)"
     parser.add_argument("--prior", help=fits)
     parser.add_argument("--overwrite", action="store_true", help="replace a page that exists")

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from _first import check_line
-from _flags import above_zero, add_report_flag
+from _flags import add_report_flag, length, number, part, width
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -21,12 +21,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("maps", type=Path, nargs="+", help="one map, or two half maps, whose mean is taken")
     add("--out", type=Path, required=True, help="the mask, .mrc")
-    add("--threshold", type=float, help="density after the low pass; RELION's initial threshold (default by --level)")
-    add("--level", type=above_zero, default=0.2, help="threshold, of the highest density (default 0.2)")
-    add("--low-pass", type=above_zero, help="Å (default 10, of coarse voxels 4 of them)")
-    add("--extend", type=float, help="Å by which it is wider than the threshold says (default 3, or a voxel)")
-    add("--soft-edge", type=float, help="Å over which it then falls to 0 (default 6, or 3 voxels)")
-    add("--voxel-size", type=above_zero, help="Å, where the headers are wrong")
+    add("--threshold", type=number, help="density after the low pass; RELION's initial threshold (default by --level)")
+    add("--level", type=part, default=0.2, help="threshold, of the highest density (default 0.2)")
+    add("--low-pass", type=length, help="Å (default 10, of coarse voxels 4 of them)")
+    add("--extend", type=width, help="Å by which it is wider than the threshold says (default 3, or a voxel)")
+    add("--soft-edge", type=width, help="Å over which it then falls to 0 (default 6, or 3 voxels)")
+    add("--voxel-size", type=length, help="Å, where the headers are wrong")
     add("--overwrite", action="store_true", help="replace files that exist")
     add_report_flag(parser)
     args = parser.parse_args(arguments)

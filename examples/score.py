@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 from _first import check_line
-from _flags import above_zero, add_report_flag
+from _flags import add_report_flag, length
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -27,9 +27,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     truth.add_argument("--truth", type=Path, help="a map")
     truth.add_argument("--model", type=Path, help="an atomic model (PDB, mmCIF), fitted into the maps")
     add("--mask", type=Path, help="soft mask, on the maps' grid")
-    add("--to", type=above_zero, help="Å, the finest that counts (default Nyquist)")
+    add("--to", type=length, help="Å, the finest that counts (default Nyquist)")
     add("--out", type=Path, help=".csv file for the numbers")
-    add("--voxel-size", type=above_zero, help="Å, where the headers are wrong")
+    add("--voxel-size", type=length, help="Å, where the headers are wrong")
     add("--overwrite", action="store_true", help="replace files that exist")
     add_report_flag(parser)
     return parser.parse_args(arguments)

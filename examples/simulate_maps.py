@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from _first import check_line
-from _flags import above_zero, positive
+from _flags import length, positive, processes
 
 
 def stem(model: Path) -> str:
@@ -23,9 +23,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path, help="PDB or mmCIF files, .gz too")
     parser.add_argument("--out", type=Path, required=True, help="folder for the .mrc maps; existing maps are kept")
-    parser.add_argument("--voxel-size", type=above_zero, default=1.5, help="Å (default 1.5)")
+    parser.add_argument("--voxel-size", type=length, default=1.5, help="Å (default 1.5)")
     parser.add_argument("--variants", type=positive, default=2, help="maps of each model (default 2)")
-    parser.add_argument("--jobs", type=positive, default=2, help="processes (default 2)")
+    parser.add_argument("--jobs", type=processes, default=2, help="processes (default 2)")
     parser.add_argument("--strict", action="store_true", help="stop at the first model that cannot be simulated")
     args = parser.parse_args(arguments)
     if twice := [name for name, count in Counter(map(stem, args.models)).items() if count > 1]:

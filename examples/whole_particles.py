@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from _first import check_line
-from _flags import above_zero, positive
+from _flags import length, positive, processes, side
 
 
 def stem(path: Path) -> str:
@@ -28,9 +28,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("maps", nargs="+", type=Path, help="maps, such as those of simulate_maps.py")
     parser.add_argument("--out", type=Path, required=True, help="folder for the .mrc maps; existing maps are kept")
     parser.add_argument("--orientations", type=positive, default=4, help="random orientations of each map (default 4)")
-    parser.add_argument("--box", type=positive, default=32, help="side of the box, voxels (default 32)")
-    parser.add_argument("--voxel-size", type=above_zero, default=5.0, help="the finest, Å (default 5)")
-    parser.add_argument("--jobs", type=positive, default=2, help="processes (default 2)")
+    parser.add_argument("--box", type=side, default=32, help="side of the box, voxels (default 32)")
+    parser.add_argument("--voxel-size", type=length, default=5.0, help="the finest, Å (default 5)")
+    parser.add_argument("--jobs", type=processes, default=2, help="processes (default 2)")
     parser.add_argument("--strict", action="store_true", help="stop at the first map that cannot be used")
     args = parser.parse_args(arguments)
     if twice := [name for name, count in Counter(map(stem, args.maps)).items() if count > 1]:

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -232,6 +233,35 @@ def test_of_many_jobs_those_that_fail_are_named():
         many.failures(outcome, ["good", "bad", "good"], 1, strict=True, unit="item")
     with pytest.raises(OSError, match="No space left"):
         many.failures(outcome, ["good", "full"], 1, strict=False, unit="item")
+
+
+def test_ctrl_c_while_processes_begin_waits():
+    """A thread of some library takes the signal, and Python raises in the one that forks."""
+    threading.Thread(target=time.sleep, args=(0.5,), daemon=True).start()
+    done = []
+
+    def begin():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        done.append(True)
+
+    with pytest.raises(KeyboardInterrupt), many.undisturbed():
+        begin()
+    assert done
+
+
+def test_ctrl_c_that_python_drops_comes_again(capsys):
+    class Freed:
+        def __del__(self):
+            raise KeyboardInterrupt
+
+    def main():
+        made = [Freed()]
+        made.clear()
+        time.sleep(5)
+
+    assert script.exit_code(main) == 130
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_one_bad_model_of_several_is_named(tmp_path, monkeypatch, capsys):

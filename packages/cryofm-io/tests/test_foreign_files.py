@@ -75,6 +75,20 @@ def test_unsigned_bytes_are_told_by_dmin_and_dmax(tmp_path, order):
     assert read_map(raw_mrc.write(path, values, order, stats=(0.0, 215.0), imod=1, **how)).data.min() == -128
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("stats", [(0.0, 65535.0), (0.0, 0.0)])
+def test_integers_of_two_bytes_without_a_sign(tmp_path, order, stats):
+    x = np.linspace(-1, 1, 24)
+    density = np.exp(-3 * (x[:, None, None] ** 2 + x[:, None] ** 2 + x**2))
+    wanted = np.rint(60000 * density)
+    stored = wanted.astype(f"{order}u2")
+    path = raw_mrc.write(tmp_path / "map.mrc", stored, order, mode=1, stored=stored.tobytes(), stats=stats)
+    assert np.array_equal(read_map(path).data, wanted)
+    signed = (wanted - 30000).astype(f"{order}i2")
+    path = raw_mrc.write(tmp_path / "map.mrc", signed, order, mode=1, stored=signed.tobytes())
+    assert np.array_equal(read_map(path).data, signed)
+
+
 @pytest.mark.parametrize("stats", [(0.0, 0.0), (0.0, 100.0), (1.0, -1.0), (np.nan, np.nan)])
 @pytest.mark.parametrize("low", [0, -128, -20])
 def test_bytes_of_which_nobody_says_whether_they_have_a_sign(tmp_path, low, stats):
