@@ -259,7 +259,7 @@ def test_shares_of_classes_that_are_left(store, star):
 
 
 def test_more_images_than_memory_holds_are_refused_before_they_are_read(tmp_path):
-    with pytest.raises(InputFileError, match="1000000000 images of 512 × 256 pixels take 488281.2 GiB"):
+    with pytest.raises(InputFileError, match=r"1000000000 images of 512 × 256 pixels take 488281\.2 GiB"):
         _room_for(tmp_path / "many.star", 10**9, (256, 512))
 
 

@@ -136,7 +136,7 @@ def restore_half_maps(
     batch, _ = split_shape(half1.shape)
     if batch:
         raise GridMismatchError(f"a half map is one volume (z, y, x), got {tuple(half1.shape)}")
-    if samples < 0:
+    if not 0 <= samples < 2**31 or samples != int(samples):
         raise SettingError(f"samples must be a whole number from 0, got {samples}")
     if grid is None:
         grid = SameGrid(voxel_size or 1.0)
