@@ -110,8 +110,7 @@ def exit_code(main: Callable[[], int | None], left: str = "no results were writt
         try:
             with signals(signal.default_int_handler), interrupts_are_heard():
                 return main() or 0
-        except OnlyPlanned as plan:
-            print(f"{plan}; nothing was written")
+        except OnlyPlanned:
             return 0
         except DoubtfulError as error:
             print(f"warning: {error}", file=sys.stderr)
@@ -353,10 +352,11 @@ def tell_plan(
     if args.dry_run:
         seconds = time_of_one(tiled, shape, choose_device(args.device), gradients=gradients)
         ways = ", forward or backward," if gradients else ""
-        raise OnlyPlanned(
+        print(
             f"a grid of {by(shape)} voxels of the prior's; one evaluation of the network on all of it{ways} takes "
-            f"about {seconds:.2g} s here and now: {count * seconds / 60:.2g} min for {told}"
+            f"about {seconds:.2g} s here and now: {count * seconds / 60:.2g} min for {told}; nothing was written"
         )
+        raise OnlyPlanned
 
 
 def time_of_one(tiled: Tiled, shape: tuple[int, ...], device: torch.device, *, gradients: bool = False) -> float:

@@ -247,6 +247,8 @@ RUNS = {
     "denoise": ("denoise", "halves", *HALVES),
     "denoise, samples": ("denoise", "halves", *HALVES, "--samples", 1),
     "denoise, paper": ("denoise", "halves", *HALVES, "--algorithm", "paper"),
+    "anisotropic": ("anisotropic", "halves", *HALVES),
+    "missing_wedge": ("missing_wedge", "half", "--scale", 1, "--steps", 2),
     "sample_prior": ("sample_prior", "--number", 2, "--side", 16, "--steps", 2),
     "likelihood": ("likelihood", "half", "--side", 16, "--steps", 1),
     "abinitio, paper": (

@@ -201,8 +201,8 @@ def test_labels_are_utf_8_and_older_ones_are_read(tmp_path):
         ("a.par", "C PSI THETA PHI\n1 0 0 0\n", r"par2star\.py --stack"),
         ("a.tbl", "1 1 1 0 0 0 10 20 30\n", r"Dynamo's; .* dynamo2warp -i table\.tbl"),
         ("a.em", "\0\0", r"motl2relion in\.em"),
-        ("a.cistem", "\0\0", "export the refinement package from cisTEM"),
-        ("a.star", "data_\nloop_\n_cisTEMPositionInStack\n_cisTEMAnglePsi\n1 0\n", "refinement package from cisTEM"),
+        ("a.cistem", "\0\0", "wizard Export Refinement Package"),
+        ("a.star", "data_\nloop_\n_cisTEMPositionInStack\n_cisTEMAnglePsi\n1 0\n", "wizard Export Refinement Package"),
         ("a.star", "data_\nloop_\n_wrpAngleRot1\n_wrpSourceName\n10 a.tomostar\n", r"M's; .* sed -E"),
     ],
 )
@@ -214,8 +214,9 @@ def test_particles_of_other_programs_are_refused_by_name(tmp_path, name, text, s
 
 
 @pytest.mark.skipif(shutil.which("sed") is None, reason="needs sed")
-def test_what_converts_the_particles_of_m_does(tmp_path):
-    columns = ("wrpCoordinateX1", "wrpAngleRot1", "wrpAngleTilt1", "wrpAnglePsi1", "wrpSourceName")
+@pytest.mark.parametrize("poses", ["1", ""], ids=["several in time", "one"])
+def test_what_converts_the_particles_of_m_does(tmp_path, poses):
+    columns = [f"wrp{name}{poses}" for name in ("CoordinateX", "AngleRot", "AngleTilt", "AnglePsi")] + ["wrpSourceName"]
     table = ["data_", "loop_", *(f"_{name} #{i}" for i, name in enumerate(columns, 1)), "5.0 0 90 0 a.tomostar", ""]
     (tmp_path / "in.star").write_text("\n".join(table))
     with pytest.raises(InputFileError) as refused:

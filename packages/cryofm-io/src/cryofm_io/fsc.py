@@ -59,6 +59,13 @@ class FscCurve:
         step = (above - threshold) / (above - below)
         return float(1 / (self.frequency[i] + step * (self.frequency[i + 1] - self.frequency[i])))
 
+    def told(self, threshold: float = 0.143) -> str:
+        """The same in words; ≤ where the curve stays above, "nowhere" where it is never as high."""
+        at = self.resolution(threshold)
+        if at == math.inf:
+            return "nowhere"
+        return f"{at:.2f} Å" if self.crosses(threshold) else f"≤ {at:.2f} Å"
+
     def _crossing(self, threshold: float) -> int | None:
         above = np.nan_to_num(self.correlation) >= threshold
         falls = np.flatnonzero(above[:-1] & ~above[1:])

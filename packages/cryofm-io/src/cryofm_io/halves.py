@@ -5,6 +5,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import scipy  # its parts load when they are needed
 from numpy.typing import NDArray
 
 from cryofm_io.density_map import DensityMap, check_same_grid
@@ -13,7 +14,6 @@ from cryofm_io.fsc import FscCurve, curve_of_sums, middle_value, shell_sums, tra
 from cryofm_io.half_frames import other_frame
 from cryofm_io.half_lattice import beats_of_a_lattice
 from cryofm_io.half_noise import Places, least_at_nyquist, places, unequal_at_nyquist
-from cryofm_io.resample import fourier_resample
 
 __all__ = ["check_contrast", "check_half_maps"]
 
@@ -77,7 +77,7 @@ def check_half_maps(half1: DensityMap, half2: DensityMap, *, allow_masked: bool 
     curve = curve_of_sums(sums, shape, half1.voxel_size)
     if np.array_equal(half1.data, half2.data) or np.nanmin(curve.correlation) > 1 - 1e-5:
         raise HalfMapError("the two half maps are equal; noise cannot be estimated, give two independent halves")
-    coarse = [_coarse(half) for half in (one, two)]
+    coarse = [_coarse(spectrum, shape) for spectrum in (a, b)]
     correlation = float(np.corrcoef([half.ravel() for half in coarse])[0, 1])
     if correlation < -max(0.1, 5 / coarse[0].size ** 0.5):  # halves of nothing but noise are within 1/√N of 0
         raise HalfMapError(
@@ -189,7 +189,7 @@ def check_contrast(data: NDArray[Any]) -> None:
         >>> blob[6:10, 6:10, 6:10] = 1
         >>> check_contrast(blob)
     """
-    _check_tail(_coarse(data - middle_value(data)))
+    _check_tail(_coarse(transform(data - middle_value(data)), data.shape))
 
 
 def _check_tail(coarse: NDArray[Any]) -> None:
@@ -205,8 +205,11 @@ def _skewness(data: NDArray[Any]) -> float:
     return float(np.mean((centred / spread) ** 3)) if spread else 0.0
 
 
-def _coarse(data: NDArray[Any]) -> NDArray[Any]:
-    return fourier_resample(data, [max(4, n // 4) for n in data.shape])
+def _coarse(spectrum: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """A map by its half transform, on a grid of a quarter of its sides; odd, for these have no Nyquist frequency."""
+    sides = [min(max(4, n // 4) | 1, (n - 1) | 1) for n in shape]
+    z, y = (np.r_[: m // 2 + 1, n - m // 2 : n] for m, n in zip(sides[:2], shape[:2], strict=True))
+    return np.asarray(scipy.fft.irfftn(spectrum[np.ix_(z, y, np.arange(sides[2] // 2 + 1))], s=sides, norm="ortho"))
 
 
 def _middle(data: NDArray[Any]) -> NDArray[Any]:

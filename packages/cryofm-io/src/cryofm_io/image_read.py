@@ -19,6 +19,7 @@ from cryofm_io.image_table import ImageTable, read_table
 from cryofm_io.mrc_header import Header
 from cryofm_io.mrc_read import as_float32, axis_codes, says_stack
 from cryofm_io.mrc_store import load
+from cryofm_io.other_formats import endings
 from cryofm_io.voxel_size import Stated, settle_voxel_size, stated_voxel_size
 
 __all__ = ["ImagesOnDisk", "find_named", "images_on_disk", "read_images"]
@@ -54,7 +55,7 @@ def read_images(path: str | os.PathLike[str], *, voxel_size: float | None = None
         ImageStack(data=float32 (5, 8, 8), voxel_size=1.2, names=5 of them, ctf=None, poses=None, shares=None)
     """
     path = Path(path)
-    if path.suffix.lower() == ".cs" or ".star" in [suffix.lower() for suffix in path.suffixes[-2:]]:
+    if path.suffix.lower() == ".cs" or ".star" in endings(path):
         return _read_star(path, voxel_size, strict)
     header, data = _load_images(path)
     if not says_stack(path, header) and (header.space_group != 0 or len(set(data.shape)) == 1):

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from cryofm_io.checks import positive
 from cryofm_io.errors import GridMismatchError
+from cryofm_io.filters import multiply
 from cryofm_io.fsc import FscCurve, curve_of_sums, shell_sums, something_in, transform, unit
 
 __all__ = ["MaskedFsc", "masked_fsc"]
@@ -118,8 +119,7 @@ def _masked(spectrum: Spectrum, mask: NDArray[Any]) -> Spectrum:
 def _whiten(spectrum: Spectrum, power: NDArray[np.float64], shape: tuple[int, ...]) -> None:
     """Divide by the amplitude, linear between shells."""
     gain, longest = 1 / np.sqrt(np.maximum(power, _FAINT * power.max())), max(shape)
-    for plane, radius in zip(spectrum, _radii(shape), strict=True):
-        plane *= np.interp(longest * radius, np.arange(1, len(gain) + 1), gain).astype(np.float32)
+    multiply(spectrum, lambda radius: np.interp(longest * radius, np.arange(1, len(gain) + 1), gain), shape)
 
 
 def _random_phases(spectrum: Spectrum, least: float, shape: tuple[int, ...], rng: np.random.Generator) -> None:
