@@ -27,21 +27,31 @@ step() { # name, seconds at most, command
     echo "status $status, $((SECONDS - begun)) s: $name" | tee -a "$OUT/steps.txt"
 }
 
-restored() { # script, further flags
-    "$PYTHON" "$HERE/../examples/$1" --device "$DEVICE" --overwrite "${@:2}"
+script() { # name, script, further flags
+    step "$1" 60 "$PYTHON" "$HERE/../examples/$2.py" --device "$DEVICE" --overwrite --out "$OUT/${1// /_}" "${@:3}"
 }
 
 if [ "$DEVICE" = cuda ]; then
     step "the GPU" 20 nvidia-smi
 fi
 step "device against CPU" 200 "$PYTHON" "$HERE/gpu.py" --device "$DEVICE" $QUICK --out "$OUT/gpu.csv"
-step "denoise float32" 60 restored denoise.py --out "$OUT/denoise"
-step "denoise bfloat16" 60 restored denoise.py --precision bf16 --out "$OUT/denoise-bf16"
-step "missing wedge" 60 restored missing_wedge.py --out "$OUT/missing_wedge"
-step "anisotropic with samples" 60 restored anisotropic.py --samples 2 --out "$OUT/anisotropic"
+script "denoise float32" denoise --precision fp32
+script "denoise bfloat16" denoise --precision bf16
+script "missing wedge" missing_wedge
+script "anisotropic with samples" anisotropic --samples 2
+script "samples of the prior" sample_prior --number 1 --steps 20
+script "poses of class averages" abinitio \
+    "$HERE/data/class_averages/1AKJ-snr0.5/classes.mrcs.gz" --mask-diameter 104 --tries 2
+for part in "maps 0 3" "kept-back 12 12"; do
+    "$PYTHON" "$HERE/../tests/helix_bundles.py" "$OUT/${part%% *}" ${part#* }
+done
+{ cat "$HERE/../examples/recipes/smoke.toml" && echo 'precision = "bf16"'; } > "$OUT/smoke.toml"
+training=("$HERE/../examples/train_prior.py" "$OUT/smoke.toml" --maps "$OUT/maps" --validation "$OUT/kept-back")
+step "training" 90 "$PYTHON" "${training[@]}" --device "$DEVICE" --out "$OUT/training"
 if [ "$DEVICE" = cuda ] && [ "$("$PYTHON" -c 'import torch; print(torch.cuda.device_count())')" -gt 1 ]; then
-    step "two GPUs" 60 "$PYTHON" -m torch.distributed.run --standalone --nproc-per-node 2 \
-        "$HERE/../examples/denoise.py" --device cuda --overwrite --out "$OUT/denoise-two"
+    two=("$PYTHON" -m torch.distributed.run --standalone --nproc-per-node 2)
+    step "two GPUs" 60 "${two[@]}" "$HERE/../examples/denoise.py" --device cuda --overwrite --out "$OUT/denoise-two"
+    step "training on two" 60 "${two[@]}" "${training[@]}" --out "$OUT/training-two"
 fi
 cat "$OUT/steps.txt"
 exit $FAILED

@@ -1,5 +1,6 @@
 """How a script runs: its prior and sampler, output folder, several processes, progress, exit status."""
 
+import _thread
 import argparse
 import errno
 import logging
@@ -8,6 +9,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -62,7 +64,7 @@ def run_script(
     logging.basicConfig(format="note: %(message)s")
     logging.getLogger("cryofm_io").setLevel(logging.INFO)
     with ExitStack() as stack:
-        with joined(args.device), silent_unless_first():
+        with together(args.device):
             results = output_folder(args.out, names, overwrite=args.overwrite, read=named_files(args))
             with results if is_first() else TemporaryDirectory() as folder:
                 written = run(args, Path(folder))  # of which only this is kept
@@ -78,6 +80,19 @@ def run_script(
             print(f"results in {args.out}: {', '.join(names)}")
     if alone and written is not None and written.doubts:  # of several processes torchrun would make a crash of it
         raise DoubtfulError("the results are written, and are not to be trusted (see above)")
+
+
+@contextmanager
+def together(device: str) -> Iterator[None]:
+    """Among the processes that torchrun started, if it did, of which the first one speaks; a plan is no failure."""
+    planned = None
+    with joined(device), silent_unless_first():
+        try:
+            yield
+        except OnlyPlanned as plan:
+            planned = plan
+    if planned is not None:
+        raise planned
 
 
 @contextmanager
@@ -106,10 +121,9 @@ def exit_code(main: Callable[[], int | None], left: str = "no results were writt
     warnings.showwarning = lambda message, *_, **__: print(f"warning: {message}", file=sys.stderr)
     with outlived_streams():
         try:
-            with signals(signal.default_int_handler):
+            with signals(signal.default_int_handler), interrupts_are_heard():
                 return main() or 0
-        except OnlyPlanned as plan:
-            print(f"{plan}; nothing was written")
+        except OnlyPlanned:
             return 0
         except DoubtfulError as error:
             print(f"warning: {error}", file=sys.stderr)
@@ -124,6 +138,24 @@ def exit_code(main: Callable[[], int | None], left: str = "no results were writt
                 raise
             print(f"error: {line}", file=sys.stderr)
             return 2
+
+
+@contextmanager
+def interrupts_are_heard() -> Iterator[None]:
+    """One that comes where Python can raise nothing, as while something is freed, comes again a moment later."""
+    usual = sys.unraisablehook
+
+    def again(dropped: "sys.UnraisableHookArgs") -> None:
+        if isinstance(dropped.exc_value, KeyboardInterrupt):
+            threading.Timer(0.01, _thread.interrupt_main).start()  # at once it would be dropped, too
+        else:
+            usual(dropped)
+
+    sys.unraisablehook = again
+    try:
+        yield
+    finally:
+        sys.unraisablehook = usual
 
 
 def disk_is_full(error: Exception) -> bool:
@@ -333,10 +365,11 @@ def tell_plan(
     if args.dry_run:
         seconds = time_of_one(tiled, shape, choose_device(args.device), gradients=gradients)
         ways = ", forward or backward," if gradients else ""
-        raise OnlyPlanned(
+        print(
             f"a grid of {by(shape)} voxels of the prior's; one evaluation of the network on all of it{ways} takes "
-            f"about {seconds:.2g} s here and now: {count * seconds / 60:.2g} min for {told}"
+            f"about {seconds:.2g} s here and now: {count * seconds / 60:.2g} min for {told}; nothing was written"
         )
+        raise OnlyPlanned
 
 
 def time_of_one(tiled: Tiled, shape: tuple[int, ...], device: torch.device, *, gradients: bool = False) -> float:

@@ -1,6 +1,7 @@
 """What comes before imports that take seconds: Ctrl-C ends the program at once, what is missing and what is wrong with
-the line is told."""
+the line is told, and threads are to sleep rather than wait awake."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable
@@ -17,6 +18,9 @@ if program.parent == Path(__file__).resolve().parent:
     # Nothing is at stake yet; `exit_code` takes over.  Who ignores Ctrl-C, as nohup does, still does.
     if signal.getsignal(signal.SIGINT) == signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Threads that wait for one another spin, those of GNU's OpenMP for 300,000 turns: beside other jobs, all the time.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "10000")  # an idle machine loses nothing
     needed = (*NEEDED, *ALSO.get(program.name, ()))
     if missing := [name.replace("_", "-") for name in needed if find_spec(name) is None]:
         print(

@@ -10,7 +10,7 @@ from typing import Any
 
 UNCERTAINTY, WEIGHTED = "uncertainty.mrc", "restored_fsc_weighted.mrc"
 EVALUATIONS = 25  # of a `PosteriorFlow()`, whose import would take seconds
-MOST, EXTREME = 10**7, 1e15  # of what is counted; of numbers that are squared
+MOST, LARGEST, EXTREME = 10**5, 4096, 1e15  # of what is counted; of sides, voxels; of numbers that are squared
 
 
 def add_flags(
@@ -93,8 +93,9 @@ def add_enhancement_flags(parser: argparse.ArgumentParser, steps: int) -> None:
     more = "w of guidance, v = (1 + w) v(x | map) - w v(x); above 0 it takes two evaluations (default the prior's own)"
     add("--weight", type=from_zero, help=more)
     add("--mask", type=Path, help="soft mask, 0..1, on the grid of the map: applied to the FSC and the result")
-    add("--voxel-size", type=above_zero, help="of the map and the mask, Å, where the headers are wrong")
-    add("--b-factor", type=float, default=0.0, help="of the half maps' envelope, Å²; denoise.py finds it (default 0)")
+    add("--voxel-size", type=length, help="of the map and the mask, Å, where the headers are wrong")
+    envelope = "of the half maps' envelope, Å²; denoise.py finds it (default 0)"
+    add("--b-factor", type=b_factor, default=0.0, help=envelope)
     add("--allow-masked", action="store_true", help="take masked or filtered half maps")
     add_checkpoint_flag(parser, "the run")
     add_flags(parser, steps=None, of=f"of one map {steps} unless told, of half maps those of denoise.py")
@@ -106,9 +107,9 @@ def add_envelope_flags(parser: argparse.ArgumentParser) -> None:
     """What may be said of the envelope of half maps, and what is left of them."""
     add = parser.add_argument
     envelope = "B factor of the half maps' envelope exp(-B ν²/4), Å², 0 for sharpened ones; found where it is not given"
-    add("--b-factor", type=float, help=envelope)
+    add("--b-factor", type=b_factor, help=envelope)
     solvent = "the solvent's density over the molecule's; found where it, or B and the scale, are not given"
-    add("--solvent-contrast", type=float, help=solvent)
+    add("--solvent-contrast", type=fraction, help=solvent)
     blurred = "leave the maps as blurred as the data; without it they are sharp"
     add("--keep-envelope", action="store_true", help=blurred)
     add("--halves", action="store_true", help="write both restored halves as well")
@@ -150,7 +151,7 @@ def add_map_flags(parser: argparse.ArgumentParser, of: str) -> None:
     add = parser.add_argument
     mask = f"soft mask, 0..1, on the grid of the {of}: applied to the FSC and the result, whose solvent is then 0"
     add("--mask", type=Path, help=mask)
-    add("--voxel-size", type=float, help=f"of the {of} and the mask, Å, where the headers are wrong")
+    add("--voxel-size", type=length, help=f"of the {of} and the mask, Å, where the headers are wrong")
     scale = f"what the density of the {of} is multiplied by to be the prior's, such as the scale in the run.json of a "
     scale += "map of the same kind; found by cross-validation where it is not given"
     add("--scale", type=above_zero, help=scale)
@@ -187,11 +188,26 @@ def positive(text: str) -> int:
     return natural(text, least=1)
 
 
-def natural(text: str, least: int = 0) -> int:
+def natural(text: str, least: int = 0, most: int = MOST) -> int:
     """A whole number from 0 on, or what argparse makes a message of."""
-    if not least <= (number := int(text)) <= MOST:
-        raise argparse.ArgumentTypeError(f"must be at least {least} and at most {MOST}")
+    if not least <= (number := int(text)) <= most:
+        raise argparse.ArgumentTypeError(f"must be at least {least} and at most {most}")
     return number
+
+
+def side(text: str) -> int:
+    """Of a box, voxels, or what argparse makes a message of."""
+    return natural(text, least=8, most=LARGEST)
+
+
+def images(text: str) -> int:
+    """How many of a set, or what argparse makes a message of."""
+    return natural(text, least=1, most=10**9)
+
+
+def processes(text: str) -> int:
+    """At once, or what argparse makes a message of."""
+    return natural(text, least=1, most=1024)
 
 
 def symmetry(text: str) -> str:
@@ -201,9 +217,51 @@ def symmetry(text: str) -> str:
     return text.upper()
 
 
+def between(text: str, least: float, most: float, unit: str = "") -> float:
+    """A number within limits, which NaN is not, or what argparse makes a message of."""
+    if not least <= (number := float(text)) <= most:
+        raise argparse.ArgumentTypeError(f"must be a number from {least:g} to {most:g}{unit}")
+    return number
+
+
+def number(text: str) -> float:
+    """Any finite number, or what argparse makes a message of."""
+    return between(text, -EXTREME, EXTREME)
+
+
 def from_zero(text: str) -> float:
     """A finite number from 0 on, or what argparse makes a message of."""
-    return 0.0 if float(text) == 0 else above_zero(text)
+    return between(text, 0, EXTREME)
+
+
+def fraction(text: str) -> float:
+    """From 0 to 1, or what argparse makes a message of."""
+    return between(text, 0, 1)
+
+
+def part(text: str) -> float:
+    """Of a whole, and not nothing of it, or what argparse makes a message of."""
+    return between(text, 1e-6, 1)
+
+
+def length(text: str) -> float:
+    """Of a voxel, a particle or a detail, Å, or what argparse makes a message of."""
+    return between(text, 0.01, 1e4, " Å")
+
+
+def width(text: str) -> float:
+    """A length that may be 0, Å, or what argparse makes a message of."""
+    return between(text, 0, 1e4, " Å")
+
+
+def b_factor(text: str) -> float:
+    """Of an envelope, Å², or what argparse makes a message of."""
+    return between(text, -1e4, 1e4, " Å²")
+
+
+def tilt(text: str) -> float:
+    """An angle, or what argparse makes a message of."""
+    return between(text, -90, 90, " degrees")
 
 
 def above_zero(text: str) -> float:
@@ -211,6 +269,17 @@ def above_zero(text: str) -> float:
     if not 1 / EXTREME <= (number := float(text)) <= EXTREME:
         raise argparse.ArgumentTypeError(f"must be a number above 0, from {1 / EXTREME:g} to {EXTREME:g}")
     return number
+
+
+def half_angle(text: str) -> float:
+    """Of a cone, or what argparse makes a message of."""
+    return between(text, 5, 45, " degrees")
+
+
+def check_tilts(parser: argparse.ArgumentParser, flags: str, least: float, most: float) -> None:
+    """Refuse a range of tilts that has nothing in it."""
+    if least >= most:
+        parser.error(f"{flags}: {least:g} to {most:g} degrees has nothing in it; the first must be below the second")
 
 
 def seed(text: str) -> int:

@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
 
+from _command_line import signals
 from _streams import bar
 
 from cryofm_io import CryoFMError
@@ -62,10 +63,15 @@ def failures(
                     future = one.submit(job, item)
                 done(item, future)
             if died:
-                failed.append(f"{item}: its process died, perhaps of too little memory")
+                failed.append(f"{named(item)}: its process died, perhaps of too little memory")
                 if strict:
                     raise CryoFMError(failed[-1])
     return failed
+
+
+def named(item: object) -> str:
+    """In a line."""
+    return " ".join(map(str, item)) if isinstance(item, tuple) else str(item)
 
 
 @contextmanager
@@ -82,21 +88,21 @@ def pool(processes: int) -> Iterator[ProcessPoolExecutor]:
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Signals wait: what they raise while a process forks, Python may drop without a word, and nobody would stop."""
-    if sys.platform == "win32":
+    """Signals wait: what they raise while a process forks, Python may drop without a word, and nobody would stop.
+
+    Blocking them would not do: a thread of some library takes them then, and this one still gets what they raise.
+    """
+    came: list[int] = []
+    with signals(lambda number, _: came.append(number)):
         yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    for number in came[:1]:
+        signal.raise_signal(number)
 
 
 def _end_with(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the parent speaks for all
-    if sys.platform != "win32":
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDS)
+    for number in ENDS:  # the parent speaks for all
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
     def watch() -> None:

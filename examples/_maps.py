@@ -10,7 +10,7 @@ from typing import NamedTuple, Self
 import attrs
 import numpy as np
 import torch
-from _command_line import by, check_disk, in_tiles, tell_plan
+from _command_line import by, check_disk, has_bf16, in_tiles, tell_plan, time_of_one
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -201,6 +201,26 @@ def evaluations(sampler: Sampler | Flow, *, halves: bool, samples: int) -> int:
     assert isinstance(sampler, Guided | Inpainting)
     each = 2 * sampler.steps - 1 if isinstance(sampler, Guided) else sampler.steps  # with its gradients
     return (2 if halves else 1) * each + PosteriorFlow().nfe * samples
+
+
+def plan_to_denoise(maps: Sequence[DensityMap], name: str | None) -> str:
+    """What denoise.py would do with one map or two half maps, and what that takes, in words.
+
+    Raises:
+        ValueError: It would not.
+    """
+    args, cpu = argparse.Namespace(prior=name), torch.device("cpu")
+    prior = fitting_prior(args, load_prior(name or "cryofm-tiny"), Measured(tuple(maps)), lambda _: None)
+    target = GridTransform.of(maps[0], prior.voxel_size).target
+    tiled = in_tiles(prior, target, "bf16" if has_bf16(cpu) else "fp32")
+    memory = check_memory(target, tiled, device=cpu, own=maps[0].shape)
+    pair = len(maps) == 2
+    finding = pair * TRIALS * min(1.0, SIDE**3 / math.prod(target))  # scale and envelope
+    minutes = (evaluations(PlugAndPlay(8), halves=pair, samples=0) + finding) * time_of_one(tiled, target, cpu) / 60
+    return (
+        f"a grid of {by(target)} voxels of {prior.voxel_size:.3g} Å, {memory} of memory, about {minutes:.2g} min "
+        "here and now, less where much is solvent"
+    )
 
 
 def less_median(density: DensityMap) -> tuple[DensityMap, float]:

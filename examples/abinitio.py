@@ -28,14 +28,13 @@ another scale is put right; one that the others do not predict is named and left
 """
 
 import argparse
-import math
 import sys
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from _first import check_line
-from _flags import add_flags, add_symmetry_flag, positive
+from _flags import above_zero, add_flags, add_symmetry_flag, fraction, from_zero, length, positive, width
 
 
 def add_algorithm_flags(parser: argparse.ArgumentParser) -> None:
@@ -48,10 +47,10 @@ def add_algorithm_flags(parser: argparse.ArgumentParser) -> None:
     given = "given: by the STAR file, their origin the particle's centre"
     add("--poses", choices=("searched", "given"), default="searched", help=given)
     add("--loss", choices=("cor", "sg"), default="cor", help="ψ_cor, or ψ_sg, which stops gradients (default cor)")
-    add("--background", type=float, default=0.0, help="q of ψ_bg; 0: not at all (default 0)")
+    add("--background", type=fraction, default=0.0, help="q of ψ_bg; 0: not at all (default 0)")
     weight = "of ψ_bg beside the other loss, of which 1 is the most there is (default 1, as published)"
-    add("--background-weight", type=float, default=1.0, help=weight)
-    add("--max-push", type=float, default=0.6, help="λ_max in 64³; published with 5 (default 0.6)")
+    add("--background-weight", type=from_zero, default=1.0, help=weight)
+    add("--max-push", type=above_zero, default=0.6, help="λ_max in 64³; published with 5 (default 0.6)")
 
 
 def settle_algorithm_flags(parser: argparse.ArgumentParser, args: argparse.Namespace) -> None:
@@ -65,8 +64,6 @@ def settle_algorithm_flags(parser: argparse.ArgumentParser, args: argparse.Names
         parser.error(f"--{changed[0].replace('_', '-')} belongs to --algorithm paper")
     if (args.sym != "C1" or args.ctf) and paper:
         parser.error("--algorithm paper knows neither --sym nor --ctf")
-    if args.max_push <= 0:
-        parser.error("--max-push must be positive")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -74,12 +71,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("images", type=Path, help="class averages: a stack (.mrcs), a STAR file or a .cs; with --ctf particles")
-    add("--voxel-size", type=float, help="of the images, Å per pixel (default: what the file says)")
-    add("--mask-diameter", type=float, required=True, help="Å; a little more than the particle's longest side")
+    add("--voxel-size", type=length, help="of the images, Å per pixel (default: what the file says)")
+    add("--mask-diameter", type=length, required=True, help="Å; a little more than the particle's longest side")
     add_symmetry_flag(parser)
     add("--tries", type=positive, help="chains of the pose search (default 8; Algorithm 3: 3)")
     add("--keep", type=positive, default=3, help="models to make of the best of them (default 3)")
-    add("--offset-range", type=float, default=5.0, help="Å that images may be off centre, once prepared (default 5)")
+    add("--offset-range", type=width, default=5.0, help="Å that images may be off centre, once prepared (default 5)")
     add("--ctf", action="store_true", help="the images are noisy particles; a STAR file tells their CTFs")
     add("--invert", action="store_true", help="the particle is dark in the images")
     add("--classes", type=positive, help="use as many classes, those of the most particles (RELION's *_model.star)")
@@ -92,8 +89,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.set_defaults(prior="cryofm-tiny-particles", steps=None)
     args = parser.parse_args(arguments)
     settle_algorithm_flags(parser, args)
-    if not (0 < args.mask_diameter < math.inf and 0 <= args.offset_range < math.inf):
-        parser.error("--mask-diameter must be positive, and --offset-range not negative")
     args.offset_range = round(args.offset_range, 6)  # less is nothing
     if args.steps == 1:
         parser.error("--steps must be at least 2")

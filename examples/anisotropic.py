@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from _first import check_line
-from _flags import add_half_map_flags, add_symmetry_flag, parse_half_maps
+from _flags import above_zero, add_half_map_flags, add_symmetry_flag, check_tilts, half_angle, parse_half_maps, tilt
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -28,16 +28,18 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add_half_map_flags(parser)
     add = parser.add_argument
     cone = "of the cones, degrees, 5 to 45 (default 10); wider for small boxes"
-    add("--half-angle-deg", "--cone", type=float, default=10.0, help=cone)
+    add("--half-angle-deg", "--cone", type=half_angle, default=10.0, help=cone)
     poses = "STAR file or .cs of the particles that the halves are made of: noise by how many measured each voxel"
     add("--poses", type=Path, help=poses)
     add_symmetry_flag(parser)
-    add("--kept", type=float, nargs=2, metavar=("MIN", "MAX"), help="tilts in degrees between which noise is low")
-    add("--amplitude", type=float, help="of the noise elsewhere over that between them; goes with --kept")
+    add("--kept", type=tilt, nargs=2, metavar=("MIN", "MAX"), help="tilts in degrees between which noise is low")
+    add("--amplitude", type=above_zero, help="of the noise elsewhere over that between them; goes with --kept")
     add("--tilt-axis", choices=("x", "y"), default="y", help="of --kept; the beam is along z (default y)")
     args = parse_half_maps(parser, arguments)
     if (args.kept is None) != (args.amplitude is None):
         parser.error("--kept and --amplitude go together")
+    if args.kept is not None:
+        check_tilts(parser, "--kept", *args.kept)
     if args.poses is not None and (args.kept is not None or args.half1 is None):
         parser.error("--poses goes with half maps, and without --kept")
     if args.sym != "C1" and args.poses is None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from _first import check_line
-from _flags import WEIGHTED, above_zero, add_half_map_flags, parse_half_maps, positive
+from _flags import WEIGHTED, add_half_map_flags, length, parse_half_maps, positive
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -34,7 +34,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     weighted = f"write {WEIGHTED} as well: every shell times √FSC of the restored halves"
     parser.add_argument("--fsc-weighted", action="store_true", help=weighted)
     one = "of a single map without halves, Å; the result is weaker, and cannot be checked"
-    parser.add_argument("--resolution", type=above_zero, help=one)
+    parser.add_argument("--resolution", type=length, help=one)
     return parse_half_maps(parser, arguments)
 
 

@@ -18,7 +18,6 @@ import contextlib
 import hashlib
 import json
 import math
-import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -26,9 +25,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from _first import check_line
-from _flags import above_zero, add_flags, named_folder, positive, with_plain_numbers
+from _flags import above_zero, add_flags, b_factor, check_tilts, length, named_folder, side, tilt, with_plain_numbers
 
 BLOCK = 160  # voxels of the prior's grid: one tile
+SHARED = 32  # of a block's voxels at each side, which are its neighbour's too (`Blocks`)
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -38,19 +38,21 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("half1", type=Path, metavar="map", help="the map, or the first of two raw half maps (MRC, not compressed)")
     add("half2", type=Path, nargs="?", help="the other half map, on the same grid")
     add("--state", type=named_folder, required=True, help="folder where finished blocks are kept; removed at the end")
-    add("--tilt-min", type=float, help="degrees, where there is a missing wedge")
-    add("--tilt-max", type=float, help="degrees")
+    add("--tilt-min", type=tilt, help="degrees, where there is a missing wedge")
+    add("--tilt-max", type=tilt, help="degrees")
     add("--tilt-axis", choices=("x", "y"), default="y", help="the beam is along z (default y)")
-    add("--voxel-size", type=above_zero, help="of the maps, Å, where the headers are wrong")
+    add("--voxel-size", type=length, help="of the maps, Å, where the headers are wrong")
     add("--scale", type=above_zero, help="what the density is multiplied by to be the prior's; found if not given")
-    add("--b-factor", type=float, help="of the halves' envelope, Å²; found if not given")
+    add("--b-factor", type=b_factor, help="of the halves' envelope, Å²; found if not given")
     add("--allow-masked", action="store_true", help="take masked half maps; noise is then underestimated")
-    add("--block", type=positive, default=BLOCK, help=f"side of a block, voxels of the prior's grid (default {BLOCK})")
+    add("--block", type=side, default=BLOCK, help=f"side of a block, voxels of the prior's grid (default {BLOCK})")
     add_flags(parser, steps=8, of="network evaluations for each block; 20 without halves")
     parser.set_defaults(steps=None)
     args = parser.parse_args(with_plain_numbers(arguments))
     if (args.tilt_min is None) != (args.tilt_max is None):
         parser.error("give both --tilt-min and --tilt-max, or neither")
+    if args.tilt_min is not None:
+        check_tilts(parser, "--tilt-min and --tilt-max", args.tilt_min, args.tilt_max)
     if args.half2 is None and (args.tilt_min is None or args.b_factor is not None):
         parser.error("give both half maps, or one map and its tilts; --b-factor goes with halves")
     if args.steps is not None and args.steps < 2:
@@ -73,8 +75,8 @@ from _command_line import (
     folder_of,
     in_tiles,
     progress_bar,
-    silent_unless_first,
     tell_plan,
+    together,
 )
 from _maps import PriorGrid, evaluations, trials
 from _record import cost, named_files, provenance, seal, write_run
@@ -90,7 +92,6 @@ from cryofm_io import (
     GridTransform,
     InputFileError,
     MapOnDisk,
-    atomic_write,
     check_contrast,
     check_half_maps,
     check_same_grid,
@@ -108,13 +109,13 @@ from cryofm_sampling import (
     Blocks,
     CheckpointError,
     Common,
+    KeptBlocks,
     PlugAndPlay,
     Tiled,
     WedgeAlike,
     check_memory,
     everyone,
     is_first,
-    joined,
     restore_half_maps,
     restore_missing_wedge,
     wedge_model,
@@ -163,7 +164,13 @@ class Job:
         prior, size = calibrated_prior(args), maps[0].file.voxel_size
         if size > COARSE:
             raise CryoFMError(f"{args.prior} knows voxels of up to {COARSE:g} Å, these have {size:.3g} Å")
-        blocks = Blocks(maps[0].file.shape, int(args.block * max(prior.voxel_size / size, 1)))
+        side = int(args.block * max(prior.voxel_size / size, 1))
+        if side <= 2 * SHARED:
+            raise CryoFMError(
+                f"--block {args.block} is {side} voxels of the map, of which {SHARED} at each side are its neighbour's "
+                f"too; give more, such as {BLOCK}; a map smaller than that is one block"
+            )
+        blocks = Blocks(maps[0].file.shape, side)
         like = DensityMap(np.zeros(blocks.block, np.float32), size)
         transform = GridTransform.of(like, prior.voxel_size)
         grid = PriorGrid(like, None, transform, prior.signal_power.device)
@@ -262,67 +269,29 @@ class Job:
         common = Common(**found["common"])
         return Alike.of(self.tiled, first[0], first[1], common, voxel_size=size, model=model, **self.how)
 
-    def solved(self, restore: Callable[..., Tensor], state: Path) -> NDArray[np.float32]:
-        """All blocks, kept in a file until the map is written."""
-
-        n = len(self.blocks)
-        kept = shared(state / "blocks", np.float32, (n, *self.blocks.block))
-        done = Whole(kept, shared(state / "sums", np.uint8, (n, 32)))
+    def solved(self, restore: Callable[..., Tensor], state: Path) -> KeptBlocks:
+        """All blocks, kept in files until the map is written."""
+        finished = KeptBlocks.in_folder(state, self.blocks, group=everyone())
 
         def less_median(*parts: Tensor) -> Tensor:
             return restore(*self.less_median(parts))
 
-        with bar(desc="restoring", unit=" blocks", total=int(n)) as shown:
+        with bar(desc="restoring", unit=" blocks", total=len(self.blocks)) as shown:
             self.blocks.solve(
                 less_median,
                 [one.file.data for one in self.maps],
-                kept,
-                done,
+                finished.kept,
+                finished.done,
                 group=everyone(),
                 callback=lambda number: shown.update(number + 1 - shown.n),
             )
-        return kept
+        return finished
 
     def write(self, path: Path, kept: NDArray[np.float32], offset: float) -> None:
         """The blended map in its solvent, in the place of the first one."""
         solvent = np.float32(sum(one.median for one in self.maps) / len(self.maps) + offset)
         slabs = (slab + solvent for _, slab in self.blocks.blended(kept))
         write_sections(path, slabs, self.maps[0].file, labels=[VIEWING_NOTE])
-
-
-@attrs.frozen(eq=False)
-class Whole:
-    """Which blocks are there as they were written, by their SHA-256 sums: one that was damaged is restored again."""
-
-    kept: NDArray[Any]
-    sums: NDArray[Any]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """One for each block."""
-        return self.kept.shape[:1]
-
-    def __getitem__(self, number: Any) -> bool:
-        """Whether it is."""
-        return bytes(self.sums[number]) == hashlib.sha256(self.kept[number].data).digest()
-
-    def __setitem__(self, number: Any, value: object) -> None:
-        """It is."""
-        self.sums[number] = np.frombuffer(hashlib.sha256(self.kept[number].data).digest(), np.uint8)
-
-
-def shared(path: Path, kind: type, shape: tuple[int, ...]) -> NDArray[Any]:
-    """An array in a file that all processes see, at first of zeros; room for all of it is taken now."""
-    size = math.prod(shape) * np.dtype(kind).itemsize
-    if is_first() and not path.exists():
-        with atomic_write(path) as temporary, temporary.open("wb") as file:
-            if hasattr(os, "posix_fallocate"):  # a write to a map of a file for which there is none would be the end
-                os.posix_fallocate(file.fileno(), 0, size)
-            file.truncate(size)
-    wait()
-    if path.stat().st_size != size:
-        raise CheckpointError(f"{path} is of another size than its blocks; remove {path.parent} to start anew")
-    return np.memmap(path, kind, "r+", shape=shape)
 
 
 def wait() -> None:
@@ -380,7 +349,7 @@ def identity(args: argparse.Namespace) -> dict[str, Any]:
     return {"settings": settings, "inputs_sha256": record["inputs_sha256"]}
 
 
-def run(args: argparse.Namespace, folder: Path, state: Path) -> None:
+def run(args: argparse.Namespace, folder: Path, state: Path) -> KeptBlocks:
     """The whole job, from the files that ``args`` name to those in ``folder``."""
     if is_first():
         refuse_another(state / "identity.json", identity(args), keep=not args.dry_run)
@@ -393,9 +362,9 @@ def run(args: argparse.Namespace, folder: Path, state: Path) -> None:
         found = agreed(job.found())
         if is_first():
             keep_record(path, found)
-    kept = job.solved(job.alike(found), state)
+    finished = job.solved(job.alike(found), state)
     if is_first():
-        job.write(folder / "restored.mrc", kept, found["offset"])
+        job.write(folder / "restored.mrc", finished.kept, found["offset"])
         checked = [[place.start, place.stop] for place in job.blocks[found["block"]]]
         record = {"blocks": len(job.blocks), "checked_voxels": checked, "note": VIEWING_NOTE, "took": cost()}
         write_run(folder / "run.json", provenance(args) | found | record)
@@ -403,6 +372,7 @@ def run(args: argparse.Namespace, folder: Path, state: Path) -> None:
         print(f"scale {found.get('scale') or found['common']['scale']:.3g}, found on block {found['block']}")
         for doubt in found.get("checked", {}).get("doubts", []):
             warnings.warn(f"{doubt}: do not trust this map", stacklevel=1)
+    return finished
 
 
 def check_room(job: Job, state: Path) -> None:
@@ -426,7 +396,7 @@ def check_room(job: Job, state: Path) -> None:
 def main() -> None:
     """Parse the command line and run."""
     args = parse()
-    with joined(args.device), silent_unless_first():
+    with together(args.device):
         results = output_folder(args.out, FILES, overwrite=args.overwrite, read=named_files(args))
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(results) if is_first() else args.out
@@ -434,11 +404,12 @@ def main() -> None:
                 args.state.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(held_folder(args.state))
             wait()
-            run(args, folder, args.state)
+            finished = run(args, folder, args.state)
             if is_first():
                 seal(folder)
         if is_first():
-            for name in ("blocks", "sums", "found.json", "identity.json"):
+            finished.remove()
+            for name in ("found.json", "identity.json"):
                 (args.state / name).unlink()
             with contextlib.suppress(OSError):
                 args.state.rmdir()

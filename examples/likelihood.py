@@ -18,7 +18,7 @@ import warnings
 from pathlib import Path
 
 from _first import check_line
-from _flags import add_flags, positive
+from _flags import add_flags, length, positive, side
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -26,16 +26,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("maps", type=Path, nargs="*", help="maps (MRC/CCP4, .gz too); none: the example")
-    add("--voxel-size", type=float, help="of the maps, Å, where their headers are wrong")
+    add("--voxel-size", type=length, help="of the maps, Å, where their headers are wrong")
     add("--normalise", action="store_true", help="clip at 0 and scale each map as those that the prior knows")
-    add("--side", type=int, default=32, help="of the central cube, in voxels of the prior (default 32)")
+    add("--side", type=side, default=32, help="of the central cube, in voxels of the prior (default 32)")
     add("--probes", type=positive, default=2, help="for the divergence, 2 or more for a standard error (default 2)")
     rule = "even steps of Runge and Kutta's rule, 4 (1 + probes) network evaluations each"
     add_flags(parser, steps=None, of=f"{rule}, for a prior that rounds its time; few err by far in solvent")
-    args = parser.parse_args(arguments)
-    if args.side < 8 or args.probes < 1:
-        parser.error("--probes must be at least 1, and --side at least 8")
-    return args
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 from _first import check_line
-from _flags import above_zero, add_report_flag
+from _flags import add_report_flag, length, number, part, width
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -21,12 +21,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("maps", type=Path, nargs="+", help="one map, or two half maps, whose mean is taken")
     add("--out", type=Path, required=True, help="the mask, .mrc")
-    add("--threshold", type=float, help="density after the low pass; RELION's initial threshold (default by --level)")
-    add("--level", type=above_zero, default=0.2, help="threshold, of the highest density (default 0.2)")
-    add("--low-pass", type=above_zero, help="Å (default 10, of coarse voxels 4 of them)")
-    add("--extend", type=float, help="Å by which it is wider than the threshold says (default 3, or a voxel)")
-    add("--soft-edge", type=float, help="Å over which it then falls to 0 (default 6, or 3 voxels)")
-    add("--voxel-size", type=above_zero, help="Å, where the headers are wrong")
+    add("--threshold", type=number, help="density after the low pass; RELION's initial threshold (default by --level)")
+    add("--level", type=part, default=0.2, help="threshold, of the highest density (default 0.2)")
+    add("--low-pass", type=length, help="Å (default 10, of coarse voxels 4 of them)")
+    add("--extend", type=width, help="Å by which it is wider than the threshold says (default 3, or a voxel)")
+    add("--soft-edge", type=width, help="Å over which it then falls to 0 (default 6, or 3 voxels)")
+    add("--voxel-size", type=length, help="Å, where the headers are wrong")
     add("--overwrite", action="store_true", help="replace files that exist")
     add_report_flag(parser)
     args = parser.parse_args(arguments)
@@ -39,55 +39,32 @@ if __name__ == "__main__":
     check_line(parse)  # before imports that take seconds
 
 import attrs
-import numpy as np
 from _command_line import exit_code
 from _pages import page
 
-from cryofm_io import (
-    MaskError,
-    check_same_grid,
-    low_pass,
-    mask_doubts,
-    mask_lengths,
-    read_map,
-    refuse_to_lose,
-    soft_mask,
-    write_map,
-)
+import cryofm_io as io
 from cryofm_io.report import mask_content
 
 
-def run(args: argparse.Namespace) -> None:
-    """Read, make the mask, write."""
-    refuse_to_lose(args.maps, [args.out] + ([args.report] if args.report else []))
-    first, *others = (read_map(path, voxel_size=args.voxel_size) for path in args.maps)
-    for path, other in zip(args.maps[1:], others, strict=True):
-        check_same_grid(first, other, f"{args.maps[0]} and {path}")
-    data = sum((other.data for other in others), first.data) / len(args.maps)
-    told = (args.low_pass, args.extend, args.soft_edge)
-    low, extend, edge = (u if x is None else x for x, u in zip(told, mask_lengths(first.voxel_size), strict=True))
-    smooth, threshold = low_pass(data, low, first.voxel_size), args.threshold
-    if threshold is None:  # as automatic_mask
-        ground, top = np.median(data), np.percentile(smooth, 99.9)
-        if top <= ground:
-            raise MaskError("nothing stands out of the map at that low pass; give a --threshold")
-        threshold = float(ground + args.level * (top - ground))
-    mask = soft_mask(smooth, threshold, extend, edge, first.voxel_size)
-    with page(args.report, args, overwrite=args.overwrite) as show:
-        show(mask_content, attrs.evolve(first, data=data), smooth, mask, threshold)
-        write_map(args.out, attrs.evolve(first, data=mask, labels=("Soft mask.",)), overwrite=args.overwrite)
-    print(f"{args.out}: {np.mean(mask == 1):.1%} of the box inside, {np.mean(mask > 0):.1%} with the edge")
-    print(
-        f"threshold {threshold:.4g} after a low pass to {low:.3g} Å"
-        + (f"; look at {args.report}" if args.report else "")
-    )
-    for doubt in mask_doubts(mask):
-        print(f"warning: {doubt}", file=sys.stderr)
-
-
 def main() -> None:
-    """Parse the command line and run."""
-    run(parse())
+    """Read, make the mask, write."""
+    args = parse()
+    io.refuse_to_lose(args.maps, [args.out] + ([args.report] if args.report else []))
+    first, *others = (io.read_map(path, voxel_size=args.voxel_size) for path in args.maps)
+    for path, other in zip(args.maps[1:], others, strict=True):
+        io.check_same_grid(first, other, f"{args.maps[0]} and {path}")
+    mean = attrs.evolve(first, data=sum((other.data for other in others), first.data) / len(args.maps))
+    said = {"threshold": args.threshold, "level": args.level, "resolution": args.low_pass}
+    said |= {"dilate": args.extend, "soft_edge": args.soft_edge}
+    made = io.mask_of_map(mean.data, mean.voxel_size, **said)
+    with page(args.report, args, overwrite=args.overwrite) as show:
+        show(mask_content, mean, made)
+        io.write_map(args.out, attrs.evolve(mean, data=made.mask, labels=("Soft mask.",)), overwrite=args.overwrite)
+    print(f"{args.out}: {(made.mask == 1).mean():.1%} of the box inside, {(made.mask > 0).mean():.1%} with the edge")
+    look = f"; look at {args.report}" if args.report else ""
+    print(f"threshold {made.threshold:.4g} after a low pass to {made.low_pass:.3g} Å{look}")
+    for doubt in io.mask_doubts(made.mask):
+        print(f"warning: {doubt}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ from _flags import (
     add_flags,
     add_map_flags,
     add_symmetry_flag,
+    check_tilts,
+    tilt,
     with_plain_numbers,
 )
 
@@ -40,8 +42,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add = parser.add_argument
     add("half1", type=Path, nargs="?", metavar="map", help="map with the wedge (MRC/CCP4, .gz too); none: the example")
     add("--half2", type=Path, help="the other raw half map, on the same grid, where map is one of two halves")
-    add("--tilt-min", type=float, default=-60.0, help="in degrees (default -60)")
-    add("--tilt-max", type=float, default=60.0, help="in degrees (default 60)")
+    add("--tilt-min", type=tilt, default=-60.0, help="in degrees (default -60)")
+    add("--tilt-max", type=tilt, default=60.0, help="in degrees (default 60)")
     poses = "STAR file or optimisation set of the particles that two half maps average: what measured each voxel"
     add("--poses", type=Path, help=poses)
     add_symmetry_flag(parser)
@@ -53,6 +55,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add_flags(parser, steps=20, of=of)
     add_algorithm_flags(parser, "Alg. 2, or Alg. 1 with --half2")
     args = parser.parse_args(with_plain_numbers(arguments))
+    check_tilts(parser, "--tilt-min and --tilt-max", args.tilt_min, args.tilt_max)
     if args.half1 is None and args.half2 is not None:
         parser.error("give the first half map as well")
     if args.half2 is None and args.poses is not None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from _first import check_line
-from _flags import above_zero, add_flags, positive
+from _flags import add_flags, images, length
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -27,9 +27,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("particles", type=Path, help="particles with angles: a STAR file, or cryoSPARC's data set (.cs)")
-    add("--mask-diameter", type=above_zero, required=True, help="of the particle, Å; beyond 1.3 times it is background")
+    add("--mask-diameter", type=length, required=True, help="of the particle, Å; beyond 1.3 times it is background")
     add("--invert", action="store_true", help="the particle is dark in the images")
-    add("--limit", type=positive, help="so many particles only, from the first on")
+    add("--limit", type=images, help="so many particles only, from the first on")
     add_flags(parser, steps=None, of="passes of denoiser and data")
     return parser.parse_args(arguments)
 

@@ -150,15 +150,15 @@ def plan(args: argparse.Namespace) -> None:
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line."""
-    from _flags import above_zero, positive, seed
+    from _flags import above_zero, b_factor, length, positive, seed
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("star", type=Path, help="RELION's …_external_reconstruct.star, which RELION puts at the end of the line")
     add("--dry-run", action="store_true", help="find scale and B, print the line for RELION, and change nothing")
     add("--scale", type=above_zero, help="what the map's density is multiplied by to be the prior's")
-    add("--b-factor", type=float, help="B factor of the map's envelope exp(-B ν²/4), Å²")
-    add("--voxel-size", type=above_zero, help="Å, where neither the STAR file nor a _model.star before it tells")
+    add("--b-factor", type=b_factor, help="B factor of the map's envelope exp(-B ν²/4), Å²")
+    add("--voxel-size", type=length, help="Å, where neither the STAR file nor a _model.star before it tells")
     add("--steps", type=positive, default=8, help="network evaluations a map (default 8)")
     add("--seed", type=seed, default=0, help="of all random numbers (default 0)")
     add("--prior", default="cryofm-tiny", help="name, file or folder of a prior (default cryofm-tiny)")

@@ -13,20 +13,17 @@ from functools import partial
 from pathlib import Path
 
 from _first import check_line
-from _flags import add_checkpoint_flag, add_flags, positive, sample_names
+from _flags import add_checkpoint_flag, add_flags, positive, sample_names, side
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--number", dest="samples", type=positive, default=4, help="of samples (default 4)")
-    parser.add_argument("--side", type=int, default=64, help="of the cubic box, in voxels of the prior (default 64)")
+    parser.add_argument("--side", type=side, default=64, help="of the cubic box, in voxels of the prior (default 64)")
     add_checkpoint_flag(parser, "every sample")
     add_flags(parser, steps=20, of="of Heun's rule, two network evaluations each")
-    args = parser.parse_args(arguments)
-    if args.side < 8:
-        parser.error("--side must be at least 8")
-    return args
+    return parser.parse_args(arguments)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,11 @@ units, and an error in these counts. All maps lie on one grid.
 
 import argparse
 import csv
-import math
 import sys
 from pathlib import Path
-from typing import Any
 
 from _first import check_line
-from _flags import above_zero, add_report_flag
+from _flags import add_report_flag, length
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -29,9 +27,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     truth.add_argument("--truth", type=Path, help="a map")
     truth.add_argument("--model", type=Path, help="an atomic model (PDB, mmCIF), fitted into the maps")
     add("--mask", type=Path, help="soft mask, on the maps' grid")
-    add("--to", type=above_zero, help="Å, the finest that counts (default Nyquist)")
+    add("--to", type=length, help="Å, the finest that counts (default Nyquist)")
     add("--out", type=Path, help=".csv file for the numbers")
-    add("--voxel-size", type=above_zero, help="Å, where the headers are wrong")
+    add("--voxel-size", type=length, help="Å, where the headers are wrong")
     add("--overwrite", action="store_true", help="replace files that exist")
     add_report_flag(parser)
     return parser.parse_args(arguments)
@@ -41,68 +39,41 @@ if __name__ == "__main__":
     check_line(parse)  # before imports that take seconds
 
 import attrs
-import numpy as np
 from _command_line import exit_code
 from _pages import page
 
-from cryofm_io import (
-    DensityMap,
-    FscCurve,
-    atomic_write,
-    check_same_grid,
-    density_of_model,
-    fsc,
-    read_map,
-    read_mask,
-)
+import cryofm_io as io
 from cryofm_io.report import scores_content
 
 
-def score(map: DensityMap, truth: DensityMap, mask: Any, to: float | None) -> tuple[dict[str, float], FscCurve]:
-    """Of one map, and its FSC."""
-    curve = fsc(map.data, truth.data, truth.voxel_size, mask)
-    if to is not None:
-        used = curve.frequency <= 1 / to + 1e-9
-        curve = FscCurve(curve.frequency[used], curve.correlation[used], curve.n_voxels[used])
-    x, y = ((m.data if mask is None else m.data * mask).astype(np.float64) for m in (map, truth))
-    x, y = x - x.mean(), y - y.mean()
-    power = float((x * x).sum())
-    scale = float((x * y).sum()) / power if power else 0.0
-    error = float(np.square(scale * x - y).sum() / np.square(y).sum())
-    return {"fsc_auc": curve.auc, "fsc_0.5_angstrom": curve.resolution(0.5), "error_at_best_scale": error}, curve
-
-
-def run(args: argparse.Namespace) -> None:
+def main() -> None:
     """Score, print, write."""
-    maps = [read_map(path, voxel_size=args.voxel_size) for path in args.maps]
+    args = parse()
+    maps = [io.read_map(path, voxel_size=args.voxel_size) for path in args.maps]
     first = maps[0]
     if args.truth is not None:
-        truth = read_map(args.truth, voxel_size=args.voxel_size)
+        truth = io.read_map(args.truth, voxel_size=args.voxel_size)
     else:
-        truth = attrs.evolve(first, data=density_of_model(args.model, first))
-    mask = None if args.mask is None else read_mask(args.mask, first, voxel_size=args.voxel_size)
-    rows, curves = list[dict[str, Any]](), list[FscCurve]()
-    wide = max(len(str(path)) for path in args.maps)
-    print(f"{'':{wide}} FSC_AUC  FSC_0.5 (Å)  error")
+        truth = attrs.evolve(first, data=io.density_of_model(args.model, first))
+    mask = None if args.mask is None else io.read_mask(args.mask, first, voxel_size=args.voxel_size)
     for path, map in zip(args.maps, maps, strict=True):
-        check_same_grid(truth, map, f"{path} and the truth")
-        row, curve = score(map, truth, mask, args.to)
-        curves.append(curve)
-        at = f"{row['fsc_0.5_angstrom']:.2f}" if row["fsc_0.5_angstrom"] < math.inf else "none"
-        print(f"{path!s:{wide}} {row['fsc_auc']:7.4f}  {at:>11}  {row['error_at_best_scale']:.4f}")
-        rows.append({"map": str(path)} | row)
+        io.check_same_grid(truth, map, f"{path} and the truth")
+    rows, curves = [], []
+    wide = max(len(str(path)) for path in args.maps)
+    print(f"{'':{wide}} FSC_AUC      FSC_0.5  error")
+    for path, map in zip(args.maps, maps, strict=True):
+        score = io.score_map(map, truth, mask, finest=args.to)
+        row = {"fsc_auc": score.fsc.auc, "fsc_0.5_angstrom": score.fsc.resolution(0.5)}
+        rows.append({"map": str(path)} | row | {"error_at_best_scale": score.error})
+        print(f"{path!s:{wide}} {score.fsc.auc:7.4f}  {score.fsc.told(0.5):>11}  {score.error:.4f}")
+        curves.append(score.fsc)
     with page(args.report, args, overwrite=args.overwrite) as show:
         show(scores_content, truth, maps, rows, curves, mask)
     if args.out is not None:
-        with atomic_write(args.out, args.overwrite) as temporary, temporary.open("w", newline="") as file:
+        with io.atomic_write(args.out, args.overwrite) as temporary, temporary.open("w", newline="") as file:
             table = csv.DictWriter(file, list(rows[0]))
             table.writeheader()
             table.writerows(rows)
-
-
-def main() -> None:
-    """Parse the command line and run."""
-    run(parse())
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from _first import check_line
-from _flags import above_zero, positive
+from _flags import length, positive, processes
 
 
 def stem(model: Path) -> str:
@@ -23,9 +23,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("models", nargs="+", type=Path, help="PDB or mmCIF files, .gz too")
     parser.add_argument("--out", type=Path, required=True, help="folder for the .mrc maps; existing maps are kept")
-    parser.add_argument("--voxel-size", type=above_zero, default=1.5, help="Å (default 1.5)")
+    parser.add_argument("--voxel-size", type=length, default=1.5, help="Å (default 1.5)")
     parser.add_argument("--variants", type=positive, default=2, help="maps of each model (default 2)")
-    parser.add_argument("--jobs", type=positive, default=2, help="processes (default 2)")
+    parser.add_argument("--jobs", type=processes, default=2, help="processes (default 2)")
     parser.add_argument("--strict", action="store_true", help="stop at the first model that cannot be simulated")
     args = parser.parse_args(arguments)
     if twice := [name for name, count in Counter(map(stem, args.models)).items() if count > 1]:
@@ -38,8 +38,10 @@ if __name__ == "__main__":
 
 from _command_line import ERRORS, disk_is_full, exit_code, one_line
 from _many import failures
+from _pages import page
 
 from cryofm_io import DensityMap, held_folder, read_map, write_map
+from cryofm_io.report import made_maps_content
 from cryofm_model.data.simulated import simulate_variant
 
 
@@ -68,6 +70,9 @@ def main() -> int:
     with held_folder(args.out):
         job = partial(simulate, voxel_size=args.voxel_size, out=args.out)
         failed = failures(job, jobs, args.jobs, strict=args.strict, unit="map")
+        made = [path for m, v in jobs if (path := args.out / f"{stem(m)}_{v}.mrc").exists()]
+        with page(args.out / "report.html", args, overwrite=True) as show:
+            show(made_maps_content, made, failed)
     for message in dict.fromkeys(failed):
         print(message, file=sys.stderr)
     print(f"{len(jobs) - len(failed)} maps in {args.out}, {len(failed)} failed")

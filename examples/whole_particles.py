@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from _first import check_line
-from _flags import above_zero, positive
+from _flags import length, positive, processes, side
 
 
 def stem(path: Path) -> str:
@@ -28,9 +28,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("maps", nargs="+", type=Path, help="maps, such as those of simulate_maps.py")
     parser.add_argument("--out", type=Path, required=True, help="folder for the .mrc maps; existing maps are kept")
     parser.add_argument("--orientations", type=positive, default=4, help="random orientations of each map (default 4)")
-    parser.add_argument("--box", type=positive, default=32, help="side of the box, voxels (default 32)")
-    parser.add_argument("--voxel-size", type=above_zero, default=5.0, help="the finest, Å (default 5)")
-    parser.add_argument("--jobs", type=positive, default=2, help="processes (default 2)")
+    parser.add_argument("--box", type=side, default=32, help="side of the box, voxels (default 32)")
+    parser.add_argument("--voxel-size", type=length, default=5.0, help="the finest, Å (default 5)")
+    parser.add_argument("--jobs", type=processes, default=2, help="processes (default 2)")
     parser.add_argument("--strict", action="store_true", help="stop at the first map that cannot be used")
     args = parser.parse_args(arguments)
     if twice := [name for name, count in Counter(map(stem, args.maps)).items() if count > 1]:
@@ -44,9 +44,11 @@ if __name__ == "__main__":
 import numpy as np
 from _command_line import ERRORS, disk_is_full, exit_code, one_line
 from _many import failures
+from _pages import page
 
 import cryofm_io
 from cryofm_io import DensityMap, held_folder, read_map, write_map
+from cryofm_io.report import made_maps_content
 from cryofm_model.data.augment import random_rotation
 from cryofm_model.data.particles import whole_particle
 
@@ -77,6 +79,9 @@ def main() -> None:
     job = partial(particles, orientations=args.orientations, box=args.box, finest=args.voxel_size, out=args.out)
     with held_folder(args.out):
         failed = failures(job, args.maps, args.jobs, strict=args.strict, unit="map")
+        names = [f"{stem(path)}_{k}.mrc" for path in args.maps for k in range(args.orientations)]
+        with page(args.out / "report.html", args, overwrite=True) as show:
+            show(made_maps_content, [args.out / name for name in names if (args.out / name).exists()], failed)
     for message in failed:
         print(message, file=sys.stderr)
     print(f"{len(args.maps) - len(failed)} particles in {args.out}, {len(failed)} failed")

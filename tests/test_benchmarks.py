@@ -3,6 +3,9 @@
 import csv
 import importlib.util
 import math
+import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -365,6 +368,22 @@ def test_every_script_explains_itself(name, monkeypatch, capsys):
         module.main()
     assert stop.value.code == 0
     assert "--out" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="a script for bash")
+def test_every_step_of_the_gpu_script_is_begun(tmp_path):
+    """By a python that does nothing: each of them is a command that exists, and a script that does."""
+    nothing = tmp_path / "python"
+    nothing.write_text(f'#!/bin/bash\n[ "$1" = -c ] && echo 2 || echo "$1" >> {tmp_path}/scripts\n')
+    nothing.chmod(0o755)
+    environment = os.environ | {"PYTHON": str(nothing), "DEVICE": "cuda"}
+    command = ["bash", str(BENCHMARKS / "gpu.sh"), str(tmp_path / "out")]
+    subprocess.run(command, env=environment, check=False, capture_output=True, timeout=60)
+    _, *steps = (tmp_path / "out" / "steps.txt").read_text().splitlines()  # of which the first needs a GPU's tools
+    assert len(steps) == 10
+    assert all(step.startswith("status 0") for step in steps), steps
+    scripts = (tmp_path / "scripts").read_text().splitlines()
+    assert all(Path(script).is_file() for script in scripts if script != "-m"), scripts
 
 
 def test_the_readme_shows_what_was_measured():

@@ -47,8 +47,9 @@ def parser_of(name, monkeypatch):
 
     with monkeypatch.context() as patched:
         patched.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+        module = importlib.import_module(name)
         with pytest.raises(SystemExit):
-            importlib.import_module(name).parse([])
+            module.parse([]) if hasattr(module, "parse") else module.main()
     return made[0]
 
 
@@ -102,9 +103,7 @@ def test_shared_flags_mean_the_same(monkeypatch):
         scripts = [action for name, action in every.items() if flag not in OWN.get(name, ())]
         for what in ("nargs", "choices", "required", *(() if flag in OWN_DEFAULT else ("default",))):
             assert len({str(getattr(action, what)) for action in scripts}) <= 1, (flag, what)
-        kinds = {
-            getattr(action.type, "__name__", str(action.type)).replace("above_zero", "float") for action in scripts
-        }
+        kinds = {getattr(action.type, "__name__", str(action.type)) for action in scripts}
         assert len(kinds) <= 1, flag
 
 
@@ -114,6 +113,58 @@ def test_shared_flags_are_in_the_table(monkeypatch):
     assert {flag for flag, scripts in found.items() if len(scripts) > 1} <= set(rows)
     for flag, scripts in rows.items():
         assert scripts == ("all" if len(found[flag]) == len(NAMES) else ", ".join(found[flag])), flag
+
+
+NUMBERS = {  # of each kind of value, what it takes, and beside NaN, infinities and words what it does not
+    "above_zero": (("1e-9", "7"), ("0", "-1", "1e16")),
+    "b_factor": (("0", "-50", "300"), ("1e5", "-1e5")),
+    "fraction": (("0", "0.3", "1"), ("-0.1", "1.1")),
+    "from_zero": (("0", "2.5"), ("-1", "1e16")),
+    "half_angle": (("5", "45"), ("0", "4", "46", "-10")),
+    "images": (("1", "2000000"), ("0", "-1", "1e3", "9" * 30)),
+    "length": (("0.5", "300"), ("0", "-1", "0.001", "1e5")),
+    "natural": (("0", "3"), ("-1", "1.5", "1000000")),
+    "number": (("-2", "0", "1e6"), ("1e16", "-1e16")),
+    "part": (("0.2", "1"), ("0", "-0.2", "1.1")),
+    "positive": (("1", "3"), ("0", "-1", "1.5", "1000000", "9" * 30)),
+    "processes": (("1", "16"), ("0", "-1", "2000")),
+    "seed": (("0", "9"), ("-1", "1.5", "9" * 30)),
+    "side": (("8", "96"), ("0", "-8", "7", "5000")),
+    "tilt": (("-60", "0", "90"), ("-91", "180")),
+    "width": (("0", "12"), ("-1", "1e5")),
+}
+ALL = sorted(path.stem for path in EXAMPLES.glob("[!_]*.py"))
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_numbers_that_make_no_sense_are_refused(name, monkeypatch, capsys):
+    parser = parser_of(name, monkeypatch)
+    others = {"Path", "named_folder", "state_file", "symmetry"}
+    for action in parser._actions:
+        kind = getattr(action.type, "__name__", None)
+        if action.type is None or kind in others:
+            continue
+        assert action.option_strings, (name, action.dest)
+        good, bad = NUMBERS[kind]  # float and int are no kinds: they take NaN, and any number of zeros
+        for text in good:
+            assert action.type(text) == float(text), (action.dest, text)
+        for text in (*bad, "nan", "-nan", "inf", "-inf", "1e400", "", "a", "1,5"):
+            flag = action.option_strings[0]
+            line = [f"{flag}={text}"] if action.nargs is None else [flag, *[text] * action.nargs]
+            with pytest.raises(SystemExit) as stop:
+                parser.parse_args(line)
+            said = capsys.readouterr().err.splitlines()[-1]
+            assert stop.value.code == 2, (action.dest, text)
+            assert f"argument {'/'.join(action.option_strings)}: " in said, (text, said)
+
+
+@pytest.mark.parametrize("name", ["missing_wedge", "large_map"])
+def test_tilts_have_something_between_them(name, capsys):
+    line = ["a.mrc", "--out", "o", "--tilt-min", "30", "--tilt-max", "-30"]
+    with pytest.raises(SystemExit) as stop:
+        importlib.import_module(name).parse([*line, *(["--state", "s"] if name == "large_map" else [])])
+    assert stop.value.code == 2
+    assert "--tilt-min and --tilt-max: 30 to -30 degrees" in capsys.readouterr().err
 
 
 def test_a_file_sets_flags_as_the_line_does(tmp_path):
@@ -196,6 +247,8 @@ RUNS = {
     "denoise": ("denoise", "halves", *HALVES),
     "denoise, samples": ("denoise", "halves", *HALVES, "--samples", 1),
     "denoise, paper": ("denoise", "halves", *HALVES, "--algorithm", "paper"),
+    "anisotropic": ("anisotropic", "halves", *HALVES),
+    "missing_wedge": ("missing_wedge", "half", "--scale", 1, "--steps", 2),
     "sample_prior": ("sample_prior", "--number", 2, "--side", 16, "--steps", 2),
     "likelihood": ("likelihood", "half", "--side", 16, "--steps", 1),
     "abinitio, paper": (

@@ -194,4 +194,4 @@ def test_a_model_is_scored_where_it_lies(call, tmp_path, capsys):
     assert float(moved["fsc_auc"]) < 0.5
     assert call("fsc", files[0], "--model", tmp_path / "model.pdb", "--out", tmp_path / "out") == 0
     assert [one["name"] for one in read_report(tmp_path / "out" / "report.html")["volumes"]] == ["map", "model"]
-    assert "FSC 0.5 at" in capsys.readouterr().out
+    assert "FSC 0.5: " in capsys.readouterr().out

@@ -168,6 +168,29 @@ def test_two_runs_do_not_share_a_folder(run, half_maps, tmp_path, capsys):
     assert [path.name for path in out.iterdir()] == ["file"]
 
 
+@pytest.mark.parametrize("when", [1, 2, 3, 4])
+def test_results_that_are_whole_come_into_place_in_spite_of_ctrl_c(tmp_path, monkeypatch, when):
+    calls = []
+
+    def interrupted(do):
+        def call(*arguments):
+            calls.append(do)
+            if len(calls) == when:
+                raise KeyboardInterrupt
+            return do(*arguments)
+
+        return call
+
+    out = tmp_path / "out"
+    with output_folder(out, ["a", "b", "run.json"]) as folder:
+        for name in ("a", "b", "run.json"):
+            (folder / name).write_text(name)
+        for name in ("replace", "rename"):
+            monkeypatch.setattr(os, name, interrupted(getattr(os, name)))
+    assert len(calls) > 4
+    assert sorted(os.listdir(out)) == ["a", "b", "run.json"]
+
+
 KILLED = """
 import os, signal, sys
 from pathlib import Path

@@ -6,9 +6,11 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -117,6 +119,20 @@ def test_what_is_not_installed_is_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: not installed: no-such-module; python -m pip install ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "spins"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_threads_wait_asleep_unless_the_user_says_otherwise(tmp_path, said, spins):
+    (tmp_path / "some.py").write_text("import _first, os\nprint(os.environ.get('GOMP_SPINCOUNT'))")
+    shutil.copy(EXAMPLES / "_first.py", tmp_path)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))} | said
+    done = subprocess.run(
+        [sys.executable, tmp_path / "some.py"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == str(spins), done.stderr
 
 
 def test_a_log_file_gets_one_line_a_minute(monkeypatch, capsys):
@@ -232,6 +248,35 @@ def test_of_many_jobs_those_that_fail_are_named():
         many.failures(outcome, ["good", "bad", "good"], 1, strict=True, unit="item")
     with pytest.raises(OSError, match="No space left"):
         many.failures(outcome, ["good", "full"], 1, strict=False, unit="item")
+
+
+def test_ctrl_c_while_processes_begin_waits():
+    """A thread of some library takes the signal, and Python raises in the one that forks."""
+    threading.Thread(target=time.sleep, args=(0.5,), daemon=True).start()
+    done = []
+
+    def begin():
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.1)
+        done.append(True)
+
+    with pytest.raises(KeyboardInterrupt), many.undisturbed():
+        begin()
+    assert done
+
+
+def test_ctrl_c_that_python_drops_comes_again(capsys):
+    class Freed:
+        def __del__(self):
+            raise KeyboardInterrupt
+
+    def main():
+        made = [Freed()]
+        made.clear()
+        time.sleep(5)
+
+    assert script.exit_code(main) == 130
+    assert "Traceback" not in capsys.readouterr().err
 
 
 def test_one_bad_model_of_several_is_named(tmp_path, monkeypatch, capsys):

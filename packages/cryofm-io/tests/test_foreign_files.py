@@ -75,6 +75,20 @@ def test_unsigned_bytes_are_told_by_dmin_and_dmax(tmp_path, order):
     assert read_map(raw_mrc.write(path, values, order, stats=(0.0, 215.0), imod=1, **how)).data.min() == -128
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("stats", [(0.0, 65535.0), (0.0, 0.0)])
+def test_integers_of_two_bytes_without_a_sign(tmp_path, order, stats):
+    x = np.linspace(-1, 1, 24)
+    density = np.exp(-3 * (x[:, None, None] ** 2 + x[:, None] ** 2 + x**2))
+    wanted = np.rint(60000 * density)
+    stored = wanted.astype(f"{order}u2")
+    path = raw_mrc.write(tmp_path / "map.mrc", stored, order, mode=1, stored=stored.tobytes(), stats=stats)
+    assert np.array_equal(read_map(path).data, wanted)
+    signed = (wanted - 30000).astype(f"{order}i2")
+    path = raw_mrc.write(tmp_path / "map.mrc", signed, order, mode=1, stored=signed.tobytes())
+    assert np.array_equal(read_map(path).data, signed)
+
+
 @pytest.mark.parametrize("stats", [(0.0, 0.0), (0.0, 100.0), (1.0, -1.0), (np.nan, np.nan)])
 @pytest.mark.parametrize("low", [0, -128, -20])
 def test_bytes_of_which_nobody_says_whether_they_have_a_sign(tmp_path, low, stats):
@@ -187,8 +201,8 @@ def test_labels_are_utf_8_and_older_ones_are_read(tmp_path):
         ("a.par", "C PSI THETA PHI\n1 0 0 0\n", r"par2star\.py --stack"),
         ("a.tbl", "1 1 1 0 0 0 10 20 30\n", r"Dynamo's; .* dynamo2warp -i table\.tbl"),
         ("a.em", "\0\0", r"motl2relion in\.em"),
-        ("a.cistem", "\0\0", "export the refinement package from cisTEM"),
-        ("a.star", "data_\nloop_\n_cisTEMPositionInStack\n_cisTEMAnglePsi\n1 0\n", "refinement package from cisTEM"),
+        ("a.cistem", "\0\0", "wizard Export Refinement Package"),
+        ("a.star", "data_\nloop_\n_cisTEMPositionInStack\n_cisTEMAnglePsi\n1 0\n", "wizard Export Refinement Package"),
         ("a.star", "data_\nloop_\n_wrpAngleRot1\n_wrpSourceName\n10 a.tomostar\n", r"M's; .* sed -E"),
     ],
 )
@@ -200,8 +214,9 @@ def test_particles_of_other_programs_are_refused_by_name(tmp_path, name, text, s
 
 
 @pytest.mark.skipif(shutil.which("sed") is None, reason="needs sed")
-def test_what_converts_the_particles_of_m_does(tmp_path):
-    columns = ("wrpCoordinateX1", "wrpAngleRot1", "wrpAngleTilt1", "wrpAnglePsi1", "wrpSourceName")
+@pytest.mark.parametrize("poses", ["1", ""], ids=["several in time", "one"])
+def test_what_converts_the_particles_of_m_does(tmp_path, poses):
+    columns = [f"wrp{name}{poses}" for name in ("CoordinateX", "AngleRot", "AngleTilt", "AnglePsi")] + ["wrpSourceName"]
     table = ["data_", "loop_", *(f"_{name} #{i}" for i, name in enumerate(columns, 1)), "5.0 0 90 0 a.tomostar", ""]
     (tmp_path / "in.star").write_text("\n".join(table))
     with pytest.raises(InputFileError) as refused:

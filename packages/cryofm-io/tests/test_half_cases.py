@@ -6,7 +6,7 @@ import warnings
 import half_cases as cases
 import numpy as np
 import pytest
-from scipy.ndimage import gaussian_filter, zoom
+from scipy.ndimage import fourier_shift, gaussian_filter, zoom
 
 from cryofm_io import DensityMap, HalfMapError, check_half_maps
 
@@ -132,6 +132,45 @@ def test_halves_that_were_interpolated(deviation, sides, order):
 @pytest.mark.slow
 def test_halves_resampled_to_coarser_voxels_are_good(deviation):
     check(*(cases.finer(x, -8) for x in cases.halves(deviation)))
+
+
+@pytest.mark.parametrize("deviation", DEVIATIONS)
+def test_halves_of_which_some_particles_are_in_both(deviation):
+    first, second = cases.halves(deviation)
+    third = cases.molecule() + cases.noise(first.shape, deviation, 77)
+    # 39 % and 50 % of the noise are the same.
+    for pair in ((0.7 * first + 0.3 * second, second), (first + second, first + third)):
+        with pytest.raises(HalfMapError, match="share their noise"):
+            check(*pair)
+
+
+@pytest.mark.parametrize("deviation", DEVIATIONS)
+@pytest.mark.parametrize("how", ["finer", "blurred", "interpolated"])
+def test_one_half_alone_is_resampled_or_filtered(deviation, how):
+    raw, other = cases.halves(deviation)
+    if how == "finer":
+        other = cases.finer(cases.halves(deviation, n=36)[1], 4)
+    elif how == "blurred":
+        other = gaussian_filter(other, 1.0, mode="wrap")
+    else:
+        other = zoom(cases.halves(deviation, n=32)[1], 1.25, order=3)
+    for pair, which in (((raw, other), "second"), ((other, raw), "first")):
+        masked = "|masked" if how == "interpolated" else ""  # which it looks like where there is next to no noise
+        with pytest.raises(HalfMapError, match=f"the {which} half map has next to no power at Nyquist{masked}"):
+            check(*pair)
+
+
+@pytest.mark.parametrize("deviation", DEVIATIONS[:2])
+def test_halves_that_lie_off_by_a_part_of_a_voxel(deviation):
+    first, second = cases.halves(deviation)
+    for shift, message in (((0, 0.5, 0), r"moved by 0, -(0.5|1), 0 voxels"), ((0.6, 0, -0.6), "moved by")):
+        with pytest.raises(HalfMapError, match=message):
+            check(first, fourier_shift_of(second, shift))
+    check(first, fourier_shift_of(second, (0.1, 0, -0.1)), allow_masked=True)  # so much two refinements may differ by
+
+
+def fourier_shift_of(data, shift):
+    return np.fft.ifftn(fourier_shift(np.fft.fftn(data), shift)).real
 
 
 @pytest.mark.parametrize("allow_masked", [False, True])

@@ -44,6 +44,24 @@ def test_the_second_is_told_the_number_of_the_first_until_that_is_killed(tmp_pat
 
 
 @unix
+@pytest.mark.parametrize("call", ["open", "unlink"])
+def test_ctrl_c_while_a_folder_is_taken_or_given_back_leaves_no_lock(tmp_path, monkeypatch, call):
+    usual, there = getattr(os, call), []
+
+    def interrupted(path, *arguments, **options):
+        made = usual(path, *arguments, **options)
+        if str(path).endswith(".run.lock"):
+            os.kill(os.getpid(), signal.SIGINT)  # before the one who called gets what was made
+        return made
+
+    monkeypatch.setattr(os, call, interrupted)
+    with pytest.raises(KeyboardInterrupt), held_folder(tmp_path):
+        there += [path.name for path in tmp_path.iterdir()]
+    assert there == ([".run.lock"] if call == "unlink" else [])
+    assert list(tmp_path.iterdir()) == []
+
+
+@unix
 def test_what_lies_in_the_place_of_the_lock_stays(tmp_path):
     lock, victim = tmp_path / ".run.lock", tmp_path / "victim"
     victim.write_text("precious")

@@ -231,6 +231,57 @@ def test_an_assembly_whose_transform_is_no_motion_is_the_model(simulate, matrix)
     np.testing.assert_allclose(simulate(text + helix()), simulate(helix()), atol=1e-5)
 
 
+def assembly(expression, moves=("1", "2", "X0"), columns=("id", "type"), chains="Axp"):
+    """The helix with the tables that tell an assembly: move 2 goes 40 Å along x, the others stay."""
+    structure = gemmi.read_pdb_string(helix())
+    structure.setup_entities()
+    document = structure.make_mmcif_document()
+    block = document.sole_block()
+    copies = block.init_loop("_pdbx_struct_assembly_gen.", ["assembly_id", "oper_expression", "asym_id_list"])
+    copies.add_row(["1", gemmi.cif.quote(expression), chains])
+    names = [f"matrix[{i}][{j}]" for i in "123" for j in "123"] + [f"vector[{i}]" for i in "123"]
+    table = block.init_loop("_pdbx_struct_oper_list.", [*columns, *names])
+    for move in moves:
+        shift = "40" if move == "2" else "0"
+        table.add_row([move, *["?"] * (len(columns) - 1), *"100010001", shift, "0", "0"])
+    return document.as_string()
+
+
+@pytest.mark.parametrize(
+    ("expression", "columns", "count"),
+    [
+        ("1,2", ("id", "type"), 2),  # no table of assemblies, which gemmi asks for
+        ("1-2", ("id",), 2),
+        ("(1-2)", ("id",), 2),
+        ("(X0)(1-2)", ("id", "type"), 2),  # products, of which gemmi takes the first factor
+        ("(1,2)(1,2)", ("id", "type"), 3),  # one place twice
+        ("1,1", ("id", "type"), 1),
+        ("1,X0", ("id", "type"), 1),
+        ("(1,7)", ("id", "type"), 1),  # a move that is not told
+        ("(1-9999)(1-9999)", ("id", "type"), 1),
+    ],
+)
+def test_copies_of_an_assembly_are_those_that_are_told(simulate, expression, columns, count):
+    made = simulate(assembly(expression, columns=columns), "model.cif", ice=0)
+    one = simulate(helix(), ice=0)
+    assert made.sum() == pytest.approx(count * one.sum(), rel=1e-3)
+    assert made.max() == pytest.approx(one.max(), rel=0.02)
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_ends_of_lines_of_other_systems(simulate, end):
+    np.testing.assert_array_equal(simulate(helix().replace("\n", end)), simulate(helix()))
+
+
+def test_conformations_of_long_names(simulate):
+    structure = gemmi.read_pdb_string(helix())
+    structure.setup_entities()
+    document = structure.make_mmcif_document()
+    for i, row in enumerate(document.sole_block().find("_atom_site.", ["label_alt_id"])):
+        row[0] = ("AA", "A")[i % 2]  # of atoms that are in one place each
+    np.testing.assert_allclose(simulate(document.as_string(), "model.cif"), simulate(helix()), atol=1e-5)
+
+
 def test_an_assembly_without_transform_is_the_model(simulate):
     structure = gemmi.read_pdb_string(helix())
     structure.setup_entities()

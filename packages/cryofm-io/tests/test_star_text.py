@@ -195,7 +195,17 @@ def test_any_text_that_a_star_file_can_hold(tmp_path_factory, at, value):
     assert second.column("c") == ["d"]
 
 
-NAMES = ["it's.mrcs", "a b.mrcs", "a\tb.mrcs", 'say "a".mrcs', "größe 東京.mrcs", "data_1.mrcs", "#1.mrcs", "$1.mrcs"]
+NAMES = [
+    "..mrcs",
+    "it's.mrcs",
+    "a b.mrcs",
+    "a\tb.mrcs",
+    'say "a".mrcs',
+    "größe 東京.mrcs",
+    "data_1.mrcs",
+    "#1.mrcs",
+    "$1.mrcs",
+]
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)

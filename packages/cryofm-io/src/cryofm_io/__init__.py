@@ -25,20 +25,23 @@ from cryofm_io.filters import filtered_by_shell, low_pass
 from cryofm_io.fsc import FscCurve, fsc, write_fsc_csv
 from cryofm_io.fsc_files import write_fsc_star, write_fsc_xml
 from cryofm_io.grid import GridTransform, to_grid
+from cryofm_io.half_map_fsc import HalfMapFsc, half_map_fsc
 from cryofm_io.halves import check_contrast, check_half_maps
 from cryofm_io.image_prepare import PreparedImages, prepare_images
 from cryofm_io.image_read import ImagesOnDisk, images_on_disk, read_images
 from cryofm_io.image_stack import ImageCtf, ImageStack, Poses
 from cryofm_io.in_use import held_folder, partial_path, sweep_partials
-from cryofm_io.inspection import Inspection, inspect_map
+from cryofm_io.inspection import HalvesInspection, Inspection, inspect_halves, inspect_map
 from cryofm_io.intensity import Affine, normalise_clean
 from cryofm_io.local_fsc import local_resolution
 from cryofm_io.masked_fsc import MaskedFsc, masked_fsc
 from cryofm_io.masks import (
+    MapMask,
     automatic_mask,
     check_mask,
     mask_doubts,
     mask_lengths,
+    mask_of_map,
     read_mask,
     soft_mask,
     spherical_mask,
@@ -53,6 +56,7 @@ from cryofm_io.plots import plot_fsc, plot_pairs, plot_slices
 from cryofm_io.relion_sums import ReconstructionSums, read_reconstruction_sums
 from cryofm_io.report import write_report
 from cryofm_io.resample import fourier_resample
+from cryofm_io.score import MapScore, score_map
 from cryofm_io.simulate import simulate_density
 from cryofm_io.star import SubtomogramPoses, read_poses, read_subtomogram_poses, write_poses
 from cryofm_io.symmetry import symmetrised
@@ -71,13 +75,17 @@ __all__ = [
     "GridMismatchError",
     "GridTransform",
     "HalfMapError",
+    "HalfMapFsc",
+    "HalvesInspection",
     "ImageCtf",
     "ImageStack",
     "ImagesOnDisk",
     "InUseError",
     "InputFileError",
     "Inspection",
+    "MapMask",
     "MapOnDisk",
+    "MapScore",
     "MapSize",
     "MapWarning",
     "MaskError",
@@ -102,8 +110,10 @@ __all__ = [
     "find_emdb_entry",
     "fourier_resample",
     "fsc",
+    "half_map_fsc",
     "held_folder",
     "images_on_disk",
+    "inspect_halves",
     "inspect_map",
     "local_resolution",
     "low_pass",
@@ -111,6 +121,7 @@ __all__ = [
     "map_size",
     "mask_doubts",
     "mask_lengths",
+    "mask_of_map",
     "masked_fsc",
     "normalise_clean",
     "output_folder",
@@ -129,6 +140,7 @@ __all__ = [
     "read_reconstruction_sums",
     "read_subtomogram_poses",
     "refuse_to_lose",
+    "score_map",
     "simulate_density",
     "soft_mask",
     "spherical_mask",

@@ -1,6 +1,10 @@
 """The atoms of a PDB or mmCIF file that a map shows: one conformation, no waters, every atom whole."""
 
+import functools
 import gzip
+import itertools
+import re
+import string
 import warnings
 import zlib
 from collections import defaultdict
@@ -8,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cryofm_io.errors import InputFileError, MapWarning
 
@@ -23,6 +28,9 @@ _HEAVIEST = 98  # electron form factors go up to Cf
 _HEAVIEST_GUESS = 16  # sulphur, of what a first letter may stand for
 _LARGEST_B = 1e4  # Å²
 _ROUNDING = 0.01  # of the matrices of an assembly
+_ASSEMBLIES, _COPIES, _MOVES = "_pdbx_struct_assembly.", "_pdbx_struct_assembly_gen.", "_pdbx_struct_oper_list."
+_SAID, _EXPRESSION = ("details", "method_details", "oligomeric_details", "oligomeric_count"), "oper_expression"
+_TRANSFORM = [*(f"matrix[{i}][{j}]" for i in "123" for j in "123"), *(f"vector[{i}]" for i in "123")]
 
 
 def read_model(path: Path, max_atoms: int) -> "gemmi.Model":
@@ -73,7 +81,7 @@ def _read(path: Path) -> "gemmi.Structure":
         with gzip.open(path) as stream:
             content = stream.read(min(_MOST_BYTES, 1032 * len(content)))
     # What is no UTF-8 can only stand in names and remarks.
-    text = content.decode("utf-8-sig", "replace")
+    text = content.decode("utf-8-sig", "replace").replace("\r\n", "\n").replace("\r", "\n")
     is_cif = "_atom_site." in text.lower() or text.lstrip()[:5].lower() == "data_"
     # `read_structure_string` would do, but is newer than the oldest version that is declared.
     structure = gemmi.make_structure_from_block(_block(text)) if is_cif else gemmi.read_pdb_string(text)
@@ -91,7 +99,67 @@ def _block(text: str) -> "gemmi.cif.Block":
     for name in ("_atom_site.id", "_atom_site.type_symbol", "_atom_site.label_alt_id", "_atom_site.label_asym_id"):
         if loop is not None and not block.find_values(name):
             loop.add_columns([name], "?")
+    _shorten_letters(block)
+    _spell_out_assemblies(block)
     return block
+
+
+def _shorten_letters(block: "gemmi.cif.Block") -> None:
+    """Names of conformations that are longer than a letter, which mmCIF allows, get one that is not taken."""
+    letters = block.find_values("_atom_site.label_alt_id")
+    long = dict.fromkeys(name for name in letters if len(name) > 1 and name[0] not in "'\"")
+    free = iter(sorted(set(string.ascii_letters + string.digits) - {*letters}))
+    short = {name: next(free, "?") for name in long}
+    for i, name in enumerate(letters if short else ()):
+        letters[i] = short.get(name, name)
+
+
+def _spell_out_assemblies(block: "gemmi.cif.Block") -> None:
+    """Write which copies make an assembly as gemmi takes it: with all its columns, and without products of copies."""
+    made = [[row.str(i) for i in range(3)] for row in block.find(_COPIES, ["assembly_id", _EXPRESSION, "asym_id_list"])]
+    moves = {row.str(0): [row.str(i) for i in range(1, 13)] for row in block.find(_MOVES, ["id", *_TRANSFORM])}
+    try:
+        for copies in made:
+            names = []
+            for factors in itertools.product(*_factors(copies[1])):
+                names.append("*".join(factors))
+                if len(factors) > 1:
+                    product = functools.reduce(np.matmul, (_matrix(moves[factor]) for factor in factors))
+                    moves[names[-1]] = [f"{x:.9f}" for x in (*product[:3, :3].ravel(), *product[:3, 3])]
+            copies[1] = ",".join(names)
+    except (KeyError, ValueError):
+        return  # a transform that is not there: the model itself is taken
+    if made and moves:
+        assemblies = [[name, "?", "?", "?", "?"] for name in dict.fromkeys(row[0] for row in made)]
+        _write_table(block, _ASSEMBLIES, ["id", *_SAID], assemblies)
+        _write_table(block, _COPIES, ["assembly_id", _EXPRESSION, "asym_id_list"], made)
+        _write_table(block, _MOVES, ["id", "type", *_TRANSFORM], [[name, "?", *row] for name, row in moves.items()])
+
+
+def _factors(expression: str) -> list[list[str]]:
+    """Of ``(X0,P)(1-3)``: X0, P and 1, 2, 3."""
+    found = []
+    for part in re.findall(r"[^()]+", "".join(expression.split())):
+        names: list[str] = []
+        for name in part.split(","):
+            ends = re.fullmatch(r"(\d{1,4})-(\d{1,4})", name)
+            names += [name] if ends is None else map(str, range(int(ends[1]), int(ends[2]) + 1))
+        found.append(names)
+    return found
+
+
+def _matrix(row: list[str]) -> NDArray[np.float64]:
+    values = np.array([float(x) for x in row])
+    return np.block([[values[:9].reshape(3, 3), values[9:, None]], [np.zeros((1, 3)), np.ones((1, 1))]])
+
+
+def _write_table(block: "gemmi.cif.Block", prefix: str, columns: list[str], rows: list[list[str]]) -> None:
+    import gemmi
+
+    block.find_mmcif_category(prefix).erase()
+    loop = block.init_loop(prefix, columns)
+    for row in rows:
+        loop.add_row([gemmi.cif.quote(value) if value != "?" else value for value in row])
 
 
 def _keep_one_conformation(chain: "gemmi.Chain") -> None:
@@ -188,16 +256,30 @@ def _assembly(structure: "gemmi.Structure", model: "gemmi.Model", max_atoms: int
 
     if not structure.assemblies:
         return model
+    known: defaultdict[str, list[NDArray[np.float64]]] = defaultdict(list)
     present = {residue.subchain for chain in model for residue in chain}
     for generator in structure.assemblies[0].generators:  # which name the chains of the waters too
         generator.subchains = [name for name in generator.subchains if name in present]
         if not all(_is_motion(operator.transform) for operator in generator.operators):
             return model
+        _drop_repeated(generator, known)
     try:
         assembly = gemmi.make_assembly(structure.assemblies[0], model, gemmi.HowToNameCopiedChain.Short)
     except (RuntimeError, ValueError, IndexError):
         return model
     return assembly if 0 < assembly.count_atom_sites() <= max_atoms else model
+
+
+def _drop_repeated(generator: "gemmi.Assembly.Gen", known: defaultdict[str, list[NDArray[np.float64]]]) -> None:
+    """Copies in a place where there is one already would count twice."""
+    names, operators = [*generator.subchains, *generator.chains], generator.operators
+    for i in reversed(range(len(operators))):
+        transform = operators[i].transform
+        place = np.append(np.array(transform.mat.tolist()).ravel(), transform.vec.tolist())
+        if all(any(np.abs(place - other).max() < _ROUNDING for other in known[name]) for name in names):
+            del operators[i]
+        for name in names:
+            known[name].append(place)
 
 
 def _is_motion(transform: "gemmi.Transform") -> bool:

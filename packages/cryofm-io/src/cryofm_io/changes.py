@@ -85,13 +85,20 @@ def changes_of(
     z, near = difference, noise
     least = max(float(_inside(noise).std()), 1e-30)
     near *= noise
-    scipy.ndimage.gaussian_filter(near, max(_NEAR / like.voxel_size, _ENOUGH), output=near)
+    near = _averaged(near, max(_NEAR / like.voxel_size, _ENOUGH))
     np.sqrt(near, out=near)
     # Outside a sphere halves may be flattened, and one draw tells little of a place: it is not below the average.
     z /= np.maximum(near, np.float32(least), out=near)
     found = [place for sign in (1, -1) for place in _places(z, sign, threshold, like)]
     found.sort(key=lambda place: -place.volume)
     return z, found[:most]
+
+
+def _averaged(values: NDArray[np.float32], sd: float) -> NDArray[np.float32]:
+    """As `scipy.ndimage.gaussian_filter`, by products of matrices, which for wide ones are faster."""
+    z, y, x = (scipy.ndimage.gaussian_filter1d(np.eye(n, dtype=values.dtype), sd) for n in values.shape)
+    along: NDArray[np.float32] = (z.T @ values.reshape(len(z), -1)).reshape(values.shape)
+    return np.asarray(y.T @ (along @ x))
 
 
 def _inside(values: NDArray[Any]) -> NDArray[Any]:

@@ -71,8 +71,16 @@ def _filtered(data: NDArray[Any], transfer: Transfer) -> NDArray[np.float32]:
 
 def multiplied(spectrum: NDArray[Any], transfer: Transfer, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """A half transform, which is lost, times a function of the frequency in cycles a voxel, and back."""
-    z, y, x = np.fft.fftfreq(shape[0]), np.fft.fftfreq(shape[1]), np.fft.rfftfreq(shape[2])
-    lateral = y[:, None] ** 2 + x**2
-    for plane, kz in zip(spectrum, z, strict=True):  # by planes, to spare memory
-        plane *= transfer(np.sqrt(kz**2 + lateral)).astype(np.float32)
+    multiply(spectrum, transfer, shape)
     return np.asarray(scipy.fft.irfftn(spectrum, s=shape, norm="ortho", overwrite_x=True), dtype=np.float32)
+
+
+def multiply(spectrum: NDArray[Any], transfer: Transfer, shape: tuple[int, ...]) -> None:
+    """A half transform times a function of the frequency in cycles a voxel, in place."""
+    z, y, x = (np.fft.rfftfreq(n) for n in shape)
+    lateral = y[:, None] ** 2 + x**2
+    mirrored = np.minimum(np.arange(shape[1]), shape[1] - np.arange(shape[1]))
+    for i, kz in enumerate(z):  # by planes, to spare memory; k and -k have one length
+        factor = transfer(np.sqrt(kz**2 + lateral)).astype(np.float32)[mirrored]
+        for plane in {i, -i % shape[0]}:
+            spectrum[plane] *= factor

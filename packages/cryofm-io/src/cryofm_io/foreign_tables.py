@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FOREIGN_COLUMNS", "refuse_foreign_columns", "refuse_foreign_file"]
 
-_CISTEM = "cisTEM's; export the refinement package from cisTEM in RELION's format"
+_CISTEM = "cisTEM's; its wizard Export Refinement Package writes RELION's format too"
 _M = (
-    "M's; its angles are RELION's by another name: sed -E 's/wrpAngle(Rot|Tilt|Psi)1/rlnAngle\\1/; "
+    "M's; its angles are RELION's by another name: sed -E 's/wrpAngle(Rot|Tilt|Psi)1? /rlnAngle\\1 /; "
     "s/wrpSourceName/rlnMicrographName/' in.star > out.star"
 )
 _BY_ENDING = {
@@ -22,7 +22,7 @@ _BY_ENDING = {
     ".tbl": "Dynamo's; dynamo2m converts it: dynamo2warp -i table.tbl -tm table_map.doc -o out.star",
     ".em": "a motive list; reliontomotools converts it: motl2relion in.em -o out.star -p ANGSTROM",
 }
-_BY_COLUMN = {"cisTEMAnglePsi": _CISTEM, "wrpAngleRot1": _M}
+_BY_COLUMN = {"cisTEMAnglePsi": _CISTEM, "wrpAngleRot": _M, "wrpAngleRot1": _M}  # of one pose in time, or several
 FOREIGN_COLUMNS = tuple(_BY_COLUMN)
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cryofm_io.filters import multiplied
 from cryofm_io.fsc import shell_sums, transform
 
-__all__ = ["Places", "least_at_nyquist", "places"]
+__all__ = ["Places", "least_at_nyquist", "places", "unequal_at_nyquist"]
 
 _BLOCK = 6  # voxels, side of the cubes of local averages: of 216 values a correlation is known to 0.1
 _EDGE = 0.3  # of the band
@@ -109,6 +109,21 @@ def _least_at_nyquist(spectrum: Spectrum, shape: tuple[int, ...]) -> float:
             found.append(end / float(np.median(others)))
     nothing = profile[-1] < _NOTHING * profile.max()  # not even a smooth filter's tail, only rounding errors
     return 0.0 if nothing else min(*found, float(profile[-1] / np.median(profile)))
+
+
+def unequal_at_nyquist(a: Spectrum, b: Spectrum, shape: tuple[int, ...]) -> float:
+    """The power of one half at the highest frequencies of an axis over that of the other, where they differ most."""
+
+    def power(x: Spectrum, axis: int, k: int) -> float:
+        plane = np.take(x, k, axis)
+        return float(np.mean(plane.real**2 + plane.imag**2))
+
+    ratios = [1.0]
+    for axis, n in enumerate(shape):
+        one, two = (power(x, axis, n // 2) for x in (a, b))
+        if max(one, two) > _NOTHING * max(power(x, axis, n // 4) for x in (a, b)):
+            ratios.append(max(one, 1e-12 * two) / max(two, 1e-12 * one))
+    return max(ratios, key=lambda ratio: max(ratio, 1 / ratio))
 
 
 def _amplitude(power: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -5,6 +5,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+import scipy  # its parts load when they are needed
 from numpy.typing import NDArray
 
 from cryofm_io.density_map import DensityMap, check_same_grid
@@ -12,8 +13,7 @@ from cryofm_io.errors import HalfMapError, MapWarning
 from cryofm_io.fsc import FscCurve, curve_of_sums, middle_value, shell_sums, transform, unit
 from cryofm_io.half_frames import other_frame
 from cryofm_io.half_lattice import beats_of_a_lattice
-from cryofm_io.half_noise import Places, least_at_nyquist, places
-from cryofm_io.resample import fourier_resample
+from cryofm_io.half_noise import Places, least_at_nyquist, places, unequal_at_nyquist
 
 __all__ = ["check_contrast", "check_half_maps"]
 
@@ -27,7 +27,8 @@ _MIN_EVENNESS = 0.12
 _MIN_RIM = 0.3
 _MIN_ALONE = 0.1  # of two halves with equal noise it is 0.35; of one that is masked 0 for itself
 _MIN_AT_NYQUIST = 1.5e-3
-_MAX_SHARED = 0.35
+_MAX_SHARED, _SOME_SHARED = 0.35, 0.2  # the latter where it shows at Nyquist as well; a molecule fills some boxes
+_MOST_UNEQUAL, _FAR_MORE = 30.0, 1e3
 _MAX_CONSTANT = 0.05  # of the box, or of its middle
 _FLATTENED = 0.25  # noise in the corners of the box, relative to that in its core
 _WAY = "give the raw halves (unfil, half_A/half_B) or allow masked ones explicitly"
@@ -76,7 +77,7 @@ def check_half_maps(half1: DensityMap, half2: DensityMap, *, allow_masked: bool 
     curve = curve_of_sums(sums, shape, half1.voxel_size)
     if np.array_equal(half1.data, half2.data) or np.nanmin(curve.correlation) > 1 - 1e-5:
         raise HalfMapError("the two half maps are equal; noise cannot be estimated, give two independent halves")
-    coarse = [_coarse(half) for half in (one, two)]
+    coarse = [_coarse(spectrum, shape) for spectrum in (a, b)]
     correlation = float(np.corrcoef([half.ravel() for half in coarse])[0, 1])
     if correlation < -max(0.1, 5 / coarse[0].size ** 0.5):  # halves of nothing but noise are within 1/√N of 0
         raise HalfMapError(
@@ -94,11 +95,13 @@ def check_half_maps(half1: DensityMap, half2: DensityMap, *, allow_masked: bool 
     _, power, _, count = shell_sums(noise, noise, shape)
     if not allow_masked:
         _check_nyquist(one - two, noise)
+        _check_each_at_nyquist(a, b, shape, _FAR_MORE)  # as no mask of one half makes it
         del noise
         if min(shape) >= _LEAST_SIDE:
             _check_noise(
                 one, two, places(a, b, (sums[1] / count, scale**2 * sums[2] / count, power / count), shape), curve
             )
+        _check_each_at_nyquist(a, b, shape, _MOST_UNEQUAL)
     ratio = float(half2.data.std() / half1.data.std())
     if abs(ratio - 1) > _MAX_SCALE:
         message = f"the second half map's scale is {ratio:.3g} times the first's; are they from one reconstruction?"
@@ -134,6 +137,17 @@ def _check_nyquist(difference: NDArray[Any], spectrum: NDArray[Any]) -> None:
         )
 
 
+def _check_each_at_nyquist(a: NDArray[Any], b: NDArray[Any], shape: tuple[int, ...], most: float) -> None:
+    """Of one raw half and one that was resampled the difference has noise at Nyquist, the one half's."""
+    ratio = unequal_at_nyquist(a, b, shape)
+    if max(ratio, 1 / ratio) > most:
+        raise HalfMapError(
+            f"the {'second' if ratio > 1 else 'first'} half map has next to no power at Nyquist, and the other one has "
+            f"({max(ratio, 1 / ratio):.0e} times as much): filtered, or resampled to finer voxels, noise would be "
+            f"underestimated; {_WAY}, on the grid of the reconstruction"
+        )
+
+
 def _check_lattice(one: NDArray[Any], two: NDArray[Any]) -> None:
     if beats_of_a_lattice(one - two):
         raise HalfMapError(
@@ -150,8 +164,8 @@ def _check_noise(one: NDArray[Any], two: NDArray[Any], found: Places, curve: Fsc
         constant = max(share_filled(half, value) for half, value in values)
         what = f"are constant in {constant:.0%}" if constant > _MAX_CONSTANT else "have next to no noise in some parts"
         raise HalfMapError(f"the half maps {what} of the box: masked, noise would be underestimated; {_WAY}")
-    if found.shared > _MAX_SHARED:
-        last = float(np.nan_to_num(curve.correlation[-max(1, len(curve.correlation) // 10) :]).mean())
+    last = float(np.nan_to_num(curve.correlation[-max(1, len(curve.correlation) // 10) :]).mean())
+    if found.shared > (_SOME_SHARED if last > _MAX_SHARED else _MAX_SHARED):
         kind = "as if one were the full map, which holds the other" if found.shared < 0.85 else "as if it were one map"
         raise HalfMapError(
             f"the half maps share their noise: a correlation of {found.shared:.2f} even where there is no molecule, an "
@@ -175,7 +189,7 @@ def check_contrast(data: NDArray[Any]) -> None:
         >>> blob[6:10, 6:10, 6:10] = 1
         >>> check_contrast(blob)
     """
-    _check_tail(_coarse(data - middle_value(data)))
+    _check_tail(_coarse(transform(data - middle_value(data)), data.shape))
 
 
 def _check_tail(coarse: NDArray[Any]) -> None:
@@ -191,8 +205,11 @@ def _skewness(data: NDArray[Any]) -> float:
     return float(np.mean((centred / spread) ** 3)) if spread else 0.0
 
 
-def _coarse(data: NDArray[Any]) -> NDArray[Any]:
-    return fourier_resample(data, [max(4, n // 4) for n in data.shape])
+def _coarse(spectrum: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    """A map by its half transform, on a grid of a quarter of its sides; odd, for these have no Nyquist frequency."""
+    sides = [min(max(4, n // 4) | 1, (n - 1) | 1) for n in shape]
+    z, y = (np.r_[: m // 2 + 1, n - m // 2 : n] for m, n in zip(sides[:2], shape[:2], strict=True))
+    return np.asarray(scipy.fft.irfftn(spectrum[np.ix_(z, y, np.arange(sides[2] // 2 + 1))], s=sides, norm="ortho"))
 
 
 def _middle(data: NDArray[Any]) -> NDArray[Any]:

@@ -8,11 +8,12 @@ import os
 import re
 import secrets
 import shutil
+import signal
 import socket
 import stat
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -47,17 +48,33 @@ def held_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
         yield
         return
     lock = folder / ".run.lock"
+    with _signals_wait() as let_them_come:
+        try:
+            descriptor = _locked(lock, folder)
+        except OSError as error:
+            raise OutputExistsError(
+                f"{folder} cannot be written to ({error.strerror}); choose another folder"
+            ) from None
+        try:
+            let_them_come()
+            sweep_partials(folder)
+            yield
+        finally:
+            with _signals_wait():
+                sweep_partials(folder)  # of workers that were killed with this process
+                lock.unlink(missing_ok=True)
+                os.close(descriptor)
+
+
+@contextmanager
+def _signals_wait() -> Iterator[Callable[[], object]]:
+    """What Ctrl-C and the like raise comes at the end of the block, or when what is yielded is called."""
+    numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
-        descriptor = _locked(lock, folder)
-    except OSError as error:
-        raise OutputExistsError(f"{folder} cannot be written to ({error.strerror}); choose another folder") from None
-    try:
-        sweep_partials(folder)
-        yield
+        yield lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before)
     finally:
-        sweep_partials(folder)  # of workers that were killed with this process
-        lock.unlink(missing_ok=True)
-        os.close(descriptor)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def partial_path(path: str | os.PathLike[str]) -> Path:

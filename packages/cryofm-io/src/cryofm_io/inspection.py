@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 from cryofm_io.density_map import DensityMap
 from cryofm_io.errors import CryoFMError, MapWarning
 from cryofm_io.filters import low_pass
-from cryofm_io.fsc import shell_sums, transform
-from cryofm_io.halves import check_contrast, share_filled
+from cryofm_io.fsc import FscCurve, shell_sums, transform, unit
+from cryofm_io.halves import check_contrast, check_half_maps, share_filled
 from cryofm_io.mrc_read import AS_A_VOLUME, read_map
 from cryofm_io.particle_size import particle_diameter
 
-__all__ = ["Inspection", "inspect_map"]
+__all__ = ["HalvesInspection", "Inspection", "inspect_halves", "inspect_map"]
 
 _MASKED = 0.05  # of the box, from where on so much of one value is a mask's doing
 _FALL, _WITHIN = 100.0, 3  # a filter lets the power fall by that within so many shells
@@ -94,6 +94,50 @@ def inspect_map(path: str | os.PathLike[str], *, voxel_size: float | None = None
     return Inspection(map, found, trouble)
 
 
+@attrs.frozen(eq=False)
+class HalvesInspection:
+    """What two maps are to each other.
+
+    Args:
+        found: In plain words.
+        trouble: What is wrong with them as halves; empty where all is well.
+        fsc: Between them; None where they are no halves that can tell their noise.
+    """
+
+    found: str
+    trouble: tuple[str, ...]
+    fsc: FscCurve | None
+
+
+def inspect_halves(one: DensityMap, two: DensityMap) -> HalvesInspection:
+    """Find out whether two maps are raw halves of one reconstruction.
+
+    Args:
+        one: A map.
+        two: Another.
+
+    Returns:
+        What was found; no error is raised for what `check_half_maps` refuses, it is trouble.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> one, two = (DensityMap(rng.normal(size=(24, 24, 24)), 1.5) for _ in range(2))
+        >>> inspect_halves(one, one).found
+        'no'
+        >>> inspect_halves(one, two).trouble
+        ()
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", MapWarning)
+        try:
+            curve = check_half_maps(one, two)
+        except CryoFMError as error:
+            return HalvesInspection("no", (str(error),), None)
+    reach = f"agree to {curve.told(0.143)} (FSC 0.143, whole box)"
+    said = tuple(str(warning.message) for warning in caught)
+    return HalvesInspection(f"yes, two raw halves; they {reach}", said, curve)
+
+
 def _across(map: DensityMap) -> str:
     """Without the noise, of which specks beside a molecule would count."""
     smooth = low_pass(map.data, max(_FROM, 4 * map.voxel_size), map.voxel_size)
@@ -134,7 +178,7 @@ def _masked(data: NDArray[Any]) -> str:
 
 
 def _profile(map: DensityMap) -> NDArray[Any]:
-    spectrum = transform(map.data - np.median(map.data))
+    spectrum = transform(unit(map.data - np.median(map.data)))
     _, power, _, count = shell_sums(spectrum, spectrum, map.shape)
     return np.asarray(power / count)
 

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from cryofm_io.checks import positive
 from cryofm_io.errors import GridMismatchError
-from cryofm_io.fsc import FscCurve, curve_of_sums, shell_sums, transform, unit
+from cryofm_io.filters import multiply
+from cryofm_io.fsc import FscCurve, curve_of_sums, shell_sums, something_in, transform, unit
 
 __all__ = ["MaskedFsc", "masked_fsc"]
 
@@ -59,7 +60,8 @@ def masked_fsc(
 
     Raises:
         GridMismatchError: The shapes differ.
-        GeometryError: The maps are not three-dimensional or the voxel size is not positive.
+        GeometryError: The maps are not three-dimensional, a value is not finite, or the voxel size is not positive.
+        MaskError: The mask is 0 throughout, or a value of it is not finite.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -74,6 +76,7 @@ def masked_fsc(
         shapes = f"{half1.shape} and {half2.shape} inside a mask of {mask.shape}"
         raise GridMismatchError(f"FSC of shapes {shapes}: they must be (z, y, x), and alike")
     positive("voxel size", voxel_size, "Å")
+    something_in(mask)
     return masked_fsc_of(transform(unit(half1)), transform(unit(half2)), voxel_size, mask, seed=seed)
 
 
@@ -116,8 +119,7 @@ def _masked(spectrum: Spectrum, mask: NDArray[Any]) -> Spectrum:
 def _whiten(spectrum: Spectrum, power: NDArray[np.float64], shape: tuple[int, ...]) -> None:
     """Divide by the amplitude, linear between shells."""
     gain, longest = 1 / np.sqrt(np.maximum(power, _FAINT * power.max())), max(shape)
-    for plane, radius in zip(spectrum, _radii(shape), strict=True):
-        plane *= np.interp(longest * radius, np.arange(1, len(gain) + 1), gain).astype(np.float32)
+    multiply(spectrum, lambda radius: np.interp(longest * radius, np.arange(1, len(gain) + 1), gain), shape)
 
 
 def _random_phases(spectrum: Spectrum, least: float, shape: tuple[int, ...], rng: np.random.Generator) -> None:

@@ -16,7 +16,17 @@ from cryofm_io.errors import GridMismatchError, MapWarning, MaskError
 from cryofm_io.filters import low_pass
 from cryofm_io.mrc_read import read_values
 
-__all__ = ["automatic_mask", "check_mask", "mask_doubts", "mask_lengths", "read_mask", "soft_mask", "spherical_mask"]
+__all__ = [
+    "MapMask",
+    "automatic_mask",
+    "check_mask",
+    "mask_doubts",
+    "mask_lengths",
+    "mask_of_map",
+    "read_mask",
+    "soft_mask",
+    "spherical_mask",
+]
 
 _LOW_PASS, _DILATE, _EDGE = (10.0, 4), (3.0, 1), (6.0, 3)  # Å, and voxels where that is more
 _HARD, _MOST, _DUST = 0.9, 0.6, 0.02  # of a step from voxel to voxel; of the box; of the mask, in pieces
@@ -118,11 +128,83 @@ def automatic_mask(
         >>> float(mask[12, 12, 12]), float(mask[0, 0, 0])
         (1.0, 0.0)
     """
-    lengths = (resolution, dilate, soft_edge)
+    made = _made(data, voxel_size, np.float64(0), None, level, (resolution, dilate, soft_edge))
+    return None if made is None else made.mask
+
+
+@attrs.frozen(eq=False)
+class MapMask:
+    """A soft mask, and what it was made by.
+
+    Args:
+        mask: ``(z, y, x)``, within [0, 1].
+        smooth: The map after the low pass.
+        threshold: Density of the latter, at or above which all is inside.
+        low_pass: Å.
+    """
+
+    mask: NDArray[np.float32]
+    smooth: NDArray[Any]
+    threshold: float
+    low_pass: float
+
+
+def mask_of_map(
+    data: NDArray[Any],
+    voxel_size: float,
+    *,
+    threshold: float | None = None,
+    level: float = 0.2,
+    resolution: float | None = None,
+    dilate: float | None = None,
+    soft_edge: float | None = None,
+) -> MapMask:
+    """A soft mask of a map as it stands, its solvent anywhere: `automatic_mask` with all that one may say of it.
+
+    Args:
+        data: Density ``(z, y, x)``, protein above the solvent; the mean of two halves.
+        voxel_size: Å.
+        threshold: Density after the low pass; None: by ``level``.
+        level: How far it lies from the solvent, the median, to the highest density (its percentile 99.9).
+        resolution: Å, of the low pass; None, as of the other two: `mask_lengths`.
+        dilate: Å by which the mask is wider than the thresholded region.
+        soft_edge: Å; width over which it then falls to 0.
+
+    Raises:
+        MaskError: Nothing stands out, or no voxel reaches the threshold.
+        GeometryError: As `soft_mask`.
+
+    Example:
+        >>> data = np.full((24, 24, 24), 5.0)
+        >>> data[8:16, 8:16, 8:16] = 6
+        >>> made = mask_of_map(data, 1.5)
+        >>> 5 < made.threshold < 5.3, float(made.mask[12, 12, 12]), float(made.mask[0, 0, 0])
+        (True, 1.0, 0.0)
+    """
+    ground = np.median(data) if threshold is None else np.float64(0)
+    made = _made(data, voxel_size, ground, threshold, level, (resolution, dilate, soft_edge))
+    if made is None:
+        raise MaskError("nothing stands out of the map at that low pass; give a threshold (--threshold)")
+    return made
+
+
+def _made(
+    data: NDArray[Any],
+    voxel_size: float,
+    ground: np.floating[Any],
+    threshold: float | None,
+    level: float,
+    lengths: tuple[float | None, float | None, float | None],
+) -> MapMask | None:
+    """None: nothing is above the ground."""
     low, wider, edge = (usual if x is None else x for x, usual in zip(lengths, mask_lengths(voxel_size), strict=True))
     smooth = low_pass(data, low, voxel_size)
-    top = float(np.percentile(smooth, _TOP))
-    return soft_mask(smooth, level * top, wider, edge, voxel_size) if top > 0 else None
+    if threshold is None:
+        top = np.percentile(smooth, _TOP)
+        if not top > ground:
+            return None
+        threshold = float(ground + level * (top - ground))
+    return MapMask(soft_mask(smooth, threshold, wider, edge, voxel_size), smooth, threshold, low)
 
 
 def mask_lengths(voxel_size: float) -> tuple[float, float, float]:

@@ -15,6 +15,7 @@ from cryofm_io.density_map import DensityMap
 from cryofm_io.errors import InputFileError, MapWarning
 from cryofm_io.mrc_header import Header
 from cryofm_io.mrc_store import load, peek
+from cryofm_io.other_formats import endings
 from cryofm_io.voxel_size import settle_voxel_size, stated_voxel_size
 
 __all__ = ["MapOnDisk", "MapSize", "map_on_disk", "map_size", "read_map"]
@@ -196,13 +197,12 @@ def as_float32(stored: NDArray[Any]) -> NDArray[np.float32]:
 
 def says_stack(path: Path, header: Header) -> bool:
     """Whether the name (.mrcs) or the header (MRC2014's mark: ISPG 0, MZ 1) calls a file a stack of images."""
-    named = ".mrcs" in [suffix.lower() for suffix in path.suffixes[-2:]]
-    return named or (header.space_group == 0 and header.sampling[2] == 1)
+    return ".mrcs" in endings(path) or (header.space_group == 0 and header.sampling[2] == 1)
 
 
 def _is_volume_all_the_same(path: Path, header: Header) -> bool:
     """Whether only MRC2014's mark says stack, which some programs put on volumes: a cube, or a cell as thick as one."""
-    if ".mrcs" in [suffix.lower() for suffix in path.suffixes[-2:]] or 1 in header.shape:
+    if ".mrcs" in endings(path) or 1 in header.shape:
         return False
     sections, rows, columns = header.shape
     width, _, thickness = header.cell

@@ -126,30 +126,34 @@ def _values(header: Header, raw: NDArray[np.uint8]) -> NDArray[Any]:
         pairs = np.stack([packed & 15, packed >> 4], axis=-1)
         return pairs.reshape(sections, rows, -1)[:, :, :columns]
     data = raw.view(np.dtype(MODES[header.mode]).newbyteorder(header.order)).reshape(header.shape)
-    return data.view(np.uint8) if header.mode == 0 and _unsigned(header, data) else data
+    if header.mode not in (0, 1) or not _unsigned(header, data):
+        return data
+    return data.view(np.dtype(f"u{data.itemsize}").newbyteorder(header.order))
 
 
-def _unsigned(header: Header, data: NDArray[np.int8]) -> bool:
-    """Whether bytes are unsigned, which MRC2014 does not have: by IMOD's mark, by DMIN and DMAX, or by what is smooth.
+def _unsigned(header: Header, data: NDArray[np.signedinteger]) -> bool:
+    """Whether integers of MODE 0 or 1 are unsigned, which MRC2014 does not have: by IMOD's mark, which is of bytes,
+    by DMIN and DMAX, or by what is smooth.
 
     Density does not jump from 127 to -128, which unsigned bytes do that are read as signed ones.
     """
-    if header.imod_signed is not None:
+    unsigned = np.dtype(f"u{data.itemsize}").newbyteorder(header.order)
+    if header.imod_signed is not None and header.mode == 0:
         return not header.imod_signed
     low, high = header.stats
     if low < 0:
         return False
-    if 127 < high <= 255:
+    if np.iinfo(data.dtype).max < high <= np.iinfo(unsigned).max:
         return True
     some = data[np.linspace(0, len(data) - 1, 5).astype(int)[1:-1]]
     if len(np.unique(some)) < _FEW_LEVELS:
         return False
-    as_signed, as_unsigned = (_roughness(x) for x in (some, some.view(np.uint8)))
+    as_signed, as_unsigned = (_roughness(x) for x in (some, some.view(unsigned)))
     return as_unsigned < 0.8 * as_signed
 
 
 def _roughness(sections: NDArray[Any]) -> float:
-    return sum(float(np.abs(np.diff(sections.astype(np.int16), axis=axis)).sum()) for axis in (1, 2))
+    return sum(float(np.abs(np.diff(sections.astype(np.int64), axis=axis)).sum()) for axis in (1, 2))
 
 
 def _volumes(path: Path, header: Header, data: NDArray[Any]) -> NDArray[Any]:

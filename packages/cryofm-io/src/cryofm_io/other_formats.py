@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-__all__ = ["what_else"]
+__all__ = ["endings", "what_else"]
 
 _EMAN = "e2proc3d.py IN OUT.mrc (EMAN2)"
 _EMAN_2D = "e2proc2d.py IN OUT.mrcs (EMAN2)"
@@ -44,6 +44,15 @@ _BY_CONTENT = (
 )
 
 
+def endings(path: Path) -> list[str]:
+    """The last two endings of a file's name, in small letters; also of a name that begins with dots.
+
+    >>> endings(Path("Half.MRC.gz")), endings(Path("..mrcs"))
+    (['.mrc', '.gz'], ['.', '.mrcs'])
+    """
+    return [f".{part.lower()}" for part in path.name.split(".")[1:]][-2:]
+
+
 def what_else(path: Path, raw: bytes) -> str | None:
     """What a file without ``MAP`` is, by its first bytes or its name, and the command that converts it.
 
@@ -51,8 +60,7 @@ def what_else(path: Path, raw: bytes) -> str | None:
         >>> what_else(Path("particles.cs"), b"")
         'a cryoSPARC data set, which lists images, not an MRC file; cryofm_io.read_images reads it'
     """
-    endings = [suffix.lower() for suffix in path.suffixes[-2:] if suffix.lower() not in (".gz", ".bz2")]
-    ending = endings[-1] if endings else ""
+    ending = next((one for one in reversed(endings(path)) if one not in (".gz", ".bz2")), "")
     by_content = next((known for magic, known in _BY_CONTENT if raw.startswith(magic)), None)
     if by_content == ".npy" and ending == ".cs":  # cryoSPARC's tables are NumPy's
         by_content = None

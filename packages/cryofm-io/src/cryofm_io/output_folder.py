@@ -67,8 +67,7 @@ def output_folder(
                     f"{', '.join(appeared)} appeared in {folder} meanwhile; the results are in {kept}"
                 )
             whole = folder / partial.name.replace(".partial-", ".whole-", 1)
-            partial.rename(whole)
-            _move(whole, folder)
+            _into_place(partial, whole, folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -108,6 +107,19 @@ def _made(folder: Path) -> Iterator[None]:
         for path in missing:
             with suppress(OSError):
                 path.rmdir()
+
+
+def _into_place(partial: Path, whole: Path, folder: Path) -> None:
+    """Move results in place, although Ctrl-C or a signal comes: all is computed, and half of it would be worse."""
+    while True:
+        try:
+            if partial.exists():
+                partial.rename(whole)
+            if whole.exists():
+                _move(whole, folder)
+            return
+        except KeyboardInterrupt:
+            continue
 
 
 def _move(whole: Path, folder: Path) -> None:

@@ -70,6 +70,7 @@ from cryofm_sampling.region import Region
 from cryofm_sampling.restore import restore
 from cryofm_sampling.runs.blocks import ArrayLike, Blocks
 from cryofm_sampling.runs.checkpoint import Checkpoint, Run, iterate
+from cryofm_sampling.runs.kept_blocks import KeptBlocks
 from cryofm_sampling.runs.memory import check_available, check_memory
 from cryofm_sampling.runs.spread import spread
 from cryofm_sampling.runs.torchrun import everyone, is_first, joined
@@ -111,6 +112,7 @@ __all__ = [
     "HalfMapModel",
     "HeldOut",
     "Inpainting",
+    "KeptBlocks",
     "LeftOut",
     "LogLikelihood",
     "MisfitWarning",

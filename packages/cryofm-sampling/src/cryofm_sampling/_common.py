@@ -57,8 +57,10 @@ def numbers(values: Iterable[float]) -> tuple[float, ...]:
 def within(*validators: Callable[[Any, Any, T], object]) -> Callable[[Any, Any, T], None]:
     """A validator of attrs that passes what all of `validators` do, and otherwise raises `SettingError`."""
 
-    def validate(instance: object, attribute: object, value: T) -> None:
+    def validate(instance: object, attribute: Any, value: T) -> None:
         try:
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"'{attribute.name}' must be finite: {value}")
             for validator in validators:
                 validator(instance, attribute, value)
         except (TypeError, ValueError) as error:

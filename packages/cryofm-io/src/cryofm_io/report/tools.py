@@ -8,13 +8,12 @@ import attrs
 import numpy as np
 from numpy.typing import NDArray
 
-from cryofm_io.conical_fsc import ConicalFsc
 from cryofm_io.density_map import DensityMap
 from cryofm_io.filters import low_pass
 from cryofm_io.fsc import FscCurve, shell_sums, transform
+from cryofm_io.half_map_fsc import HalfMapFsc
 from cryofm_io.inspection import Inspection
-from cryofm_io.masked_fsc import MaskedFsc
-from cryofm_io.masks import automatic_mask, mask_doubts
+from cryofm_io.masks import MapMask, automatic_mask, mask_doubts
 from cryofm_io.report.content import WRONG, contrast, directions_figure, frequencies, halves_figure, wilson_figure
 from cryofm_io.report.figures import fsc_figure, histogram
 from cryofm_io.report.models import map_volumes
@@ -32,37 +31,27 @@ Record = dict[str, Any]
 Floats = NDArray[Any]
 
 
-def halves_content(
-    record: Record,
-    mean: DensityMap,
-    curves: MaskedFsc,
-    cones: ConicalFsc,
-    mask: Floats,
-    local: Floats | None = None,
-) -> dict[str, Any]:
+def halves_content(record: Record, found: HalfMapFsc) -> dict[str, Any]:
     """Of two half maps that were correlated.
 
     Args:
         record: What ``run.json`` would hold: program, command, versions, sums, settings.
-        mean: Of the halves.
-        curves: Without mask, with it, corrected.
-        cones: By direction.
-        mask: ``(z, y, x)``.
-        local: Å, ``(z, y, x)``, 0 outside the mask.
+        found: How far they agree.
     """
+    mean, curves, cones, mask, local = found.mean, found.curves, found.cones, found.mask, found.local
     reach = curves.corrected.resolution(0.143)
     verdict = (
-        f"The halves agree to {_at(curves.corrected, 0.143)} inside the mask, corrected for what the mask itself makes "
-        f"alike, and to {_at(curves.unmasked, 0.143)} in the whole box (FSC 0.143)."
-    )
+        f"The halves agree to {curves.corrected.told(0.143)} inside the mask, corrected for what the mask itself makes "
+        f"alike, and to {curves.unmasked.told(0.143)} in the whole box (FSC 0.143)."
+    ).replace("to nowhere", "nowhere")
     numbers = [
-        card("resolution in the mask", _at(curves.corrected, 0.143), "FSC 0.143, corrected by random phases"),
-        card("in the whole box", _at(curves.unmasked, 0.143), "FSC 0.143, unmasked: what no mask can have made"),
+        card("resolution in the mask", curves.corrected.told(0.143), "FSC 0.143, corrected by random phases"),
+        card("in the whole box", curves.unmasked.told(0.143), "FSC 0.143, unmasked: what no mask can have made"),
         card("cFAR", f"{cones.cfar:.2f}", "worst direction over best; below 0.5 views are missing", cones.cfar >= 0.5),
     ]
     more = [
-        card("FSC 0.5 in the mask", _at(curves.corrected, 0.5), "corrected"),
-        card("FSC 0.5 in the whole box", _at(curves.unmasked, 0.5), "unmasked"),
+        card("FSC 0.5 in the mask", curves.corrected.told(0.5), "corrected"),
+        card("FSC 0.5 in the whole box", curves.unmasked.told(0.5), "unmasked"),
         card("mask", f"{np.mean(mask > 0.5):.1%}", "of the box"),
         _voxel(mean),
     ]
@@ -71,26 +60,21 @@ def halves_content(
         maps = {f"mean, to {reach:.2f} Å": attrs.evolve(mean, data=low_pass(mean.data, reach, mean.voxel_size))} | maps
     paints: dict[str, tuple[Floats, float, float]] = {}
     if local is not None:
-        inside = local[local > 0]
+        inside = local.data[local.data > 0]
         least, middle, most = (float(q) for q in np.percentile(inside, [5, 50, 95]))
         note = f"FSC 0.5 in small balls, inside the mask; 90 % of it lies between {least:.2f} and {most:.2f} Å"
         more.insert(0, card("local resolution, median", f"{middle:.2f} Å", note))
-        paints[LOCAL] = (local, least, max(most, least + 0.1))
+        paints[LOCAL] = (local.data, least, max(most, least + 0.1))
     paints[MASK] = (mask, 0.0, 1.0)
     told = []
     if cones.cfar < 0.5:
         told.append(f"The halves agree unequally well in different directions (cFAR {cones.cfar:.2f}): {WRONG}.")
     if reach > (1 + _TIGHT) * curves.masked.resolution(0.143):
         told.append(
-            f"The mask alone makes the halves seem to agree to {_at(curves.masked, 0.143)}: it is tight, or its edge "
+            f"The mask alone makes the halves seem to agree to {curves.masked.told(0.143)}: it is tight, or its edge "
             "is hard. Report the corrected value, or widen it."
         )
-    named = {
-        "unmasked": curves.unmasked,
-        "masked": curves.masked,
-        "phases randomised": curves.randomised,
-        "corrected": curves.corrected,
-    }
+    named = {name: curve for name, curve in found.named().items() if not name.endswith("direction")}
     figures = [halves_figure(named, ["phases randomised"]), directions_figure(cones) | {"folded": False}]
     return page_of(
         record,
@@ -111,14 +95,14 @@ def model_content(
     """Of a map against an atomic model's density on its grid."""
     scaled = attrs.evolve(model, data=_like(model.data, map.data))
     numbers = [
-        card("FSC 0.5", _at(curve, 0.5), "map against model"),
+        card("FSC 0.5", curve.told(0.5), "map against model"),
         card("FSC_AUC", f"{curve.auc:.3f}", "mean over the shells to Nyquist"),
         _voxel(map),
     ]
     return page_of(
         record,
         "a map against a model",
-        f"Map and model agree to {_at(curve, 0.5)} (FSC 0.5).",
+        f"Map and model agree to {curve.told(0.5)} (FSC 0.5).".replace("to nowhere", "nowhere"),
         numbers,
         [fsc_figure("fsc-model", "Map against model", _AGAINST, {"map against model": curve})],
         **map_volumes(
@@ -128,16 +112,15 @@ def model_content(
     )
 
 
-def mask_content(record: Record, map: DensityMap, smooth: Floats, mask: Floats, threshold: float) -> dict[str, Any]:
+def mask_content(record: Record, map: DensityMap, made: MapMask) -> dict[str, Any]:
     """Of a mask that was made of a map.
 
     Args:
         record: As of `halves_content`.
         map: What it was made of.
-        smooth: The same after the low pass.
-        mask: ``(z, y, x)``.
-        threshold: Of the latter.
+        made: The mask.
     """
+    mask, smooth, threshold = made.mask, made.smooth, made.threshold
     voxel = map.voxel_size**3
     inside, edge, dense = (
         float(np.mean(mask == 1)),
@@ -203,7 +186,7 @@ def scores_content(
     table = {
         "head": ["map", "FSC_AUC", "FSC 0.5", "error at the best scale"],
         "rows": [
-            [name, f"{row['fsc_auc']:.4f}", _at(curve, 0.5), f"{row['error_at_best_scale']:.4f}"]
+            [name, f"{row['fsc_auc']:.4f}", curve.told(0.5), f"{row['error_at_best_scale']:.4f}"]
             for name, row, curve in zip(names, rows, curves, strict=True)
         ],
     }
@@ -273,14 +256,6 @@ def inspection_content(
         warnings=list(trouble),
         **(map_volumes(dict(list(alike.items())[:_SHOWN])) if alike else {}),
     )
-
-
-def _at(curve: FscCurve, threshold: float) -> str:
-    """Å, or what there is to say where the curve does not fall."""
-    at = curve.resolution(threshold)
-    if at == math.inf:
-        return "nowhere"
-    return f"{at:.2f} Å" if curve.crosses(threshold) else f"≤ {at:.2f} Å"
 
 
 def _where(map: DensityMap, mask: Floats | None) -> Floats | None:

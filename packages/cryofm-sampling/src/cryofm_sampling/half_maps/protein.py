@@ -97,7 +97,7 @@ class ProteinPlot:
 
 def log_power(nu: Tensor) -> Tensor:
     """Of proteins, at frequencies in 1/Å; linear between and beyond the entries of the table."""
-    place, table = (nu - PROTEINS_FROM) / _STEP, torch.tensor(_PROTEIN, dtype=nu.dtype)
+    place, table = (nu - PROTEINS_FROM) / _STEP, torch.tensor(_PROTEIN, dtype=nu.dtype, device=nu.device)
     low = place.floor().clamp(0, len(table) - 2).long()
     return torch.lerp(table[low], table[low + 1], place - low)
 

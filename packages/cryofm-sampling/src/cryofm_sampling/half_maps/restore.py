@@ -22,7 +22,7 @@ from cryofm_sampling._common import split_shape
 from cryofm_sampling.errors import SettingError
 from cryofm_sampling.half_maps._fsc import correlation
 from cryofm_sampling.half_maps._runs import Predicting, Runs, average, check_scale, height
-from cryofm_sampling.half_maps.checks import held_out, widening
+from cryofm_sampling.half_maps.checks import HeldOut, held_out, widening
 from cryofm_sampling.half_maps.envelope import (
     SIDE,
     SIDE_OF_FINE,
@@ -33,7 +33,7 @@ from cryofm_sampling.half_maps.envelope import (
     signal_end,
 )
 from cryofm_sampling.half_maps.fine import FineFilter
-from cryofm_sampling.half_maps.join import joined, last_trusted
+from cryofm_sampling.half_maps.join import last_trusted
 from cryofm_sampling.half_maps.model import (
     FourierModel,
     HalfMapModel,
@@ -42,6 +42,7 @@ from cryofm_sampling.half_maps.model import (
     directional_model,
     stationary_model,
 )
+from cryofm_sampling.half_maps.own_grid import OwnGrid
 from cryofm_sampling.half_maps.region import on_grid, where_halves_agree
 from cryofm_sampling.half_maps.result import Grid, Progress, RestoredHalfMaps, SameGrid
 from cryofm_sampling.protocols import Sampler, VelocityField
@@ -131,25 +132,19 @@ def restore_half_maps(
     >>> bool((result.map - x).square().mean() < (result.observed - x).square().mean())
     True
     """
-    if half1.shape != half2.shape:
-        raise GridMismatchError(f"the halves differ in shape: {tuple(half1.shape)} and {tuple(half2.shape)}")
-    batch, _ = split_shape(half1.shape)
-    if batch:
-        raise GridMismatchError(f"a half map is one volume (z, y, x), got {tuple(half1.shape)}")
-    if samples < 0:
-        raise SettingError(f"samples must be a whole number from 0, got {samples}")
-    if grid is None:
-        grid = SameGrid(voxel_size or 1.0)
-    own_size = voxel_size or 1.0
+    _check(half1, half2, samples)
     _, shape_of_halves = split_shape(half1.shape)
+    own_size = voxel_size or 1.0
+    if grid is None:
+        grid = SameGrid(own_size)
 
     @cache
     def shells() -> NoiseEstimate:
         """Of the halves on their own grid, if it is needed."""
         return estimate_noise_power(half1, half2, allow_masked=True)
 
-    one, two = grid.forward(half1), grid.forward(half2)
-    band = grid.band
+    # The data: on the prior's grid, how they came about, in which units.
+    one, two, band = grid.forward(half1), grid.forward(half2), grid.band
     if voxel_size is not None and observe is None and 0.5 / grid.voxel_size > _FINE:
         end = 2 * grid.voxel_size * signal_end(shells(), shape_of_halves, voxel_size=voxel_size)
         if end < band:
@@ -160,109 +155,133 @@ def restore_half_maps(
     runs = Runs(prior, generator.get_state(), generator.device, checkpoint, group, callback)
     runs = runs.within(_where(model, one, two) if where is None else on_grid(where, grid))
     seeds = torch.randint(2**62, (samples + 1,), generator=generator, device=generator.device).tolist()[:samples]
-
     mean = (one + two) / 2
     check_scale(scale, mean)
-    fit: ScaleFit | EnvelopeFit
-    b = b_factor
-    enveloped = voxel_size is not None and grid.voxel_size <= _COARSE
-    if b is None and enveloped:
-        b = fine_b_factor(shells(), shape_of_halves, voxel_size=own_size)
-    known = b_factor is not None and scale is not None
-    if isinstance(model, FourierModel) and enveloped and runs.calibrated and not known:
-        fit = _envelope(runs, model, one, two, grid.voxel_size, (scale, b, solvent_contrast))
+    fit: ScaleFit | EnvelopeFit | None = None
+    b, k = b_factor or 0.0, solvent_contrast or 0.0
+    enveloped = voxel_size is not None and grid.voxel_size <= _COARSE and (b_factor is None or scale is None)
+    if enveloped and runs.calibrated and isinstance(model, FourierModel):
+        told = b_factor
+        if told is None:
+            told = fine_b_factor(shells(), shape_of_halves, voxel_size=own_size)
+        fit = _envelope(runs, model, one, two, grid.voxel_size, (scale, told, solvent_contrast))
         b, k = fit.b_factor, fit.solvent_contrast
+    if isinstance(model, FourierModel):
         model = model.blurred(Envelope(b, grid.voxel_size), k)
-    else:
-        b, k = b_factor or 0.0, solvent_contrast or 0.0
-        if isinstance(model, FourierModel):
-            model = model.blurred(Envelope(b, grid.voxel_size), k)
+    if fit is None:
         fit = _scale(runs, model, one, two, scale)
+
+    # The posterior: given both halves, given each, and samples.
     means, drawing = isinstance(sampler, PlugAndPlay), PosteriorFlow()
     if model.missing is not None and isinstance(sampler, PlugAndPlay):
         drawing = PosteriorFlow(first=sampler)  # which fills the gap
     whole_data = model.observe(mean, 1 / 2)
     likelihoods = [*([whole_data] if means else []), model.observe(one, 1), model.observe(two, 1)]
-    _, shape = split_shape(mean.shape)
     wanted = [(whole_data, seed) for seed in seeds] + [(likelihoods[-2], seed) for seed in seeds[:1] if means]
+    _, shape = split_shape(mean.shape)
     restored, drawn = runs.restored_and_drawn(fit.normalization, likelihoods, sampler, drawing, wanted, shape)
     if not means:
         restored = [average(*restored), *restored]
     del likelihoods, wanted, whole_data  # what follows is on the halves' own grid, and takes most of all
 
-    seen1, seen2 = model.comparable(one), model.comparable(two)
-
-    def predict(x: Tensor) -> Tensor:
-        return model.predict(x) if band == grid.band else _within(model.predict(x), band)
-
-    predicted, other = (predict(draw.x) for draw in restored[1:])
-    amplitude = 1.0
-    if means and isinstance(fit, ScaleFit) and fit.trials:  # by correlations, which see no amplitude
-        slopes = held_out(predicted, seen1, seen2).slope, held_out(other, seen2, seen1).slope
-        if min(slopes) > 0:
-            amplitude, predicted = math.prod(slopes) ** 0.5, slopes[1] * predicted
-    judged = held_out(predicted, seen1, seen2)
-    wider = 1.0
-    if len(drawn) > len(seeds):
-        of_one = amplitude * predict(drawn.pop().x)
-        wider = widening(predicted, of_one, seen1, seen2, model.gain)
-    trusted = last_trusted(predicted, seen1, seen2) if means else 1.0  # a sample differs from what it predicts
-    nowhere = means and judged.worse
-    end = min(trusted, band) / grid.band  # of the halves' own Nyquist frequency
-    del seen1, seen2, predicted, other
+    # Whether to believe it, and up to where.
+    judged = _judged(
+        model,
+        (one, two),
+        (restored[1].x, restored[2].x),
+        drawn.pop().x if len(drawn) > len(seeds) else None,
+        band=band if band < grid.band else None,
+        mean=means,
+        scaled=means and isinstance(fit, ScaleFit) and bool(fit.trials),  # by correlations, which see no amplitude
+    )
+    nowhere = means and judged.held_out.worse
+    end = min(judged.trusted, band) / grid.band  # of the halves' own Nyquist frequency
     fine = None
     if end < 1 or nowhere:
         fine = FineFilter.of(shells(), shape_of_halves, voxel_size=own_size, b_factor=b, width=grid.voxel_size)
-    limit = min(1 / grid.band, 1.0)
-
-    def in_solvent(x: Tensor) -> Tensor:
-        """With the contrast that the data have, and the prior's maps have not."""
-        return model.in_solvent(x) if isinstance(model, FourierModel) else x
-
-    def filtered(y: Tensor, data: Tensor) -> Tensor:
-        """The best linear filter of y, the data on the prior's grid; beyond it of the data themselves."""
-        linear = fourier_filter(y, model.gain.to(y))
-        linear = grid.inverse(linear - (linear.mean() - amplitude * in_solvent(restored[0].x).mean()))
-        return linear if fine is None else joined(linear, fine(data), end, limit)
-
-    def whole(x: Tensor, y: Tensor, data: Tensor, seed: int | None = None) -> Tensor:
-        """On the halves' own grid, joined with what the linear filter makes of the data beyond; of a sample, draws."""
-        if nowhere and seed is None:
-            return filtered(y, data)
-        if seed is not None:
-            x = torch.lerp(restored[0].x, x, wider)
-        x = amplitude * grid.inverse(in_solvent(x))
-        if fine is None or nowhere:  # a sample says at least how little is known
-            return x
-        own = None if seed is None else torch.Generator(generator.device).manual_seed(seed + 1)
-        return joined(x, fine(data, x, own), end, limit)
+    back = OwnGrid(grid, model, judged.amplitude, restored[0].x, fine, end, nowhere)
 
     def mean_of_halves() -> Tensor:  # made anew for every sample, and not kept for them
         return (half1 + half2) / 2
 
+    def way(x: Tensor, i: int) -> Tensor:
+        own = torch.Generator(generator.device).manual_seed(seeds[i] + 1)
+        return back.sample(x, mean_of_halves(), widening=judged.widening, generator=own)
+
     both = mean_of_halves()
     seen = ((one, half1), (two, half2))
     result = RestoredHalfMaps.of(
-        attrs.evolve(restored[0], x=whole(restored[0].x, mean, both)),
+        attrs.evolve(restored[0], x=back.restored(restored[0].x, mean, both)),
         both,
         fit,
         samples=drawn,
-        way=lambda x, k: whole(x, mean, mean_of_halves(), seeds[k]),
+        way=way,
         missing=model.missing,
-        linear=filtered(mean, both),
-        each_half=lambda: (whole(draw.x, *data) for draw, data in zip(restored[1:], seen, strict=True)),
+        linear=back.linear(mean, both),
+        each_half=lambda: (back.restored(draw.x, *data) for draw, data in zip(restored[1:], seen, strict=True)),
         model=model,
         b_factor=b,
         restored_to=own_size * max(shape_of_halves) if nowhere else 2 * own_size / min(end, 1.0),
         self_consistency=correlation(restored[1].x, restored[2].x),
-        held_out=judged,
-        amplitude=amplitude,
-        widening=wider,
+        held_out=judged.held_out,
+        amplitude=judged.amplitude,
+        widening=judged.widening,
         solvent_contrast=k,
         doubts_of_data=model.doubts,
     )
     result.warn_of_doubts(stacklevel=3)
     return result
+
+
+def _check(half1: Tensor, half2: Tensor, samples: int) -> None:
+    if half1.shape != half2.shape:
+        raise GridMismatchError(f"the halves differ in shape: {tuple(half1.shape)} and {tuple(half2.shape)}")
+    batch, _ = split_shape(half1.shape)
+    if batch:
+        raise GridMismatchError(f"a half map is one volume (z, y, x), got {tuple(half1.shape)}")
+    if not 0 <= samples < 2**31 or samples != int(samples):
+        raise SettingError(f"samples must be a whole number from 0, got {samples}")
+
+
+@attrs.frozen
+class _Judged:
+    """What one half, restored, says of the other: in which amplitude, how surely, up to which part of Nyquist."""
+
+    held_out: HeldOut
+    amplitude: float
+    widening: float
+    trusted: float
+
+
+def _judged(
+    model: FourierModel | ObservedModel,
+    halves: tuple[Tensor, Tensor],
+    restored: tuple[Tensor, Tensor],
+    sample: Tensor | None,
+    *,
+    band: float | None,
+    mean: bool,
+    scaled: bool,
+) -> _Judged:
+    """Of both halves, each restored by itself, and a sample by the first alone; what was shown ends at `band`.
+
+    `mean`: what was restored is one, and no sample, which differs from what it predicts; `scaled`: in an amplitude that
+    was not found.
+    """
+
+    def predict(x: Tensor) -> Tensor:
+        return model.predict(x) if band is None else _within(model.predict(x), band)
+
+    one, two = map(model.comparable, halves)
+    predicted, other = map(predict, restored)
+    amplitude = 1.0
+    if scaled:
+        slopes = held_out(predicted, one, two).slope, held_out(other, two, one).slope
+        if min(slopes) > 0:
+            amplitude, predicted = math.prod(slopes) ** 0.5, slopes[1] * predicted
+    wider = 1.0 if sample is None else widening(predicted, amplitude * predict(sample), one, two, model.gain)
+    trusted = last_trusted(predicted, one, two) if mean else 1.0
+    return _Judged(held_out(predicted, one, two), amplitude, wider, trusted)
 
 
 def _within(x: Tensor, band: float) -> Tensor:

@@ -112,7 +112,8 @@ def inflated_gradient(likelihood: Likelihood | Conjugate) -> Gradient:
 
 def _spectral_gradient(W: Tensor, y: Tensor) -> Gradient:
     """In closed form: W / (1 + W e) (ỹ − x̃), at W = 0 and W = ∞ too."""
-    return lambda x_0, e: irfft((y - rfft(x_0)) / (1 / W + e), split_shape(x_0.shape)[1])
+    # torch 2.6 knows no quotient of a complex number and infinity.
+    return lambda x_0, e: irfft((y - rfft(x_0)) * (1 / (1 / W + e)), split_shape(x_0.shape)[1])
 
 
 @attrs.frozen

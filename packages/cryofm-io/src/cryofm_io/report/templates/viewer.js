@@ -218,11 +218,13 @@
     turn = times(turn, times([c, 0, s, 0, 1, 0, -s, 0, c], [1, 0, 0, 0, d, -e, 0, e, d]));
     ask();
   };
-  let asked = false;
-  const ask = () => { if (!asked) { asked = true; requestAnimationFrame(draw); } };
-  function draw() {
-    asked = false;
-    const dense = Math.min(devicePixelRatio || 1, 1.5), w = Math.round(canvas.clientWidth * dense), h = Math.round(canvas.clientHeight * dense);
+  // Without a graphics processor all pixels take seconds: fewer of them while it moves, the others when it rests.
+  const moving = 80, resting = 1500;  // ms that a picture may take
+  let asked = 0, rest = 0, fewer = 3;
+  const ask = () => { clearTimeout(rest); cancelAnimationFrame(asked); asked = requestAnimationFrame(() => draw(fewer)); };
+  function draw(by) {
+    const start = performance.now(), dense = Math.min(devicePixelRatio || 1, 1.5) / by;
+    const w = Math.round(canvas.clientWidth * dense), h = Math.round(canvas.clientHeight * dense);
     if (canvas.width !== w || canvas.height !== h) { canvas.width = w; canvas.height = h; }
     gl.viewport(0, 0, w, h);
     const one = densities.find((some) => some.name === which.value), paint = volumes.find((some) => some.name === colour.value);
@@ -237,6 +239,10 @@
     gl.activeTexture(gl.TEXTURE1); gl.bindTexture(gl.TEXTURE_3D, (paint || one).texture); gl.uniform1i(uniform("paint"), 1);
     gl.clearColor(0, 0, 0, 0); gl.clear(gl.COLOR_BUFFER_BIT);
     gl.drawArrays(gl.TRIANGLES, 0, 3);
+    gl.readPixels(0, 0, 1, 1, gl.RGBA, gl.UNSIGNED_BYTE, new Uint8Array(4));  // which waits for it
+    const all = by * by * (performance.now() - start), least = Math.max(1, Math.sqrt(all / resting));
+    fewer = Math.max(1, Math.sqrt(all / moving));
+    if (by > 1.1 * least) rest = setTimeout(draw, fewer > 1 ? 300 : 0, least);
     byId("level-out").textContent = wanted.toPrecision(3);
     byId("key").hidden = !paint;
     if (paint) {
