@@ -117,9 +117,9 @@ def restore(
     for what, thing in (("prior", prior), ("likelihood", likelihood), ("sampler", sampler)):
         if isinstance(thing, type):
             raise CapabilityError(f"the {what} is the class {thing.__name__}; give an object of it")
-    for what, thing in (("prior", prior), ("sampler", sampler), ("callback", callback)):
-        if not callable(thing) and (thing is not None or what == "prior"):
-            raise CapabilityError(f"the {what} must be callable, {type(thing).__name__} is not")
+    for what, called in (("prior", prior), ("sampler", sampler), ("callback", callback)):
+        if not callable(called) and (called is not None or what == "prior"):
+            raise CapabilityError(f"the {what} must be callable, {type(called).__name__} is not")
     if not hasattr(samples, "__index__") or samples < 1:
         raise SettingError(f"samples must be a whole number from 1, got {samples!r}")
     normalization = getattr(prior, "normalization", None)
