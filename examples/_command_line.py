@@ -64,7 +64,7 @@ def run_script(
     logging.basicConfig(format="note: %(message)s")
     logging.getLogger("cryofm_io").setLevel(logging.INFO)
     with ExitStack() as stack:
-        with joined(args.device), silent_unless_first():
+        with together(args.device):
             results = output_folder(args.out, names, overwrite=args.overwrite, read=named_files(args))
             with results if is_first() else TemporaryDirectory() as folder:
                 written = run(args, Path(folder))  # of which only this is kept
@@ -80,6 +80,19 @@ def run_script(
             print(f"results in {args.out}: {', '.join(names)}")
     if alone and written is not None and written.doubts:  # of several processes torchrun would make a crash of it
         raise DoubtfulError("the results are written, and are not to be trusted (see above)")
+
+
+@contextmanager
+def together(device: str) -> Iterator[None]:
+    """Among the processes that torchrun started, if it did, of which the first one speaks; a plan is no failure."""
+    planned = None
+    with joined(device), silent_unless_first():
+        try:
+            yield
+        except OnlyPlanned as plan:
+            planned = plan
+    if planned is not None:
+        raise planned
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from _record import cost, named_files, provenance
 
 from cryofm_io import atomic_write, output_folder
 
+MOST = 20  # files of a kind that a page lists
 Show = Callable[..., None]  # a content of cryofm_io.report's, and all its arguments but the first
 
 
@@ -21,7 +22,11 @@ def page(path: Path | None, args: argparse.Namespace, *, overwrite: bool = False
         return
     from cryofm_io.report import render
 
-    read = argparse.Namespace(**{name: value for name, value in vars(args).items() if name not in ("out", "report")})
+    line = {name: value for name, value in vars(args).items() if name not in ("out", "report")}
+    many = {
+        name: f"{len(value)} files" for name, value in line.items() if isinstance(value, list) and len(value) > MOST
+    }
+    read = argparse.Namespace(**line | many)
     with atomic_write(path, overwrite) as temporary:
 
         def show(content: Callable[..., dict[str, Any]], *parts: Any) -> None:

@@ -20,7 +20,7 @@ from itertools import count
 from pathlib import Path
 
 from _first import check_line
-from _flags import positive, seed, side
+from _flags import add_report_flag, positive, seed, side
 
 LARGEST = 64  # side of the crops that are taken unless told, voxels
 
@@ -39,6 +39,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     add("--seed", type=seed, default=0, help="of crops and noise (default 0)")
     add("--device", default="cpu", help="torch device (default cpu)")
     add("--overwrite", action="store_true", help="replace FILE if it exists")
+    add_report_flag(parser)
     return parser.parse_args(arguments)
 
 
@@ -49,11 +50,13 @@ import attrs
 import numpy as np
 import torch
 from _command_line import choose_device, exit_code
+from _pages import page
 from _record import prior_file
 from _streams import bar
 from torch import Tensor
 
 from cryofm_io import CryoFMError, OutputExistsError, refuse_to_lose
+from cryofm_io.report import calibration_content
 from cryofm_model import ConditionalPrior, Prior, load_prior, save_prior
 from cryofm_model.data import MapSet
 from cryofm_model.data.pairs import degraded
@@ -76,9 +79,12 @@ def run(args: argparse.Namespace) -> None:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     crops = examples(args, prior, side)
     shown = seen(crops, prior, args.seed) if isinstance(prior, ConditionalPrior) else None
-    with evaluations(prior, args.number, shown) as velocity:
-        generator = torch.Generator().manual_seed(args.seed)
-        measured = calibrate(velocity, crops.to(args.device), generator=generator)
+    with page(args.report, args, overwrite=args.overwrite) as show:
+        with evaluations(prior, args.number, shown) as velocity:
+            generator = torch.Generator().manual_seed(args.seed)
+            measured = calibrate(velocity, crops.to(args.device), generator=generator)
+        density, known = float(crops.square().mean()), (measured.signal_power, measured.denoising_error)
+        show(calibration_content, *(table.cpu().numpy() for table in known), density, prior.voxel_size)
     about = {**prior.about, "statistics": f"{args.number} crops of {side}³, seed {args.seed}"}
     save_prior(
         attrs.evolve(prior, about=about).with_statistics(measured),
@@ -87,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
         overwrite=args.overwrite,
     )
     print(f"{'t':>6}  error of the denoised density, over its power")
-    for t, error in (measured.denoising_error / torch.tensor([1.0, crops.square().mean()])).tolist():
+    for t, error in (measured.denoising_error / torch.tensor([1.0, density])).tolist():
         print(f"{t:6.2f}  {error:.4f}")
     print(f"saved {args.out}")
 

@@ -5,7 +5,8 @@ of ftp.ebi.ac.uk/pub/databases/emdb/structures. The paper's limits (section 4.1)
 better than 3.0 Å, half maps, no helix, no side above 576 Å.
 
 FOLDER gets train.csv, which train_prior.py takes as --list; held_out.csv, ``--hold-out`` of the accepted entries chosen
-by seed and entry alone, so that later entries leave most of the choice as it is; and refused.csv, with the reasons. The
+by seed and entry alone, so that later entries leave most of the choice as it is; refused.csv, with the reasons; and
+report.html. The
 paper's authors also left out what looked wrong to the eye: delete those lines.
 """
 
@@ -40,9 +41,11 @@ if __name__ == "__main__":
     check_line(parse)  # before imports that take seconds
 
 from _command_line import exit_code, signals
+from _pages import Show, folder_with_page
 from _streams import bar
 
-from cryofm_io import CryoFMError, InputFileError, output_folder, read_emdb_header
+from cryofm_io import CryoFMError, InputFileError, read_emdb_header
+from cryofm_io.report import curation_content
 from cryofm_model.data.curation import Curation, curated
 
 COLUMNS = ("id", "resolution", "method", "side", "half_maps", "helical")
@@ -100,7 +103,7 @@ def write(path: Path, columns: Sequence[str], rows: Sequence[Entry]) -> None:
         table.writerows(rows)
 
 
-def run(args: argparse.Namespace, folder: Path) -> Curation:
+def run(args: argparse.Namespace, folder: Path, show: Show) -> Curation:
     """The whole job, to lists in ``folder``."""
     entries, wrong = entries_of(args.headers)
     if not entries:
@@ -111,10 +114,12 @@ def run(args: argparse.Namespace, folder: Path) -> Curation:
     decision = curated(train)  # whose word counts when it is trained on, too
     out = held_out(decision.accepted, args.hold_out, args.seed)
     accepted = [entry for entry in entries if entry["id"] in decision.accepted]
-    write(train, COLUMNS, [entry for entry in accepted if entry["id"] not in out])
-    write(kept_back, COLUMNS, [entry for entry in accepted if entry["id"] in out])
+    lists = [[entry for entry in accepted if (entry["id"] in out) == back] for back in (False, True)]
+    write(train, COLUMNS, lists[0])
+    write(kept_back, COLUMNS, lists[1])
     reasons = {**decision.refused, **wrong}
     write(refused, ("id", "reason"), [{"id": id, "reason": reason} for id, reason in reasons.items()])
+    show(curation_content, *lists, reasons)
     print(f"{len(accepted) - len(out)} maps to train on, {len(out)} held out, {len(reasons)} refused; see {args.out}")
     return decision
 
@@ -122,9 +127,8 @@ def run(args: argparse.Namespace, folder: Path) -> Curation:
 def main() -> None:
     """Parse the command line and run."""
     args = parse()
-    results = output_folder(args.out, FILES, overwrite=args.overwrite, read=args.headers)
-    with ExitStack() as stack, results as folder:
-        run(args, folder)
+    with ExitStack() as stack, folder_with_page(args, list(FILES)) as (folder, show):
+        run(args, folder, show)
         stack.enter_context(signals(signal.SIG_IGN))  # what is left to do takes a moment
 
 

@@ -75,8 +75,8 @@ from _command_line import (
     folder_of,
     in_tiles,
     progress_bar,
-    silent_unless_first,
     tell_plan,
+    together,
 )
 from _maps import PriorGrid, evaluations, trials
 from _record import cost, named_files, provenance, seal, write_run
@@ -116,7 +116,6 @@ from cryofm_sampling import (
     check_memory,
     everyone,
     is_first,
-    joined,
     restore_half_maps,
     restore_missing_wedge,
     wedge_model,
@@ -397,7 +396,7 @@ def check_room(job: Job, state: Path) -> None:
 def main() -> None:
     """Parse the command line and run."""
     args = parse()
-    with joined(args.device), silent_unless_first():
+    with together(args.device):
         results = output_folder(args.out, FILES, overwrite=args.overwrite, read=named_files(args))
         with contextlib.ExitStack() as stack:
             folder = stack.enter_context(results) if is_first() else args.out

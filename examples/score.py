@@ -56,11 +56,12 @@ def main() -> None:
     else:
         truth = attrs.evolve(first, data=io.density_of_model(args.model, first))
     mask = None if args.mask is None else io.read_mask(args.mask, first, voxel_size=args.voxel_size)
+    for path, map in zip(args.maps, maps, strict=True):
+        io.check_same_grid(truth, map, f"{path} and the truth")
     rows, curves = [], []
     wide = max(len(str(path)) for path in args.maps)
     print(f"{'':{wide}} FSC_AUC      FSC_0.5  error")
     for path, map in zip(args.maps, maps, strict=True):
-        io.check_same_grid(truth, map, f"{path} and the truth")
         score = io.score_map(map, truth, mask, finest=args.to)
         row = {"fsc_auc": score.fsc.auc, "fsc_0.5_angstrom": score.fsc.resolution(0.5)}
         rows.append({"map": str(path)} | row | {"error_at_best_scale": score.error})

@@ -38,8 +38,10 @@ if __name__ == "__main__":
 
 from _command_line import ERRORS, disk_is_full, exit_code, one_line
 from _many import failures
+from _pages import page
 
 from cryofm_io import DensityMap, held_folder, read_map, write_map
+from cryofm_io.report import made_maps_content
 from cryofm_model.data.simulated import simulate_variant
 
 
@@ -68,6 +70,9 @@ def main() -> int:
     with held_folder(args.out):
         job = partial(simulate, voxel_size=args.voxel_size, out=args.out)
         failed = failures(job, jobs, args.jobs, strict=args.strict, unit="map")
+        made = [path for m, v in jobs if (path := args.out / f"{stem(m)}_{v}.mrc").exists()]
+        with page(args.out / "report.html", args, overwrite=True) as show:
+            show(made_maps_content, made, failed)
     for message in dict.fromkeys(failed):
         print(message, file=sys.stderr)
     print(f"{len(jobs) - len(failed)} maps in {args.out}, {len(failed)} failed")

@@ -12,11 +12,13 @@ A recipe of the kind "autoencoder" trains one, and ``--autoencoder RUN`` a flow 
 """
 
 import argparse
+import csv
 import json
 import platform
 import subprocess
 import sys
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -48,10 +50,12 @@ import numpy as np
 import torch
 from _command_line import exit_code
 from _latents import check_latent, train_latent
+from _pages import page
 from _record import environment, prior_file, sha256, write_run
 from torch import Tensor, nn
 
 from cryofm_io import MapWarning, refuse_to_lose
+from cryofm_io.report import training_content
 from cryofm_model import (
     CalibratedPrior,
     ConditionalPrior,
@@ -113,6 +117,7 @@ def run(args: argparse.Namespace, recipe: Recipe, device: torch.device) -> None:
         if rank == 0:
             made = attrs.evolve(made, about=about_run(args, recipe, files) | scores)
             save_latent(made, args.out / "model.safetensors", dtype=torch.bfloat16, overwrite=True)
+            show_training(args, made.about)
             print(f"saved {args.out / 'model.safetensors'}; {', '.join(f'{k} {v}' for k, v in scores.items())}")
         return
     averaged = train(network, source, validation, recipe.training, args.out, machine=machine, loss=loss, shown=shown)
@@ -130,6 +135,7 @@ def run(args: argparse.Namespace, recipe: Recipe, device: torch.device) -> None:
     prior = kind(averaged, recipe.normalization, recipe.voxel_size, recipe.box, about=about)
     model = args.out / "model.safetensors"
     save_prior(prior.with_statistics(statistics), model, dtype=torch.bfloat16, overwrite=True)
+    show_training(args, about)
     print(f"saved {model}; v-MSE {about['validation_v_mse']}")
 
 
@@ -184,6 +190,14 @@ def map_set(paths: list[Path], recipe: Recipe, args: argparse.Namespace) -> MapS
             )
         except MapWarning as warning:
             raise CryoFMError(f"{warning} (--strict)") from None
+
+
+def show_training(args: argparse.Namespace, about: Mapping[str, Any]) -> None:
+    """The page of a training that has ended."""
+    with (args.out / "log.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    with page(args.out / "report.html", args, overwrite=True) as show:
+        show(training_content, rows, about)
 
 
 def start_network(recipe: Recipe, init: str | None) -> nn.Module:

@@ -44,9 +44,11 @@ if __name__ == "__main__":
 import numpy as np
 from _command_line import ERRORS, disk_is_full, exit_code, one_line
 from _many import failures
+from _pages import page
 
 import cryofm_io
 from cryofm_io import DensityMap, held_folder, read_map, write_map
+from cryofm_io.report import made_maps_content
 from cryofm_model.data.augment import random_rotation
 from cryofm_model.data.particles import whole_particle
 
@@ -77,6 +79,9 @@ def main() -> None:
     job = partial(particles, orientations=args.orientations, box=args.box, finest=args.voxel_size, out=args.out)
     with held_folder(args.out):
         failed = failures(job, args.maps, args.jobs, strict=args.strict, unit="map")
+        names = [f"{stem(path)}_{k}.mrc" for path in args.maps for k in range(args.orientations)]
+        with page(args.out / "report.html", args, overwrite=True) as show:
+            show(made_maps_content, [args.out / name for name in names if (args.out / name).exists()], failed)
     for message in failed:
         print(message, file=sys.stderr)
     print(f"{len(args.maps) - len(failed)} particles in {args.out}, {len(failed)} failed")

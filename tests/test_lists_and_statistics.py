@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from cryofm_io import DensityMap, write_map
+from cryofm_io.report import read_report
 from cryofm_model import (
     CalibratedConditionalPrior,
     ConditionalPrior,
@@ -95,6 +96,9 @@ def test_ten_headers_are_accepted_or_refused(run, headers, tmp_path, capsys):
     (headers / "other.xml").write_text("<emdEntry accessCode='1'/>")
     assert run(curate_emdb, headers, "--out", tmp_path / "lists", "--hold-out", 0) == 0
     assert "2 maps to train on, 0 held out, 9 refused" in capsys.readouterr().out
+    content = read_report(tmp_path / "lists" / "report.html")
+    assert [number["value"] for number in content["numbers"]] == ["2", "0", "9"]
+    assert content["figures"][0]["series"][0]["y"] == [1, 2]
     decision = curated(tmp_path / "lists" / "train.csv")
     assert decision.accepted == ("EMD-1001", "EMD-1002")
     assert not decision.refused
@@ -144,7 +148,7 @@ def test_statistics_are_those_of_calibrate(run, bare, tmp_path, capsys):
         x = sum(np.exp(-((grid - c) ** 2).sum(-1) / 6) for c in rng.uniform(6, 18, (20, 3)))
         write_map(maps / f"{name}.mrc", DensityMap(x, 1.5))
     line = (bare, "--maps", maps, "--number", 3, "--out", tmp_path / "known.safetensors")
-    assert run(calibrate_prior, *line) == 0
+    assert run(calibrate_prior, *line, "--report", tmp_path / "page.html") == 0
     assert "3 crops of 16³ voxels of 1.5 Å, of 2 maps" in capsys.readouterr().out
     before, after = load_prior(bare), load_prior(tmp_path / "known.safetensors")
     for one, other in zip(before.network.parameters(), after.network.parameters(), strict=True):
@@ -155,6 +159,8 @@ def test_statistics_are_those_of_calibrate(run, bare, tmp_path, capsys):
     expected = calibrate(before, crops, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(after.denoising_error, expected.denoising_error)
     torch.testing.assert_close(after.signal_power, expected.signal_power)
+    drawn = read_report(tmp_path / "page.html")["figures"][0]["series"][0]["y"]
+    assert np.allclose(drawn, expected.denoising_error[:, 1] / crops.square().mean(), rtol=1e-3)
     torch.testing.assert_close(after.denoising_spectrum, expected.denoising_spectrum)
     assert run(calibrate_prior, *line) == 2  # before it measures anything
     assert "exists; give another --out, or --overwrite" in capsys.readouterr().err

@@ -14,6 +14,7 @@ import torch
 from scipy.ndimage import center_of_mass
 
 from cryofm_io import DensityMap, read_map, write_map
+from cryofm_io.report import read_report
 from cryofm_model import CRYOFM_L, CRYOFM_S, CryoFMError, load_prior
 from cryofm_model.data import MapSet
 from cryofm_model.latent import Codec, LatentPrior, load_latent
@@ -90,7 +91,16 @@ def test_models_become_maps(models, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["simulate_maps.py", *map(str, files), "--out", str(maps), "--jobs", "1"])
     assert simulate_maps.main() == 1  # one model is no model, and is named; the others are there
     assert "broken.pdb" in capsys.readouterr().err
-    assert sorted(p.name for p in maps.iterdir()) == ["1AAA_0.mrc", "1AAA_1.mrc", "2BBB_0.mrc", "2BBB_1.mrc"]
+    assert sorted(p.name for p in maps.iterdir()) == [
+        "1AAA_0.mrc",
+        "1AAA_1.mrc",
+        "2BBB_0.mrc",
+        "2BBB_1.mrc",
+        "report.html",
+    ]
+    content = read_report(maps / "report.html")
+    assert content["verdict"].startswith("4 maps")
+    assert "broken.pdb" in content["table"]["rows"][0][0]
     assert read_map(maps / "1AAA_0.mrc").voxel_size == 1.5
     assert not np.array_equal(read_map(maps / "1AAA_0.mrc").data, read_map(maps / "1AAA_1.mrc").data)
 
@@ -105,7 +115,7 @@ def test_models_of_one_name_and_maps_of_another_grid_are_refused(models, tmp_pat
     for path in assemblies:
         path.write_bytes(model.read_bytes())
     assert run(*assemblies, "--out", maps) == 0
-    assert sorted(p.name for p in maps.iterdir()) == ["1AAA.assembly1_0.mrc", "1AAA.assembly2_0.mrc"]
+    assert sorted(p.name for p in maps.iterdir()) == ["1AAA.assembly1_0.mrc", "1AAA.assembly2_0.mrc", "report.html"]
     (tmp_path / "other").mkdir()
     twin = tmp_path / "other" / assemblies[0].name
     twin.write_bytes(model.read_bytes())
@@ -130,7 +140,9 @@ def test_whole_particles(tmp_path, monkeypatch, capsys):
     write_map(tmp_path / "dark.mrc", DensityMap(-blob, 3.0))
     line = (a, "--out", out, "--box", 16, "--orientations", 2)
     assert run(*line) == 0
-    made = {path.name: path.read_bytes() for path in out.iterdir()}
+    content = read_report(out / "report.html")
+    assert [volume["name"] for volume in content["volumes"]] == ["a_0", "a_1"]
+    made = {path.name: path.read_bytes() for path in out.glob("*.mrc")}
     assert made.keys() == {"a_0.mrc", "a_1.mrc"}
     one, two = (read_map(out / name).data for name in made)
     for particle in (one, two):
@@ -147,12 +159,15 @@ def test_whole_particles(tmp_path, monkeypatch, capsys):
     assert "several maps would make the same particles: a" in capsys.readouterr().err
     (tmp_path / "file").write_text("mine")
     assert run(a, "--out", tmp_path / "file") == 2
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == made
+    assert {path.name: path.read_bytes() for path in out.glob("*.mrc")} == made
 
 
 def test_from_models_to_a_prior_and_on_from_it(run, recipe, tmp_path, capsys):
     assert run() == 0
     assert "saved" in capsys.readouterr().out
+    content = read_report(tmp_path / "run" / "report.html")
+    assert [figure["name"] for figure in content["figures"]] == ["losses", "fsc"]
+    assert ["training_data", "1AAA.pdb, 2BBB.pdb"] in content["table"]["rows"]
     prior = load_prior(tmp_path / "run")
     assert prior.voxel_size == 1.5
     assert prior.denoising_error[-1, 0] == 1

@@ -16,16 +16,21 @@ packages; what trame-vtk 2.11 has of vtk.js (0.6 MB) finds no surface of a volum
 package for Python, for py3Dmol fetches it from the network.
 """
 
+from cryofm_io.report.making import calibration_content, curation_content, made_maps_content, training_content
 from cryofm_io.report.page import read_report, render, write_report
 from cryofm_io.report.tools import halves_content, inspection_content, mask_content, model_content, scores_content
 
 __all__ = [
+    "calibration_content",
+    "curation_content",
     "halves_content",
     "inspection_content",
+    "made_maps_content",
     "mask_content",
     "model_content",
     "read_report",
     "render",
     "scores_content",
+    "training_content",
     "write_report",
 ]

@@ -35,13 +35,16 @@ def figure(
     low, high = ylim or (float(every.min()), float(every.max()))
     if high <= low:
         low, high = low - 0.5, high + 0.5
+    first, last = min(float(x[0]) for x, _ in series.values()), max(float(x[-1]) for x, _ in series.values())
+    if last <= first:
+        first, last = first - 0.5, last + 0.5
     return {
         "name": name,
         "title": title,
         "note": note,
         "xlabel": xlabel,
         "ylabel": ylabel,
-        "xlim": [min(float(x[0]) for x, _ in series.values()), max(float(x[-1]) for x, _ in series.values())],
+        "xlim": [first, last],
         "ylim": [low, high],
         "xticks": [list(tick) for tick in ticks],
         "yticks": [[y, f"{y:.4g}"] for y in _round_steps(low, high)],
