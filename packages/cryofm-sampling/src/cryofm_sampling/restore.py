@@ -110,18 +110,7 @@ def restore(
     >>> print(f"{draw.x.mean():.1f} by {draw.settings['algorithm']}")
     0.5 by PlugAndPlay
     """
-    if estimate not in ("mean", "samples", None):
-        raise SettingError(f'estimate must be "mean" or "samples", got {estimate!r}')
-    if not isinstance(generator, torch.Generator):
-        raise SettingError(f"generator must be a torch.Generator, got {generator!r}")
-    for what, thing in (("prior", prior), ("likelihood", likelihood), ("sampler", sampler)):
-        if isinstance(thing, type):
-            raise CapabilityError(f"the {what} is the class {thing.__name__}; give an object of it")
-    for what, called in (("prior", prior), ("sampler", sampler), ("callback", callback)):
-        if not callable(called) and (called is not None or what == "prior"):
-            raise CapabilityError(f"the {what} must be callable, {type(called).__name__} is not")
-    if not hasattr(samples, "__index__") or samples < 1:
-        raise SettingError(f"samples must be a whole number from 1, got {samples!r}")
+    _check(prior, likelihood, estimate, generator, samples, sampler, callback)
     normalization = getattr(prior, "normalization", None)
     _, box = split_shape(shape)
     tally = Tally()
@@ -129,53 +118,19 @@ def restore(
     inner = counted(likelihood, tally) if ours else likelihood
     if normalization is not None:
         inner = in_model_units(inner, normalization, shape=box)
-    because = "the caller chose it"
-    chosen = sampler is None
+    because, chosen = "the caller chose it", sampler is None
     if sampler is None:
         estimate = estimate or "mean"
         sampler, because = _choose(prior, inner, estimate)
     mean_only = isinstance(sampler, PlugAndPlay) or (isinstance(sampler, Renoising) and sampler.chains > 1)
-    if estimate is None and not mean_only and samples > 1:
-        raise SettingError(
-            f'{type(sampler).__name__} draws samples: give estimate="samples", or "mean" for the average of {samples}'
-        )
-    estimate = estimate or "mean"
-    if mean_only and estimate == "samples":
-        raise CapabilityError(
-            f"{type(sampler).__name__} gives the posterior mean only here; for samples use PosteriorFlow()"
-        )
-    try:
-        inspect.signature(sampler).bind(prior, inner, shape=shape, generator=generator, callback=callback)
-    except TypeError as error:  # such as Flow, which draws from the prior alone
-        raise CapabilityError(f"{type(sampler).__name__} cannot be called as a Sampler: {error}") from None
-    if checkpoint is not None and "checkpoint" not in inspect.signature(sampler).parameters:
-        raise CapabilityError(f"a checkpoint was asked for, but {type(sampler).__name__} takes no checkpoint=")
-    tiles = getattr(prior, "group", None)
-    if not (dist.is_available() and isinstance(tiles, dist.ProcessGroup)):  # such as a point group
-        tiles = None
-    if group is not None and tiles is not None:
-        raise SettingError("the ranks share either samples (restore) or tiles (Tiled): give one of them the group")
-    if checkpoint is not None and (group is not None or tiles is not None):
-        # Ranks that do the same run share its file; those that share the samples have their own.
-        checkpoint = attrs.evolve(checkpoint, group=group if group is not None and mean_only else tiles)
     data = cast(Likelihood, inner)  # a sampler of the caller's choice may take another one
-    # Every sample has a generator of its own, so that none depends on who draws the others, and on how many.
-    generators = [generator] if mean_only else streams(generator, (samples,))
-    heard = [callback] * len(generators)
-    if isinstance(callback, RunCallback) and len(generators) > 1:
-        heard = [callback.of_run(k + 1, len(generators)) for k in range(len(generators))]
-    jobs = [
-        partial(sampler, prior, data, shape=shape, generator=own, callback=told)
-        for own, told in zip(generators, heard, strict=True)
-    ]
-    if checkpoint is not None:
-        parts = [checkpoint] if mean_only else map(checkpoint.part, range(samples))
-        jobs = [partial(job, checkpoint=part) for job, part in zip(jobs, parts, strict=True)]
-    draws = spread(jobs, None if mean_only else group)
+    call = partial(sampler, prior, data, shape=shape)
+    _check_sampler(sampler, call, None if mean_only else samples, estimate, checkpoint)
+    estimate = estimate or "mean"
+    checkpoint = _shared(checkpoint, prior, group, mean_only)
+    draws = _drawn(call, generator, None if mean_only else samples, callback, checkpoint, group)
     if wrong := [tuple(draw.x.shape) for draw in draws if draw.x.shape != tuple(shape)]:
         raise GridMismatchError(f"{type(sampler).__name__} gave volumes of shape {wrong[0]}, asked for {tuple(shape)}")
-    if checkpoint is not None and not mean_only:
-        _remove_parts(checkpoint, samples, *rank_and_size(group))
     runs = len(draws)
     if chosen and isinstance(sampler, PlugAndPlay) and draws[0].settings.get("several_modes"):
         levels = cast("list[float]", draws[0].settings["time"])
@@ -205,6 +160,88 @@ def restore(
         x if mode is None else mode, likelihood if not ours else counted(likelihood, tally), prior, box, scale
     )
     return Draw(x, nfe, settings, found, tally.calls, mode)
+
+
+def _check(
+    prior: object,
+    likelihood: object,
+    estimate: object,
+    generator: object,
+    samples: int,
+    sampler: object,
+    callback: object,
+) -> None:
+    """What was given, each by itself."""
+    if estimate not in ("mean", "samples", None):
+        raise SettingError(f'estimate must be "mean" or "samples", got {estimate!r}')
+    if not isinstance(generator, torch.Generator):
+        raise SettingError(f"generator must be a torch.Generator, got {generator!r}")
+    for what, thing in (("prior", prior), ("likelihood", likelihood), ("sampler", sampler)):
+        if isinstance(thing, type):
+            raise CapabilityError(f"the {what} is the class {thing.__name__}; give an object of it")
+    for what, called in (("prior", prior), ("sampler", sampler), ("callback", callback)):
+        if not callable(called) and (called is not None or what == "prior"):
+            raise CapabilityError(f"the {what} must be callable, {type(called).__name__} is not")
+    if not hasattr(samples, "__index__") or samples < 1:
+        raise SettingError(f"samples must be a whole number from 1, got {samples!r}")
+
+
+def _check_sampler(
+    sampler: Sampler,
+    call: "partial[Draw]",
+    samples: int | None,
+    estimate: str | None,
+    checkpoint: Checkpoint | None,
+) -> None:
+    """Whether it gives what is asked of it; `samples`: how many, None of one that gives the mean alone."""
+    name = type(sampler).__name__
+    if estimate is None and samples is not None and samples > 1:
+        raise SettingError(f'{name} draws samples: give estimate="samples", or "mean" for the average of {samples}')
+    if samples is None and estimate == "samples":
+        raise CapabilityError(f"{name} gives the posterior mean only here; for samples use PosteriorFlow()")
+    try:
+        inspect.signature(sampler).bind(*call.args, **call.keywords, generator=None, callback=None)
+    except TypeError as error:  # such as Flow, which draws from the prior alone
+        raise CapabilityError(f"{name} cannot be called as a Sampler: {error}") from None
+    if checkpoint is not None and "checkpoint" not in inspect.signature(sampler).parameters:
+        raise CapabilityError(f"a checkpoint was asked for, but {name} takes no checkpoint=")
+
+
+def _shared(
+    checkpoint: Checkpoint | None, prior: VelocityField, group: "dist.ProcessGroup | None", mean_only: bool
+) -> Checkpoint | None:
+    """Ranks that do the same run share its file; those that share the samples have their own."""
+    tiles = getattr(prior, "group", None)
+    if not (dist.is_available() and isinstance(tiles, dist.ProcessGroup)):  # such as a point group
+        tiles = None
+    if group is not None and tiles is not None:
+        raise SettingError("the ranks share either samples (restore) or tiles (Tiled): give one of them the group")
+    if checkpoint is None or (group is None and tiles is None):
+        return checkpoint
+    return attrs.evolve(checkpoint, group=group if group is not None and mean_only else tiles)
+
+
+def _drawn(
+    call: "partial[Draw]",
+    generator: torch.Generator,
+    samples: int | None,
+    callback: Callback | None,
+    checkpoint: Checkpoint | None,
+    group: "dist.ProcessGroup | None",
+) -> list[Draw]:
+    """The mean, which every rank finds, or as many samples, which the ranks share."""
+    if samples is None:
+        kept = {} if checkpoint is None else {"checkpoint": checkpoint}
+        return [call(generator=generator, callback=callback, **kept)]
+    # Every sample has a generator of its own, so that none depends on who draws the others, and on how many.
+    jobs = [partial(call, generator=own, callback=callback) for own in streams(generator, (samples,))]
+    if isinstance(callback, RunCallback) and samples > 1:
+        jobs = [partial(job, callback=callback.of_run(k + 1, samples)) for k, job in enumerate(jobs)]
+    if checkpoint is None:
+        return spread(jobs, group)
+    draws = spread([partial(job, checkpoint=checkpoint.part(k)) for k, job in enumerate(jobs)], group)
+    _remove_parts(checkpoint, samples, *rank_and_size(group))
+    return draws
 
 
 def _of_several_peaks(
