@@ -6,6 +6,8 @@ The map stands in a box, and is seen by random poses, shifts and CTFs with white
 - `one pass, N`: `ToeplitzGaussian.from_images` on N images of random numbers, CPU seconds and the peak of memory;
 - `one pass` and `conjugate gradients` on the same few images, of a sphere in the map: squared error of `restore` at the
   noise level that the first finds, relative to the truth's, the mean of several sets of images;
+- `linear, …`: the same of the posterior mean for the Gaussian prior of the same power, without a network, at the sides
+  of `--linear`: what the pass itself costs;
 - `particles.py` on all of them as its user runs it, from a STAR file, and `relion_reconstruct --ctf` on the same file
   where there is one: the error after the best factor, FSC_AUC and FSC_0.5 against the truth, all within a soft sphere.
 """
@@ -29,13 +31,16 @@ from _table import write_csv
 from torch import Tensor
 
 from cryofm_io import DensityMap, ImageCtf, ImageStack, Poses, fsc, read_map, write_map, write_poses
+from cryofm_model import CalibratedPrior
 from cryofm_ops import (
     CTF,
     Conjugate,
     FourierProjector,
+    LinearGaussian,
     ToeplitzGaussian,
     WhiteNoise,
     gaussian_likelihood,
+    radial,
     random_rotations,
 )
 from cryofm_sampling import PlugAndPlay, restore
@@ -122,6 +127,26 @@ def scored(path: Path, truth: Tensor, voxel_size: float) -> dict[str, Any]:
     return {"error": round(error, 4), "auc": round(curve.auc, 4), "fsc05": round(curve.resolution(0.5), 2)}
 
 
+def linear(density: Any, side: int, prior: CalibratedPrior) -> Iterator[dict[str, Any]]:
+    """The error of the mean for a Gaussian prior, in one pass and by conjugate gradients, the mean of two sets."""
+    truth = round_particle(torch.from_numpy(crop(density, side)))
+    power = radial(prior.signal_power, sides(truth)) * float(prior.normalization.std) ** 2
+    errors: dict[str, list[float]] = {"one pass": [], "conjugate gradients": []}
+    for seed in range(2):
+        seen = Seen(truth, FEW, prior.voxel_size, seed)
+        (project, images), noise = next(seen.batches()), WhiteNoise(seen.std)
+        data: dict[str, Conjugate] = {
+            "one pass": ToeplitzGaussian.from_images([(project, images)], noise, shape=sides(truth)),
+            "conjugate gradients": LinearGaussian(project, noise, images, tolerance=1e-3),
+        }
+        for name, one in data.items():
+            x = one.condition(torch.zeros_like(truth), power).mean
+            errors[name].append(float((x - truth).square().sum() / truth.square().sum()))
+    for name, found in errors.items():
+        what = f"linear, {name}"
+        yield {"what": what, "images": FEW, "side": side, "error": round(sum(found) / 2, 4), "auc": "", "fsc05": ""}
+
+
 def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Row by row."""
     empty = {"cpu_s": "", "peak_mib": "", "error": "", "auc": "", "fsc05": ""}
@@ -134,6 +159,8 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     prior = calibrated_prior(args.prior)
     density = clean(args.map, prior.voxel_size)
     small = round_particle(torch.from_numpy(crop(density, args.small)))
+    for side in args.linear:
+        yield from (row | {"cpu_s": "", "peak_mib": ""} for row in linear(density, side, prior))
     spent: dict[str, list[float]] = {"one pass": [], "conjugate gradients": []}
     errors: dict[str, list[float]] = {name: [] for name in spent}
     for seed in range(SETS):
@@ -188,6 +215,7 @@ def main() -> None:
     parser.add_argument("--small", type=int, default=16, help="of those that conjugate gradients are asked for")
     parser.add_argument("--number", type=int, default=2000, help="of particles")
     parser.add_argument("--passes", type=int, nargs="*", default=[1000, 5000], help="numbers of images to time")
+    parser.add_argument("--linear", type=int, nargs="*", default=[24, 32], help="sides for a Gaussian prior")
     parser.add_argument("--out", type=Path, required=True, help="CSV")
     args = parser.parse_args()
     rows = []

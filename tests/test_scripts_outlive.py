@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,6 +119,20 @@ def test_what_is_not_installed_is_one_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.startswith("error: not installed: no-such-module; python -m pip install ")
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "spins"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_threads_wait_asleep_unless_the_user_says_otherwise(tmp_path, said, spins):
+    (tmp_path / "some.py").write_text("import _first, os\nprint(os.environ.get('GOMP_SPINCOUNT'))")
+    shutil.copy(EXAMPLES / "_first.py", tmp_path)
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("OMP_", "GOMP_"))} | said
+    done = subprocess.run(
+        [sys.executable, tmp_path / "some.py"], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.strip() == str(spins), done.stderr
 
 
 def test_a_log_file_gets_one_line_a_minute(monkeypatch, capsys):

@@ -21,6 +21,7 @@ from cryofm_io import (
     read_images,
     read_map,
 )
+from cryofm_io.image_read import _room_for
 
 IMAGES = np.random.default_rng(0).normal(size=(5, 8, 8)).astype(np.float32)
 
@@ -255,6 +256,11 @@ def test_shares_of_classes_that_are_left(store, star):
     assert np.array_equal(best.data, images[[0, 1]])
     assert [name[:6] for name in best.names] == ["000001", "000002"]
     assert len(stack.chosen(stack.shares > 0)) == 2
+
+
+def test_more_images_than_memory_holds_are_refused_before_they_are_read(tmp_path):
+    with pytest.raises(InputFileError, match=r"1000000000 images of 512 × 256 pixels take 488281\.2 GiB"):
+        _room_for(tmp_path / "many.star", 10**9, (256, 512))
 
 
 def test_single_images_without_a_number(store, star):

@@ -13,7 +13,10 @@ from cryofm_io import (
     ImageStack,
     MapSize,
     Poses,
+    conical_fsc,
     fsc,
+    local_resolution,
+    masked_fsc,
     normalise_clean,
     particle_diameter,
     soft_mask,
@@ -44,6 +47,37 @@ def test_values(value):
         normalise_clean(data)
     with pytest.raises(CryoFMError, match="voltage_kv of image 1"):
         ImageCtf(*(np.array([1.0, value if i == 3 else 1.0]) for i in range(7)))
+
+
+CORRELATIONS = {
+    "fsc": lambda a, b, mask: [fsc(a, b, 1.5, mask).correlation],
+    "masked": lambda a, b, mask: [masked_fsc(a, b, 1.5, mask).masked.correlation],
+    "conical": lambda a, b, mask: [conical_fsc(a, b, 1.5, mask, half_angle_deg=40.0).auc],
+    "local": lambda a, b, mask: [local_resolution(a, b, 1.5, mask, window=8)],
+}
+HALVES = [np.random.default_rng(i).normal(size=(16, 16, 16)) + np.eye(16)[3] for i in (1, 2)]
+MASK = np.ones((16, 16, 16))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-12, 1e12, 1e30])
+@pytest.mark.parametrize("kind", CORRELATIONS)
+def test_the_unit_of_density_is_no_matter(kind, scale):
+    one, two = HALVES
+    for made, wanted in zip(
+        CORRELATIONS[kind](scale * one, two, MASK), CORRELATIONS[kind](one, two, MASK), strict=True
+    ):
+        np.testing.assert_allclose(made, wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("value", [*BAD, 0.0])
+@pytest.mark.parametrize("kind", CORRELATIONS)
+def test_masks_and_maps_of_which_nothing_can_be_told(kind, value):
+    one, two = HALVES
+    with pytest.raises(CryoFMError):
+        CORRELATIONS[kind](one, two, np.full(MASK.shape, value))
+    if value:
+        with pytest.raises(CryoFMError, match="value of"):
+            CORRELATIONS[kind](one, np.where(MASK * np.eye(16) > 0, value, two), MASK)
 
 
 def test_what_no_file_can_hold(tmp_path):

@@ -222,13 +222,55 @@ def test_modes_that_differ_are_told_and_the_most_probable_is_kept():
     y = 1 + 0.3 * draw(*BOX)
     log_p = LogProb(lambda x: -50 * (x.square() - y.square()).square().sum(VOLUME) + 0.5 * x.pow(3).sum(VOLUME))
     posterior = Proximal(log_p, max_iterations=300).condition(torch.zeros(BOX, dtype=F64), 4.0)
-    assert "the data have several modes: of 6 starts" in posterior.note
+    assert "the data have several modes: of 8 starts" in posterior.note
     one = Proximal(log_p, max_iterations=300).condition_from(-y, torch.zeros(BOX, dtype=F64), 4.0).mean
 
     def phi(x):
         return log_p.log_prob(x) - x.square().sum() / 8
 
     assert phi(posterior.mean) > phi(one)
+
+
+def test_two_peaks_of_the_whole_volume_are_seen():
+    a, b = draw(*BOX), draw(*BOX, seed=1)
+
+    def either(x):  # one specimen or another, with noise of 0.2
+        one, other = (-12.5 * (x - y).square().sum(VOLUME) for y in (a, b))
+        return torch.logaddexp(one, other)
+
+    posterior = Proximal(LogProb(either)).condition(torch.zeros(BOX, dtype=F64), 1.0)
+    assert "the data have several modes" in posterior.note
+    assert posterior.several == (abs(float(a.square().sum() - b.square().sum())) * 0.48 < 2 * math.sqrt(120 / 2))
+    alone = Proximal(LogProb(lambda x: -12.5 * (x - a).square().sum(VOLUME))).condition(0 * a, 1.0)
+    assert (alone.note, alone.several) == ("", False)
+
+
+def test_what_is_as_probable_with_either_sign_is_said_to_be():
+    y = draw(*BOX).abs()
+    posterior = Proximal(LogProb(lambda x: -50 * (x.abs() - y).square().sum(VOLUME))).condition(0 * y, 1.0)
+    assert posterior.several
+
+
+def test_the_mean_between_two_peaks_is_no_mode():
+    y = draw(*BOX)
+
+    def either_sign(x):
+        one, other = (-50 * (x - sign * y).square().sum(VOLUME) for sign in (1, -1))
+        return torch.logaddexp(one, other)
+
+    posterior = Proximal(LogProb(either_sign)).condition(0 * y, 1.0)
+    assert posterior.several
+    assert float(posterior.mean.abs().mean()) > 0.5 * float(y.abs().mean())
+
+
+def test_a_log_prob_may_write_into_its_volume():
+    y = draw(*BOX)
+
+    def log_prob(x):
+        x -= y
+        return -50 * x.square().sum(VOLUME)
+
+    torch.testing.assert_close(Proximal(LogProb(log_prob)).condition(0 * y, 1.0).mean, y * 100 / 101, atol=0.01, rtol=0)
 
 
 def test_a_search_that_was_cut_short_says_so():

@@ -26,6 +26,7 @@ from cryofm_ops import (
     random_rotations,
     rfft,
 )
+from cryofm_ops.testing import check_operator
 
 BOX = (4, 4, 4)
 VOLUME = (-3, -2, -1)
@@ -36,6 +37,14 @@ SHIFTS = torch.tensor([[0.3, -0.2], [0.0, 0.5]], dtype=torch.float64)
 
 class Units:
     mean, std = 0.1, 2.0
+
+
+class Flat:
+    def __call__(self, x):
+        return x.sum(-3)
+
+    def adjoint(self, y):
+        return y
 
 
 class LogProb:
@@ -78,6 +87,32 @@ def conditioned(log_prob):
         ),
         (lambda: conditioned(lambda x: x.detach().numpy().sum()), "must be a real tensor, it is float64"),
         (lambda: conditioned(lambda x: rfft(x).sum(VOLUME)), "must be a real tensor, it is torch.complex128"),
+        (
+            lambda: conditioned(lambda x: -(x - Y[:3]).square().sum(VOLUME)),
+            "of LogProb fails for volumes (4, 4",
+        ),
+        (
+            lambda: conditioned(lambda x: torch.from_numpy(x.numpy()).sum(VOLUME)),
+            "fails for volumes (4, 4, 4): C",
+        ),
+        (lambda: gaussian(Y, Identity), "the operator is the class Identity; give an object of it"),
+        (lambda: gaussian_likelihood(Identity(), WhiteNoise, Y), "the noise is the class WhiteNoise; give an object"),
+        (
+            lambda: WhiteNoise(torch.ones(3)),
+            "must be a number, got a tensor of shape (3,); VoxelNoise",
+        ),
+        (lambda: WhiteNoise("0.3"[:0]), "std of white noise must be a number, got ''"),
+        (
+            lambda: gaussian(Y, torch.Tensor.half).log_prob(Y),
+            "must make float32 or float64 of a volume, it made",
+        ),
+        (lambda: gaussian(Y, lambda x: x.mul_(0.5)).log_prob(Y.clone()), "writes into the volume that it is given"),
+        (
+            lambda: gaussian(Y[0], Flat()).condition(Y, 1.0),
+            "adjoint of Flat makes (4, 4) of data of volumes (4, 4, 4)",
+        ),
+        (lambda: in_model_units(gaussian(Y), "0.1"), "a normalization has a mean and a std; str has not"),
+        (lambda: check_operator(Identity), "what is checked is the class Identity; give an object of it"),
         (lambda: in_model_units(in_model_units(gaussian(Y), Units()), Units()), "in model units already"),
         (lambda: joint([in_model_units(gaussian(Y), Units()), gaussian(Y)]), "add those in data units"),
         (lambda: joint([in_model_units(LogProb(len), Units()), gaussian(Y)]), "add those in data units"),

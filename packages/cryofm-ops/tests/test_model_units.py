@@ -185,5 +185,6 @@ def test_a_stranger_with_a_white_variance(oracle):
 def test_what_is_no_likelihood_or_normalization_is_named(data):
     with pytest.raises(OperatorError, match="Identity has no log_prob, condition, refine"):
         in_model_units(Identity(), Affine())  # type: ignore[call-overload]  # pyright: ignore
-    with pytest.raises(OperatorError, match=r"must be positive, got 0\.0"):
-        in_model_units(data, Affine(0.0, 0.0))
+    for std in (0.0, -1.0, float("nan"), float("inf"), 1e300):
+        with pytest.raises(OperatorError, match="std of a normalization must be positive, got"):
+            in_model_units(data, Affine(0.0, std))

@@ -6,7 +6,16 @@ import attrs
 import pytest
 import torch
 
-from cryofm_ops import FourierGaussian, WhiteNoise, fourier_filter, frequencies, gaussian_likelihood, radial, rfft
+from cryofm_ops import (
+    FourierGaussian,
+    Identity,
+    WhiteNoise,
+    fourier_filter,
+    frequencies,
+    gaussian_likelihood,
+    radial,
+    rfft,
+)
 from cryofm_sampling import CapabilityError, GridMismatchError, PlugAndPlay, PosteriorFlow
 from cryofm_sampling.samplers._orientations import ROTATIONS, rotate, rotate_back
 from cryofm_sampling.samplers.plug_and_play import alternate
@@ -184,6 +193,28 @@ def test_level_is_the_gain_weighted_mean_amplitude_of_the_noise(kit):
     draw = PlugAndPlay()(PRIOR, likelihood, shape=BOX, generator=torch.Generator())
     (t,) = draw.settings["time"]
     assert (t / (1 - t)) ** 2 == pytest.approx(float(tau))
+
+
+def test_held_passes_stay_at_the_last_level_and_are_averaged():
+    likelihood = gaussian_likelihood(Identity(), WhiteNoise(1.0), torch.ones(BOX))
+    seen = []
+
+    def run(sampler):
+        seen.clear()
+        draw = sampler(Watched(1.0), likelihood, shape=BOX, generator=torch.Generator())
+        return draw, list(seen)
+
+    class Watched(GaussianPrior):
+        def __call__(self, x, t):
+            seen.append(float(t))
+            return super().__call__(x, t)
+
+    _, times = run(PlugAndPlay(5, time=0.2, held=2))
+    assert times == pytest.approx([0.8, 0.5, 0.2, 0.2, 0.2])
+    assert PlugAndPlay(1, held=3)(PRIOR, likelihood, shape=BOX, generator=torch.Generator()).nfe == 1
+    assert run(PlugAndPlay(4, time=0.2, held=9))[1] == pytest.approx([0.2] * 4)
+    exact = torch.full(BOX, 0.5)
+    torch.testing.assert_close(run(PlugAndPlay(40, held=20))[0].x, exact, rtol=0, atol=2e-2)
 
 
 @pytest.mark.parametrize("iterations", [1, 2, 5])

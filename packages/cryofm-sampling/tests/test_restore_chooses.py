@@ -10,6 +10,7 @@ from cryofm_ops import (
     Identity,
     MissingWedge,
     OperatorError,
+    Proximal,
     RemoveMean,
     WhiteNoise,
     gaussian_likelihood,
@@ -30,6 +31,7 @@ from cryofm_sampling import (
     misfit,
     restore,
 )
+from cryofm_sampling.samplers._peaks import mean_of_peaks
 from cryofm_sampling.testing import GaussianPrior
 
 BOX = (6, 5, 8)
@@ -161,11 +163,77 @@ def test_the_mode_of_every_pass_where_the_likelihood_only_has_log_prob(y, likeli
     draw = run(Prior(1.0), LogProb(y))
     assert (draw.settings["algorithm"], draw.nfe) == ("PlugAndPlay", 8)
     assert "log_prob alone" in draw.settings["because"]
+    assert draw.settings["held"] == 4
     closed = run(Prior(1.0), likelihood)
     torch.testing.assert_close(draw.x, closed.x, rtol=0, atol=0.1 * float(closed.x.std()))
     assert draw.settings["noise_level"][0] == pytest.approx(0.09, rel=0.3)
     assert 8 < draw.calls < 100
     assert closed.calls == 0
+
+
+class EitherSign(LogProb):
+    """Of a volume, or of its negative: the mean of the two is 0."""
+
+    def log_prob(self, x):
+        return torch.logaddexp(super().log_prob(x), super().log_prob(-x))
+
+
+def test_the_mean_of_several_peaks_is_of_runs_that_begin_at_one_each(y, tmp_path):
+    prior = GaussianPrior(0.09)
+    told = []
+
+    class Told:
+        def __call__(self, step, total, x_0):
+            told.append((1, step))
+
+        def of_run(self, run, runs):
+            return lambda step, total, x_0: told.append((run, step))
+
+    draw = run(prior, EitherSign(y), callback=Told(), checkpoint=Checkpoint(tmp_path / "run.safetensors"))
+    assert draw.settings["several_modes"]
+    assert "x is the mean of 4 of 4 runs" in draw.settings["note"]
+    assert draw.settings["samples"] == 4
+    assert draw.nfe == 32
+    assert told == [(k, step) for k in (1, 2, 3, 4) for step in range(1, 9)]
+    assert list(tmp_path.glob("*.safetensors")) == []
+    one = run(prior, LogProb(y)).x
+    assert min(float((draw.mode - sign * one).std()) for sign in (1, -1)) < 0.1 * float(one.std())
+    assert float(draw.x.std()) < 0.6 * float(one.std())  # 0, where two runs end at either
+    torch.testing.assert_close(run(prior, EitherSign(y)).x, draw.x, rtol=0, atol=0)
+    alone = run(prior, EitherSign(y), sampler=PlugAndPlay())
+    assert (alone.nfe, alone.settings["several_modes"]) == (8, True)
+
+
+def test_a_run_that_explains_the_data_worse_does_not_count():
+    data = Proximal(LogProb(torch.zeros(BOX)))
+    draws = [Draw(torch.full(BOX, value), 8, {"note": "n"}) for value in (0.01, 0.02, 1.0)]
+    found = mean_of_peaks(draws, data)
+    torch.testing.assert_close(found.x, torch.full(BOX, 0.015))
+    torch.testing.assert_close(found.mode, torch.full(BOX, 0.01))
+    assert found.settings["note"].startswith("n; x is the mean of 2 of 3 runs")
+
+
+class Writing(Prior):
+    def __call__(self, x, t):
+        return x.mul_(0.5)
+
+
+@pytest.mark.parametrize(
+    ("mistake", "words"),
+    [
+        ({"prior": Prior}, "the prior is the class Prior; give an object of it"),
+        ({"likelihood": LogProb}, "the likelihood is the class LogProb"),
+        ({"sampler": PlugAndPlay}, "the sampler is the class PlugAndPlay"),
+        ({"prior": None}, "the prior must be callable, NoneType is not"),
+        ({"sampler": "plug and play"}, "the sampler must be callable, str is not"),
+        ({"callback": 3}, "the callback must be callable, int is not"),
+        ({"prior": Writing(1.0)}, "the prior Writing writes into the volume that it is given"),
+    ],
+)
+def test_what_is_no_object_or_writes_is_named(likelihood, mistake, words):
+    given = {"prior": Prior(1.0), "likelihood": likelihood} | mistake
+    with pytest.raises(CapabilityError, match=words):
+        run(given.pop("prior"), given.pop("likelihood"), **given)
 
 
 @pytest.mark.slow
@@ -274,7 +342,7 @@ def test_settings_of_the_callers_sampler_do_not_overwrite_those_of_restore(likel
     }
 
 
-@pytest.mark.parametrize("sampler", [Flow(), AbInitio(), Guided, "Guided"])
+@pytest.mark.parametrize("sampler", [Flow(), AbInitio()])
 def test_what_is_no_sampler_is_refused(sampler, likelihood):
     with pytest.raises(CapabilityError, match=f"{type(sampler).__name__} cannot be called as a Sampler: "):
         run(Prior(1.0), likelihood, sampler=sampler, estimate="mean")

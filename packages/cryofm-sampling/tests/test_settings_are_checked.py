@@ -49,6 +49,24 @@ PRIOR = GaussianPrior(1.0)
 SAMPLERS = [PlugAndPlay(), PosteriorFlow(), Renoising(), Guided(2), Inpainting(2)]
 
 
+@pytest.mark.parametrize("value", [math.inf, math.nan, -math.inf])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda x: ScaledNormalization(SimpleNamespace(mean=0.0, std=1.0), x),
+        lambda x: AbInitio(draw_above=x),
+        lambda x: AbInitio(max_shift_px=x),
+        lambda x: Guided(2, max_push=x),
+        lambda x: restore_half_maps(
+            PRIOR, *torch.zeros(2, 4, 4, 4), voxel_size=1.5, generator=torch.Generator(), samples=x
+        ),
+    ],
+)
+def test_settings_are_finite(make, value):
+    with pytest.raises(SettingError):
+        make(value)
+
+
 def run(sampler, likelihood, shape=(4, 4, 4)):
     asked = (PRIOR,) if isinstance(sampler, Flow) else (PRIOR, likelihood)
     return sampler(*asked, shape=shape, generator=torch.Generator())

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from cryofm_io.checks import positive
 from cryofm_io.errors import GeometryError, GridMismatchError
-from cryofm_io.fsc import FscCurve, transform
+from cryofm_io.fsc import FscCurve, something_in, transform, unit
 
 __all__ = ["ConicalFsc", "conical_fsc"]
 
@@ -75,7 +75,8 @@ def conical_fsc(
 
     Raises:
         GridMismatchError: The shapes differ.
-        GeometryError: An impossible half-angle, or a box too small for it.
+        GeometryError: An impossible half-angle, a box too small for it, or a value that is not finite.
+        MaskError: The mask is 0 throughout, or a value of it is not finite.
 
     Example:
         >>> a, noise = np.random.default_rng(0).normal(size=(2, 24, 24, 24))
@@ -87,7 +88,9 @@ def conical_fsc(
     if not 5 <= half_angle_deg <= 90:
         raise GeometryError(f"cones of half-angle {half_angle_deg:g} degrees: it must lie between 5 and 90")
     positive("voxel size", voxel_size, "Å")
-    spectra = transform(a, mask), transform(b, mask)
+    if mask is not None:
+        something_in(mask)
+    spectra = transform(unit(a), mask), transform(unit(b), mask)
     return conical_fsc_of(*spectra, a.shape, voxel_size, half_angle_deg=half_angle_deg, directions=directions)
 
 

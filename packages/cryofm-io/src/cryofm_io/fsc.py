@@ -12,8 +12,8 @@ import scipy  # its parts load when they are needed, which spares a third of a s
 from numpy.typing import NDArray
 
 from cryofm_io.atomic import atomic_write
-from cryofm_io.checks import positive
-from cryofm_io.errors import GeometryError, GridMismatchError
+from cryofm_io.checks import all_finite, positive
+from cryofm_io.errors import GeometryError, GridMismatchError, MaskError
 
 __all__ = ["FscCurve", "fsc", "write_fsc_csv"]
 
@@ -91,7 +91,8 @@ def fsc(a: NDArray[Any], b: NDArray[Any], voxel_size: float, mask: NDArray[Any] 
 
     Raises:
         GridMismatchError: The shapes differ.
-        GeometryError: The maps are not three-dimensional or the voxel size is not positive.
+        GeometryError: The maps are not three-dimensional, a value is not finite, or the voxel size is not positive.
+        MaskError: The mask is 0 throughout, or a value of it is not finite.
 
     Example:
         >>> a, noise = np.random.default_rng(0).normal(size=(2, 24, 24, 24))
@@ -105,6 +106,8 @@ def fsc(a: NDArray[Any], b: NDArray[Any], voxel_size: float, mask: NDArray[Any] 
     if a.ndim != 3:
         raise GeometryError(f"FSC needs 3-D maps, got shape {a.shape}")
     positive("voxel size", voxel_size, "Å")
+    if mask is not None:
+        something_in(mask)
     return curve_of_sums(shell_sums(transform(unit(a), mask), transform(unit(b), mask), a.shape), a.shape, voxel_size)
 
 
@@ -156,10 +159,19 @@ def middle_value(data: NDArray[Any]) -> Any:
     return np.asarray(np.median(data[::step, ::step, ::step]), data.dtype)[()]
 
 
+def something_in(mask: NDArray[Any]) -> None:
+    """Refuse a mask that is not finite, or 0 throughout."""
+    all_finite("a mask's values", mask, MaskError)
+    if not mask.any():
+        raise MaskError("the mask is 0 everywhere: it shows nothing of the map")
+
+
 def unit(x: NDArray[Any]) -> NDArray[Any]:
     """The map times a power of two, so that its largest value is near 1 and squares neither over- nor underflow."""
     largest = max(abs(float(x.max())), abs(float(x.min()))) if x.size else 0.0
-    if not 0 < largest < math.inf:
+    if not math.isfinite(largest):
+        all_finite("a map's values", x)
+    if largest == 0:
         return x
     exponent = math.frexp(largest)[1]
     real = x.astype(np.float64 if x.dtype == np.float64 else np.float32, copy=False)

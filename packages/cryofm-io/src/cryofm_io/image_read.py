@@ -1,9 +1,11 @@
 """Reading stacks of images: class averages or particles, from MRC files and from RELION's STAR files."""
 
+import math
 import os
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +77,7 @@ def _read_star(path: Path, voxel_size: float | None, strict: bool) -> ImageStack
             raise InputFileError(f"{path}: image name {name!r} in row {row + 1}; expected a number before @, from 1 on")
         rows_of[file if at else name].append((row, int(number) if at else None))
 
-    images: list[NDArray[np.float32]] = [np.empty(0, np.float32)] * len(table.names)
+    images: NDArray[np.float32] | None = None
     names = list(table.names)
     headers = []
     for file, rows in rows_of.items():
@@ -91,14 +93,34 @@ def _read_star(path: Path, voxel_size: float | None, strict: bool) -> ImageStack
                 raise InputFileError(
                     f"{found}: there is no image {index} among {len(sections)} (row {row + 1}, {path})"
                 )
-            images[row] = as_float32(sections[(index or 1) - 1]).copy()  # lets go of the stack
             names[row] = f"{index or 1:06d}@{found}"
-    first = images[0].shape
-    for image, name in zip(images, names, strict=True):
-        if image.shape != first:
-            raise GridMismatchError(f"{path}: {names[0]} is {first} and {name} {image.shape}; bring them to one size")
+            if images is None:
+                images = _room_for(path, len(names), sections.shape[1:])
+            if images.shape[1:] != sections.shape[1:]:
+                shapes = f"{names[0]} is {images.shape[1:]} and {names[row]} {sections.shape[1:]}"
+                raise GridMismatchError(f"{path}: {shapes}; bring them to one size")
+            images[row] = as_float32(sections[(index or 1) - 1])
+    assert images is not None  # a table has rows
     size = _star_voxel_size(table, headers, voxel_size)
-    return _stack(path, np.stack(images), size, names, table.ctf(), table.poses(size), table.shares(), strict=strict)
+    return _stack(path, images, size, names, table.ctf(), table.poses(size), table.shares(), strict=strict)
+
+
+def _room_for(path: Path, count: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """An array for so many images, of which a table may name one a thousand times, if there is as much memory."""
+    needed, free = 4 * count * math.prod(shape), np.inf
+    with suppress(OSError, LookupError, ValueError):  # where nobody tells
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        free = 1024 * int(lines["MemAvailable"].split()[0])
+    try:
+        if needed < free:
+            return np.empty((count, *shape), np.float32)
+    except MemoryError:
+        pass
+    side = " × ".join(map(str, reversed(shape)))
+    raise InputFileError(
+        f"{path}: {count} images of {side} pixels take {needed / 2**30:.1f} GiB, for which there is no memory; "
+        "list fewer of them"
+    )
 
 
 @attrs.frozen(eq=False)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from cryofm_io.density_map import DensityMap
 from cryofm_io.errors import CryoFMError, MapWarning
 from cryofm_io.filters import low_pass
-from cryofm_io.fsc import FscCurve, shell_sums, transform
+from cryofm_io.fsc import FscCurve, shell_sums, transform, unit
 from cryofm_io.halves import check_contrast, check_half_maps, share_filled
 from cryofm_io.mrc_read import AS_A_VOLUME, read_map
 from cryofm_io.particle_size import particle_diameter
@@ -178,7 +178,7 @@ def _masked(data: NDArray[Any]) -> str:
 
 
 def _profile(map: DensityMap) -> NDArray[Any]:
-    spectrum = transform(map.data - np.median(map.data))
+    spectrum = transform(unit(map.data - np.median(map.data)))
     _, power, _, count = shell_sums(spectrum, spectrum, map.shape)
     return np.asarray(power / count)
 

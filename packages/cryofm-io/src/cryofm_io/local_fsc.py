@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from cryofm_io.checks import positive
 from cryofm_io.errors import GeometryError, GridMismatchError
+from cryofm_io.fsc import something_in, unit
 from cryofm_io.masks import spherical_mask
 
 __all__ = ["local_resolution"]
@@ -58,6 +59,7 @@ def local_resolution(
             f"a window of {window} voxels, step {step}, in a box of shape {half1.shape}; 8 is the least"
         )
     positive("voxel size", voxel_size, "Å")
+    something_in(mask)
     places = [np.arange(step // 2, n, step) for n in half1.shape]
     lattice = np.stack(np.meshgrid(*places, indexing="ij"), axis=-1)
     inside = mask > 0.5
@@ -65,7 +67,7 @@ def local_resolution(
     if not near.any():
         raise GeometryError("the mask is above 1/2 nowhere; there is no place to look at")
     ball = spherical_mask((window, window, window), 0.3 * window, 0.2 * window, 1.0)
-    one, two = (np.pad(np.asarray(half, np.float32), window // 2, mode="reflect") for half in (half1, half2))
+    one, two = (np.pad(np.asarray(unit(half), np.float32), window // 2, mode="reflect") for half in (half1, half2))
     onto = _onto_shells(window)
     values = np.empty(near.sum(), np.float32)
     corners = lattice[near]  # of the padded box: the window's centre n // 2 falls on the place

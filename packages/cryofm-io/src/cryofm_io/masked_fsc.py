@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from cryofm_io.checks import positive
 from cryofm_io.errors import GridMismatchError
 from cryofm_io.filters import multiply
-from cryofm_io.fsc import FscCurve, curve_of_sums, shell_sums, transform, unit
+from cryofm_io.fsc import FscCurve, curve_of_sums, shell_sums, something_in, transform, unit
 
 __all__ = ["MaskedFsc", "masked_fsc"]
 
@@ -60,7 +60,8 @@ def masked_fsc(
 
     Raises:
         GridMismatchError: The shapes differ.
-        GeometryError: The maps are not three-dimensional or the voxel size is not positive.
+        GeometryError: The maps are not three-dimensional, a value is not finite, or the voxel size is not positive.
+        MaskError: The mask is 0 throughout, or a value of it is not finite.
 
     Example:
         >>> rng = np.random.default_rng(0)
@@ -75,6 +76,7 @@ def masked_fsc(
         shapes = f"{half1.shape} and {half2.shape} inside a mask of {mask.shape}"
         raise GridMismatchError(f"FSC of shapes {shapes}: they must be (z, y, x), and alike")
     positive("voxel size", voxel_size, "Å")
+    something_in(mask)
     return masked_fsc_of(transform(unit(half1)), transform(unit(half2)), voxel_size, mask, seed=seed)
 
 

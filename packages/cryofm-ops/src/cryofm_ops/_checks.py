@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from cryofm_ops.errors import CryoFMError, GridMismatchError, NoiseError, ObservationError
+from cryofm_ops.errors import CryoFMError, GridMismatchError, NoiseError, ObservationError, OperatorError
 from cryofm_ops.fourier.grid import half_shape
 
 
@@ -14,6 +14,17 @@ def check_tensor(value: Any, what: str, error: type[CryoFMError]) -> None:
     if not isinstance(value, Tensor):
         how = "; torch.from_numpy makes one of it" if hasattr(value, "__array__") else ""
         raise error(f"{what} must be a tensor, got {type(value).__name__}{how}")
+
+
+def check_object(value: Any, what: str) -> None:
+    """An object, where the class itself is what people forget to call."""
+    if isinstance(value, type):
+        raise OperatorError(f"{what} is the class {value.__name__}; give an object of it, {value.__name__}(...)")
+
+
+def writes_of(x: Tensor) -> int:
+    """How often a tensor was written into; of one that does not count them, 0."""
+    return 0 if x.is_inference() else x._version
 
 
 def check_observation(_: Any, __: Any, y: Any) -> None:

@@ -46,6 +46,7 @@ class Normal:
             orthonormal FFT, on the half grid `(..., z, y, x // 2 + 1)` (stationary); or, where it is known
             only by its draws, a function from a generator to a deviation from the mean.
         note: what there is to say about how it was found, such as that there are several modes; mostly nothing.
+        several: whether other modes were found that are about as probable.
 
     >>> import torch
     >>> normal = Normal(torch.zeros(4, 4, 4), 0.0)
@@ -56,6 +57,7 @@ class Normal:
     mean: Tensor
     variance: Tensor | float | Callable[[torch.Generator], Tensor]
     note: str = ""
+    several: bool = False
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """One draw for every element of the batch, in order, shaped as `mean`."""

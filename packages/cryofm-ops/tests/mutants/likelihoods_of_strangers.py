@@ -308,6 +308,52 @@ class RefinesToOne(Tilted):
         return Summed(super().refine(x).scale)
 
 
+@named(LIKELIHOODS, "refines_to_a_likelihood", "the same log p twice")
+class RefinesByItsHistory(Tilted):
+    before = 1.0
+
+    def refine(self, x):
+        scale = 0.5 * (super().refine(x).scale + self.before)
+        self.before = float(scale.mean())
+        return Scaled(scale)
+
+
+@named(LIKELIHOODS, "refines_each_alone", "a refine that mixes the volumes of a batch")
+class RefinesByPlaceInTheBatch(Tilted):
+    def refine(self, x):
+        scale = super().refine(x).scale
+        return Scaled(scale * torch.arange(1, scale.numel() + 1).to(scale).reshape(scale.shape))
+
+
+@named(LIKELIHOODS, "refines_each_alone", "a refine that mixes the volumes of a batch")
+class RefinesToTheBestOfTheBatch(Tilted):
+    def refine(self, x):
+        scale = super().refine(x).scale
+        return Scaled(scale.amax().expand_as(scale))
+
+
+@named(LIKELIHOODS, "refines_to_a_likelihood", "NaN")
+class RefinesToNaN(Tilted):
+    def refine(self, x):
+        return Scaled((super().refine(x).scale - 1e9).sqrt())
+
+
+@named(LIKELIHOODS, "refines_to_a_likelihood", "an object with log_prob; came NoneType")
+class RefinesInPlaceOfReturning(Tilted):
+    def refine(self, x):
+        self.found = super().refine(x)
+
+
+@named(LIKELIHOODS, "refines_to_a_likelihood", "of shape (2,); came shape (1,)")
+class RefinesTheFirstAlone(Tilted):
+    def refine(self, x):
+        class First(Scaled):
+            def log_prob(self, x):
+                return super().log_prob(x).reshape(-1)[:1]
+
+        return First(super().refine(x).scale)
+
+
 def likelihood(kind: type) -> Any:
     """A mutant (or its correct model), made of the data of this module."""
     return kind(getattr(kind, "model", Masked)(), WhiteNoise(0.5), DATA) if issubclass(kind, LinearGaussian) else kind()

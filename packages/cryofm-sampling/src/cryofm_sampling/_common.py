@@ -57,8 +57,10 @@ def numbers(values: Iterable[float]) -> tuple[float, ...]:
 def within(*validators: Callable[[Any, Any, T], object]) -> Callable[[Any, Any, T], None]:
     """A validator of attrs that passes what all of `validators` do, and otherwise raises `SettingError`."""
 
-    def validate(instance: object, attribute: object, value: T) -> None:
+    def validate(instance: object, attribute: Any, value: T) -> None:
         try:
+            if isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"'{attribute.name}' must be finite: {value}")
             for validator in validators:
                 validator(instance, attribute, value)
         except (TypeError, ValueError) as error:
@@ -84,6 +86,12 @@ def calibrated(velocity: object, needed_by: str) -> Calibrated:
     if not isinstance(velocity, Calibrated):
         lacking = missing(velocity, "signal_power", "denoising_error")
         raise CapabilityError(f"{needed_by} needs a Calibrated velocity field; {lacking}. `calibrate` measures both.")
+    for name, axes in (("signal_power", 1), ("denoising_error", 2)):
+        table = getattr(velocity, name)
+        if not isinstance(table, Tensor) or table.ndim != axes or (axes == 2 and table.shape[1] != 2):
+            found = f"one of shape {tuple(table.shape)}" if isinstance(table, Tensor) else type(table).__name__
+            shape = "(k,)" if axes == 1 else "(k, 2)"
+            raise CapabilityError(f"the {name} of {type(velocity).__name__} must be a tensor {shape}, it is {found}")
     return velocity
 
 
@@ -111,6 +119,7 @@ class Unrounded:
 
     data: Conjugate
     notes: list[str] = attrs.field(factory=list)
+    several: list[bool] = attrs.field(factory=list)
 
     @property
     def batched(self) -> bool:
@@ -139,6 +148,8 @@ class Unrounded:
         note = getattr(posterior, "note", "")
         if note and note not in self.notes:
             self.notes.append(note)
+        if getattr(posterior, "several", False) and not self.several:
+            self.several.append(True)
         if not isinstance(posterior, Normal) or not callable(posterior.variance):
             return posterior
         if isinstance(posterior.variance, Deviations):
@@ -178,8 +189,10 @@ def as_the_data(likelihood: Likelihood | Conjugate, box: Box, like: Tensor) -> T
 
 def notes(data: Sequence[Conjugate]) -> dict[str, object]:
     """What conditioning had to say, as a setting; mostly nothing."""
-    found = [note for y in dict.fromkeys(data) if isinstance(y, Unrounded) for note in y.notes]
-    return {"note": "; ".join(found)} if found else {}
+    ours = [y for y in dict.fromkeys(data) if isinstance(y, Unrounded)]
+    found = [note for y in ours for note in y.notes]
+    said: dict[str, object] = {"note": "; ".join(found)} if found else {}
+    return said | ({"several_modes": True} if any(y.several for y in ours) else {})
 
 
 def given(
@@ -323,9 +336,15 @@ def velocity_at(velocity: VelocityField, x: Tensor, t: float, *, any_value: bool
     return (x - x_0) / t
 
 
+def writes_of(x: Tensor) -> int:
+    """How often a tensor was written into; of one that does not count them, 0."""
+    return 0 if x.is_inference() else x._version
+
+
 def evaluated(velocity: VelocityField, x: Tensor, t: float, *, any_value: bool = False) -> Tensor:
     """v(x, t), or an error that says whose fault it is that it is of another kind, or, unless any value will do, not
     finite."""
+    written = writes_of(x)
     try:
         v = velocity(x, time_like(t, x))
     except RuntimeError as error:
@@ -340,6 +359,8 @@ def evaluated(velocity: VelocityField, x: Tensor, t: float, *, any_value: bool =
         raise CapabilityError(
             f"the prior {type(velocity).__name__} must give a real velocity of shape {tuple(x.shape)}, it gave {found}"
         )
+    if writes_of(x) != written:
+        raise CapabilityError(f"the prior {type(velocity).__name__} writes into the volume that it is given")
     if not any_value and not v.isfinite().all():
         if x.isfinite().all():
             raise CapabilityError(f"{type(velocity).__name__} gives a velocity that is not finite at t = {t:.3g}")
@@ -384,7 +405,13 @@ def log_prob_and_gradient(likelihood: Likelihood, x: Tensor) -> tuple[Tensor, Te
     """Log p(y | x), `(*batch,)`, and its gradient; autocast, meant for the network, does not reach them."""
     with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
         x = x.detach().requires_grad_()
-        value = likelihood.log_prob(x)
+        try:
+            value = likelihood.log_prob(x.clone())  # which it may write into
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # torch's own, which does not say whose it is
+            name = type(likelihood).__name__
+            raise OperatorError(f"the log_prob of {name} fails for volumes {tuple(x.shape)}: {error}") from error
         if not isinstance(value, Tensor) or not value.is_floating_point():
             found = value.dtype if isinstance(value, Tensor) else type(value).__name__
             raise OperatorError(f"the log_prob of {type(likelihood).__name__} must be a real tensor, it is {found}")

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+from collections.abc import Callable
 from functools import partial
 from itertools import count
 from typing import Literal, cast
@@ -11,7 +12,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from cryofm_ops import Blind, Conjugate, FourierDiagonal, GridMismatchError, Likelihood, in_model_units, radial
+from cryofm_ops import (
+    Blind,
+    Conjugate,
+    FourierDiagonal,
+    GridMismatchError,
+    Likelihood,
+    Proximal,
+    in_model_units,
+    radial,
+)
 from cryofm_sampling._common import missing, split_shape, streams, variance_at
 from cryofm_sampling._counted import Tally, counted
 from cryofm_sampling.errors import CapabilityError, SettingError
@@ -20,6 +30,7 @@ from cryofm_sampling.protocols import Calibrated, Callback, Draw, RunCallback, S
 from cryofm_sampling.runs._ranks import rank_and_size
 from cryofm_sampling.runs.checkpoint import Checkpoint
 from cryofm_sampling.runs.spread import spread
+from cryofm_sampling.samplers._peaks import Elsewhere, mean_of_peaks
 from cryofm_sampling.samplers.blind_guided import BlindGuided
 from cryofm_sampling.samplers.guided import Guided
 from cryofm_sampling.samplers.plug_and_play import PlugAndPlay
@@ -27,6 +38,9 @@ from cryofm_sampling.samplers.posterior_flow import PosteriorFlow
 from cryofm_sampling.samplers.renoising import Renoising
 
 __all__ = ["restore"]
+
+_PEAKS = 4  # runs, where several modes are about as probable
+_HELD = 4  # passes at the last level, of data that a log p alone tells
 
 
 def restore(
@@ -64,8 +78,10 @@ def restore(
             `PosteriorFlow`. Without a `Calibrated` prior both are by `Guided`, the mean being the average of `samples`
             runs; where the likelihood is `Blind` they are by `BlindGuided`, and the mean is that of the runs which fits
             best.
-            **Where the posterior has several peaks** `PlugAndPlay` finds one of them, as does the best run of
-            `BlindGuided`, and the average of samples is their mean, which may look like none of them.
+            **Where the posterior has several peaks** the mean may look like none of them. Where a `log_prob` alone
+            shows several modes that are about as probable, x is the mean of four runs that begin at one each, and
+            `mode` that of the run that fits best; the `note` says so. Any other `PlugAndPlay` finds one of the peaks,
+            as does the best run of `BlindGuided`, and the average of samples is their mean.
         samples: number of runs of a sampler that draws samples; the first k do not depend on how many follow.
         sampler: another algorithm than these.
         callback: is told of every step; of one run after the other where there are several, and which it is if it is
@@ -98,6 +114,12 @@ def restore(
         raise SettingError(f'estimate must be "mean" or "samples", got {estimate!r}')
     if not isinstance(generator, torch.Generator):
         raise SettingError(f"generator must be a torch.Generator, got {generator!r}")
+    for what, thing in (("prior", prior), ("likelihood", likelihood), ("sampler", sampler)):
+        if isinstance(thing, type):
+            raise CapabilityError(f"the {what} is the class {thing.__name__}; give an object of it")
+    for what, called in (("prior", prior), ("sampler", sampler), ("callback", callback)):
+        if not callable(called) and (called is not None or what == "prior"):
+            raise CapabilityError(f"the {what} must be callable, {type(called).__name__} is not")
     if not hasattr(samples, "__index__") or samples < 1:
         raise SettingError(f"samples must be a whole number from 1, got {samples!r}")
     normalization = getattr(prior, "normalization", None)
@@ -108,6 +130,7 @@ def restore(
     if normalization is not None:
         inner = in_model_units(inner, normalization, shape=box)
     because = "the caller chose it"
+    chosen = sampler is None
     if sampler is None:
         estimate = estimate or "mean"
         sampler, because = _choose(prior, inner, estimate)
@@ -153,6 +176,12 @@ def restore(
         raise GridMismatchError(f"{type(sampler).__name__} gave volumes of shape {wrong[0]}, asked for {tuple(shape)}")
     if checkpoint is not None and not mean_only:
         _remove_parts(checkpoint, samples, *rank_and_size(group))
+    runs = len(draws)
+    if chosen and isinstance(sampler, PlugAndPlay) and draws[0].settings.get("several_modes"):
+        levels = cast("list[float]", draws[0].settings["time"])
+        same = attrs.evolve(sampler, time=sum(levels) / len(levels))  # the noise is one, whatever the mode
+        run = partial(same, prior, shape=shape, generator=generator)
+        draws, runs = [_of_several_peaks(run, draws[0], Proximal(data), callback, checkpoint)], _PEAKS
     x = torch.stack([draw.x for draw in draws])
     if estimate == "mean":
         x = _best(x, inner) if isinstance(inner, Blind) and isinstance(sampler, BlindGuided) else x.mean(0)
@@ -165,7 +194,7 @@ def restore(
         "algorithm": type(sampler).__name__,
         "because": because,
         "estimate": estimate,
-        "samples": len(draws),
+        "samples": runs,
     }
     if isinstance(sampler, PlugAndPlay):
         times = cast("list[float]", draws[0].settings["time"])
@@ -176,6 +205,20 @@ def restore(
         x if mode is None else mode, likelihood if not ours else counted(likelihood, tally), prior, box, scale
     )
     return Draw(x, nfe, settings, found, tally.calls, mode)
+
+
+def _of_several_peaks(
+    run: Callable[..., Draw], first: Draw, data: Proximal, callback: Callback | None, checkpoint: Checkpoint | None
+) -> Draw:
+    """The mean of `first` and of runs that begin at other modes, each from a draw of the prior."""
+    draws = [first]
+    for k in range(1, _PEAKS):
+        told = callback.of_run(k + 1, _PEAKS) if isinstance(callback, RunCallback) else callback
+        kept = {} if checkpoint is None else {"checkpoint": checkpoint.part(k)}
+        draws.append(run(Elsewhere(data, k), callback=told, **kept))
+    if checkpoint is not None:
+        checkpoint.remove_parts(_PEAKS)
+    return mean_of_peaks(draws, data)
 
 
 def _misfit(
@@ -224,12 +267,14 @@ def _choose(
             mean = _mean(likelihood)
         else:
             because = "the likelihood has a log_prob alone, by which the most probable volume is found in every pass"
-            mean = PlugAndPlay()
+            mean = PlugAndPlay(held=_HELD)
         if estimate == "mean":
-            more = "" if mean == PlugAndPlay() else ", in more passes to fill what was not measured"
+            more = (
+                "" if mean.iterations == PlugAndPlay().iterations else ", in more passes to fill what was not measured"
+            )
             return mean, f"{because}: the mean in fewest evaluations{more}"
         complete = isinstance(likelihood, FourierDiagonal) and not _has_gaps(likelihood.spectral_precision())
-        flow = PosteriorFlow() if complete else PosteriorFlow(first=mean)
+        flow = PosteriorFlow() if complete else PosteriorFlow(first=attrs.evolve(mean, held=0))
         return flow, f"samples were asked for, {because}: the flow of the posterior"
     because = f"the prior is not Calibrated: {missing(prior, 'signal_power', 'denoising_error')}"
     averaged = "; its samples are averaged" if estimate == "mean" else ""

@@ -4,6 +4,7 @@ from typing import overload
 
 from torch import Tensor
 
+from cryofm_ops._checks import check_object
 from cryofm_ops.errors import OperatorError
 from cryofm_ops.likelihoods.fourier_gaussian import FourierGaussian
 from cryofm_ops.likelihoods.linear_gaussian import Gaussian, LinearGaussian
@@ -44,6 +45,8 @@ def gaussian_likelihood(
     >>> isinstance(likelihood, Conjugate), likelihood.log_prob(torch.zeros(2, 4, 4, 4)).shape
     (True, torch.Size([2]))
     """
+    check_object(operator, "the operator")
+    check_object(noise, "the noise")
     if isinstance(operator, FourierMultiplier) and isinstance(noise, SpectralPower):
         return FourierGaussian.observed(operator, noise, observation)
     if not isinstance(operator, Operator):

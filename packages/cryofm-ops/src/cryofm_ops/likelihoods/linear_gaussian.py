@@ -17,7 +17,7 @@ import attrs
 import torch
 from torch import Tensor
 
-from cryofm_ops._checks import check_observation, check_variance
+from cryofm_ops._checks import check_observation, check_variance, writes_of
 from cryofm_ops.errors import GridMismatchError, OperatorError
 from cryofm_ops.fourier.grid import fourier_filter, standard_normal
 from cryofm_ops.likelihoods._conjugate_gradients import conjugate_gradients
@@ -60,10 +60,15 @@ class Gaussian(Summable):
 
     def _residual(self, x: Tensor) -> tuple[Tensor, int]:
         """A x − y, whose batch may be that of y, and how many axes one observation has."""
+        name, written = type(self.operator).__name__, writes_of(x)
         made = self.operator(x)
         if not isinstance(made, Tensor) or not made.is_floating_point():
             found = made.dtype if isinstance(made, Tensor) else type(made).__name__
-            raise OperatorError(f"{type(self.operator).__name__} must make a real tensor of a volume, it made {found}")
+            raise OperatorError(f"{name} must make a real tensor of a volume, it made {found}")
+        if made.dtype.itemsize < 4:
+            raise OperatorError(f"{name} must make float32 or float64 of a volume, it made {made.dtype}")
+        if writes_of(x) != written:
+            raise OperatorError(f"{name} writes into the volume that it is given: let it make a new one")
         one = made.shape[x.ndim - 3 :]
         if self.observation.shape[-len(one) :] != one:
             raise GridMismatchError(
@@ -160,7 +165,17 @@ class LinearGaussian(Gaussian):
         if isinstance(A, FourierMultiplier):
             made = root * transfer_for(A, mean)
             return partial(fourier_filter, transfer=made), partial(fourier_filter, transfer=made.conj())
-        return lambda u: A(_filtered(u, root)), lambda r: _filtered(A.adjoint(r), root)
+
+        def across(r: Tensor) -> Tensor:
+            back = A.adjoint(r)
+            if not isinstance(back, Tensor) or back.shape[-3:] != mean.shape[-3:]:
+                found = tuple(back.shape) if isinstance(back, Tensor) else type(back).__name__
+                raise GridMismatchError(
+                    f"the adjoint of {type(A).__name__} makes {found} of data of volumes {tuple(mean.shape[-3:])}"
+                )
+            return _filtered(back, root)
+
+        return lambda u: A(_filtered(u, root)), across
 
     def _covariance_of_silent_noise(self) -> Callable[[Tensor], Tensor] | None:
         """Σ, where the noise has no power in some coefficient of the observation, and thus no Σ⁻¹."""

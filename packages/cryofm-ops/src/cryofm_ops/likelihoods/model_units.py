@@ -19,6 +19,9 @@ __all__ = ["in_model_units"]
 class _FourierLikelihood(Likelihood, FourierDiagonal, Protocol): ...
 
 
+_EXTREME = 1e15  # of numbers that are squared in single precision
+
+
 class _ConjugateLikelihood(Likelihood, Conjugate, Protocol): ...
 
 
@@ -40,7 +43,9 @@ class _ModelUnits:
         if isinstance(v, Deviations):
             draw = v.draw
             variance = Deviations(lambda generators: draw(generators) / s)
-        return Normal((posterior.mean - m) / s, variance, getattr(posterior, "note", ""))
+        return Normal(
+            (posterior.mean - m) / s, variance, getattr(posterior, "note", ""), getattr(posterior, "several", False)
+        )
 
     @property
     def dtype(self) -> torch.dtype | None:
@@ -213,8 +218,12 @@ def in_model_units(
             f"the likelihood is in model units already ({already}): it would be converted twice. Give "
             "the one in data units; `restore` converts it"
         )
-    if not normalization.std > 0:
-        raise OperatorError(f"the std of a normalization must be positive, got {normalization.std}")
+    if not (hasattr(normalization, "mean") and hasattr(normalization, "std")):
+        raise OperatorError(f"a normalization has a mean and a std; {type(normalization).__name__} has not")
+    if not 1 / _EXTREME < normalization.std < _EXTREME:  # whose square is a number
+        raise OperatorError(
+            f"the std of a normalization must be positive, got {normalization.std}, and its square a number"
+        )
     if isinstance(likelihood, FourierGaussian):
         if shape is not None and tuple(shape) != likelihood.shape:
             raise GridMismatchError(f"the data have box {likelihood.shape}, the volumes asked for {tuple(shape)}")

@@ -8,9 +8,10 @@ volume and beside it tell (Hutchinson's estimate, from one probe):
 
 by limited-memory BFGS. Where w is white, ∇φ is the distance to the mode in standard deviations; `tolerance` bounds it.
 
-A posterior with several peaks has several modes. Where no start is given, the mode is sought from the mean and from the
-data alone, which is the mode for a hundred times the variance, and where these two disagree, from draws of the prior
-too. The most probable is kept.
+A posterior with several peaks has several modes. Where no start is given, the mode is sought from the mean, from what
+the data alone say, which is the mode for a hundred times the variance, from a draw of the prior, and from the mirror
+image, in the mean, of where that ended; where these disagree, from more draws. The most probable is kept. Peaks that
+are reached from none of these starts are not seen.
 
 The mean of such a posterior is not its mode; `mean_from` has it where every voxel has a log p of its own
 (`_pointwise`), and elsewhere that of the normal that is nearest to it (`_variational`).
@@ -55,6 +56,7 @@ _BEND = 0.1  # standard deviations over which curvature is felt
 _STEP = 2.0  # standard deviations of the prior that a voxel may move in one step
 _DRAWS = 2  # of the prior, to begin from where there are several modes
 _APART = 0.1  # standard deviations of the prior by which modes differ that are not one
+_TIED = 2.0  # standard deviations of a χ² of all voxels by which modes may differ that are about as probable
 _PRODUCTS = 30
 
 
@@ -70,7 +72,7 @@ class Proximal(Summable):
 
     The exact mean and covariance where the likelihood is Gaussian and its operator linear. Otherwise the mode of a
     skewed or many-peaked distribution is not its mean, which `mean_from` finds (it is `Averaging`). The `note` of the
-    result says if the starts ended at several modes.
+    result says if the starts ended at several modes, and `several` if one is about as probable as the one that is kept.
 
     >>> class Saturated:  # y = tanh x + noise of variance 0.01
     ...     def log_prob(self, x):
@@ -112,13 +114,17 @@ class Proximal(Summable):
             return [self._search(x, mean, V) for x in (start, alone.x)]
 
         found = ends(drawn(_BESIDE))  # not the mean itself: at 0, a magnitude has no slope
+        found.append(self._search(drawn(1.0), mean, V))  # the mean may lie between two peaks, where there is no slope
+        found.append(self._search(2 * mean - found[-1].x, mean, V))
         best, one = _best(found)
         if not one.all():
             first, sure = best, one
             found += [end for _ in range(_DRAWS) for end in ends(drawn(1.0))]
             best, one = _best(found)
             best, one = _chosen(sure, first, best), sure | one
-        return best.normal(self, "" if one.all() else _several(found, best))
+        if one.all():
+            return best.normal(self)
+        return attrs.evolve(best.normal(self, _several(found, best)), several=_tied(found, best))
 
     def condition_from(self, start: Tensor, mean: Tensor, variance: Tensor | float, /) -> Normal:
         """As `condition`, sought from `start` alone."""
@@ -209,8 +215,13 @@ class Proximal(Summable):
         """`(*batch, 1, 1, 1)`, and shaped as x; autocast, under which a network beside this may run, is kept out."""
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
             x = x.detach().clone().requires_grad_()
-            value = self.likelihood.log_prob(x)
             name = type(self.likelihood).__name__
+            try:
+                value = self.likelihood.log_prob(x.clone())  # which it may write into
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:  # torch's own, which does not say whose it is
+                raise OperatorError(f"the log_prob of {name} fails for volumes {tuple(x.shape)}: {error}") from error
             if not isinstance(value, Tensor) or not value.is_floating_point():
                 found = value.dtype if isinstance(value, Tensor) else type(value).__name__
                 raise OperatorError(f"the log_prob of {name} must be a real tensor, it is {found}")
@@ -298,6 +309,12 @@ def _several(found: list[_Search], best: _Search) -> str:
         f"the data have several modes: of {len(found)} starts {len(elsewhere)} ended elsewhere, at volumes "
         f"that are less probable by {nats:.3g} nats or more"
     )
+
+
+def _tied(found: list[_Search], best: _Search) -> bool:
+    """Whether one of the others, of some volume, is about as probable: φ of n voxels varies by √(n / 2)."""
+    nats = _TIED * math.sqrt(math.prod(_box(best.mean)) / 2)
+    return any(bool(((end.value - best.value <= nats) & (_apart(end, best) > _APART)).any()) for end in found)
 
 
 def _box(x: Tensor) -> Shape:

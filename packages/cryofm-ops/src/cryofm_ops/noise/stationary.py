@@ -22,6 +22,14 @@ def _check_std(_: object, __: object, std: float) -> None:
         raise NoiseError(f"std of white noise must be finite and not negative, got {std}")
 
 
+def _number(std: object) -> float:
+    try:
+        return float(std)  # type: ignore[arg-type]
+    except (TypeError, ValueError, RuntimeError):
+        found = f"a tensor of shape {tuple(std.shape)}" if isinstance(std, Tensor) else repr(std)
+        raise NoiseError(f"std of white noise must be a number, got {found}; VoxelNoise has one for each") from None
+
+
 def check_table(_: object, __: object, table: Tensor) -> None:
     """A radial power is a 1-D table, finite and not negative (an attrs validator)."""
     if table.ndim != 1 or len(table) < 2 or not table.is_floating_point():
@@ -43,7 +51,7 @@ class WhiteNoise:
     tensor([4.])
     """
 
-    std: float = attrs.field(converter=float, validator=_check_std)
+    std: float = attrs.field(converter=_number, validator=_check_std)
 
     def sample(self, y: Tensor, /, *, generator: torch.Generator) -> Tensor:
         """Noisy y: y + n, drawn in order over all but the last three axes (see `standard_normal`)."""

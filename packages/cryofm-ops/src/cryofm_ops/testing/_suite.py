@@ -5,6 +5,7 @@ from typing import Any
 
 import attrs
 
+from cryofm_ops._checks import check_object
 from cryofm_ops.errors import OperatorError
 from cryofm_ops.fourier.grid import Shape
 from cryofm_ops.testing._case import SHAPES, Case, ContractError
@@ -192,6 +193,7 @@ def _checks(
         raise OperatorError(f"level {level!r} of the checks is unknown; there are {', '.join(LEVELS)}")
     if not 0 < scale < float("inf"):
         raise OperatorError(f"scale must be positive and finite, got {scale}")
+    check_object(subject, "what is checked")
     known = LEVELS[: LEVELS.index(level) + 1]
     fitting = [rule for rule in rules if all(isinstance(subject, need) for need in rule.needs)]
     if not fitting:

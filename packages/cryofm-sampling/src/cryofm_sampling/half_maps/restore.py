@@ -239,7 +239,7 @@ def _check(half1: Tensor, half2: Tensor, samples: int) -> None:
     batch, _ = split_shape(half1.shape)
     if batch:
         raise GridMismatchError(f"a half map is one volume (z, y, x), got {tuple(half1.shape)}")
-    if samples < 0:
+    if not 0 <= samples < 2**31 or samples != int(samples):
         raise SettingError(f"samples must be a whole number from 0, got {samples}")
 
 
