@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from _table import write_csv
 
-from cryofm_io import DensityMap, ImageCtf, ImageStack, Poses, write_map, write_poses
+from cryofm_io import DensityMap, write_map
 from cryofm_model import (
     ConditionalPrior,
     Normalization,
@@ -41,7 +41,6 @@ ONE = ("--steps", "2", "--scale", "1")
 MODELS = ("--mask-diameter", "150", "--tries", "1", "--keep", "1", "--steps", "2")
 WIDE = "wide.safetensors"  # a network of 64 channels a voxel, its weights random; the bundled one has fewer than 8
 SHOWN = "shown.safetensors"  # a network that is shown a map, its weights random
-PARTICLES = 300
 
 
 @attrs.frozen
@@ -75,7 +74,6 @@ class Run:
 RUNS = (
     Run("abinitio", (12, 96, 96), 3.0, MODELS, ("views.mrcs",)),
     Run("enhance", (128, 128, 128), 1.5, ("--steps", "2"), ("half1.mrc",), ("--prior", SHOWN)),
-    Run("particles", (96, 96, 96), 1.5, ("--mask-diameter", "60", "--steps", "2"), ("particles.star",)),
     Run("large_map", (160, 240, 240), 1.5, (*QUICK, "--block", "96", "--state", "state")),
     Run("missing_wedge", (112, 112, 112), 1.5, (*QUICK, "--half2", "half2.mrc"), ("half1.mrc",)),
     Run("anisotropic", (120, 120, 120), 1.2),
@@ -111,25 +109,9 @@ def make(folder: Path, run: Run) -> None:
         z, y, x = (np.exp(-((axis - c) ** 2) / 6).astype(np.float32) for axis, c in zip(axes, centre, strict=True))
         density += z[:, None, None] * y[:, None] * x
     density /= density.max()
-    if run.script == "particles":
-        write_particles(folder, density, run.voxel_size)
-        return
     for name in dict.fromkeys((*run.files, "half2.mrc")):
         noise = rng.standard_normal(run.shape, np.float32)
         write_map(folder / name, DensityMap(density + np.float32(0.1) * noise, run.voxel_size))
-
-
-def write_particles(folder: Path, density: np.ndarray[Any, Any], voxel_size: float) -> None:
-    """Images from four sides, and their STAR file."""
-    rng, side = np.random.default_rng(1), len(density)
-    turns = rng.integers(0, 4, PARTICLES)
-    views = np.stack([np.rot90(density, k, (0, 2)).sum(0) for k in range(4)])[turns]
-    views += rng.normal(0, 2, (PARTICLES, side, side))
-    write_map(folder / "particles.mrcs", DensityMap(views, voxel_size))
-    names = [f"{k + 1}@particles.mrcs" for k in range(PARTICLES)]
-    ctf = ImageCtf(*(value * np.ones(PARTICLES) for value in (8000, 8000, 0, 300, 2.7, 0.1, 0)))
-    poses = Poses.from_angles(np.stack([0 * turns, 90.0 * turns, 0 * turns], -1), np.zeros((PARTICLES, 2)))
-    write_poses(folder / "particles.star", ImageStack(views, voxel_size, names, ctf), poses)
 
 
 def row(run: Run) -> dict[str, Any]:
