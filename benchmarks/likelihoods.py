@@ -5,7 +5,8 @@ the prior N(0, 1), independent in every voxel, under which the posterior mean is
 the truth's, by
 
 - `observed`: the volume that the data alone say, without a prior;
-- `ours`: `restore`, which is given the log p and nothing else; with 20 passes, too, which is what deepinv gets;
+- `ours`: `restore`, which is given the log p and nothing else; with 20 passes, too, which is what deepinv gets, of one
+  run where there are several modes;
 - `closed form`, `quadrature`: what there is to reach, where it is known: `restore` of the `FourierGaussian` that the
   same data are, and the exact posterior mean;
 - with `--peers deepinv azula`, in an environment that has them, and with the same prior: deepinv (plug-and-play by
