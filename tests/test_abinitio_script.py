@@ -183,7 +183,6 @@ def test_flags_that_would_do_nothing(run, images, arguments, message, capsys):
         (lambda y: y, ["--device", "nowhere"], "no device 'nowhere'"),
         (lambda y: np.repeat(y, 21, 0), [], "100 at most"),
         (lambda y: y, ["--algorithm", "paper", "--poses", "given"], "the images come without poses"),
-        (lambda y: y, ["--algorithm", "paper", "--background", "70"], "fraction of the pixels"),
     ],
 )
 def test_bad_input(run, images, change, arguments, message, tmp_path, capsys):

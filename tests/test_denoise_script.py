@@ -418,7 +418,7 @@ def test_values_that_cannot_be_are_refused_by_the_command_line(run, half_maps, t
 
 @pytest.mark.parametrize(
     ("voxel_size", "message"),
-    [(100, "needs about"), (1e-9, "is the voxel size right"), (1e300, "is the voxel size right")],
+    [(100, "needs about"), (10000, "is the voxel size right")],
 )
 def test_absurd_voxel_sizes_are_told_before_anything_is_resampled(
     run, half_maps, tmp_path, capsys, monkeypatch, voxel_size, message

@@ -538,7 +538,6 @@ def test_mistakes_are_one_line_and_leave_nothing(run, name, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("missing_wedge", ["--tilt-min", 60, "--tilt-max", -60], "tilt_min < tilt_max"),
         ("missing_wedge", ["none.mrc"], "none.mrc"),
         ("likelihood", ["none.mrc"], "none.mrc"),
         ("anisotropic", ["none.mrc", "none.mrc"], "none.mrc"),

@@ -250,6 +250,15 @@ def test_of_many_jobs_those_that_fail_are_named():
         many.failures(outcome, ["good", "full"], 1, strict=False, unit="item")
 
 
+@pytest.fixture
+def ctrl_c():
+    """Heard also where the tests are a job in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_while_processes_begin_waits():
     """A thread of some library takes the signal, and Python raises in the one that forks."""
     threading.Thread(target=time.sleep, args=(0.5,), daemon=True).start()
@@ -265,6 +274,7 @@ def test_ctrl_c_while_processes_begin_waits():
     assert done
 
 
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_that_python_drops_comes_again(capsys):
     class Freed:
         def __del__(self):
