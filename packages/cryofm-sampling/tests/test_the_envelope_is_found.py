@@ -3,6 +3,7 @@
 import math
 from types import SimpleNamespace
 
+import attrs
 import pytest
 import torch
 
@@ -91,6 +92,29 @@ def test_a_trial_of_the_true_envelope_is_scored_above_the_others():
         assert (fit.b_factor, fit.normalization.scale, fit.solvent_contrast, fit.nfe) == (b, scale, 0.0, 3)
         ((*_, scores[b, scale]),) = fit.trials
     assert max(scores, key=scores.get) == (60.0, 1.0)
+
+
+def test_noise_that_drowns_the_rest_is_left_out_before_a_region_is_cut():
+    """What a face would spread of it is far above the signal of the shells where the halves agree."""
+    noise = torch.full((17,), 0.004)
+    noise[10:] = 40.0
+    x = torch.randn(BOX, generator=torch.Generator().manual_seed(0))
+    for table, ends in ((noise, True), (noise.clamp(max=1.0), False)):
+        fsc = torch.where(torch.arange(17) < 10, 0.9, 0.001)
+        model = FourierModel(fsc, table, fsc * table / (1 - fsc), BOX, lambda shape: None)
+        found = envelope._without_glare(x, model)
+        if ends:
+            kept = 2 * 16 * frequencies(BOX) < 9.5
+            torch.testing.assert_close(torch.fft.rfftn(found), kept * torch.fft.rfftn(x), atol=1e-3, rtol=1e-4)
+        else:
+            assert found is x
+
+
+def test_a_b_factor_costs_where_the_wilson_plot_hardly_allows_it():
+    told = envelope._Wilson(20.0, 0.0, 0.15, told=True)
+    assert [envelope._unlikely(b, told) for b in (0.0, 35.0, 80.0)] == [0.0, 0.0, 0.0]
+    assert envelope._unlikely(140.0, told) == pytest.approx(4 * envelope._FAR)
+    assert envelope._unlikely(300.0, attrs.evolve(told, told=False)) == 0.0
 
 
 @pytest.mark.parametrize("n", [7, 40000, 250000, 310001])

@@ -69,7 +69,7 @@ __all__ = [
 
 SIDE, SIDE_OF_FINE = 48, 64  # voxels of the region; where B is known, which takes a third of the trials
 _EDGE = 8  # voxels over which it ends
-_LEAST_FSC = 0.02  # of shells that are scored
+_LEAST_FSC, _SURE = 0.02, 0.05  # of shells that are scored; of those whose noise is taken for the usual one
 _CORRELATION = 0.2  # weight of the FSC beside the explained share
 _BRIGHTEST = 0.9  # 99.999th percentile of a restored map that is not penalised; of the prior's own it is 1
 _PENALTY = 0.3  # times the squared logarithm of what is above it
@@ -82,11 +82,13 @@ _RANGES = (_RANGE, (-math.inf, math.inf), (-0.6, 0.75))
 _FIRST = (0.0, 60.0, 120.0, 180.0)  # Å²
 _STEPS: tuple[_Point, ...] = ((60.0, 0.45, 0.3), (30.0, 0.22, 0.15))
 _CONTRAST = 0.01  # what a solvent has to gain: up to 0.006 of maps in a vacuum, 0.018 and more of others
+_FAR = 0.05  # times the squared distance of B from what the Wilson plot allows, over 30 Å²
 _WORSE = 1e-4  # what moving from the start has to gain, per squared step of κ
 _CLIMB = 6  # rounds at most with each step
 _COARSEST = 12.0  # Å, of the Wilson plot
 _AGREE = 0.15  # least FSC of the Wilson plot
 _FINE = 3.8  # Å, to which halves have to agree for B to be told by the fine shells: within 10 Å², to 4.6 Å within 37
+_DROWNS, _GLARE = 1e3, 30.0  # times the noise of shells where halves agree: to look for it, and what is left out
 _DIMMED_AT = 2.4  # voxels of the prior, beyond which a half that is too good to tell the envelope is dimmed for trials
 _DIMMED_FSC = 0.143
 _TOP = 0.99999
@@ -149,6 +151,7 @@ def fit_envelope(
     fine = b_factor is not None
     box = densest(fourier_filter((half1 + half2) / 2, model.gain.to(half1)), SIDE_OF_FINE if fine else SIDE)
     _, shape = split_shape(half1[box].shape)
+    half1, half2 = (_without_glare(half, model) for half in (half1, half2))
     whole = split_shape(half1.shape)[1] if fine else shape  # of coarse halves little is raised
     window = _window(shape, whole).to(half1)
     one, two, part = window * half1[box], window * half2[box], _windowed(model, window)
@@ -176,7 +179,7 @@ def fit_envelope(
                 x = restore(units, trial.observe(one, 1), shape=shape, generator=own, sampler=sampler).x
             found = _score(trial.predict(x), held_out, fsc) - _too_bright(x * scale_of(b, kappa))
             whole = inside * math.exp(b / 4 / _INSIDE_AT**2) / Solvent(k, voxel_size).at(_INSIDE_AT)
-            found -= _other_inside(whole * scale_of(b, kappa))
+            found -= _other_inside(whole * scale_of(b, kappa)) + _unlikely(b, start)
             scores[key] = found - _WORSE * ((kappa - start.kappa) / _STEPS[0][1]) ** 2
         return scores[key]
 
@@ -243,6 +246,7 @@ class _Wilson:
     b_factor: float
     kappa: float
     pivot: float
+    told: bool  # by shells finer than the coarsest, where halves agree
 
 
 def wilson_line(model: FourierModel, prior: VelocityField, normalization: Normalization, voxel_size: float) -> _Wilson:
@@ -257,11 +261,12 @@ def wilson_line(model: FourierModel, prior: VelocityField, normalization: Normal
     sizes = shell_sizes(model.shape, n)
     weight = sizes * fsc.clamp(min=0) * fine
     weight[int(ends[0]) if len(ends) else n :] = 0
-    if int((weight > 0).sum()) < 3:  # hardly anything beyond the coarsest: all that there is
+    told = int((weight > 0).sum()) >= 3
+    if not told:  # hardly anything beyond the coarsest: all that there is
         weight = sizes * (fsc - _AGREE).clamp(min=0) * (nu > 0) + 1e-9
     ratio = (model.signal_power.double().cpu().clamp(min=1e-30) / power.clamp(min=1e-30)).log()
     x, y, slope = weighted_line(nu**2, ratio, weight)
-    return _Wilson(-2 * slope, y / 2, math.sqrt(x))
+    return _Wilson(-2 * slope, y / 2, math.sqrt(x), told)
 
 
 def fine_b_factor(found: NoiseEstimate, shape: Box, *, voxel_size: float) -> float | None:
@@ -312,6 +317,23 @@ def _window(shape: Box, whole: Box) -> Tensor:
     return window
 
 
+def _without_glare(half: Tensor, model: FourierModel) -> Tensor:
+    """A half without the shells whose noise drowns all others, as where sharpening raised it a thousandfold.
+
+    The faces of a region would spread it over all shells, also those where the halves agree.
+    """
+    told = model.fsc.nan_to_num(0)[1:] > _SURE
+    told = told[: int((~told).nonzero()[0])] if not told.all() else told  # up to where they first do not
+    if not len(told):
+        return half
+    noise = model.noise_power / model.noise_power[1 : len(told) + 1].max()
+    if noise.max() < _DROWNS:
+        return half
+    _, shape = split_shape(half.shape)
+    nearest = (2 * (len(noise) - 1) * frequencies(shape, device=half.device)).round().long().clamp(max=len(noise) - 1)
+    return fourier_filter(half, (noise <= _GLARE)[nearest].to(half))
+
+
 def _windowed(model: FourierModel, window: Tensor) -> FourierModel:
     """Of a region's noise, which the window weakens."""
     _, shape = split_shape(window.shape)
@@ -356,6 +378,11 @@ def _too_bright(x: Tensor) -> float:
 def _other_inside(level: float) -> float:
     """For an inside that is darker or brighter than the prior's."""
     return _INSIDE_PENALTY * (math.log(max(level, 1e-9) / _INSIDE) / _INSIDE_SPREAD) ** 2
+
+
+def _unlikely(b: float, line: "_Wilson") -> float:
+    """For a B far from the Wilson plot's, which of 31 reconstructions was 38 Å² too small to 11 too large."""
+    return _FAR * (max(abs(b - line.b_factor - 15) - 45, 0) / 30) ** 2 if line.told else 0.0
 
 
 def _inside(x: Tensor, voxel_size: float, resolution: float = 12.0) -> float:
