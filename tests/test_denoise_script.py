@@ -89,10 +89,13 @@ def test_the_scale_and_the_envelope_that_were_found_may_be_given(run, half_maps,
     assert run(*half_maps, "--out", tmp_path / "found") == 0
     assert "found in" in capsys.readouterr().out
     record = json.loads((tmp_path / "found" / "run.json").read_text())
-    scale, b = record["scale"], record["b_factor"]
+    scale, b, k = record["scale"], record["b_factor"], record["solvent_contrast"]
     assert len(record["scale_trials"]) > 5
-    assert run(*half_maps, "--out", tmp_path / "given", "--scale", scale, "--b-factor", b) == 0
-    assert f"scale {scale:.3g}, envelope B = {b:.0f} Å², as given" in capsys.readouterr().out
+    given = ("--scale", scale, "--b-factor", b, "--solvent-contrast", k)
+    assert run(*half_maps, "--out", tmp_path / "given", *given) == 0
+    said = capsys.readouterr().out
+    assert f"scale {scale:.3g}, envelope B = {b:.0f} Å²" in said
+    assert "as given" in said
     found, given = (read_map(tmp_path / name / "restored.mrc").data for name in ("found", "given"))
     assert np.array_equal(found, given)
 

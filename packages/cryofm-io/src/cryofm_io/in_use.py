@@ -12,10 +12,12 @@ import signal
 import socket
 import stat
 import sys
+import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from cryofm_io.errors import InUseError, OutputExistsError
 
@@ -67,14 +69,28 @@ def held_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 @contextmanager
-def _signals_wait() -> Iterator[Callable[[], object]]:
-    """What Ctrl-C and the like raise comes at the end of the block, or when what is yielded is called."""
-    numbers = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+def _signals_wait() -> Iterator[Callable[[], None]]:
+    """What Ctrl-C and the like raise comes at the end of the block, or when what is yielded is called.
+
+    Blocking them would not do: another thread, of some library, takes them then, and the main one gets what they raise.
+    """
+    came: list[int] = []
+    before: dict[signal.Signals, Any] = {}
+    if threading.current_thread() is threading.main_thread():  # others do not get it
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not Python's
+                before[number] = signal.signal(number, lambda number, _: came.append(number))
+
+    def let_them_come() -> None:
+        while before:
+            signal.signal(*before.popitem())
+        if came:
+            signal.raise_signal(came.pop())
+
     try:
-        yield lambda: signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield let_them_come
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        let_them_come()
 
 
 def partial_path(path: str | os.PathLike[str]) -> Path:
