@@ -149,6 +149,11 @@ def header(description):
         (b"", "not a readable data set"),
         (b"\x93NUMPY\x01\0\x10\0{'descr': [('uid',", "not a readable data set"),  # NumPy: TokenError
         (header("{'descr': [('uid', '<u8')], 'fortran_order': False, 'shape': (10000000000000,)}"), "72 bytes of an"),
+        (
+            b"\x93NUMPY\x02\0\x00\x00\x00\x68{'descr'",
+            "a header longer than the file",
+        ),  # for which NumPy would make room
+        (np.array([(b"a\nb", 1)], [("blob/path", "S3"), ("blob/idx", "<u4")]), "is no path of images"),
         (np.zeros(3), "not a data set"),
         (np.array([(1, {})], [("uid", "<u8"), ("blob/path", object)]), "not a readable data set"),
         (np.zeros(2, [("blob/path", "S3"), ("blob/idx", "<f4", (2,))]), "another kind"),
@@ -158,8 +163,9 @@ def header(description):
 def test_what_is_no_data_set_is_refused(tmp_path, content, words):
     path = tmp_path / "some.cs"
     path.write_bytes(content) if isinstance(content, bytes) else save(path, content)
-    with pytest.raises(InputFileError, match=words):
+    with pytest.raises(InputFileError, match=words) as refused:
         read_poses(path)
+    assert "\n" not in str(refused.value)
 
 
 def test_no_subtomograms(particles):

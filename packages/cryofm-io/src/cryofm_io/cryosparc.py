@@ -9,8 +9,9 @@ import os
 import re
 import warnings
 from collections.abc import Iterable
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import scipy.spatial.transform
@@ -112,9 +113,11 @@ def _read(path: Path) -> Columns:
     return {name: data[name] for name in data.dtype.names if name in (*_WANTED, *_LEFT_OUT, "uid")}
 
 
-def _array(file: BinaryIO) -> NDArray[Any]:
+def _array(file: BufferedReader) -> NDArray[Any]:
     """A file of NumPy's, no larger than it says."""
     version = np.lib.format.read_magic(file)
+    if version > (1, 0) and int.from_bytes(file.peek(4)[:4], "little") > os.fstat(file.fileno()).st_size:
+        raise ValueError("a header longer than the file")  # for which room would be made
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
     there = os.fstat(file.fileno()).st_size - file.tell()
@@ -137,8 +140,10 @@ def _joined(path: Path, to: Columns) -> Columns:
 
 
 def _columns(path: Path, found: Columns) -> dict[str, list[str]]:
+    files = [_text(value).lstrip(">") for value in found[_PATH]]
+    if odd := next((file for file in files if len(file.splitlines()) > 1), None):
+        raise InputFileError(f"{path}: {odd!r} is no path of images")
     try:
-        files = [_text(value).lstrip(">") for value in found[_PATH]]
         columns = {"rlnImageName": [f"{int(i) + 1:06d}@{f}" for i, f in zip(found[_NUMBER], files, strict=True)]}
         if _SIZE in found:
             columns["rlnImagePixelSize"] = _cells(found[_SIZE])
@@ -155,7 +160,9 @@ def _columns(path: Path, found: Columns) -> dict[str, list[str]]:
                 shift = np.asarray(found[_SHIFT], np.float64) * np.asarray(pixel, np.float64)[:, None]
                 columns |= {f"rlnOrigin{axis}Angst": _cells(shift[:, i]) for i, axis in enumerate("XY")}
     except (ValueError, TypeError, IndexError) as error:
-        raise InputFileError(f"{path}: fields of another kind than a data set of cryoSPARC has ({error})") from None
+        raise InputFileError(
+            f"{path}: fields of another kind than a data set of cryoSPARC has ({' '.join(str(error).split())})"
+        ) from None
     return columns
 
 
