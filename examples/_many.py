@@ -12,10 +12,10 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from typing import TypeVar
 
-from _command_line import signals
 from _streams import bar
 
 from cryofm_io import CryoFMError
+from cryofm_io.in_use import signals_wait as undisturbed
 
 Item = TypeVar("Item")
 ENDS = {signal.SIGINT, signal.SIGTERM} | ({signal.SIGHUP} if sys.platform != "win32" else set())
@@ -51,7 +51,7 @@ def failures(
 
     with bar(total=len(items), unit=unit) as shown:
         with pool(processes) as several:
-            with undisturbed():
+            with undisturbed():  # what a signal raises while a process forks, Python may drop without a word
                 futures = {several.submit(job, item): item for item in items}
             for future in as_completed(futures):
                 done(futures[future], future)
@@ -84,19 +84,6 @@ def pool(processes: int) -> Iterator[ProcessPoolExecutor]:
         yield executor
     finally:
         executor.shutdown(cancel_futures=True)
-
-
-@contextmanager
-def undisturbed() -> Iterator[None]:
-    """Signals wait: what they raise while a process forks, Python may drop without a word, and nobody would stop.
-
-    Blocking them would not do: a thread of some library takes them then, and this one still gets what they raise.
-    """
-    came: list[int] = []
-    with signals(lambda number, _: came.append(number)):
-        yield
-    for number in came[:1]:
-        signal.raise_signal(number)
 
 
 def _end_with(parent: int) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from cryofm_io.errors import InUseError, OutputExistsError
 
-__all__ = ["held_folder", "partial_path", "sweep_partials"]
+__all__ = ["held_folder", "partial_path", "signals_wait", "sweep_partials"]
 
 _HOLDER = re.compile(r"process \d{1,10} on [^\n]{1,255}\n")
 _PARTIAL = re.compile(r"\.(?:partial|whole)-([0-9a-f]{8})-(\d{1,10})-[0-9a-f]{16}(?:-.*)?", re.DOTALL)
@@ -50,7 +50,7 @@ def held_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
         yield
         return
     lock = folder / ".run.lock"
-    with _signals_wait() as let_them_come:
+    with signals_wait() as let_them_come:
         try:
             descriptor = _locked(lock, folder)
         except OSError as error:
@@ -62,14 +62,14 @@ def held_folder(folder: str | os.PathLike[str]) -> Iterator[None]:
             sweep_partials(folder)
             yield
         finally:
-            with _signals_wait():
+            with signals_wait():
                 sweep_partials(folder)  # of workers that were killed with this process
                 lock.unlink(missing_ok=True)
                 os.close(descriptor)
 
 
 @contextmanager
-def _signals_wait() -> Iterator[Callable[[], None]]:
+def signals_wait() -> Iterator[Callable[[], None]]:
     """What Ctrl-C and the like raise comes at the end of the block, or when what is yielded is called.
 
     Blocking them would not do: another thread, of some library, takes them then, and the main one gets what they raise.
@@ -77,7 +77,8 @@ def _signals_wait() -> Iterator[Callable[[], None]]:
     came: list[int] = []
     before: dict[signal.Signals, Any] = {}
     if threading.current_thread() is threading.main_thread():  # others do not get it
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]  # Windows has no SIGHUP
+        for number in (getattr(signal, name) for name in names):
             if signal.getsignal(number) not in (signal.SIG_IGN, None):  # None: not Python's
                 before[number] = signal.signal(number, lambda number, _: came.append(number))
 

@@ -174,9 +174,12 @@ def calibration_content(
     with np.errstate(divide="ignore"):
         powers = {"data": (frequency, np.log10(power[1:]))}
     denoises = bool(np.all(share < 1))
-    verdict = "It denoises: at every time less is wrong after one step than there is." if denoises else (
-        "At some time what it denoises is worse than nothing: it has not learnt, or these maps are none of its kind."
-    )  # fmt: skip
+    verdict = (
+        "It denoises: at every time less is wrong after one step than there is."
+        if denoises
+        else "At some time what it denoises is worse than nothing: it has not learnt, or these maps are none of its "
+        "kind."
+    )
     return page_of(
         record,
         "the statistics of a prior",

@@ -16,6 +16,8 @@ At the top, k of the solvent (`solvent.py`) is freed, which the prior's maps do 
 weak at low frequencies, is taken for a sharper one, with too small a B. It stays where it gains more than maps in a
 vacuum do.
 
+A B far from the Wilson plot's costs, and shells whose noise drowns all others are left out before the region is cut.
+
 Where the halves agree to 3.8 Å, the prior's word on B is not needed: beyond 6 Å all proteins have the same spectrum
 within a few Å² of B, and the Wilson plot against it gives B (`fine_b_factor`).
 
@@ -322,11 +324,10 @@ def _without_glare(half: Tensor, model: FourierModel) -> Tensor:
 
     The faces of a region would spread it over all shells, also those where the halves agree.
     """
-    told = model.fsc.nan_to_num(0)[1:] > _SURE
-    told = told[: int((~told).nonzero()[0])] if not told.all() else told  # up to where they first do not
-    if not len(told):
+    agreed = int((model.fsc.nan_to_num(0)[1:] > _SURE).cumprod(0).sum())  # shells
+    if not agreed:
         return half
-    noise = model.noise_power / model.noise_power[1 : len(told) + 1].max()
+    noise = model.noise_power / model.noise_power[1 : agreed + 1].max()
     if noise.max() < _DROWNS:
         return half
     _, shape = split_shape(half.shape)
