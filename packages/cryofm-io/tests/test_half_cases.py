@@ -27,6 +27,11 @@ GOOD = {
     "noisier molecule": lambda: [
         cases.molecule() + (1 + cases.mask()) * cases.noise((40,) * 3, 0.05, i) for i in (0, 1)
     ],
+    "an unsure molecule": lambda: [  # as of few views: where it is, the halves differ by more than noise
+        cases.molecule() * (1 + gaussian_filter(cases.noise((40,) * 3, 2.5, i), 1.5))
+        + cases.noise((40,) * 3, 0.01, i + 2)
+        for i in (0, 1)
+    ],
     "low-frequency noise": lambda: [x + 0.2 * gaussian_filter(x - cases.molecule(), 2) for x in cases.halves()],
     "integers": lambda: [np.round(10 * x) for x in cases.halves(0.3)],
     "unequal noise": lambda: [cases.molecule() + cases.noise((40,) * 3, d, i) for i, d in enumerate((0.01, 0.014))],

@@ -16,6 +16,9 @@ __all__ = ["Places", "least_at_nyquist", "places", "unequal_at_nyquist"]
 _BLOCK = 6  # voxels, side of the cubes of local averages: of 216 values a correlation is known to 0.1
 _EDGE = 0.3  # of the band
 _NOTHING = 1e-7  # of the strongest shell's power
+# Where halves agree by more, they differ by what is wrong with the molecule as well, of views that are few or of poses,
+# and that lies where the molecule lies; where less than this part of all frequencies is left, all count.
+_AGREE, _LEFT = 0.7, 0.1
 _INSIDE, _CORE, _RIM, _CORNERS = 0.45, 0.35, (0.42, 0.47), 0.58  # distances from the centre, of the sides
 
 Floats = NDArray[np.floating]
@@ -53,6 +56,7 @@ def places(a: Spectrum, b: Spectrum, power: tuple[NDArray[np.float64], ...], sha
         shape: Of the halves.
     """
     of_a, of_b, of_noise = map(_amplitude, power)
+    of_noise = np.where(_of_noise_alone(power), of_noise, np.inf)
     # White, so that many values of a place are independent.
     one, two = (_filtered(spectrum, of_noise, shape) for spectrum in (a, b))
     halves, noise = [_variance(one), _variance(two)], _variance(one - two)
@@ -130,6 +134,16 @@ def _amplitude(power: NDArray[np.float64]) -> NDArray[np.float64]:
     """By shell, and never so small that what is divided by it is all there is."""
     amplitude = np.sqrt(power)
     return np.asarray(np.maximum(amplitude, 1e-4 * amplitude.max()))
+
+
+def _of_noise_alone(power: tuple[NDArray[np.float64], ...]) -> NDArray[np.bool_]:
+    """The shells where halves differ by noise alone, by their mean powers and that of their difference."""
+    of_a, of_b, of_difference = power
+    with np.errstate(all="ignore"):
+        fsc = np.nan_to_num((of_a + of_b - of_difference) / (2 * np.sqrt(of_a * of_b)))
+    alone = fsc <= _AGREE
+    sizes = np.arange(1, len(fsc) + 1) ** 2
+    return alone if sizes[alone].sum() > _LEFT * sizes.sum() else np.ones_like(alone)
 
 
 def _filtered(spectrum: Spectrum, amplitude: NDArray[np.float64], shape: tuple[int, ...]) -> Floats:

@@ -19,11 +19,11 @@ __all__ = ["check_contrast", "check_half_maps"]
 
 _log = logging.getLogger(__name__)
 
-# Of 21 kinds of halves, five of them real, the good ones have an evenness from 0.18 (the real ones from 0.37), a rim
-# from 0.68, 5e-3 of their noise at Nyquist, and share at most 0.15. Those with a fifth of their noise outside a mask of
-# 2 % of the box have an evenness of about 0.05, of 0.5 % mostly 0.1, under a sphere a rim up to 0.23; filtered and
+# Of 34 pairs of halves, six of them real, the good ones have an evenness from 0.33 (one with few views 0.21), a rim
+# from 0.83, 5e-3 of their noise at Nyquist, and share at most 0.15. Those with a fifth of their noise outside a mask of
+# 2 or 10 % of the box have an evenness of at most 0.14, under a sphere a rim up to 0.23; filtered and
 # resampled ones have 1e-4 at Nyquist; a full map for a half shares at least 0.43.
-_MIN_EVENNESS = 0.12
+_MIN_EVENNESS = 0.15
 _MIN_RIM = 0.3
 _MIN_ALONE = 0.1  # of two halves with equal noise it is 0.35; of one that is masked 0 for itself
 _MIN_AT_NYQUIST = 1.5e-3
