@@ -62,12 +62,16 @@ def sides(volume: Tensor) -> tuple[int, int, int]:
     return z, y, x
 
 
+def corner(density: NDArray[np.float32], side: int = 64) -> NDArray[np.int_]:
+    """Where the cube around the centre of mass begins, in voxels, within a map that is at least as large."""
+    centre = np.argwhere(density > 0.13).mean(0).round().astype(int)
+    return np.asarray(np.clip(centre - side // 2, 0, np.array(density.shape) - side), dtype=np.int_)
+
+
 def crop(density: NDArray[np.float32], side: int = 64) -> NDArray[np.float32]:
     """The cube around the centre of mass of the density, padded with zeros where the map is smaller."""
     density = np.pad(density, [(max(0, (side - n + 1) // 2),) * 2 for n in density.shape])
-    centre = np.argwhere(density > 0.13).mean(0).round().astype(int)
-    start = [int(np.clip(c - side // 2, 0, n - side)) for c, n in zip(centre, density.shape, strict=True)]
-    z, y, x = (slice(s, s + side) for s in start)
+    z, y, x = (slice(s, s + side) for s in corner(density, side))
     return np.ascontiguousarray(density[z, y, x])
 
 

@@ -146,26 +146,29 @@ def case_of(path: Path, row: str, args: argparse.Namespace) -> Case:
     return Case(name, row, truth, data, alpha)
 
 
-def restored(case: Case, method: Method, prior: Prior, args: argparse.Namespace) -> dict[str, object]:
-    """Restore each half by itself, and compare the average with the truth."""
+def estimate(
+    case: Case, sampler: Sampler | None, prior: Prior, device: str, precision: str
+) -> tuple[Tensor, int, float]:
+    """Restore each half by itself: the average, how often the network was evaluated, and seconds."""
     start, evaluations = time.perf_counter(), 0
     results: list[Tensor] = []
+    for likelihood in case.data.likelihoods:
+        on_device = attrs.evolve(likelihood, precision=likelihood.precision.to(device), data=likelihood.data.to(device))
+        numbers = torch.Generator(device).manual_seed(seed_of(case.name, case.row, "prior"))
+        with torch.autocast(numbers.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            draw = restore(prior, on_device, shape=sides(case.truth), generator=numbers, sampler=sampler, samples=1)
+        results.append(draw.x.float().cpu())
+        evaluations += draw.nfe
+    return average(results), evaluations, time.perf_counter() - start
+
+
+def restored(case: Case, method: Method, prior: Prior, args: argparse.Namespace) -> dict[str, object]:
+    """Compare what is made of a case with the truth."""
+    x, evaluations, seconds = None, 0, 0.0
     try:
-        for likelihood in case.data.likelihoods:
-            on_device = attrs.evolve(
-                likelihood, precision=likelihood.precision.to(args.device), data=likelihood.data.to(args.device)
-            )
-            numbers = torch.Generator(args.device).manual_seed(seed_of(case.name, case.row, "prior"))
-            with torch.autocast(numbers.device.type, torch.bfloat16, enabled=args.precision == "bf16"):
-                draw = restore(
-                    prior, on_device, shape=sides(case.truth), generator=numbers, sampler=method.sampler, samples=1
-                )
-            results.append(draw.x.float().cpu())
-            evaluations += draw.nfe
+        x, evaluations, seconds = estimate(case, method.sampler, prior, args.device, args.precision)
     except ERRORS as error:
         print(f"{case.name}, {case.row}, {method.name}: {error}", file=sys.stderr, flush=True)
-    seconds = time.perf_counter() - start
-    x = average(results) if len(results) == len(case.data.maps) else None
     if args.write_restored is not None and x is not None:
         leave(args.write_restored / folder_of(case.row) / f"{case.name}.mrc", x)
     return case.line(method.name, x, evaluations, seconds, prior_name(args))

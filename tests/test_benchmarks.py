@@ -482,3 +482,34 @@ def test_a_dimer_has_a_half_turn_and_a_monomer_none():
     assert len(found) == 2
     assert found[1].numpy() == pytest.approx(turn, abs=0.05)
     assert len(half_turn(density(centres))) == 1
+
+
+def test_atoms_of_every_kind_are_counted_and_told_apart_where_they_lie(run, tmp_path):
+    pytest.importorskip("gemmi")
+    kinds = load("kinds")
+    residues = 20 * [("LEU", "CA", "A", 0)] + 20 * [("DA", "P", "B", 12)] + 4 * [("NAG", "C1", "C", 24)]
+    atoms = [
+        f"ATOM  {i:5d}  {atom:<3} {name:>3} {chain}{i:4d}    {4 * (i % 5):8.3f}{4 * (i // 5 % 4):8.3f}{z:8.3f}"
+        f"  1.00 20.00           {atom[0]}\n"
+        for i, (name, atom, chain, z) in enumerate(residues)
+    ]
+    (tmp_path / "three.pdb").write_text("".join(atoms) + "END\n")
+    run(kinds, tmp_path / "three.pdb", "--count", "--out", tmp_path / "count.csv")
+    [found] = lines_of(tmp_path / "count.csv")
+    assert [found[f"atoms, {kind}"] for kind in kinds.KINDS] == ["20", "20", "4", "0"]
+    assert found["hydrophobic stretches"] == "1"  # 20 leucines
+    truth, labels = kinds.simulated(tmp_path / "three.pdb")
+    depth = [np.average(np.nonzero(labels == i)[0], weights=truth.numpy()[labels == i]) for i in range(3)]
+    assert np.diff(depth) == pytest.approx([8, 8], abs=0.3)  # 12 Å
+
+
+def test_who_knows_the_signal_reaches_what_is_said_of_a_noisy_truth():
+    """Drawn: of a truth s + n observed with e, the best estimate of who knows s has the FSC of the formula."""
+    truth = load("truth")
+    rng = np.random.default_rng(0)
+    n, e = 0.3, 0.5
+    s, noise, more = (rng.normal(0, sd, 400_000) for sd in ((1 - n) ** 0.5, n**0.5, e**0.5))
+    best = s + n / (n + e) * (noise + more)
+    r = np.corrcoef(best, s + noise)[0, 1]
+    assert truth.ceiling(np.array([n]), np.array([e])) == pytest.approx([r], abs=1e-3)
+    assert truth.share_of_noise(np.array([r, 0.1]), np.array([e, e])) == pytest.approx([n, 1], abs=1e-2)
