@@ -15,6 +15,7 @@ Leaves a line for every map, level and shell, and one of the whole crop (shell 0
 """
 
 import argparse
+import math
 from pathlib import Path
 
 import numpy as np
@@ -107,7 +108,7 @@ def main(arguments: list[str] | None = None) -> None:
             for shell, line in enumerate([whole, *shells]):
                 about = {"map": name, "level": level, "shell": shell}
                 about |= {"resolution": round(SIDE * VOXEL / shell, 2) if shell else ""}
-                table.append(about | {key: round(value, 4) for key, value in line.items()})
+                table.append(about | {key: round(value, 4) if not math.isnan(value) else "" for key, value in line.items()})
             print(*table[-SIDE // 2 - 1].values(), sep="\t", flush=True)
     write_csv(args.out, table)
 
