@@ -108,7 +108,8 @@ def main(arguments: list[str] | None = None) -> None:
             for shell, line in enumerate([whole, *shells]):
                 about = {"map": name, "level": level, "shell": shell}
                 about |= {"resolution": round(SIDE * VOXEL / shell, 2) if shell else ""}
-                table.append(about | {key: round(value, 4) if not math.isnan(value) else "" for key, value in line.items()})
+                known = {key: "" if math.isnan(value) else round(value, 4) for key, value in line.items()}
+                table.append(about | known)
             print(*table[-SIDE // 2 - 1].values(), sep="\t", flush=True)
     write_csv(args.out, table)
 
