@@ -94,20 +94,27 @@ def test_a_trial_of_the_true_envelope_is_scored_above_the_others():
     assert max(scores, key=scores.get) == (60.0, 1.0)
 
 
-def test_noise_that_drowns_the_rest_is_left_out_before_a_region_is_cut():
-    """What a face would spread of it is far above the signal of the shells where the halves agree."""
-    noise = torch.full((17,), 0.004)
-    noise[10:] = 40.0
-    x = torch.randn(BOX, generator=torch.Generator().manual_seed(0))
-    for table, ends in ((noise, True), (noise.clamp(max=1.0), False)):
-        fsc = torch.where(torch.arange(17) < 10, 0.9, 0.001)
-        model = FourierModel(fsc, table, fsc * table / (1 - fsc), BOX, lambda shape: None)
-        found = envelope._without_glare(x, model)
-        if ends:
-            kept = 2 * 16 * frequencies(BOX) < 9.5
-            torch.testing.assert_close(torch.fft.rfftn(found), kept * torch.fft.rfftn(x), atol=1e-3, rtol=1e-4)
-        else:
-            assert found is x
+def test_strong_noise_beyond_the_resolution_does_not_leak_into_a_region():
+    """Through the faces of a cut, which spread a shell's power over all others."""
+    n = 48
+    frequency, box = 2 * frequencies((n, n, n)), slice(8, 40)
+    shells = torch.linspace(0, 1, n // 2 + 1)
+    noise = torch.where(shells < 0.5, 1e-3, 10.0)
+    model = FourierModel(torch.where(shells < 0.5, 0.9, 0.0), noise, 9 * noise, (n, n, n), lambda shape: None)
+    white = torch.randn(n, n, n, generator=torch.Generator().manual_seed(0))
+    half = torch.fft.irfftn(torch.fft.rfftn(white) * torch.where(frequency < 0.5, 1e-3, 10.0).sqrt(), s=white.shape)
+    dim, window = envelope._prewhitening(model), envelope._window((32, 32, 32), (n, n, n))
+    told = window.square().mean() * 1e-3
+
+    def seen(region):
+        power = torch.fft.rfftn(region, norm="ortho").abs().square()
+        return float(power[2 * frequencies(region.shape) < 0.35].mean() / told)
+
+    assert seen(window * half[box, box, box]) > 10
+    dimmed = window * envelope._shells(half, dim)[box, box, box]
+    assert seen(envelope._shells(dimmed, 1 / dim)) == pytest.approx(1, abs=0.2)
+    even = attrs.evolve(model, noise_power=torch.ones(n // 2 + 1))
+    assert envelope._shells(half, envelope._prewhitening(even)) is half
 
 
 def test_a_b_factor_costs_where_the_wilson_plot_hardly_allows_it():

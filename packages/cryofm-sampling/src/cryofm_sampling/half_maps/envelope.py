@@ -16,7 +16,7 @@ At the top, k of the solvent (`solvent.py`) is freed, which the prior's maps do 
 weak at low frequencies, is taken for a sharper one, with too small a B. It stays where it gains more than maps in a
 vacuum do.
 
-A B far from the Wilson plot's costs, and shells whose noise drowns all others are left out before the region is cut.
+A B far from the Wilson plot's costs. Strong noise is dimmed while the region is cut.
 
 Where the halves agree to 3.8 Å, the prior's word on B is not needed: beyond 6 Å all proteins have the same spectrum
 within a few Å² of B, and the Wilson plot against it gives B (`fine_b_factor`).
@@ -71,7 +71,7 @@ __all__ = [
 
 SIDE, SIDE_OF_FINE = 48, 64  # voxels of the region; where B is known, which takes a third of the trials
 _EDGE = 8  # voxels over which it ends
-_LEAST_FSC, _SURE = 0.02, 0.05  # of shells that are scored; of those whose noise is taken for the usual one
+_LEAST_FSC, _SURE = 0.02, 0.143  # of shells that are scored; of those whose noise is not dimmed
 _CORRELATION = 0.2  # weight of the FSC beside the explained share
 _BRIGHTEST = 0.9  # 99.999th percentile of a restored map that is not penalised; of the prior's own it is 1
 _PENALTY = 0.3  # times the squared logarithm of what is above it
@@ -90,7 +90,6 @@ _CLIMB = 6  # rounds at most with each step
 _COARSEST = 12.0  # Å, of the Wilson plot
 _AGREE = 0.15  # least FSC of the Wilson plot
 _FINE = 3.8  # Å, to which halves have to agree for B to be told by the fine shells: within 10 Å², to 4.6 Å within 37
-_DROWNS, _GLARE = 1e3, 30.0  # times the noise of shells where halves agree: to look for it, and what is left out
 _DIMMED_AT = 2.4  # voxels of the prior, beyond which a half that is too good to tell the envelope is dimmed for trials
 _DIMMED_FSC = 0.143
 _TOP = 0.99999
@@ -153,17 +152,15 @@ def fit_envelope(
     fine = b_factor is not None
     box = densest(fourier_filter((half1 + half2) / 2, model.gain.to(half1)), SIDE_OF_FINE if fine else SIDE)
     _, shape = split_shape(half1[box].shape)
-    half1, half2 = (_without_glare(half, model) for half in (half1, half2))
+    dim = _prewhitening(model)
+    half1, half2 = (_shells(half, dim) for half in (half1, half2))
     whole = split_shape(half1.shape)[1] if fine else shape  # of coarse halves little is raised
     window = _window(shape, whole).to(half1)
-    one, two, part = window * half1[box], window * half2[box], _windowed(model, window)
-    fresh = torch.Generator(generator.device).manual_seed(seed)
-    one, part = _dimmed(one, part, fresh)
-    held_out = part.comparable(two)
-    fsc, inside = (
-        correlation(part.comparable(window * half1[box]), held_out),
-        _inside((half1 + half2)[box] / 2, voxel_size),
-    )
+    one, two = (_shells(window * half[box], 1 / dim) for half in (half1, half2))
+    part = _windowed(model, window)
+    held_out, inside = part.comparable(two), _inside((half1 + half2)[box] / 2, voxel_size)
+    fsc = correlation(part.comparable(one), held_out)
+    one, part = _dimmed(one, part, torch.Generator(generator.device).manual_seed(seed))
     fsc[_beyond(model, len(fsc))] = 0
     scores: dict[tuple[float, float, float], float] = {}
 
@@ -319,20 +316,21 @@ def _window(shape: Box, whole: Box) -> Tensor:
     return window
 
 
-def _without_glare(half: Tensor, model: FourierModel) -> Tensor:
-    """A half without the shells whose noise drowns all others, as where sharpening raised it a thousandfold.
+def _prewhitening(model: FourierModel) -> Tensor:
+    """Radial table that dims noise to at most that of the shells where the halves agree.
 
-    The faces of a region would spread it over all shells, also those where the halves agree.
+    The faces of a region would spread what is above it, as where sharpening raised noise a thousandfold, over all
+    shells, also those where the halves agree (Blackman and Tukey, The Measurement of Power Spectra, 1958, B.5).
     """
     agreed = int((model.fsc.nan_to_num(0)[1:] > _SURE).cumprod(0).sum())  # shells
-    if not agreed:
-        return half
-    noise = model.noise_power / model.noise_power[1 : agreed + 1].max()
-    if noise.max() < _DROWNS:
-        return half
+    noise = model.noise_power.double()
+    return (noise[1 : agreed + 1].max() / noise).clamp(max=1).sqrt() if agreed else torch.ones_like(noise)
+
+
+def _shells(half: Tensor, table: Tensor) -> Tensor:
+    """Multiplied shell by shell; as it is, where that is by 1."""
     _, shape = split_shape(half.shape)
-    nearest = (2 * (len(noise) - 1) * frequencies(shape, device=half.device)).round().long().clamp(max=len(noise) - 1)
-    return fourier_filter(half, (noise <= _GLARE)[nearest].to(half))
+    return half if bool((table == 1).all()) else fourier_filter(half, radial(table, shape).to(half))
 
 
 def _windowed(model: FourierModel, window: Tensor) -> FourierModel:
