@@ -72,7 +72,8 @@ def _filtered(data: NDArray[Any], transfer: Transfer) -> NDArray[np.float32]:
 def multiplied(spectrum: NDArray[Any], transfer: Transfer, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """A half transform, which is lost, times a function of the frequency in cycles a voxel, and back."""
     multiply(spectrum, transfer, shape)
-    return np.asarray(scipy.fft.irfftn(spectrum, s=shape, norm="ortho", overwrite_x=True), dtype=np.float32)
+    spectrum = scipy.fft.ifftn(spectrum, axes=(0, 1), norm="ortho", overwrite_x=True)  # `irfftn` would make a copy
+    return np.asarray(scipy.fft.irfft(spectrum, shape[2], norm="ortho"), dtype=np.float32)
 
 
 def multiply(spectrum: NDArray[Any], transfer: Transfer, shape: tuple[int, ...]) -> None:

@@ -104,13 +104,13 @@ class _Data:
         low: Transfer | None = None
         noise: Floats | None = None
         if linear is not None:
-            cross, _, _, _ = shell_sums((a + b) / 2, before, shape)
+            cross = (shell_sums(a, before, shape)[0] + shell_sums(b, before, shape)[0]) / 2
             power = (2 * sums[0] + sums[1] + sums[2]) / 4  # of the mean
             known["gain"] = np.nan_to_num(cross / np.maximum(power, 1e-30))
             if (reach := _reach_of(unmasked, voxel_size)) is not None:
                 low = coarse = up_to(reach, voxel_size)
                 shown = by_shell(known["gain"], shape)
-                noise = multiplied((a - b) / 2, lambda radius: coarse(radius) * shown(radius), shape)
+                noise = multiplied(a - b, lambda radius: coarse(radius) * shown(radius) / 2, shape)
         if mask is not None:
             known["inside"] = masked_fsc_of(a, b, voxel_size, mask, white=True)
         del a, b
