@@ -117,13 +117,6 @@ def test_strong_noise_beyond_the_resolution_does_not_leak_into_a_region():
     assert envelope._shells(half, envelope._prewhitening(even)) is half
 
 
-def test_a_b_factor_costs_where_the_wilson_plot_hardly_allows_it():
-    told = envelope._Wilson(20.0, 0.0, 0.15, told=True)
-    assert [envelope._unlikely(b, told) for b in (0.0, 35.0, 80.0)] == [0.0, 0.0, 0.0]
-    assert envelope._unlikely(140.0, told) == pytest.approx(4 * envelope._FAR)
-    assert envelope._unlikely(300.0, attrs.evolve(told, told=False)) == 0.0
-
-
 @pytest.mark.parametrize("n", [7, 40000, 250000, 310001])
 def test_the_top_is_a_quantile(n):
     x = torch.randn(n, generator=torch.Generator().manual_seed(0))

@@ -16,14 +16,15 @@ At the top, k of the solvent (`solvent.py`) is freed, which the prior's maps do 
 weak at low frequencies, is taken for a sharper one, with too small a B. It stays where it gains more than maps in a
 vacuum do.
 
-A B far from the Wilson plot's costs. Strong noise is dimmed while the region is cut.
+Strong noise is dimmed while the region is cut.
 
-Where the halves agree to 3.8 Å, the prior's word on B is not needed: beyond 6 Å all proteins have the same spectrum
-within a few Å² of B, and the Wilson plot against it gives B (`fine_b_factor`).
+Where the halves agree to 3.8 Å, the prior is asked for B only whether it is less: beyond 6 Å the atoms of all proteins
+have the same spectrum within a few Å² of B, and the Wilson plot against it gives B (`fine_b_factor`). Maps as they are
+deposited fall off faster by 0 to 90 Å² and count as sharp; the prior knows them, and explains more with a smaller B.
 
-A region of 48³ voxels with most density is enough, and three network evaluations a trial. Where B is known, which is of
-fine halves, a few trials are left, of 64³ voxels whose edges are soft: 1 / ĥ would raise what a cut leaves of the
-coarse shells in the finest above the signal.
+A region of 48³ voxels with most density is enough, and three network evaluations a trial. Of fine halves a few trials
+are left, of 64³ voxels whose edges are soft: 1 / ĥ would raise what a cut leaves of the coarse shells in the finest
+above the signal.
 """
 
 import math
@@ -84,7 +85,8 @@ _RANGES = (_RANGE, (-math.inf, math.inf), (-0.6, 0.75))
 _FIRST = (0.0, 60.0, 120.0, 180.0)  # Å²
 _STEPS: tuple[_Point, ...] = ((60.0, 0.45, 0.3), (30.0, 0.22, 0.15))
 _CONTRAST = 0.01  # what a solvent has to gain: up to 0.006 of maps in a vacuum, 0.018 and more of others
-_FAR = 0.05  # times the squared distance of B from what the Wilson plot allows, over 30 Å²
+_AS_DEPOSITED = 100.0  # Å² beside atoms' spectrum, up to which halves can be of a map that counts as sharp
+_BLURRIER, _CLEARLY = 45.0, 0.005  # Å², by which that is lowered; what it has to gain
 _WORSE = 1e-4  # what moving from the start has to gain, per squared step of κ
 _CLIMB = 6  # rounds at most with each step
 _COARSEST = 12.0  # Å, of the Wilson plot
@@ -129,6 +131,7 @@ def fit_envelope(
     generator: torch.Generator,
     scale: float | None = None,
     b_factor: float | None = None,
+    atoms_b_factor: float | None = None,
     solvent_contrast: float | None = None,
     sampler: PlugAndPlay = PlugAndPlay(iterations=3),  # noqa: B008 (frozen)
 ) -> EnvelopeFit:
@@ -144,12 +147,14 @@ def fit_envelope(
         generator: one seed is drawn from it; every trial sees the same random numbers.
         scale: 1/K, where it is known. None: sought.
         b_factor: B in Å², where it is known. None: sought.
+        atoms_b_factor: B in Å² beside the spectrum that atoms have, `fine_b_factor`, where that can be told. B is that
+            or less.
         solvent_contrast: k of the solvent, where it is known. None: sought.
         sampler: restores the first half.
     """
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     start = wilson_line(model, prior, normalization, voxel_size)
-    fine = b_factor is not None
+    fine = b_factor is not None or atoms_b_factor is not None
     box = densest(fourier_filter((half1 + half2) / 2, model.gain.to(half1)), SIDE_OF_FINE if fine else SIDE)
     _, shape = split_shape(half1[box].shape)
     dim = _prewhitening(model)
@@ -178,19 +183,29 @@ def fit_envelope(
                 x = restore(units, trial.observe(one, 1), shape=shape, generator=own, sampler=sampler).x
             found = _score(trial.predict(x), held_out, fsc) - _too_bright(x * scale_of(b, kappa))
             whole = inside * math.exp(b / 4 / _INSIDE_AT**2) / Solvent(k, voxel_size).at(_INSIDE_AT)
-            found -= _other_inside(whole * scale_of(b, kappa)) + _unlikely(b, start)
+            found -= _other_inside(whole * scale_of(b, kappa))
             scores[key] = found - _WORSE * ((kappa - start.kappa) / _STEPS[0][1]) ** 2
         return scores[key]
 
-    known = (b_factor is not None, scale is not None, True)
-    first = [(b, start.kappa, solvent_contrast or 0.0) for b in (_FIRST if b_factor is None else (b_factor,))]
-    best = _climbed(score, max(first, key=lambda at: score(*at)), known, _STEPS)
-    if solvent_contrast is None:
-        freed = known[0], known[1], False
-        in_solvent = _climbed(score, best, freed, _STEPS[-1:])
-        if score(*in_solvent) > score(*best) + _CONTRAST:
-            best, known = in_solvent, freed
-    b, kappa, k = _top(score, best, known)
+    told = b_factor if b_factor is not None else atoms_b_factor
+    known = (told is not None, scale is not None, True)
+
+    def tops(at: _Point, steps: tuple[_Point, ...]) -> tuple[_Point, _Point]:
+        """With k as it is there, and with k free."""
+        held = _climbed(score, at, known, steps)
+        freed = (*known[:2], solvent_contrast is not None)
+        return held, _climbed(score, held, freed, _STEPS[-1:])
+
+    first = [(b, start.kappa, solvent_contrast or 0.0) for b in (_FIRST if told is None else (told,))]
+    held, top = tops(max(first, key=lambda at: score(*at)), _STEPS)
+    if b_factor is None and atoms_b_factor is not None and atoms_b_factor <= _AS_DEPOSITED:
+        while top[0] > 0:
+            blurrier = tops(_moved(held, 0, -_BLURRIER), _STEPS[-1:])
+            if score(*blurrier[1]) < score(*top) + _CLEARLY:
+                break
+            held, top = blurrier
+    best = top if score(*top) > score(*held) + _CONTRAST else held
+    b, kappa, k = _top(score, best, (told == best[0], known[1], best is held))
     trials = tuple((b, scale_of(b, kappa), k, s) for (b, kappa, k), s in sorted(scores.items()))
     units = ScaledNormalization(normalization, scale_of(b, kappa))
     return EnvelopeFit(units, b, trials, start.b_factor, len(scores) * sampler.iterations, k)
@@ -214,7 +229,8 @@ def _top(score: "_Scored", best: _Point, known: tuple[bool, ...]) -> _Point:
     """Of the parabolas through a point that is higher than those beside it."""
     top, middle = best, score(*best)
     for axis, step in enumerate(_STEPS[-1]):
-        if not known[axis] and _RANGES[axis][0] < best[axis] < _RANGES[axis][1]:
+        lowest, highest = _RANGES[axis]
+        if not known[axis] and lowest < best[axis] + 1e-6 - step and best[axis] - 1e-6 + step < highest:
             low, high = (score(*_moved(best, axis, sign * step)) for sign in (-1, 1))
             top = _moved(top, axis, step * _parabola(low, middle, high))
     return top
@@ -245,7 +261,6 @@ class _Wilson:
     b_factor: float
     kappa: float
     pivot: float
-    told: bool  # by shells finer than the coarsest, where halves agree
 
 
 def wilson_line(model: FourierModel, prior: VelocityField, normalization: Normalization, voxel_size: float) -> _Wilson:
@@ -260,12 +275,11 @@ def wilson_line(model: FourierModel, prior: VelocityField, normalization: Normal
     sizes = shell_sizes(model.shape, n)
     weight = sizes * fsc.clamp(min=0) * fine
     weight[int(ends[0]) if len(ends) else n :] = 0
-    told = int((weight > 0).sum()) >= 3
-    if not told:  # hardly anything beyond the coarsest: all that there is
+    if int((weight > 0).sum()) < 3:  # hardly anything beyond the coarsest: all that there is
         weight = sizes * (fsc - _AGREE).clamp(min=0) * (nu > 0) + 1e-9
     ratio = (model.signal_power.double().cpu().clamp(min=1e-30) / power.clamp(min=1e-30)).log()
     x, y, slope = weighted_line(nu**2, ratio, weight)
-    return _Wilson(-2 * slope, y / 2, math.sqrt(x), told)
+    return _Wilson(-2 * slope, y / 2, math.sqrt(x))
 
 
 def fine_b_factor(found: NoiseEstimate, shape: Box, *, voxel_size: float) -> float | None:
@@ -377,11 +391,6 @@ def _too_bright(x: Tensor) -> float:
 def _other_inside(level: float) -> float:
     """For an inside that is darker or brighter than the prior's."""
     return _INSIDE_PENALTY * (math.log(max(level, 1e-9) / _INSIDE) / _INSIDE_SPREAD) ** 2
-
-
-def _unlikely(b: float, line: "_Wilson") -> float:
-    """For a B far from the Wilson plot's, which of 31 reconstructions was 38 Å² too small to 11 too large."""
-    return _FAR * (max(abs(b - line.b_factor - 15) - 45, 0) / 30) ** 2 if line.told else 0.0
 
 
 def _inside(x: Tensor, voxel_size: float, resolution: float = 12.0) -> float:

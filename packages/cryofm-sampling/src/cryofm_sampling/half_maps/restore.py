@@ -161,10 +161,8 @@ def restore_half_maps(
     b, k = b_factor or 0.0, solvent_contrast or 0.0
     enveloped = voxel_size is not None and grid.voxel_size <= _COARSE and (b_factor is None or scale is None)
     if enveloped and runs.calibrated and isinstance(model, FourierModel):
-        told = b_factor
-        if told is None:
-            told = fine_b_factor(shells(), shape_of_halves, voxel_size=own_size)
-        fit = _envelope(runs, model, one, two, grid.voxel_size, (scale, told, solvent_contrast))
+        atoms = fine_b_factor(shells(), shape_of_halves, voxel_size=own_size) if b_factor is None else None
+        fit = _envelope(runs, model, one, two, grid.voxel_size, (scale, b_factor, solvent_contrast), atoms)
         b, k = fit.b_factor, fit.solvent_contrast
     if isinstance(model, FourierModel):
         model = model.blurred(Envelope(b, grid.voxel_size), k)
@@ -309,6 +307,7 @@ def _envelope(
     two: Tensor,
     voxel_size: float,
     known: tuple[float | None, float | None, float | None],
+    atoms_b_factor: float | None,
 ) -> EnvelopeFit:
     """What is not known of scale, B and k, by what one half restored explains of the other."""
     scale, b_factor, solvent_contrast = known
@@ -324,10 +323,12 @@ def _envelope(
             generator=runs.generator(),
             scale=scale,
             b_factor=b_factor,
+            atoms_b_factor=atoms_b_factor,
             solvent_contrast=solvent_contrast,
         )
 
-    return runs.agreed(fit, SIDE if b_factor is None else SIDE_OF_FINE)
+    coarse = b_factor is None and atoms_b_factor is None
+    return runs.agreed(fit, SIDE if coarse else SIDE_OF_FINE)
 
 
 def _where(model: FourierModel | ObservedModel, one: Tensor, two: Tensor) -> Tensor | None:
