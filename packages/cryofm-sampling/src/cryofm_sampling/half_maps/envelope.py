@@ -85,8 +85,7 @@ _RANGES = (_RANGE, (-math.inf, math.inf), (-0.6, 0.75))
 _FIRST = (0.0, 60.0, 120.0, 180.0)  # Å²
 _STEPS: tuple[_Point, ...] = ((60.0, 0.45, 0.3), (30.0, 0.22, 0.15))
 _CONTRAST = 0.01  # what a solvent has to gain: up to 0.006 of maps in a vacuum, 0.018 and more of others
-_AS_DEPOSITED = 100.0  # Å² beside atoms' spectrum, up to which halves can be of a map that counts as sharp
-_BLURRIER, _CLEARLY = 45.0, 0.005  # Å², by which that is lowered; what it has to gain
+_BLURRIER, _CLEARLY = 45.0, 0.005  # Å², by which atoms' B is lowered; what that has to gain
 _WORSE = 1e-4  # what moving from the start has to gain, per squared step of κ
 _CLIMB = 6  # rounds at most with each step
 _COARSEST = 12.0  # Å, of the Wilson plot
@@ -198,7 +197,7 @@ def fit_envelope(
 
     first = [(b, start.kappa, solvent_contrast or 0.0) for b in (_FIRST if told is None else (told,))]
     held, top = tops(max(first, key=lambda at: score(*at)), _STEPS)
-    if b_factor is None and atoms_b_factor is not None and atoms_b_factor <= _AS_DEPOSITED:
+    if b_factor is None and atoms_b_factor is not None:
         while top[0] > 0:
             blurrier = tops(_moved(held, 0, -_BLURRIER), _STEPS[-1:])
             if score(*blurrier[1]) < score(*top) + _CLEARLY:
