@@ -151,7 +151,7 @@ def cross_power(a: Tensor, b: Tensor) -> Tensor:
     >>> cross_power(torch.tensor(3 + 4j), torch.tensor(3 + 4j))
     tensor(25.)
     """
-    return torch.addcmul(a.real * b.real, a.imag, b.imag)
+    return (a.real * b.real).addcmul_(a.imag, b.imag)
 
 
 def shell_sizes(shape: Shape, n: int | None = None, *, device: torch.device | str | None = None) -> Tensor:
