@@ -91,8 +91,8 @@ class FineFilter:
             if (log > logs[0] and highest <= log - step) or (log < logs[-1] and lowest >= log + step):
                 continue  # no place is near it
             for total, spectrum, table in parts:
-                slabs = self._filtered(spectrum, shape, table(level))
-                for sum_, at, filtered in zip(total.split(_SLAB, -3), x.split(_SLAB, -3), slabs, strict=True):
+                slabs = (torch.split(total, _SLAB, -3), torch.split(x, _SLAB, -3))
+                for sum_, at, filtered in zip(*slabs, self._filtered(spectrum, shape, table(level)), strict=True):
                     near = at.clamp(logs[0], logs[-1]).sub_(log).abs_().div_(-step).add_(1).clamp_(min=0)
                     sum_.addcmul_(near, filtered)
         faint = x.sub_(logs[0]).exp_().clamp_(max=1)
@@ -103,9 +103,9 @@ class FineFilter:
     def _filtered(spectrum: Tensor, shape: Box, table: Tensor) -> Iterator[Tensor]:
         """Slabs of sections z, one after another: of large maps this filter takes most of a run's memory."""
         filtered = radial(table.to(spectrum.real), shape) * spectrum
-        for columns in filtered.split(_SLAB, -1):
+        for columns in torch.split(filtered, _SLAB, -1):
             columns.copy_(torch.fft.ifftn(columns, dim=(-3, -2), norm="ortho"))
-        for sections in filtered.split(_SLAB, -3):
+        for sections in torch.split(filtered, _SLAB, -3):
             yield torch.fft.irfft(sections, shape[-1], norm="ortho")
 
     def _gain(self, v: float) -> Tensor:
