@@ -11,6 +11,8 @@ from cryofm_ops import (
     estimate_noise_power,
     fourier_filter,
     radial,
+    radial_mean,
+    rfft,
     shell_sizes,
 )
 
@@ -129,3 +131,10 @@ def test_masked_and_filtered_halves_are_refused_unless_allowed(generator):
             estimate = estimate_noise_power(*pair, allow_masked=True)
         assert estimate.noise_power.isfinite().all()
         assert (estimate.noise_power > 0).all()
+
+
+@pytest.mark.parametrize("shape", [(17, 20, 35), (32, 33, 16)])
+def test_slabs_of_the_spectrum_are_the_whole(shape):
+    half1, half2 = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
+    whole = radial_mean((rfft(half1.double()) - rfft(half2.double())).abs().square() / 2, shape)
+    torch.testing.assert_close(estimate_noise_power(half1, half2).difference_power, whole.float())

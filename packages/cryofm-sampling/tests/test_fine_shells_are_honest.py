@@ -183,3 +183,14 @@ def test_the_linear_filter_does_not_sharpen_what_halves_do_not_share():
     shared = frequencies(SHAPE) <= reach
     torch.testing.assert_close(gain[shared], (plain.gain / blur)[shared])
     assert float(gain[~shared].max()) < 1 / float(blur[shared].min())
+
+
+@pytest.mark.parametrize("shape", [(17, 20, 35), (32, 33, 16)])
+def test_slabs_of_the_filter_are_the_whole(shape):
+    generator = torch.Generator().manual_seed(0)
+    halves = torch.randn(2, *shape, generator=generator) + torch.randn(shape, generator=generator)
+    fine = FineFilter.of(estimate_noise_power(*halves), shape, voxel_size=1.0, b_factor=30.0, width=1.5)
+    whole = fourier_filter(halves[0], radial(fine._gain(1.0), shape))
+    torch.testing.assert_close(fine(halves[0]), whole)
+    alike = torch.ones(shape)  # v is 1 everywhere, one of the levels
+    torch.testing.assert_close(fine(halves[0], alike), whole, atol=1e-5, rtol=1e-4)

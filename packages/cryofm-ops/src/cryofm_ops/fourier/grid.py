@@ -139,10 +139,11 @@ def radial_mean(spectrum: Tensor, shape: Shape, n: int | None = None) -> Tensor:
         raise GridMismatchError(
             f"spectrum of shape {tuple(spectrum.shape)} is not on the half grid {half_shape(shape)} of a box {shape}"
         )
-    n, shell, weight = shells(shape, n, spectrum.device)
-    sums = spectrum.new_zeros(*spectrum.shape[:-3], n + 1)
-    sums = sums.index_add(-1, shell, spectrum.flatten(-3) * weight.to(spectrum.dtype))
-    return sums[..., :n] / shell_sizes(shape, n, device=spectrum.device).to(spectrum.dtype)
+    sizes = shell_sizes(shape, n, device=spectrum.device).to(spectrum.dtype)  # first: it needs memory of its own
+    shell, n = shells(shape, n, spectrum.device)[1], len(sizes)
+    weighted = spectrum * friedel_weights(shape, device=spectrum.device).to(spectrum.dtype)
+    sums = spectrum.new_zeros(*spectrum.shape[:-3], n + 1).index_add(-1, shell, weighted.flatten(-3))
+    return sums[..., :n] / sizes
 
 
 def cross_power(a: Tensor, b: Tensor) -> Tensor:
@@ -151,7 +152,7 @@ def cross_power(a: Tensor, b: Tensor) -> Tensor:
     >>> cross_power(torch.tensor(3 + 4j), torch.tensor(3 + 4j))
     tensor(25.)
     """
-    return torch.addcmul(a.real * b.real, a.imag, b.imag)
+    return (a.real * b.real).addcmul_(a.imag, b.imag)
 
 
 def shell_sizes(shape: Shape, n: int | None = None, *, device: torch.device | str | None = None) -> Tensor:

@@ -7,6 +7,7 @@ local mean of the squared density that the prior restored: it holds nothing of t
 masked map that a microscopist would look at, but for a mask that is told by the data, and softer where they say less.
 """
 
+from collections.abc import Iterator
 from typing import Self
 
 import attrs
@@ -22,6 +23,7 @@ __all__ = ["FineFilter"]
 _LEVELS = 4.0 ** torch.arange(-3, 4)  # of v; the filter is interpolated between them in log v
 _CHANCE = 2.0  # standard errors of an FSC that may be chance (of 1, 1.5, 2 and 3 the best on two training structures)
 _KEPT = 1e-3  # of one, that is kept of every shell
+_SLAB = 16  # sections that are transformed at a time
 
 
 @attrs.frozen(eq=False)
@@ -76,7 +78,7 @@ class FineFilter:
         """
         _, shape = split_shape(data.shape)
         if restored is None:
-            return self._filtered(rfft(data), shape, self._gain(1.0)).to(data)
+            return torch.cat(list(self._filtered(rfft(data), shape, self._gain(1.0))), -3).to(data)
         v, levels = self._where(restored), _LEVELS.to(data)
         x, logs = v.log_(), levels.log().tolist()
         step, lowest, highest = logs[1] - logs[0], float(x.min()), float(x.max())
@@ -89,17 +91,22 @@ class FineFilter:
             if (log > logs[0] and highest <= log - step) or (log < logs[-1] and lowest >= log + step):
                 continue  # no place is near it
             for total, spectrum, table in parts:
-                filtered = self._filtered(spectrum, shape, table(level))
-                near = x.clamp(logs[0], logs[-1]).sub_(log).abs_().div_(-step).add_(1).clamp_(min=0)
-                total.addcmul_(near, filtered)
-                del filtered, near  # of large maps this filter takes most of a run's memory
+                slabs = (torch.split(total, _SLAB, -3), torch.split(x, _SLAB, -3))
+                for sum_, at, filtered in zip(*slabs, self._filtered(spectrum, shape, table(level)), strict=True):
+                    near = at.clamp(logs[0], logs[-1]).sub_(log).abs_().div_(-step).add_(1).clamp_(min=0)
+                    sum_.addcmul_(near, filtered)
         faint = x.sub_(logs[0]).exp_().clamp_(max=1)
         out *= faint
         return out if generator is None else out.addcmul_(open_, faint.sqrt_())
 
     @staticmethod
-    def _filtered(spectrum: Tensor, shape: Box, table: Tensor) -> Tensor:
-        return irfft(radial(table.to(spectrum.real), shape) * spectrum, shape)
+    def _filtered(spectrum: Tensor, shape: Box, table: Tensor) -> Iterator[Tensor]:
+        """Slabs of sections z, one after another: of large maps this filter takes most of a run's memory."""
+        filtered = radial(table.to(spectrum.real), shape) * spectrum
+        for columns in torch.split(filtered, _SLAB, -1):
+            columns.copy_(torch.fft.ifftn(columns, dim=(-3, -2), norm="ortho"))
+        for sections in torch.split(filtered, _SLAB, -3):
+            yield torch.fft.irfft(sections, shape[-1], norm="ortho")
 
     def _gain(self, v: float) -> Tensor:
         """Radial table, 1 / ĥ in it."""

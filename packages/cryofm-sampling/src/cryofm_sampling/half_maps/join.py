@@ -68,5 +68,6 @@ def _weight(shape: Box, end: float, limit: float, device: torch.device, dtype: t
     n = max(shape) // 2 + 1
     last = end * (n - 1)
     half = max(min(_WIDTH / 2, limit * (n - 1) - last), 0.5)
-    shell = frequencies(shape, device=device) * 2 * (n - 1)
-    return (0.5 - 0.5 * torch.sin(math.pi / 2 * ((shell - last - 0.5) / half).clamp(-1, 1))).to(dtype)
+    shell = frequencies(shape, device=device).mul_(2).mul_(n - 1)
+    across = shell.sub_(last).sub_(0.5).div_(half).clamp_(-1, 1)  # in place: of large maps it is a large array
+    return across.mul_(math.pi / 2).sin_().mul_(-0.5).add_(0.5).to(dtype)
