@@ -138,3 +138,14 @@ def test_slabs_of_the_spectrum_are_the_whole(shape):
     half1, half2 = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0))
     whole = radial_mean((rfft(half1.double()) - rfft(half2.double())).abs().square() / 2, shape)
     torch.testing.assert_close(estimate_noise_power(half1, half2).difference_power, whole.float())
+
+
+def test_the_noise_can_be_differentiated_by_a_half():
+    """In the direction of the half itself, of which the power is the square."""
+    one, two = torch.randn(2, 20, 20, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    one.requires_grad_()
+    estimate_noise_power(one, two).difference_power.sum().backward()
+    step = 1e-6 * one.detach()
+    ahead, behind = (float(estimate_noise_power(one.detach() + s * step, two).difference_power.sum()) for s in (1, -1))
+    assert one.grad is not None
+    assert float((one.grad * step).sum()) == pytest.approx((ahead - behind) / 2, rel=1e-5)

@@ -103,8 +103,9 @@ def estimate_noise_power(half1: Tensor, half2: Tensor, *, allow_masked: bool = F
 def _spectrum(half: Tensor) -> Tensor:
     """`rfft` in double precision, slab by slab: of large halves whole copies would be a run's peak of memory."""
     spectrum = torch.cat([torch.fft.rfft(sections.double(), norm="ortho") for sections in torch.split(half, _SLAB)])
-    for columns in torch.split(spectrum, _SLAB, -1):
-        columns.copy_(torch.fft.fftn(columns, dim=(-3, -2), norm="ortho"))
+    for first in range(0, spectrum.shape[-1], _SLAB):
+        columns = slice(first, first + _SLAB)
+        spectrum[..., columns] = torch.fft.fftn(spectrum[..., columns], dim=(-3, -2), norm="ortho")
     return spectrum
 
 
