@@ -61,12 +61,11 @@ def test_the_density_of_the_inside_is_that_of_a_large_ball():
         assert envelope._inside(factor * x + level, 1.5) == pytest.approx(factor * envelope._inside(x, 1.5), rel=1e-6)
 
 
-def test_a_trial_of_the_true_envelope_is_scored_above_the_others():
-    """Where all three are told there is one trial; of a field as bright as proteins are, whose prior is exact."""
+def gaussian_halves(b_factor):
+    """Of a field as bright as proteins are, whose prior is exact, through an envelope; prior, halves and model."""
     generator = torch.Generator().manual_seed(0)
     power = 0.04 * POWER / radial(POWER, BOX).mean()
-    h, noise = Envelope(60.0, VOXEL_SIZE), torch.full((17,), 0.004)
-    prior = GaussianPrior(power, BOX)
+    h, noise = Envelope(b_factor, VOXEL_SIZE), torch.full((17,), 0.004)
     x = torch.fft.irfftn(radial(power.sqrt(), BOX) * torch.fft.rfftn(torch.randn(BOX, generator=generator)), s=BOX)
     one, two = (h(x) + 0.004**0.5 * torch.randn(BOX, generator=generator) for _ in range(2))
     signal = power * h.table(17).square()
@@ -74,24 +73,35 @@ def test_a_trial_of_the_true_envelope_is_scored_above_the_others():
     def noise_on(shape):
         return torch.full_like(frequencies(shape), 0.004), torch.ones_like(frequencies(shape))
 
-    model = FourierModel(signal / (signal + noise), noise, signal, BOX, noise_on)
-    scores = {}
+    return GaussianPrior(power, BOX), one, two, FourierModel(signal / (signal + noise), noise, signal, BOX, noise_on)
+
+
+def fitted(halves, **told):
+    return envelope.fit_envelope(
+        *halves,
+        voxel_size=VOXEL_SIZE,
+        normalization=SimpleNamespace(mean=0.0, std=1.0),
+        generator=torch.Generator().manual_seed(0),
+        solvent_contrast=0.0,
+        **told,
+    )
+
+
+def test_a_trial_of_the_true_envelope_is_scored_above_the_others():
+    """Where all three are told there is one trial."""
+    halves, scores = gaussian_halves(60.0), {}
     for b, scale in ((60.0, 1.0), (0.0, 1.0), (160.0, 1.0), (60.0, 0.3), (60.0, 3.0)):
-        fit = envelope.fit_envelope(
-            prior,
-            one,
-            two,
-            model,
-            voxel_size=VOXEL_SIZE,
-            normalization=SimpleNamespace(mean=0.0, std=1.0),
-            generator=torch.Generator().manual_seed(0),
-            scale=scale,
-            b_factor=b,
-            solvent_contrast=0.0,
-        )
+        fit = fitted(halves, scale=scale, b_factor=b)
         assert (fit.b_factor, fit.normalization.scale, fit.solvent_contrast, fit.nfe) == (b, scale, 0.0, 3)
         ((*_, scores[b, scale]),) = fit.trials
     assert max(scores, key=scores.get) == (60.0, 1.0)
+
+
+def test_b_is_that_of_atoms_unless_the_prior_explains_more_with_less():
+    """A map that falls off as all that the prior knows is none of a blurred one, whatever atoms do."""
+    assert fitted(gaussian_halves(0.0), scale=1.0, atoms_b_factor=90.0).b_factor == pytest.approx(0, abs=15)
+    assert fitted(gaussian_halves(90.0), scale=1.0, atoms_b_factor=90.0).b_factor == 90.0
+    assert fitted(gaussian_halves(0.0), scale=1.0, b_factor=90.0).b_factor == 90.0
 
 
 def test_strong_noise_beyond_the_resolution_does_not_leak_into_a_region():
