@@ -140,7 +140,7 @@ def radial_mean(spectrum: Tensor, shape: Shape, n: int | None = None) -> Tensor:
             f"spectrum of shape {tuple(spectrum.shape)} is not on the half grid {half_shape(shape)} of a box {shape}"
         )
     sizes = shell_sizes(shape, n, device=spectrum.device).to(spectrum.dtype)  # first: it needs memory of its own
-    shell, n = shells(shape, n, spectrum.device)[1], len(sizes)
+    n, shell = _shell_numbers(shape, n, spectrum.device)
     weighted = spectrum * friedel_weights(shape, device=spectrum.device).to(spectrum.dtype)
     sums = spectrum.new_zeros(*spectrum.shape[:-3], n + 1).index_add(-1, shell, weighted.flatten(-3))
     return sums[..., :n] / sizes
@@ -174,13 +174,17 @@ def _shell_sizes(shape: Shape, n: int | None) -> tuple[float, ...]:
 
 def shells(shape: Shape, n: int | None, device: torch.device | str | None) -> tuple[int, Tensor, Tensor]:
     """Number of shells; shell (n for the corners) and Friedel weight of every half-grid coefficient, flat."""
+    n, shell = _shell_numbers(shape, n, device)
+    z, y, x = shape
+    return n, shell, friedel_weights(shape, device=device).double().expand(z, y, x // 2 + 1).flatten()
+
+
+def _shell_numbers(shape: Shape, n: int | None, device: torch.device | str | None) -> tuple[int, Tensor]:
     full = max(shape) // 2 + 1
     n = full if n is None else n
     if not 2 <= n <= full:
         raise CryoFMError(f"a box of {shape} has between 2 and {full} shells, asked for {n}")
-    shell = _unfolded((_octant(shape, device) * (2 * (n - 1))).round().long().clamp(max=n), shape)
-    weight = friedel_weights(shape, device=device).double().expand(shell.shape)
-    return n, shell.flatten(), weight.flatten()
+    return n, _unfolded((_octant(shape, device) * (2 * (n - 1))).round().long().clamp(max=n), shape).flatten()
 
 
 def standard_normal(like: Tensor, generator: torch.Generator) -> Tensor:
