@@ -174,6 +174,16 @@ def test_halves_that_are_too_good_are_dimmed_to_an_fsc_of_a_seventh_at_the_fines
     assert again == (half, told)
 
 
+def test_coarse_shells_are_not_dimmed_to_what_chance_makes_of_strong_noise_beyond_them():
+    """Noise that rises ten-thousandfold has by chance a signal far above all that is measured."""
+    n = 17
+    noise = torch.where(torch.linspace(0, 1, n) < 0.5, 1e-3, 10.0)
+    signal = torch.where(torch.linspace(0, 1, n) < 0.5, 0.1, 0.03 * 10.0)
+    model = FourierModel(signal / (signal + noise), noise, signal, BOX, lambda shape: None)
+    half = torch.zeros(BOX)
+    assert envelope._dimmed(half, model, torch.Generator().manual_seed(0)) == (half, model)
+
+
 def test_a_parabola_without_a_top_moves_nothing():
     assert [envelope._parabola(*three) for three in ((1, 1, 1), (2, 1, 2), (0, 1, 2))] == [0, 0, 0]
     assert envelope._parabola(-1.0, 0.0, -1.5) == pytest.approx(-0.1)

@@ -421,11 +421,11 @@ def _dimmed(half: Tensor, model: FourierModel, generator: torch.Generator) -> tu
     n = len(model.signal_power)
     at = 2 / _DIMMED_AT * (n - 1)
     low = min(int(at), n - 2)
-    log = model.signal_power.double().clamp(min=1e-30).log()
+    log, noise = model.signal_power.double().clamp(min=1e-30).log(), model.noise_power.double()
     level = float(torch.lerp(log[low], log[low + 1], at - low).exp()) * (1 - _DIMMED_FSC) / _DIMMED_FSC
-    extra = (level - model.noise_power.double()).clamp(min=0)
-    if not extra.any():
-        return half, model
+    if float(torch.lerp(noise[low], noise[low + 1], at - low)) >= level:
+        return half, model  # what chance makes of strong noise may be far above all that coarser shells have
+    extra = (level - noise).clamp(min=0)
     before = model.noise_on
 
     def noise_on(shape: Box) -> tuple[Tensor, Tensor]:
