@@ -20,6 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from _peak import peak_resident_mib
 from _table import write_csv
 from einops import rearrange
 from torch import Tensor
@@ -102,16 +103,9 @@ def print_peak(name: str, shape: str, dtype: str, backward: str) -> None:
     q, k, v = inputs(shape, dtype)
     tiny = tuple(a[:, :8, :8, :8, :1].detach().requires_grad_() for a in (q, k, v))
     call(name, tiny, bool(int(backward)))  # type: ignore[arg-type]  # what is loaded at the first call is not counted
-    Path("/proc/self/clear_refs").write_text("5")  # forgets the peak of what came before
-    before = peak_resident_mib()
+    before = peak_resident_mib(reset=True)
     call(name, (q, k, v), bool(int(backward)))
     print(peak_resident_mib() - before)
-
-
-def peak_resident_mib() -> int:
-    """High-water mark of this process; `ru_maxrss` would be that of the parent, too."""
-    (line,) = (row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("VmHWM"))
-    return int(line.split()[1]) // 1024
 
 
 def machine() -> str:

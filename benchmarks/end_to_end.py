@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _peak import peak_resident_mib
 from _table import write_csv
 from numpy.typing import NDArray
 from torch import nn
@@ -95,7 +96,7 @@ def child(script: str, arguments: list[str]) -> None:
     measured = {
         "wall_s": time.perf_counter() - start,
         "cpu_s": used.ru_utime + used.ru_stime,
-        "peak_gib": used.ru_maxrss / 2**20,
+        "peak_gib": peak_resident_mib() / 2**10,
         "exit": code,
         **found,
     }

@@ -35,6 +35,7 @@ from cryofm_model import (
 )
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
+PEAK = str(Path(__file__).with_name("_peak.py"))
 WIDTH = 36.0  # Å, of what is dense
 QUICK = ("--steps", "2", "--scale", "1", "--b-factor", "0")
 ONE = ("--steps", "2", "--scale", "1")
@@ -121,16 +122,15 @@ def row(run: Run) -> dict[str, Any]:
         if run.files:
             make(folder, run)
         script = str(EXAMPLES / f"{run.script}.py")
-        command = [sys.executable, script, *run.files, *run.flags, *run.own, "--out", "out"]
+        command = [sys.executable, PEAK, "peak", script, *run.files, *run.flags, *run.own, "--out", "out"]
         environment = os.environ | {"OMP_NUM_THREADS": "1"}
         with open(folder / "said", "w+") as said:
-            process = subprocess.Popen(command, cwd=folder, env=environment, stdout=said, stderr=subprocess.DEVNULL)
-            _, status, used = os.wait4(process.pid, 0)
+            status = subprocess.call(command, cwd=folder, env=environment, stdout=said, stderr=subprocess.DEVNULL)
             said.seek(0)
             found = re.search(r"needs about ([\d.]+)", said.read())
-    if os.waitstatus_to_exitcode(status) not in (0, 3) or found is None:
-        raise SystemExit(f"{run.name}: status {os.waitstatus_to_exitcode(status)}")
-    told, peak = float(found[1]), used.ru_maxrss / 2**20
+        if status not in (0, 3) or found is None:
+            raise SystemExit(f"{run.name}: status {status}")
+        told, peak = float(found[1]), int((folder / "peak").read_text(encoding="utf-8")) / 2**10
     return {"run": run.name, "told_gib": told, "peak_gib": round(peak, 2), "told_over_peak": round(told / peak, 2)}
 
 

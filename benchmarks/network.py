@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from _peak import peak_resident_mib
 from _table import write_csv
 from torch import nn
 
@@ -119,14 +120,6 @@ def timed(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def peak_mib(*, reset: bool = False) -> int:
-    """High-water mark of the resident memory of this process, in MiB."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    (line,) = (row for row in Path("/proc/self/status").read_text().splitlines() if row.startswith("VmHWM"))
-    return int(line.split()[1]) // 1024
-
-
 def main() -> None:
     """Parse the command line, measure, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -146,7 +139,7 @@ def main() -> None:
             elif what.endswith("recomputed"):
                 continue
             bound = products(network, box, DTYPES[dtype], backward)
-            peak_mib(reset=True)
+            peak_resident_mib(reset=True)
             seconds = statistics.median(
                 timed(lambda: evaluate(network, box, DTYPES[dtype], backward))  # noqa: B023
                 for _ in range(args.calls)
@@ -160,7 +153,7 @@ def main() -> None:
                     "seconds": round(seconds, 2),
                     "products_seconds": round(bound, 2),
                     "ratio": round(seconds / bound, 2),
-                    "peak_MiB": peak_mib(),
+                    "peak_MiB": peak_resident_mib(),
                     "calls": args.calls,
                     "machine": f"CPU ({capability}), {threads} threads, torch {torch.__version__}",
                 }

@@ -26,6 +26,7 @@ from typing import Any, cast
 import numpy as np
 import torch
 from _inputs import calibrated_prior, clean
+from _peak import peak_resident_mib
 from _protocol import crop, sides
 from _table import write_csv
 from torch import Tensor
@@ -106,11 +107,6 @@ def round_particle(x: Tensor) -> Tensor:
     return x * torch.sigmoid(0.42 * x.shape[-1] - radius)
 
 
-def peak_mib() -> float:
-    """Of the process so far."""
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-
-
 def cpu_of_children(command: list[str]) -> float:
     """CPU seconds of a program."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -153,7 +149,7 @@ def measure(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for number in args.passes:
         start = time.process_time()
         ToeplitzGaussian.from_images(random_images(number, args.side), WhiteNoise(1.0), shape=(args.side,) * 3)
-        found = {"cpu_s": round(time.process_time() - start, 1), "peak_mib": peak_mib()}
+        found = {"cpu_s": round(time.process_time() - start, 1), "peak_mib": peak_resident_mib()}
         yield {"what": "one pass", "images": number, "side": args.side} | empty | found
 
     prior = calibrated_prior(args.prior)
