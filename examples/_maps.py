@@ -33,6 +33,7 @@ from cryofm_io import (
 from cryofm_model import (
     BUNDLED_PRIORS,
     CalibratedPrior,
+    CryoFMError,
     Prior,
     bundled_prior_for,
     fitted_to_particle,
@@ -64,6 +65,7 @@ from cryofm_sampling import (
 DATA = Path(__file__).parent / "data"
 TRIALS, SIDE = 45, 48  # evaluations for scale and envelope, about, of a cube of that side (`fit_envelope`)
 TRIALS_OF_ONE = 56  # for the scale of a map with a wedge, of all of it
+_FEWEST = 8  # voxels of a prior that a map has to be wide
 DEMO_MAP, DEMO_CURVES = DATA / "EMD-3488.mrc.gz", DATA / "fsc_curves.csv"
 Volume = NDArray[np.floating]
 
@@ -356,9 +358,19 @@ class PriorGrid:
 
     @classmethod
     def of(cls, like: DensityMap, prior: Prior, mask: Path | None = None) -> Self:
-        """For maps like this one, with a mask for the result on the same grid."""
+        """For maps like this one, with a mask for the result on the same grid.
+
+        Raises:
+            CryoFMError: They are a few voxels of the prior wide: a wrong voxel size.
+        """
         # The prior's voxel size and not a voxel more: padding would break the noise's independent Fourier coefficients.
         grid = GridTransform.of(like, prior.voxel_size)
+        width = max(like.shape) * like.voxel_size
+        if max(grid.target) < _FEWEST:
+            raise CryoFMError(
+                f"maps of {by(like.shape)} voxels of {like.voxel_size:.3g} Å are {width:.2g} Å wide, less than "
+                f"{_FEWEST} voxels of the prior: is that their voxel size? --voxel-size tells another"
+            )
         device = device_of(prior)
         print(f"map {by(like.shape)} voxels of {like.voxel_size:.4g} Å, on {device}")
         finest = 2 * max(grid.voxel_size, like.voxel_size)

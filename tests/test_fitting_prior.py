@@ -54,6 +54,12 @@ def test_fine_voxels_alone_do_not(chosen, given):
     assert "prior cryofm-tiny, for data to" in said
 
 
+def test_maps_of_a_few_voxels_of_the_prior_have_another_voxel_size(prior):
+    like = halves(0.01).maps[0]
+    with pytest.raises(maps.CryoFMError, match=r"32 × 28 × 24 .* 0.01 Å are 0.32 Å wide, .*--voxel-size"):
+        maps.PriorGrid.of(like, prior)
+
+
 def test_coarse_voxels_need_no_second_look(chosen):
     name, _, told, said = chosen(halves(1.5))
     assert (name, told) == ("cryofm-tiny", False)  # it was told before anything was read
