@@ -67,12 +67,12 @@ def tiled():
 def test_boxes_cover_what_is_there_and_a_margin_and_little_else():
     region = Region.around(two_bodies())
     assert len(region.boxes) == 2
-    assert region.share < 0.35
+    assert region.share < 0.15
     covered = torch.zeros(SHAPE, dtype=torch.bool)
     for box in region.boxes:
         covered[box] = True
         assert all((part.stop - part.start) % 8 == 0 for part in box)
-    grown = torch.nn.functional.max_pool3d(two_bodies()[None].float(), 17, 1, 8)[0] > 0
+    grown = torch.nn.functional.max_pool3d(two_bodies()[None].float(), 9, 1, 4)[0] > 0
     assert bool((covered | ~grown).all())
 
 
@@ -168,6 +168,5 @@ def test_half_maps_are_restored_where_they_agree(tiled):
         cost.append(spikes.voxels)
     assert cost[1] < 0.5 * cost[0]
     for body in (MAIN, FAR):
-        assert float((found[1][body] - truth[body]).square().mean()) < 1.05 * float(
-            (found[0][body] - truth[body]).square().mean()
-        )
+        here, whole = (float((x[body] - truth[body]).square().mean()) for x in (found[1], found[0]))
+        assert here < 1.05 * whole + 1e-6  # of the density's square
