@@ -3,6 +3,7 @@
 import _thread
 import argparse
 import errno
+import gc
 import logging
 import math
 import os
@@ -68,6 +69,7 @@ def run_script(
             results = output_folder(args.out, names, overwrite=args.overwrite, read=named_files(args))
             with results if is_first() else TemporaryDirectory() as folder:
                 written = run(args, Path(folder))  # of which only this is kept
+                gc.collect()  # formulas in pictures leave exceptions, and these the frames that hold all of a run's maps
                 if is_first():
                     if written is not None:
                         write_report(Path(folder), **written.page)
