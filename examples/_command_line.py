@@ -69,7 +69,7 @@ def run_script(
             results = output_folder(args.out, names, overwrite=args.overwrite, read=named_files(args))
             with results if is_first() else TemporaryDirectory() as folder:
                 written = run(args, Path(folder))  # of which only this is kept
-                gc.collect()  # formulas in pictures leave exceptions, and these the frames that hold all of a run's maps
+                gc.collect()  # formulas in pictures leave exceptions, whose frames hold all maps of the run
                 if is_first():
                     if written is not None:
                         write_report(Path(folder), **written.page)
