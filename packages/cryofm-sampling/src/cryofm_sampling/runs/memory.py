@@ -29,7 +29,7 @@ __all__ = ["Memory", "check_available", "check_memory"]
 
 # Bytes for each voxel: of the maps' own grid, of the prior's for estimates and beside the network, of a tile. Maps of
 # more than 32 MiB the C library gives back as soon as they are gone; of smaller ones it keeps some.
-_OWN, _OWN_BEYOND, _GRID, _BESIDE, _SAMPLE, _SPREAD, _RESAMPLED = 97, 50, 182, 60, 4, 24, 16
+_OWN, _OWN_BEYOND, _GRID, _BESIDE, _SAMPLE, _SPREAD, _RESAMPLED = 97, 52, 182, 60, 4, 24, 16
 _KEPT = 8 * 2**20  # voxels of 4 bytes
 _CROP = 32  # side of what a network is measured on, voxels, or twice as much
 _WORKSPACE = 1.25  # what kernels take beside the tensors that are seen
@@ -92,7 +92,7 @@ def check_memory(
         """Of a box of that fraction of the voxels."""
         voxels, written = fraction * math.prod(shape), fraction * math.prod(own or shape)
         network = _SEEN * min(tiled.tile**3, voxels) * each
-        maps = _OWN * min(written, _KEPT) + _OWN_BEYOND * max(written - _KEPT, 0)
+        maps = max(_OWN * min(written, _KEPT), _OWN_BEYOND * written)
         stages = maps + written * _SPREAD * (samples > 1), voxels * _GRID, network + voxels * _BESIDE
         return round(max(stages) + voxels * _SAMPLE * samples + beside + _LATER * (device.type == "cpu"))
 
