@@ -47,10 +47,11 @@ from cryofm_ops import (
     random_rotations,
     sample_poses,
 )
-from cryofm_sampling import AbInitio, BlindGuided, Draw, Flow, Guided, Models
+from cryofm_sampling import AbInitio, BlindGuided, Draw, Flow, Guided, Models, models_by_halving
 
 BOX, WIDE, FINEST, FILLED, BAND = 32, 48, 5.0, 26, 13
-CHAINS, SHORT, KEEP = 8, 8, 3  # chains of poses; levels that choose among them; models
+CHAINS, SHORT, KEEP = 16, 8, 3  # chains of poses; levels that choose among them; models
+LEVELS = 20
 
 # Algorithm 3 with 100 steps. Of q 0 or 0.7, ψ_cor or ψ_sg and pushes per step of 0.1, 0.3, 1 and 3 these were the best
 # on two training structures: with the true poses 12.5 and 12.0 Å at a push of 1 and at 3 (27 and 34 Å at 0.3), and
@@ -173,7 +174,7 @@ def with_prior(
 def ours(
     prior: CalibratedPrior, path: Path, condition: Condition, problem: Problem, sym: str | None = None
 ) -> list[Row]:
-    """Common lines, then the prior: briefly for all chains, fully for the best."""
+    """Poses by common lines and the field; then the prior, briefly for all chains, fully for the best."""
     group = None if sym is None else torch.from_numpy(Rotation.create_group(sym).as_matrix()).float()
     start = time.process_time()
     poses = sample_poses(
@@ -185,8 +186,15 @@ def ours(
         max_shift_px=condition.search_px,
         symmetry=group,
     )
-    short = with_prior(prior, problem, poses.rotations, poses.shifts_px, group, levels=SHORT)
-    models = with_prior(prior, problem, short.rotations[:KEEP], short.shifts_px[:KEEP], group)
+    models, nfe = models_by_halving(
+        lambda R, s, levels: with_prior(prior, problem, R, s, group, levels=levels),
+        poses.rotations,
+        poses.shifts_px,
+        keep=KEEP,
+        short=SHORT,
+        levels=LEVELS,
+        symmetry=group,
+    )
     seconds = time.process_time() - start
     found = [
         resolution(aligned(x, problem.truth, R, problem.rotations), problem.truth, problem.voxel_size)
@@ -198,7 +206,7 @@ def ours(
             condition,
             "ours" if sym is None else f"ours, {sym}",
             seconds,
-            CHAINS * short.nfe + KEEP * models.nfe,
+            nfe,
             fsc05=round(found[0], 2),
             of_three=" ".join(f"{f:.2f}" for f in found),
             pose_error_deg=round(float(pose_difference_deg(problem.rotations, models.rotations[0], group)), 1),
