@@ -1,11 +1,12 @@
-"""Poses of a few images of an unknown object, from their common lines alone, by annealed Gibbs sampling.
+"""Poses of a few images of an unknown object, from nothing but these, by annealed Gibbs sampling.
 
 Every chain starts from random poses. A sweep draws the pose of one image after the other from what its common lines
 with all others say of it: for each of a grid of directions and in-plane angles, the sum over the other images of the
 log likelihood ratio that the two lines in which the slices cross are one (`CommonLines`). The likelihood sharpens, and
 takes in higher frequencies, from stage to stage; in the last stage the best pose is taken. Shifts are drawn in turn.
 The poses of each chain are then refined by their evidence (`pose_log_evidence`), which counts nothing twice, and which
-tells what chains to believe.
+tells what chains to believe. Where the best two have come to different poses, as with noise they mostly do, each image
+of the best chains is drawn anew from what the field says of it (`drawn_from_field`), and refined again.
 
 Poses are up to a rotation of all, and a mirror: the hand of an object is not in its projections.
 """
