@@ -185,6 +185,7 @@ def ours(
         noise=problem.noise,
         max_shift_px=condition.search_px,
         symmetry=group,
+        from_field=True,
     )
     models, nfe = models_by_halving(
         lambda R, s, levels: with_prior(prior, problem, R, s, group, levels=levels),

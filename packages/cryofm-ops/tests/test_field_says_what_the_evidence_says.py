@@ -7,7 +7,7 @@ import torch
 from scipy.spatial.transform import Rotation
 from scipy.special import sph_harm_y, spherical_jn
 
-from cryofm_ops import pose_difference_deg, pose_log_evidence, random_rotations, rotation_from_vector
+from cryofm_ops import pose_difference_deg, pose_log_evidence, random_rotations, rotation_from_vector, sample_poses
 from cryofm_ops.poses import field_sampling
 from cryofm_ops.poses.common_lines import polar_transform
 from cryofm_ops.poses.evidence import _ball
@@ -165,3 +165,25 @@ def test_images_that_are_misplaced_are_placed():
         **known,
     )
     torch.testing.assert_close(again[1], found[0])  # chains do not depend on others
+
+
+@pytest.mark.slow
+def test_poses_from_the_field_are_as_likely_or_more():
+    """Of twelve noisy images, two of which are placed among the others; where common lines tell it is not asked."""
+    R = views(12, 2)
+    made = images(R, noise=1.0).float()
+    sigma2 = float(images(R, noise=0.0).var())
+    known = {"chains": 3, "diameter_px": DIAMETER, "noise": torch.full((10,), sigma2 * N**2)}
+    lines, field = (
+        sample_poses(made, generator=torch.Generator().manual_seed(1), from_field=from_field, **known)
+        for from_field in (False, True)
+    )
+    assert float(field.log_evidence[0]) > float(lines.log_evidence[0]) + 5
+    assert pose_difference_deg(R.float(), field.rotations[0]) < pose_difference_deg(R.float(), lines.rotations[0])
+    clean = images(R[:6], noise=0.0).float()
+    known = known | {"noise": torch.zeros(10)}
+    lines, field = (
+        sample_poses(clean, generator=torch.Generator().manual_seed(1), from_field=from_field, **known)
+        for from_field in (False, True)
+    )
+    torch.testing.assert_close(field.rotations, lines.rotations, rtol=0, atol=0)

@@ -6,7 +6,7 @@ log likelihood ratio that the two lines in which the slices cross are one (`Comm
 takes in higher frequencies, from stage to stage; in the last stage the best pose is taken. Shifts are drawn in turn.
 The poses of each chain are then refined by their evidence (`pose_log_evidence`), which counts nothing twice, and which
 tells what chains to believe. Where the best two have come to different poses, as with noise they mostly do, each image
-of the best chains is drawn anew from what the field says of it (`drawn_from_field`), and refined again.
+of the best chains can be drawn anew from what the field says of it (`drawn_from_field`), and refined again.
 
 Poses are up to a rotation of all, and a mirror: the hand of an object is not in its projections.
 """
@@ -65,6 +65,7 @@ def sample_poses(
     max_shift_px: float = 0.0,
     symmetry: Tensor | None = None,
     transfer: Tensor | None = None,
+    from_field: bool = False,
 ) -> PoseSamples:
     """Sample the poses of images of one object of which nothing else is known.
 
@@ -81,6 +82,7 @@ def sample_poses(
         max_shift_px: how far off centre an image may be, along each axis.
         symmetry: rotations `(G, 3, 3)` of the object's point group.
         transfer: what each image was multiplied by, ring by ring, `(K, radius)`. None: 1.
+        from_field: draw the images of the best chains anew where those differ, as above: about three times as long.
 
     Raises:
         GeometryError: images that are not square, or fewer than 2.
@@ -128,12 +130,20 @@ def sample_poses(
         if max_shift_px > 0:
             shifts[:, k] = _draw_shift(table, rotations[:, k], partners, max_shift_px, streams, greedy)
 
+    def place_others() -> None:
+        for k in sorted(set(range(K)) - set(anchors)):
+            common = compare([k], _STAGES - 1)
+            for _ in range(_POLISH):
+                draw(common, 0, k, _FINE_DIRECTIONS, greedy=True)
+
     for stage in range(_STAGES):
         common, last = compare(anchors, stage), stage == _STAGES - 1
         sweeps = [_DIRECTIONS] * _SWEEPS + [_FINE_DIRECTIONS] * (_POLISH if last else 0)
         for count in sweeps:
             for row, k in enumerate(anchors):
                 draw(common, row, k, count, greedy=last)
+
+    place_others()
 
     # All chains on the lowest frequencies, which is cheap; the best on more.
     low, lowest = math.ceil(_LOW * radius), math.ceil(_LOWEST * radius)
@@ -170,8 +180,9 @@ def sample_poses(
     best = min(chains, _BEST)
     R, s = refined(rotations[:best, anchors], shifts[:best, anchors], low)
     value = scored(R, s)
-    if best > 1 and float(pose_difference_deg(R[value.argmax()], R[value.argsort()[-2]], symmetry)) > _AGREE_DEG:
-        # Common lines have not told: what the field says of each image is drawn from, too.
+    first, second = value.argsort(descending=True).tolist()[:2] if best > 1 else (0, 0)
+    redrawn = from_field and float(pose_difference_deg(R[first], R[second], symmetry)) > _AGREE_DEG
+    if redrawn:
         moved = drawn_from_field(
             images[anchors],
             R,
@@ -191,10 +202,8 @@ def sample_poses(
     rotations[:best, anchors], shifts[:best, anchors], log_evidence[:best] = R, s, value
     order = log_evidence.argsort(descending=True)
     rotations, shifts, log_evidence = rotations[order], shifts[order], log_evidence[order]
-    for k in sorted(set(range(K)) - set(anchors)):
-        common = compare([k], _STAGES - 1)
-        for _ in range(_POLISH):
-            draw(common, 0, k, _FINE_DIRECTIONS, greedy=True)
+    if redrawn:
+        place_others()
     return PoseSamples(rotations, shifts, log_evidence)
 
 
