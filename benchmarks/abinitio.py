@@ -6,12 +6,12 @@ white noise (SNR: variance of the clean image within 32² over that of the noise
 does: background, centre of mass (or not: ``centred``), mask, box of 32². Noise is estimated from the background. What
 comes out is aligned to the truth over rotation, shift and hand; the best by fit of three counts.
 
-Methods: ``ours``, poses from common lines, then the prior; ``wiener`` and ``prior``, told the true poses, without and
-with the prior; ``sample``, what the prior draws without data; ``alg3`` and ``alg3_poses``, the paper's Algorithm 3 with
-100 steps, without (three chains, of which the best by loss counts) or with the true poses; with 8 and with 2 clean
-images, the paper's own case. ``alg3_published`` is the same with the published λ_max = 5 and N = 1000
-(``--published N`` structures). ``of_three`` is what each of the three models reaches, best by fit first. With ``--sym
-C4`` there is ``ours, C4`` alone, told the point group.
+Methods: ``ours``, poses from common lines and a Gaussian field, then the prior in several passes; ``wiener`` and
+``prior``, told the true poses, without and with the prior; ``sample``, what the prior draws without data; ``alg3`` and
+``alg3_poses``, the paper's Algorithm 3 with 100 steps, without (three chains, of which the best by loss counts) or with
+the true poses; with 8 and with 2 clean images, the paper's own case. ``alg3_published`` is the same with the published
+λ_max = 5 and N = 1000 (``--published N`` structures). ``of_three`` is what each of the three models reaches, best by
+fit first. With ``--sym C4`` there is ``ours, C4`` alone, told the point group.
 
 A table that is there already is gone on with: rows that it has are not computed again.
 """
