@@ -6,12 +6,12 @@ white noise (SNR: variance of the clean image within 32² over that of the noise
 does: background, centre of mass (or not: ``centred``), mask, box of 32². Noise is estimated from the background. What
 comes out is aligned to the truth over rotation, shift and hand; the best by fit of three counts.
 
-Methods: ``ours``, poses from common lines, then the prior; ``wiener`` and ``prior``, told the true poses, without and
-with the prior; ``sample``, what the prior draws without data; ``alg3`` and ``alg3_poses``, the paper's Algorithm 3 with
-100 steps, without (three chains, of which the best by loss counts) or with the true poses; with 8 and with 2 clean
-images, the paper's own case. ``alg3_published`` is the same with the published λ_max = 5 and N = 1000
-(``--published N`` structures). ``of_three`` is what each of the three models reaches, best by fit first. With ``--sym
-C4`` there is ``ours, C4`` alone, told the point group.
+Methods: ``ours``, poses from common lines and a Gaussian field, then the prior in several passes; ``wiener`` and
+``prior``, told the true poses, without and with the prior; ``sample``, what the prior draws without data; ``alg3`` and
+``alg3_poses``, the paper's Algorithm 3 with 100 steps, without (three chains, of which the best by loss counts) or with
+the true poses; with 8 and with 2 clean images, the paper's own case. ``alg3_published`` is the same with the published
+λ_max = 5 and N = 1000 (``--published N`` structures). ``of_three`` is what each of the three models reaches, best by
+fit first. With ``--sym C4`` there is ``ours, C4`` alone, told the point group.
 
 A table that is there already is gone on with: rows that it has are not computed again.
 """
@@ -47,10 +47,11 @@ from cryofm_ops import (
     random_rotations,
     sample_poses,
 )
-from cryofm_sampling import AbInitio, BlindGuided, Draw, Flow, Guided, Models
+from cryofm_sampling import AbInitio, BlindGuided, Draw, Flow, Guided, Models, models_by_halving
 
 BOX, WIDE, FINEST, FILLED, BAND = 32, 48, 5.0, 26, 13
-CHAINS, SHORT, KEEP = 8, 8, 3  # chains of poses; levels that choose among them; models
+CHAINS, SHORT, KEEP = 16, 8, 3  # chains of poses; levels that choose among them; models
+LEVELS = 20
 
 # Algorithm 3 with 100 steps. Of q 0 or 0.7, ψ_cor or ψ_sg and pushes per step of 0.1, 0.3, 1 and 3 these were the best
 # on two training structures: with the true poses 12.5 and 12.0 Å at a push of 1 and at 3 (27 and 34 Å at 0.3), and
@@ -173,7 +174,7 @@ def with_prior(
 def ours(
     prior: CalibratedPrior, path: Path, condition: Condition, problem: Problem, sym: str | None = None
 ) -> list[Row]:
-    """Common lines, then the prior: briefly for all chains, fully for the best."""
+    """Poses by common lines and the field; then the prior, briefly for all chains, fully for the best."""
     group = None if sym is None else torch.from_numpy(Rotation.create_group(sym).as_matrix()).float()
     start = time.process_time()
     poses = sample_poses(
@@ -184,9 +185,17 @@ def ours(
         noise=problem.noise,
         max_shift_px=condition.search_px,
         symmetry=group,
+        from_field=True,
     )
-    short = with_prior(prior, problem, poses.rotations, poses.shifts_px, group, levels=SHORT)
-    models = with_prior(prior, problem, short.rotations[:KEEP], short.shifts_px[:KEEP], group)
+    models, nfe = models_by_halving(
+        lambda R, s, levels: with_prior(prior, problem, R, s, group, levels=levels),
+        poses.rotations,
+        poses.shifts_px,
+        keep=KEEP,
+        short=SHORT,
+        levels=LEVELS,
+        symmetry=group,
+    )
     seconds = time.process_time() - start
     found = [
         resolution(aligned(x, problem.truth, R, problem.rotations), problem.truth, problem.voxel_size)
@@ -198,7 +207,7 @@ def ours(
             condition,
             "ours" if sym is None else f"ours, {sym}",
             seconds,
-            CHAINS * short.nfe + KEEP * models.nfe,
+            nfe,
             fsc05=round(found[0], 2),
             of_three=" ".join(f"{f:.2f}" for f in found),
             pose_error_deg=round(float(pose_difference_deg(problem.rotations, models.rotations[0], group)), 1),

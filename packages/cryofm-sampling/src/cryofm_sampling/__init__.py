@@ -47,6 +47,7 @@ from cryofm_sampling.models import (
     Trust,
     Verdict,
     models_by_algorithm_3,
+    models_by_halving,
     models_of_class_averages,
     models_of_particles,
 )
@@ -162,6 +163,7 @@ __all__ = [
     "log_likelihood",
     "misfit",
     "models_by_algorithm_3",
+    "models_by_halving",
     "models_of_class_averages",
     "models_of_particles",
     "restore",

@@ -1,11 +1,12 @@
-"""Poses of a few images of an unknown object, from their common lines alone, by annealed Gibbs sampling.
+"""Poses of a few images of an unknown object, from nothing but these, by annealed Gibbs sampling.
 
 Every chain starts from random poses. A sweep draws the pose of one image after the other from what its common lines
 with all others say of it: for each of a grid of directions and in-plane angles, the sum over the other images of the
 log likelihood ratio that the two lines in which the slices cross are one (`CommonLines`). The likelihood sharpens, and
 takes in higher frequencies, from stage to stage; in the last stage the best pose is taken. Shifts are drawn in turn.
 The poses of each chain are then refined by their evidence (`pose_log_evidence`), which counts nothing twice, and which
-tells what chains to believe.
+tells what chains to believe. Where the best two have come to different poses, as with noise they mostly do, each image
+of the best chains can be drawn anew from what the field says of it (`drawn_from_field`), and refined again.
 
 Poses are up to a rotation of all, and a mirror: the hand of an object is not in its projections.
 """
@@ -17,9 +18,11 @@ import torch
 from torch import Tensor
 
 from cryofm_ops.errors import GeometryError
+from cryofm_ops.poses._grids import choose, spread_views
 from cryofm_ops.poses.common_lines import CommonLines, directions, polar_transform
 from cryofm_ops.poses.evidence import pose_log_evidence, refine_by_evidence
-from cryofm_ops.rotations.conversions import random_rotations
+from cryofm_ops.poses.field_sampling import drawn_from_field
+from cryofm_ops.rotations.conversions import pose_difference_deg, random_rotations
 
 __all__ = ["PoseSamples", "sample_poses"]
 
@@ -33,6 +36,7 @@ _STEP_PX = 0.5
 _SAME_LINE_DEG = 12.0
 _LOWEST, _LOW = 6 / 13, 8 / 13  # of the highest frequency, likewise: for the evidence
 _BEST = 3  # chains that are refined on more frequencies
+_AGREE_DEG = 5.0  # the best two, if common lines have told the poses
 
 
 @attrs.frozen(eq=False)
@@ -61,6 +65,7 @@ def sample_poses(
     max_shift_px: float = 0.0,
     symmetry: Tensor | None = None,
     transfer: Tensor | None = None,
+    from_field: bool = False,
 ) -> PoseSamples:
     """Sample the poses of images of one object of which nothing else is known.
 
@@ -77,6 +82,7 @@ def sample_poses(
         max_shift_px: how far off centre an image may be, along each axis.
         symmetry: rotations `(G, 3, 3)` of the object's point group.
         transfer: what each image was multiplied by, ring by ring, `(K, radius)`. None: 1.
+        from_field: draw the images of the best chains anew where those differ, as above: about three times as long.
 
     Raises:
         GeometryError: images that are not square, or fewer than 2.
@@ -119,10 +125,16 @@ def sample_poses(
     def draw(common: CommonLines, row: int, k: int, count: int, greedy: bool) -> None:
         partners = _Partners.of(k, anchors, rotations, shifts, group)
         table = common.table[row][partners.index]
-        frames = _frames(count, grids, images)
+        frames = spread_views(count, grids, images)
         rotations[:, k] = _draw_rotation(table, shifts[:, k], partners, frames, streams, greedy)
         if max_shift_px > 0:
             shifts[:, k] = _draw_shift(table, rotations[:, k], partners, max_shift_px, streams, greedy)
+
+    def place_others() -> None:
+        for k in sorted(set(range(K)) - set(anchors)):
+            common = compare([k], _STAGES - 1)
+            for _ in range(_POLISH):
+                draw(common, 0, k, _FINE_DIRECTIONS, greedy=True)
 
     for stage in range(_STAGES):
         common, last = compare(anchors, stage), stage == _STAGES - 1
@@ -130,37 +142,68 @@ def sample_poses(
         for count in sweeps:
             for row, k in enumerate(anchors):
                 draw(common, row, k, count, greedy=last)
-    for k in sorted(set(range(K)) - set(anchors)):
-        common = compare([k], _STAGES - 1)
-        for _ in range(_POLISH):
-            draw(common, 0, k, _FINE_DIRECTIONS, greedy=True)
+
+    place_others()
 
     # All chains on the lowest frequencies, which is cheap; the best on more.
-    ours, spread = images[anchors], max_shift_px / 2
-    low = math.ceil(_LOW * radius)
-    for used, best in ((math.ceil(_LOWEST * radius), chains), (low, min(chains, _BEST))):
-        R, s = refine_by_evidence(
-            ours,
-            rotations[:best, anchors],
-            shifts[:best, anchors],
-            diameter_px=diameter_px,
-            noise=noise[anchors, :used],
-            spread_px=spread,
-            symmetry=symmetry,
-            transfer=transfer[anchors, :used],
-        )
-        rotations[:best, anchors], shifts[:best, anchors] = R, s.clamp(-max_shift_px, max_shift_px)
-        log_evidence = pose_log_evidence(
-            ours,
-            rotations[:, anchors],
-            shifts[:, anchors],
+    low, lowest = math.ceil(_LOW * radius), math.ceil(_LOWEST * radius)
+
+    def scored(R: Tensor, s: Tensor) -> Tensor:
+        return pose_log_evidence(
+            images[anchors],
+            R,
+            s,
             diameter_px=diameter_px,
             noise=noise[anchors, :low],
             symmetry=symmetry,
             transfer=transfer[anchors, :low],
         )
-        order = log_evidence.argsort(descending=True)
-        rotations, shifts, log_evidence = rotations[order], shifts[order], log_evidence[order]
+
+    def refined(R: Tensor, s: Tensor, used: int) -> tuple[Tensor, Tensor]:
+        R, s = refine_by_evidence(
+            images[anchors],
+            R,
+            s,
+            diameter_px=diameter_px,
+            noise=noise[anchors, :used],
+            spread_px=max_shift_px / 2,
+            symmetry=symmetry,
+            transfer=transfer[anchors, :used],
+        )
+        return R, s.clamp(-max_shift_px, max_shift_px)
+
+    R, s = refined(rotations[:, anchors], shifts[:, anchors], lowest)
+    rotations[:, anchors], shifts[:, anchors] = R, s
+    log_evidence = scored(R, s)
+    order = log_evidence.argsort(descending=True)
+    rotations, shifts, log_evidence = rotations[order], shifts[order], log_evidence[order]
+    best = min(chains, _BEST)
+    R, s = refined(rotations[:best, anchors], shifts[:best, anchors], low)
+    value = scored(R, s)
+    first, second = value.argsort(descending=True).tolist()[:2] if best > 1 else (0, 0)
+    redrawn = from_field and float(pose_difference_deg(R[first], R[second], symmetry)) > _AGREE_DEG
+    if redrawn:
+        moved = drawn_from_field(
+            images[anchors],
+            R,
+            s,
+            diameter_px=diameter_px,
+            noise=noise[anchors, :low],
+            transfer=transfer[anchors, :low],
+            max_shift_px=max_shift_px,
+            streams=[streams[i] for i in order[:best].tolist()],
+            symmetry=symmetry,
+        )
+        moved = refined(*refined(*moved, lowest), low)
+        new = scored(*moved)
+        better = new > value
+        value = torch.where(better, new, value)
+        R, s = (torch.where(better.reshape(-1, *[1] * (a.ndim - 1)), a, b) for a, b in zip(moved, (R, s), strict=True))
+    rotations[:best, anchors], shifts[:best, anchors], log_evidence[:best] = R, s, value
+    order = log_evidence.argsort(descending=True)
+    rotations, shifts, log_evidence = rotations[order], shifts[order], log_evidence[order]
+    if redrawn:
+        place_others()
     return PoseSamples(rotations, shifts, log_evidence)
 
 
@@ -179,17 +222,6 @@ class _Partners:
         views = (rotations[:, others, None] @ group).flatten(1, 2)
         index = torch.tensor(at, device=rotations.device).repeat_interleave(len(group))
         return cls(index, views, shifts[:, others].repeat_interleave(len(group), 1))
-
-
-def _frames(count: int, generator: torch.Generator, like: Tensor) -> Tensor:
-    """Views `(count, 3, 3)` whose directions are spread evenly, turned at random as a whole."""
-    i = torch.arange(count, dtype=torch.float64) + 0.5
-    z, phi = 1 - 2 * i / count, math.pi * (3 - math.sqrt(5)) * i
-    sin = (1 - z**2).sqrt()
-    cos_phi, sin_phi, zero = phi.cos(), phi.sin(), torch.zeros_like(z)
-    rows = (cos_phi * z, sin_phi * z, -sin, -sin_phi, cos_phi, zero, cos_phi * sin, sin_phi * sin, z)
-    whole = random_rotations(1, generator=generator, dtype=torch.float64)
-    return (torch.stack(rows, -1).reshape(count, 3, 3) @ whole).to(like)
 
 
 def _crossing(views: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
@@ -234,7 +266,7 @@ def _draw_rotation(
     rows = torch.cat((table, table), -1).unfold(-1, _ANGLES, 1)  # (C, J, b, first a, turn)
     c, j = torch.arange(C)[:, None, None], torch.arange(J)
     weight = (_novelty(a)[..., None] * rows[c, j, b, a]).sum(-2).flatten(1)  # (C, D · turn): in-plane turns move a
-    chosen = _choose(weight, streams, greedy)
+    chosen = choose(weight, streams, greedy)
     turn = (chosen % _ANGLES).to(frames) * (2 * math.pi / _ANGLES)
     cos, sin, zero = turn.cos(), turn.sin(), torch.zeros_like(turn)
     in_plane = torch.stack((cos, -sin, zero, sin, cos, zero, zero, zero, zero + 1), -1).reshape(C, 3, 3)
@@ -274,13 +306,4 @@ def _draw_shift(
     along_j = (partners.shifts * u[b]).sum(-1, keepdim=True)
     weight = (_novelty(a)[..., None] * table.gather(-1, _offset_bin(along_k - along_j, table))).sum(1)
     weight = weight - grid.square().sum(-1) / (2 * (largest / 2) ** 2)  # images are centred well rather than badly
-    return grid[_choose(weight, streams, greedy)]
-
-
-def _choose(weight: Tensor, streams: list[torch.Generator], greedy: bool) -> Tensor:
-    """An index of each row, drawn with probability ∝ exp(weight), or the largest's."""
-    if greedy:
-        return weight.argmax(-1)
-    total = (weight - weight.amax(-1, keepdim=True)).double().exp().cumsum(-1)
-    u = torch.stack([torch.rand((), generator=stream, dtype=torch.float64, device=stream.device) for stream in streams])
-    return torch.searchsorted(total, (u.to(total) * total[:, -1])[:, None]).squeeze(-1).clamp(max=weight.shape[-1] - 1)
+    return grid[choose(weight, streams, greedy)]
