@@ -21,7 +21,7 @@ __all__ = ["Region"]
 Box = tuple[int, int, int]
 Places = tuple[slice, slice, slice]
 
-_MARGIN = 4  # voxels around what was found; 8 changes the FSC_AUC of four maps by 0.0002 at most, for half as much again
+_MARGIN = 4  # voxels around what was found; 8 changes the FSC_AUC of four maps by 0.0002, for half as much again
 _MULTIPLE = 8  # of the sides of a box, as networks take them
 _BLOCK = 4  # voxels: boxes begin and end on these
 _WORTH = 0.8  # of a box's voxels that two boxes in its place may have at most
